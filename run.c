@@ -1,0 +1,2777 @@
+// run.c: a Transformer engine in one file, for text longer than the model was trained on.
+//
+//   cc -O3 -march=native -ffp-contract=fast -o run run.c -lm -lpthread
+//   ./run models/tales.bin -i "Once upon a time"          generate text
+//   ./run models/tales.bin -c 2048 --rope-scaling yarn ... past the trained context
+//   ./run -h                                               everything else
+//
+// It memory-maps a decoder-only checkpoint and runs it on CPU threads with libc, libm and
+// pthreads only. Keys are cached before rotation and RoPE is computed inside the attention loop,
+// so every published way of stretching a model's context can be tried, and compared, exactly.
+//
+// How to read this file: top to bottom; nothing is used before it is explained. To see how
+// position enters a Transformer, read section 8; how to go past the trained length, section 9;
+// the attention loop itself is attend_segment() in section 10; a whole layer is forward() in 11.
+//
+// Notation. Arrays are row-major and shapes are written in brackets, [n][dim]; weights are always
+// [out][in]. Pair m of a head is the plane that RoPE turns at the angular speed theta_m (radians
+// per token); i is the query's position, j <= i the key's, both 0-based, in tokens; L is the
+// trained context; s is the factor by which it is stretched; n = i + 1 the current length.
+//
+//   1  Errors, memory, numbers        7  (GGUF: not in this version)    12  Tokenizer
+//   2  Tensor types                   8  Position I: rotation           13  Sampler
+//   3  Kernels                        9  Position II: past the          14  Generate and chat
+//   4  Threads                           trained length                 15  Measure
+//   5  Linear algebra                10  KV cache and attention         16  Options and main
+//   6  Config, weights, checkpoint   11  Block and forward
+//
+// [RoPE]      Su et al. 2021, RoFormer, arXiv 2104.09864
+// [PI]        Chen et al. 2023, position interpolation, arXiv 2306.15595
+// [NTK]       bloc97 2023, "NTK-aware scaled RoPE"; emozilla 2023, its dynamic form
+// [YaRN]      Peng et al. 2023, arXiv 2309.00071
+// [Llama3]    Grattafiori et al. 2024, the Llama 3 models, arXiv 2407.21783
+// [LongRoPE]  Ding et al. 2024, arXiv 2402.13753
+// [Streaming] Xiao et al. 2023, attention sinks, arXiv 2309.17453
+// [SelfExt]   Jin et al. 2024, Self-Extend, arXiv 2401.01325
+// [ReRoPE]    Su Jianlin 2023, ReRoPE and Leaky ReRoPE; log-n scaling, 2021
+// [Flash]     Dao et al. 2022, attention by tiles with an online softmax, arXiv 2205.14135
+// [GQA]       Ainslie et al. 2023, grouped-query attention, arXiv 2305.13245
+
+#define _GNU_SOURCE
+#include <ctype.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <math.h>
+#include <pthread.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdatomic.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <time.h>
+#include <unistd.h>
+#ifdef __AVX2__
+#include <immintrin.h>
+#endif
+
+_Static_assert(sizeof(void *) == 8, "run.c needs a 64-bit machine");
+#if __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
+#error "run.c reads little-endian files in place: a little-endian machine is needed"
+#endif
+
+// ================================================================================================
+// 1  Errors, memory, numbers on the command line
+//
+// There is one way to fail: die() prints one line and exits, and it is called only while loading
+// files and parsing options; numeric code neither prints nor exits. Sizes are computed with
+// saturating arithmetic: a product that does not fit becomes SIZE_MAX, which equals no file's size
+// and can be allocated by nobody, so one comparison at the end catches every overflow on the way.
+
+static const char *prog = "run";
+
+enum { EXIT_DATA = 1, EXIT_USAGE = 2 }; // a bad file or system failure; a bad command line
+
+__attribute__((noreturn, format(printf, 3, 4))) static void die(int code, const char *what,
+                                                                const char *fmt, ...)
+{
+    va_list ap;
+    va_start(ap, fmt);
+    fflush(stdout);
+    fprintf(stderr, "%s: %s: ", prog, what);
+    vfprintf(stderr, fmt, ap);
+    fputc('\n', stderr);
+    va_end(ap);
+    exit(code);
+}
+
+static size_t mul_size(size_t a, size_t b)
+{
+    size_t r;
+    return __builtin_mul_overflow(a, b, &r) ? SIZE_MAX : r;
+}
+
+static size_t add_size(size_t a, size_t b)
+{
+    size_t r;
+    return __builtin_add_overflow(a, b, &r) ? SIZE_MAX : r;
+}
+
+static size_t ceil_div(size_t a, size_t b) { return a / b + (a % b != 0); }
+static size_t round_up(size_t a, size_t b) { return ceil_div(a, b) * b; }
+static size_t min_size(size_t a, size_t b) { return a < b ? a : b; }
+static size_t max_size(size_t a, size_t b) { return a > b ? a : b; }
+
+static void *xcalloc(size_t n, size_t size)
+{
+    size_t bytes = round_up(add_size(mul_size(n, size), 64), 64);
+    void *p = bytes > PTRDIFF_MAX ? NULL : aligned_alloc(64, bytes);
+    if (!p) die(EXIT_DATA, "memory", "cannot allocate (got none, want %zu bytes)", bytes);
+    return memset(p, 0, bytes);
+}
+
+static void *xrealloc(void *p, size_t n, size_t size)
+{
+    p = realloc(p, max_size(1, mul_size(n, size)));
+    if (!p) die(EXIT_DATA, "memory", "cannot allocate (want %zu x %zu bytes)", n, size);
+    return p;
+}
+
+static double seconds(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+// Numbers on the command line are parsed whole: "12x", "", "nan" and values out of range are
+// refused, never clamped.
+static long long parse_int(const char *option, const char *s, long long lo, long long hi)
+{
+    char *end;
+    errno = 0;
+    long long v = strtoll(s, &end, 10);
+    if (end == s || *end || isspace((unsigned char)*s))
+        die(EXIT_USAGE, option, "not a whole number (got '%s')", s);
+    if (errno || v < lo || v > hi)
+        die(EXIT_USAGE, option, "out of range (got %s, want %lld to %lld)", s, lo, hi);
+    return v;
+}
+
+static double parse_float(const char *option, const char *s, double lo, double hi)
+{
+    char *end;
+    double v = strtod(s, &end);
+    if (end == s || *end || isspace((unsigned char)*s))
+        die(EXIT_USAGE, option, "not a number (got '%s')", s);
+    if (!(v >= lo && v <= hi))
+        die(EXIT_USAGE, option, "out of range (got %s, want %g to %g)", s, lo, hi);
+    return v;
+}
+
+// Reads all of a file ("-": standard input) into memory that the caller frees; *len is its size.
+static char *read_text(const char *path, size_t *len)
+{
+    FILE *f = strcmp(path, "-") ? fopen(path, "rb") : stdin;
+    if (!f) die(EXIT_DATA, path, "cannot open (%s)", strerror(errno));
+    size_t size = 0, room = 1 << 16;
+    char *buf = xrealloc(NULL, room, 1);
+    for (size_t got; (got = fread(buf + size, 1, room - size - 1, f)) > 0;)
+        if ((size += got) + 1 == room) buf = xrealloc(buf, room *= 2, 1);
+    if (ferror(f)) die(EXIT_DATA, path, "cannot read (%s)", strerror(errno));
+    if (f != stdin) fclose(f);
+    buf[size] = 0;
+    *len = size;
+    return buf;
+}
+
+// ================================================================================================
+// 2  Tensor types
+//
+// A weight matrix stays in the file, in the type it was stored in. A Tensor says where it is and
+// how to read it; everything that depends on the type is one row of tensor_types. Q8_0 here is
+// llama2.c's planar layout: all int8 values, then one f32 scale a group, with groups running over
+// the flattened tensor, so that a group may begin in one row and end in the next.
+
+typedef struct Tensor Tensor;
+
+typedef struct {
+    const char *name;
+    size_t block;   // values in a block, and
+    size_t bytes;   // bytes in a block (without Q8_0's separate scales)
+    void (*unpack)(const Tensor *t, size_t row, float *out); // out[cols]: the row, exactly
+} TensorType;
+
+struct Tensor {
+    const TensorType *type;
+    const uint8_t *data;  // [rows][cols] in the type's layout
+    const float *scales;  // planar Q8_0: [rows * cols / group]
+    size_t group;         // planar Q8_0: values that share a scale
+    size_t rows, cols;    // out, in
+};
+
+// IEEE half precision to float, by bits: the plain version of what F16C and NEON do in hardware.
+static float half_to_float(uint16_t h)
+{
+    uint32_t sign = (uint32_t)(h >> 15) << 31, exp = (h >> 10) & 31, man = h & 1023, bits;
+    if (exp == 31) bits = sign | 0x7f800000 | man << 13;
+    else if (exp) bits = sign | (exp + 112) << 23 | man << 13;
+    else { // zero or subnormal: man * 2^-24
+        float f = (float)man * 0x1p-24f;
+        return sign ? -f : f;
+    }
+    float f;
+    memcpy(&f, &bits, 4);
+    return f;
+}
+
+// Float to half, to nearest even; too large a value becomes the largest half, not infinity, since
+// an infinite value in the cache would poison (0 * inf) even queries that cannot see it.
+static uint16_t float_to_half(float f)
+{
+    uint32_t bits;
+    memcpy(&bits, &f, 4);
+    uint16_t sign = (uint16_t)(bits >> 16 & 0x8000);
+    float a = fabsf(f);
+    if (a != a) return (uint16_t)(sign | 0x7e00);
+    if (a > 65504) a = 65504;
+    if (a < 0x1p-14f) return (uint16_t)(sign | (uint16_t)lrintf(a * 0x1p24f)); // subnormal
+    memcpy(&bits, &a, 4);
+    bits += 0xfff + (bits >> 13 & 1);
+    return (uint16_t)(sign | ((bits >> 13) - (112 << 10)));
+}
+
+static void unpack_f32(const Tensor *t, size_t row, float *out)
+{
+    memcpy(out, t->data + row * t->cols * 4, t->cols * 4);
+}
+
+static void unpack_f16(const Tensor *t, size_t row, float *out)
+{
+    const uint16_t *h = (const uint16_t *)t->data + row * t->cols;
+    for (size_t i = 0; i < t->cols; i++) out[i] = half_to_float(h[i]);
+}
+
+static void unpack_q8(const Tensor *t, size_t row, float *out)
+{
+    size_t flat = row * t->cols;
+    for (size_t i = 0; i < t->cols; i++, flat++)
+        out[i] = (float)(int8_t)t->data[flat] * t->scales[flat / t->group];
+}
+
+enum { T_F32, T_F16, T_Q8 };
+static const TensorType tensor_types[] = {
+    [T_F32] = {"f32", 1, 4, unpack_f32},
+    [T_F16] = {"f16", 1, 2, unpack_f16},
+    [T_Q8] = {"q8_0 (planar)", 1, 1, unpack_q8},
+};
+
+// Bytes that the tensor takes in the file, or SIZE_MAX when that does not fit in a size_t.
+static size_t tensor_bytes(const Tensor *t)
+{
+    size_t n = mul_size(t->rows, t->cols);
+    size_t bytes = mul_size(n / t->type->block, t->type->bytes);
+    return t->group ? add_size(bytes, mul_size(n / t->group, 4)) : bytes;
+}
+
+// ================================================================================================
+// 3  Kernels
+//
+// The few inner loops in which all the time goes. Three products are all a Transformer needs:
+//   tile_f32   dot products of float rows with float vectors
+//   tile_q8    the same for int8 rows and int8 vectors with a scale a group
+//   gemm_rows  small row-times-matrix products, for attention
+// Each output is summed in one fixed order, whether it is computed alone (one token) or in a tile
+// with its neighbours (a prompt), so a prompt cut in another way gives the same bits.
+//
+// Floats use the compiler's vector extensions (gcc and clang turn them into SSE, AVX or NEON).
+// The int8 product has a plain version, which says what is meant, and an AVX-512 VNNI version,
+// which equals it bit for bit.
+
+#if defined(__AVX512F__)
+#define LANES 16
+#define TILE_TOKENS 6 // 4 rows x 6 tokens: 24 of 32 vector registers are sums
+#elif defined(__AVX__)
+#define LANES 8
+#define TILE_TOKENS 3 // 16 registers
+#else
+#define LANES 4
+#define TILE_TOKENS 3
+#endif
+enum { TILE_ROWS = 4 };
+
+typedef float vf __attribute__((vector_size(4 * LANES)));
+typedef int32_t vi __attribute__((vector_size(4 * LANES)));
+typedef float vf_unaligned __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+
+#define INLINE static inline __attribute__((always_inline))
+
+INLINE vf vload(const float *p) { return *(const vf_unaligned *)p; }
+INLINE void vstore(float *p, vf v) { *(vf_unaligned *)p = v; }
+INLINE vf vset(float f) { return f - (vf){0}; }
+INLINE vf vselect(vi mask, vf a, vf b) { return (vf)((mask & (vi)a) | (~mask & (vi)b)); }
+INLINE vf vmax(vf a, vf b) { return vselect(a > b, a, b); }
+
+// Loads n < LANES floats and fills up with zeros.
+INLINE vf vload_part(const float *p, size_t n)
+{
+    vf v = {0};
+    memcpy(&v, p, n * 4);
+    return v;
+}
+
+// Sum of the lanes as a balanced tree: the one reduction used everywhere.
+INLINE float vsum(vf v)
+{
+    float a[LANES];
+    memcpy(a, &v, sizeof a);
+    for (int half = LANES / 2; half; half /= 2)
+        for (int i = 0; i < half; i++) a[i] += a[i + half];
+    return a[0];
+}
+
+INLINE float vmax_lane(vf v)
+{
+    float m = v[0];
+    for (int i = 1; i < LANES; i++) m = v[i] > m ? v[i] : m;
+    return m;
+}
+
+// e^x by lanes: x = n ln 2 + r with |r| <= ln 2 / 2, e^r by its Taylor polynomial of degree 7,
+// 2^n put into the exponent. Relative error below 3e-7 for -87 <= x <= 88; 0 below (so a score of
+// minus a lot gets exactly no weight), e^88 above.
+INLINE vf vexp(vf x)
+{
+    const vf shift = vset(12582912.0f); // 1.5 * 2^23: adding it rounds to an integer
+    vf y = vselect(x > vset(88), vset(88), x); // written so that NaN stays NaN
+    y = vselect(y < vset(-87), vset(-87), y);
+    vf n = (y * vset(1.44269504f) + shift) - shift;
+    vf r = (y - n * vset(0.693359375f)) + n * vset(2.12194440e-4f);
+    vf p = vset(1.0f / 5040);
+    p = p * r + vset(1.0f / 720);
+    p = p * r + vset(1.0f / 120);
+    p = p * r + vset(1.0f / 24);
+    p = p * r + vset(1.0f / 6);
+    p = p * r + vset(0.5f);
+    p = p * r + vset(1);
+    p = p * r + vset(1);
+    vf e = (vf)((vi)p + (__builtin_convertvector(n, vi) << 23));
+    return vselect(x < vset(-87), vset(0), e);
+}
+
+// a[n] . b[n], lanes along n.
+static float dot(const float *a, const float *b, size_t n)
+{
+    vf sum = {0};
+    size_t k = 0;
+    for (; k + LANES <= n; k += LANES) sum += vload(a + k) * vload(b + k);
+    if (k < n) sum += vload_part(a + k, n - k) * vload_part(b + k, n - k);
+    return vsum(sum);
+}
+
+// out[t][r] = w[r] . x[t] for TILE_ROWS rows and nt tokens (nt a constant wherever this is
+// inlined); every output has one vector of partial sums along the inner dimension. w: row
+// pointers; x: [nt][cols]; out: row stride `stride`.
+INLINE void tile_f32_n(int nt, const float *const w[TILE_ROWS], const float *x, size_t cols,
+                       float *out, size_t stride, int n_rows)
+{
+    vf sum[TILE_ROWS][TILE_TOKENS] = {0};
+    size_t k = 0;
+    for (; k + LANES <= cols; k += LANES)
+        for (int r = 0; r < TILE_ROWS; r++) {
+            vf wk = vload(w[r] + k);
+            for (int t = 0; t < nt; t++) sum[r][t] += wk * vload(x + (size_t)t * cols + k);
+        }
+    if (k < cols)
+        for (int r = 0; r < TILE_ROWS; r++) {
+            vf wk = vload_part(w[r] + k, cols - k);
+            for (int t = 0; t < nt; t++)
+                sum[r][t] += wk * vload_part(x + (size_t)t * cols + k, cols - k);
+        }
+    for (int r = 0; r < n_rows; r++)
+        for (int t = 0; t < nt; t++) out[(size_t)t * stride + (size_t)r] = vsum(sum[r][t]);
+}
+
+// The same for any number of tokens. rows: [n_rows <= TILE_ROWS] pointers.
+static void tile_f32(const float *const *rows, int n_rows, const float *x, size_t n, size_t cols,
+                     float *out, size_t stride)
+{
+    const float *w[TILE_ROWS];
+    for (int r = 0; r < TILE_ROWS; r++) w[r] = rows[r < n_rows ? r : 0];
+    size_t t = 0;
+    for (; t + TILE_TOKENS <= n; t += TILE_TOKENS)
+        tile_f32_n(TILE_TOKENS, w, x + t * cols, cols, out + t * stride, stride, n_rows);
+    for (; t < n; t++) tile_f32_n(1, w, x + t * cols, cols, out + t * stride, stride, n_rows);
+}
+
+// c[t][v] = sum over k of a[t][k] * b[k][v], or += with `add`; one token after the other or a few
+// at once, each sum in the order of k. a: [nt][lda], b: [K][N], c: [nt][N], N a multiple of LANES.
+INLINE void gemm_rows_n(int nt, int nv, const float *a, size_t lda, const float *b, size_t K,
+                        size_t N, float *c)
+{
+    vf sum[4][4];
+    for (int t = 0; t < nt; t++)
+        for (int v = 0; v < nv; v++) sum[t][v] = vload(c + (size_t)t * N + (size_t)v * LANES);
+    for (size_t k = 0; k < K; k++) {
+        vf row[4];
+        for (int v = 0; v < nv; v++) row[v] = vload(b + k * N + (size_t)v * LANES);
+        for (int t = 0; t < nt; t++) {
+            vf ak = vset(a[(size_t)t * lda + k]);
+            for (int v = 0; v < nv; v++) sum[t][v] += ak * row[v];
+        }
+    }
+    for (int t = 0; t < nt; t++)
+        for (int v = 0; v < nv; v++) vstore(c + (size_t)t * N + (size_t)v * LANES, sum[t][v]);
+}
+
+// c[n][N] += a[n][K] b[K][N].
+static void gemm_rows(size_t n, const float *a, size_t lda, const float *b, size_t K, size_t N,
+                      float *c)
+{
+    for (size_t v = 0; v < N;) {
+        int wide = N - v >= 4 * LANES;
+        size_t t = 0;
+        for (; t + 4 <= n; t += 4)
+            if (wide) gemm_rows_n(4, 4, a + t * lda, lda, b + v, K, N, c + t * N + v);
+            else gemm_rows_n(4, 1, a + t * lda, lda, b + v, K, N, c + t * N + v);
+        for (; t < n; t++)
+            if (wide) gemm_rows_n(1, 4, a + t * lda, lda, b + v, K, N, c + t * N + v);
+            else gemm_rows_n(1, 1, a + t * lda, lda, b + v, K, N, c + t * N + v);
+        v += wide ? 4 * LANES : LANES;
+    }
+}
+
+// Half to float and back, n values.
+static void halves_to_floats(const uint16_t *h, float *f, size_t n)
+{
+    size_t i = 0;
+#if defined(__AVX512F__)
+    for (; i + 16 <= n; i += 16)
+        _mm512_storeu_ps(f + i, _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(h + i))));
+#elif defined(__F16C__)
+    for (; i + 8 <= n; i += 8)
+        _mm256_storeu_ps(f + i, _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(h + i))));
+#endif
+    for (; i < n; i++) f[i] = half_to_float(h[i]);
+}
+
+// --- int8 ---------------------------------------------------------------------------------------
+// A vector of activations is rounded to int8 with one scale a group, the group being that of the
+// weights it will meet. The product of a row with it is then
+//   y = sum over groups g, in order, of  (sum over k in g of w_k x_k)  *  (scale_w[g] scale_x[g])
+// where the inner sum is of integers, hence exact and free of order, and the outer one a chain of
+// fused multiply-adds. Weights are read in panels of PANEL rows, one row a lane.
+
+enum { PANEL = 16 };
+
+typedef struct {
+    size_t group, n_groups; // values in a group, groups in a row
+    int8_t *q;              // [n][cols]
+    float *scale;           // [n][n_groups]
+    int32_t *bias;          // [n][n_groups]: -128 * sum of the group's q (see tile_q8)
+} Quantized;
+
+// Rounds x[cols] to row t of a: q = round(x / scale), scale = max|x| / 127 in each group.
+// Halves round to even.
+static void quantize_row(const float *x, size_t t, Quantized *a)
+{
+    for (size_t g = 0; g < a->n_groups; g++, x += a->group) {
+        size_t flat = t * a->n_groups + g;
+        int8_t *q = a->q + flat * a->group;
+        float max = 0;
+        for (size_t k = 0; k < a->group; k++) max = fabsf(x[k]) > max ? fabsf(x[k]) : max;
+        float inverse = max > 0 ? 127 / max : 0;
+        int32_t sum = 0;
+        for (size_t k = 0; k < a->group; k++) {
+            float r = (x[k] * inverse + 12582912.0f) - 12582912.0f; // 1.5 * 2^23 rounds
+            q[k] = (int8_t)r;
+            sum += q[k];
+        }
+        a->scale[flat] = max / 127;
+        a->bias[flat] = -128 * sum;
+    }
+}
+
+// out[t][r] for PANEL rows and n tokens, as the equation above says. rows: the rows' int8 values;
+// scales: [n_groups][PANEL]. The plain version.
+__attribute__((unused)) static void tile_q8_plain(const int8_t *const rows[PANEL],
+                                                  const float *scales, const Quantized *x,
+                                                  size_t n, float *out, size_t stride, int n_rows)
+{
+    for (size_t t = 0; t < n; t++)
+        for (int r = 0; r < n_rows; r++) {
+            float sum = 0;
+            for (size_t g = 0; g < x->n_groups; g++) {
+                const int8_t *w = rows[r] + g * x->group;
+                const int8_t *q = x->q + (t * x->n_groups + g) * x->group;
+                int32_t d = 0;
+                for (size_t k = 0; k < x->group; k++) d += w[k] * q[k];
+                float s = scales[g * PANEL + (size_t)r] * x->scale[t * x->n_groups + g];
+                sum = fmaf((float)d, s, sum);
+            }
+            out[t * stride + (size_t)r] = sum;
+        }
+}
+
+#if defined(__AVX512VNNI__) && defined(__AVX512BW__)
+
+// Transposes PANEL rows of 64 bytes into 16 vectors, each with four neighbouring bytes of every
+// row in that row's lane, and flips the sign bits: VNNI multiplies unsigned by signed bytes, so
+// weights are read as w + 128, and tile_q8 starts its sums at -128 * sum(x) to make up for it.
+static void pack_panel(const int8_t *const rows[PANEL], size_t at, __m512i *out)
+{
+    __m512i a[16], b[16];
+    const __m512i flip = _mm512_set1_epi8((char)0x80);
+    for (int r = 0; r < 16; r++) a[r] = _mm512_xor_si512(_mm512_loadu_si512(rows[r] + at), flip);
+    for (int r = 0; r < 16; r += 2) {
+        b[r] = _mm512_unpacklo_epi32(a[r], a[r + 1]);
+        b[r + 1] = _mm512_unpackhi_epi32(a[r], a[r + 1]);
+    }
+    for (int r = 0; r < 16; r += 4) // a[r + c]: rows r..r+3 of column 4 * lane128 + c
+        for (int h = 0; h < 2; h++) {
+            a[r + 2 * h] = _mm512_unpacklo_epi64(b[r + h], b[r + h + 2]);
+            a[r + 2 * h + 1] = _mm512_unpackhi_epi64(b[r + h], b[r + h + 2]);
+        }
+    for (int c = 0; c < 4; c++) {
+        __m512i lo = _mm512_shuffle_i32x4(a[c], a[4 + c], 0x44);
+        __m512i hi = _mm512_shuffle_i32x4(a[c], a[4 + c], 0xee);
+        __m512i lo2 = _mm512_shuffle_i32x4(a[8 + c], a[12 + c], 0x44);
+        __m512i hi2 = _mm512_shuffle_i32x4(a[8 + c], a[12 + c], 0xee);
+        out[c] = _mm512_shuffle_i32x4(lo, lo2, 0x88);
+        out[4 + c] = _mm512_shuffle_i32x4(lo, lo2, 0xdd);
+        out[8 + c] = _mm512_shuffle_i32x4(hi, hi2, 0x88);
+        out[12 + c] = _mm512_shuffle_i32x4(hi, hi2, 0xdd);
+    }
+}
+
+// One packed panel (panel: [cols / 4] vectors) against nt tokens from token t on.
+INLINE void tile_q8_n(int nt, const __m512i *panel, const float *scales, const Quantized *x,
+                      size_t t, float *out, size_t stride, __mmask16 mask)
+{
+    __m512 sum[8];
+    size_t quads = x->group / 4, cols = x->n_groups * x->group;
+    const int8_t *q = x->q + t * cols;
+    for (int i = 0; i < nt; i++) sum[i] = _mm512_setzero_ps();
+    for (size_t g = 0; g < x->n_groups; g++, panel += quads, q += x->group) {
+        const float *xs = x->scale + t * x->n_groups + g;
+        const int32_t *bias = x->bias + t * x->n_groups + g;
+        __m512i d[8];
+        for (int i = 0; i < nt; i++) d[i] = _mm512_set1_epi32(bias[(size_t)i * x->n_groups]);
+        for (size_t k = 0; k < quads; k++)
+            for (int i = 0; i < nt; i++) {
+                int32_t four;
+                memcpy(&four, q + (size_t)i * cols + 4 * k, 4);
+                d[i] = _mm512_dpbusd_epi32(d[i], panel[k], _mm512_set1_epi32(four));
+            }
+        __m512 ws = _mm512_loadu_ps(scales + g * PANEL);
+        for (int i = 0; i < nt; i++) {
+            __m512 s = _mm512_mul_ps(ws, _mm512_set1_ps(xs[(size_t)i * x->n_groups]));
+            sum[i] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(d[i]), s, sum[i]);
+        }
+    }
+    for (int i = 0; i < nt; i++)
+        _mm512_mask_storeu_ps(out + (t + (size_t)i) * stride, mask, sum[i]);
+}
+
+// The plain version's equal, on a panel repacked into `scratch` ([cols / 4] vectors).
+static void tile_q8(const int8_t *const rows[PANEL], const float *scales, const Quantized *x,
+                    size_t n, float *out, size_t stride, int n_rows, void *scratch)
+{
+    size_t cols = x->n_groups * x->group, t = 0;
+    if (x->group % 4 || cols % 64) {
+        tile_q8_plain(rows, scales, x, n, out, stride, n_rows);
+        return;
+    }
+    __m512i *panel = scratch;
+    for (size_t k = 0; k < cols; k += 64) pack_panel(rows, k, panel + k / 4);
+    __mmask16 mask = (__mmask16)((1u << n_rows) - 1);
+    for (; t + 8 <= n; t += 8) tile_q8_n(8, panel, scales, x, t, out, stride, mask);
+    for (; t + 4 <= n; t += 4) tile_q8_n(4, panel, scales, x, t, out, stride, mask);
+    for (; t < n; t++) tile_q8_n(1, panel, scales, x, t, out, stride, mask);
+}
+
+#else
+
+static void tile_q8(const int8_t *const rows[PANEL], const float *scales, const Quantized *x,
+                    size_t n, float *out, size_t stride, int n_rows, void *scratch)
+{
+    (void)scratch;
+    tile_q8_plain(rows, scales, x, n, out, stride, n_rows);
+}
+
+#endif
+
+// ================================================================================================
+// 4  Threads
+//
+// One pool for everything. parallel_for() cuts n items into blocks, and whoever is free takes the
+// next one: the caller works too, and a worker that sleeps or whose processor is busy elsewhere is
+// not waited for unless it holds a block. Results do not depend on who did what, because an item
+// writes only its own outputs and computes each in a fixed order.
+//
+// A job is announced by the ticket: its generation in the high half, the next free item in the
+// low half. Taking a block is one compare-and-swap, and its success proves that the job is still
+// unfinished, so the job's fields, read before it, were the right ones.
+
+typedef void (*Work)(void *arg, size_t begin, size_t end);
+
+static struct {
+    int n_threads;
+    _Atomic(Work) work;
+    _Atomic(void *) arg;
+    _Atomic size_t n, grain, done;
+    _Atomic uint64_t ticket;
+    _Atomic int sleepers;
+    pthread_mutex_t lock;
+    pthread_cond_t wake;
+} pool = {.n_threads = 1, .lock = PTHREAD_MUTEX_INITIALIZER, .wake = PTHREAD_COND_INITIALIZER};
+
+INLINE void cpu_relax(void)
+{
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    __asm__ volatile("yield");
+#endif
+}
+
+// Takes blocks of the current job until none is left; true if it took any.
+static int pool_work(void)
+{
+    int any = 0;
+    for (;;) {
+        uint64_t ticket = atomic_load(&pool.ticket);
+        Work work = atomic_load(&pool.work);
+        void *arg = atomic_load(&pool.arg);
+        size_t n = atomic_load(&pool.n), grain = atomic_load(&pool.grain);
+        size_t begin = (uint32_t)ticket, end = min_size(n, begin + grain);
+        if (begin >= n) return any;
+        if (!atomic_compare_exchange_weak(&pool.ticket, &ticket, ticket - begin + end)) continue;
+        work(arg, begin, end);
+        atomic_fetch_add(&pool.done, end - begin);
+        any = 1;
+    }
+}
+
+// A worker spins for a little while after each job, since the next one follows within
+// microseconds while text is generated, and sleeps when none comes.
+static void *pool_worker(void *unused)
+{
+    (void)unused;
+    for (;;) {
+        uint64_t seen = atomic_load(&pool.ticket);
+        for (int spin = 0; spin < 4000; spin++, cpu_relax())
+            if (pool_work()) spin = 0;
+        pthread_mutex_lock(&pool.lock);
+        atomic_fetch_add(&pool.sleepers, 1);
+        while (atomic_load(&pool.ticket) >> 32 == seen >> 32)
+            pthread_cond_wait(&pool.wake, &pool.lock);
+        atomic_fetch_sub(&pool.sleepers, 1);
+        pthread_mutex_unlock(&pool.lock);
+    }
+    return NULL;
+}
+
+static void pool_start(int n_threads)
+{
+    for (int i = pool.n_threads; i < n_threads; i++) {
+        pthread_t thread;
+        int err = pthread_create(&thread, NULL, pool_worker, NULL);
+        if (err) die(EXIT_DATA, "threads", "cannot start thread %d (%s)", i + 1, strerror(err));
+        pthread_detach(thread);
+    }
+    pool.n_threads = n_threads;
+}
+
+// Calls work(arg, begin, end) for blocks of at most `grain` items that cover 0..n-1, on all
+// threads, and returns when all are done. Not to be nested.
+static void parallel_for(size_t n, size_t grain, Work work, void *arg)
+{
+    if (pool.n_threads == 1 || n <= grain) {
+        if (n) work(arg, 0, n);
+        return;
+    }
+    atomic_store(&pool.n, 0); // no block can be taken while the fields change
+    atomic_store(&pool.work, work);
+    atomic_store(&pool.arg, arg);
+    atomic_store(&pool.grain, grain);
+    atomic_store(&pool.done, 0);
+    uint64_t generation = (atomic_load(&pool.ticket) >> 32) + 1;
+    atomic_store(&pool.ticket, generation << 32);
+    atomic_store(&pool.n, n);
+    if (atomic_load(&pool.sleepers)) {
+        pthread_mutex_lock(&pool.lock);
+        pthread_cond_broadcast(&pool.wake);
+        pthread_mutex_unlock(&pool.lock);
+    }
+    pool_work();
+    for (int spin = 0; atomic_load(&pool.done) < n; spin++)
+        if (spin < 1000) cpu_relax();
+        else sched_yield(); // the holder of the last block may need this processor
+}
+
+// Scratch memory of the calling thread, at least `bytes` long, kept from call to call.
+static void *scratch(size_t bytes)
+{
+    static _Thread_local void *mem;
+    static _Thread_local size_t size;
+    if (bytes > size) {
+        free(mem);
+        mem = xcalloc(size = bytes, 1);
+    }
+    return mem;
+}
+
+// ================================================================================================
+// 5  Linear algebra
+//
+// Everything between the kernels and the layers: one matmul for one token and for many, RMSNorm
+// and the gated activation. All of them work on [n][dim] arrays, one row a token.
+
+typedef struct {
+    const Tensor *w; // [rows][cols]
+    float *out;      // [n][rows]
+} Product;
+
+typedef struct {
+    const Product *jobs;
+    int n_jobs;
+    const float *x;        // [n][cols]
+    size_t n;
+    const Quantized *act;  // x in int8, or NULL: multiply floats
+} Matmul;
+
+// The size of groups in which rows of w can be multiplied as int8, or 0: straddling groups and
+// float types are multiplied as floats.
+static size_t int8_group(const Tensor *w)
+{
+    return w->group && w->cols % w->group == 0 ? w->group : 0;
+}
+
+// Rows [r0, r0 + n_rows) of one product in int8; n_rows <= PANEL.
+static void product_q8(const Matmul *m, const Product *p, size_t r0, int n_rows)
+{
+    const Tensor *w = p->w;
+    size_t n_groups = w->cols / w->group;
+    const int8_t *rows[PANEL];
+    float *scales = scratch(PANEL * (n_groups * 4 + w->cols));
+    for (int r = 0; r < PANEL; r++) {
+        size_t row = r0 + (size_t)(r < n_rows ? r : 0);
+        rows[r] = (const int8_t *)w->data + row * w->cols;
+        const float *s = w->scales + row * n_groups;
+        for (size_t g = 0; g < n_groups; g++) scales[g * PANEL + (size_t)r] = s[g];
+    }
+    tile_q8(rows, scales, m->act, m->n, p->out + r0, w->rows, n_rows,
+            scales + PANEL * n_groups);
+}
+
+// The same in float: f32 rows are used where they lie, others are unpacked, exactly, first.
+static void product_f32(const Matmul *m, const Product *p, size_t r0, int n_rows)
+{
+    const Tensor *w = p->w;
+    const float *rows[PANEL];
+    float *unpacked = w->type == &tensor_types[T_F32] ? NULL : scratch(PANEL * w->cols * 4);
+    for (int r = 0; r < n_rows; r++) {
+        size_t row = r0 + (size_t)r;
+        rows[r] = (const float *)w->data + row * w->cols;
+        if (!unpacked) continue;
+        rows[r] = unpacked + (size_t)r * w->cols;
+        w->type->unpack(w, row, unpacked + (size_t)r * w->cols);
+    }
+    for (int r = 0; r < n_rows; r += TILE_ROWS)
+        tile_f32(rows + r, n_rows - r < TILE_ROWS ? n_rows - r : TILE_ROWS, m->x, m->n, w->cols,
+                 p->out + r0 + (size_t)r, w->rows);
+}
+
+// Work items are panels of rows, numbered through all products.
+static void matmul_panels(void *arg, size_t begin, size_t end)
+{
+    const Matmul *m = arg;
+    for (size_t item = begin; item < end; item++) {
+        const Product *p = m->jobs;
+        size_t panel = item;
+        for (; panel >= ceil_div(p->w->rows, PANEL); p++) panel -= ceil_div(p->w->rows, PANEL);
+        size_t r0 = panel * PANEL;
+        int n_rows = (int)min_size(PANEL, p->w->rows - r0);
+        if (m->act) product_q8(m, p, r0, n_rows);
+        else product_f32(m, p, r0, n_rows);
+    }
+}
+
+static void quantize_rows(void *arg, size_t begin, size_t end)
+{
+    const Matmul *m = arg;
+    size_t cols = m->jobs->w->cols;
+    for (size_t t = begin; t < end; t++) quantize_row(m->x + t * cols, t, (Quantized *)m->act);
+}
+
+// jobs[k].out[n][rows] = x[n][cols] w_k^T for products that share x. act: room for x in int8, or
+// NULL to compute exactly. A block of work is at least MIN_BLOCK multiplications, so that small
+// models stay on one thread rather than wait for others.
+enum { MIN_BLOCK = 1 << 16 };
+
+static void matmul(Quantized *act, const Product *jobs, int n_jobs, const float *x, size_t n)
+{
+    size_t cols = jobs->w->cols, n_panels = 0;
+    size_t group = act ? int8_group(jobs->w) : 0;
+    int same = 0;
+    for (; same < n_jobs && (act ? int8_group(jobs[same].w) : 0) == group; same++)
+        n_panels += ceil_div(jobs[same].w->rows, PANEL);
+    Matmul m = {jobs, same, x, n, group ? act : NULL};
+    if (group) {
+        act->group = group;
+        act->n_groups = cols / group;
+        parallel_for(n, ceil_div(MIN_BLOCK, 4 * cols), quantize_rows, &m);
+    }
+    parallel_for(n_panels, ceil_div(MIN_BLOCK, PANEL * cols * n), matmul_panels, &m);
+    if (same < n_jobs) matmul(act, jobs + same, n_jobs - same, x, n); // another group size
+}
+
+// out[dim] = x / sqrt(mean(x^2) + eps) * weight
+static void rmsnorm(float *out, const float *x, const float *weight, size_t dim, float eps)
+{
+    float scale = 1 / sqrtf(dot(x, x, dim) / (float)dim + eps);
+    for (size_t i = 0; i < dim; i++) out[i] = x[i] * scale * weight[i];
+}
+
+// gate[n] = silu(gate) * up, silu(x) = x / (1 + e^-x). n is rounded up to LANES: rows are padded.
+static void swiglu(float *gate, const float *up, size_t n)
+{
+    size_t i = 0;
+    for (; i + LANES <= n; i += LANES) {
+        vf g = vload(gate + i);
+        vstore(gate + i, g / (vset(1) + vexp(-g)) * vload(up + i));
+    }
+    if (i < n) {
+        vf g = vload_part(gate + i, n - i);
+        g = g / (vset(1) + vexp(-g)) * vload_part(up + i, n - i);
+        memcpy(gate + i, &g, (n - i) * 4);
+    }
+}
+
+static void add_rows(float *x, const float *y, size_t n)
+{
+    for (size_t i = 0; i < n; i++) x[i] += y[i];
+}
+
+// -ln softmax(logits[n])[target], in nats.
+static double cross_entropy(const float *logits, size_t n, int target)
+{
+    float max = logits[0];
+    for (size_t i = 1; i < n; i++) max = logits[i] > max ? logits[i] : max;
+    double sum = 0;
+    for (size_t i = 0; i < n; i += LANES) {
+        size_t left = min_size(LANES, n - i);
+        vf v = vexp(vload_part(logits + i, left) - vset(max));
+        for (size_t l = 0; l < left; l++) sum += v[l];
+    }
+    return log(sum) + max - logits[target];
+}
+
+// ================================================================================================
+// 6  Config, weights, checkpoint
+//
+// Every shape of the model once, and the three ways in which llama2.c's files lay it out. Nothing
+// in a file is trusted: each header field is held against its range, then the layout is walked
+// once without a file to compute its extent in saturating arithmetic, and only if that equals the
+// file's size is it walked again to set the pointers.
+//
+// Files, little-endian:
+//   version 0   28 bytes: int32 dim, hidden_dim, n_layers, n_heads, n_kv_heads, vocab_size,
+//               max_seq_len; a negative vocab_size says that a classifier of its own follows.
+//               f32: tok_emb, att_norm, wq, wk, wv, wo, ffn_norm, w1, w2, w3, final_norm, two
+//               tables [max_seq_len][head_dim / 2] to skip, (classifier); each over all layers.
+//   version 1   256 bytes: magic 0x616b3432, version, the seven int32 above, u8 shared classifier;
+//               f32: att_norm, ffn_norm, final_norm, tok_emb, wq, wk, wv, wo, w1, w2, w3,
+//               (classifier).
+//   version 2   as 1, with int32 group at byte 37; the norms in f32, every other matrix of every
+//               layer as planar Q8_0: int8 values, then f32 scales.
+// Our own models carry an extension block in the header's padding (offsets below). A reader that
+// does not know the block would compute some of them wrongly; those have version 101 or 102
+// instead of 1 or 2, the layout being the same. Tables of the encoding come last, in f32:
+// longrope's short and long factors [head_dim / 2] each.
+
+typedef enum { ENC_ROPE, ENC_NOPE, N_ENCODINGS } Encoding;
+typedef enum { DIST_FULL, DIST_SELF_EXTEND, DIST_REROPE, DIST_LEAKY } Distance;
+
+// How positions are computed: the checkpoint's values, overridden by the command line. 0 is
+// "unset" for every number here, none of which can really be 0. Section 9 says what they do.
+typedef struct {
+    int method;        // index into rope_methods
+    double theta;      // the base
+    double factor;     // s
+    double attn_factor;
+    double beta_fast, beta_slow, low_freq_factor, high_freq_factor;
+    const float *short_factors, *long_factors; // longrope: [head_dim / 2]
+    int orig_ctx;      // L
+    int window, sinks; // W: 0 is no window
+    Distance distance;
+    int near;          // W of self-extend, rerope and leaky-rerope
+    double far;        // G of self-extend, k of leaky-rerope
+    int logn;
+} RopeConfig;
+
+typedef struct {
+    int dim, hidden_dim, n_layers, n_heads, n_kv_heads, head_dim, vocab_size;
+    int train_ctx;
+    float norm_eps;
+    Encoding encoding;
+    RopeConfig rope;
+} Config;
+
+typedef struct {
+    const float *att_norm, *ffn_norm; // [dim]
+    Tensor wq, wk, wv;                // [n_heads | n_kv_heads | n_kv_heads * head_dim][dim]
+    Tensor wo;                        // [dim][n_heads * head_dim]
+    Tensor w1, w3;                    // gate, up: [hidden_dim][dim]
+    Tensor w2;                        // down: [dim][hidden_dim]
+} Layer;
+
+typedef struct {
+    const char *path;
+    Config config;
+    Tensor tok_emb, classifier; // [vocab_size][dim]
+    const float *final_norm;    // [dim]
+    Layer *layers;              // [n_layers]
+    int version;                // of the file
+    size_t group;               // version 2
+    int shared_classifier;
+    size_t weight_bytes;        // read for each token (without the embedding table's other rows)
+    const uint8_t *map;
+    size_t size;
+} Model;
+
+enum { MAGIC = 0x616b3432, EXT_MAGIC = 0x31545845, HEADER = 256 }; // "24ka", "EXT1"
+
+// Offsets in the header; the extension's fields are int32 or f32 and 0 means "not given".
+enum {
+    H_VERSION = 4, H_SHAPE = 8, H_SHARED = 36, H_GROUP = 37, H_EXT = 64,
+    H_ENCODING = 68, H_TRAIN_CTX = 72, H_THETA = 76, H_EPS = 80, H_SCALING = 84, H_FACTOR = 88,
+    H_ORIG_CTX = 92, H_ATTN_FACTOR = 96, H_BETA_FAST = 100, H_BETA_SLOW = 104, H_LOW_FREQ = 108,
+    H_HIGH_FREQ = 112, H_WINDOW = 116, H_SINKS = 120, H_LOGN = 124
+};
+
+static int32_t read_i32(const uint8_t *p)
+{
+    int32_t v;
+    memcpy(&v, p, 4);
+    return v;
+}
+
+static int field_int(const Model *m, size_t at, const char *name, int lo, int hi)
+{
+    int32_t v = read_i32(m->map + at);
+    if (v < lo || v > hi)
+        die(EXIT_DATA, m->path, "%s in the header (got %d, want %d to %d)", name, v, lo, hi);
+    return v;
+}
+
+static double field_float(const Model *m, size_t at, const char *name, double lo, double hi)
+{
+    float v;
+    memcpy(&v, m->map + at, 4);
+    if (v != 0 && !(v >= lo && v <= hi))
+        die(EXIT_DATA, m->path, "%s in the header (got %g, want %g to %g)", name, v, lo, hi);
+    return v;
+}
+
+// The seven numbers of every version; at: where they begin.
+static void read_shape(Model *m, size_t at)
+{
+    Config *c = &m->config;
+    const int big = 1 << 24;
+    c->dim = field_int(m, at, "dim", 1, big);
+    c->hidden_dim = field_int(m, at + 4, "hidden_dim", 1, big);
+    c->n_layers = field_int(m, at + 8, "n_layers", 1, 4096);
+    c->n_heads = field_int(m, at + 12, "n_heads", 1, 1 << 16);
+    c->n_kv_heads = field_int(m, at + 16, "n_kv_heads", 1, c->n_heads);
+    c->vocab_size = field_int(m, at + 20, "vocab_size", m->version ? 1 : -big, big);
+    c->train_ctx = field_int(m, at + 24, "max_seq_len", 1, 1 << 28);
+    if (c->vocab_size == 0) die(EXIT_DATA, m->path, "vocab_size in the header (got 0)");
+    if (c->dim % c->n_heads)
+        die(EXIT_DATA, m->path, "dim is no multiple of n_heads (got %d, %d)", c->dim, c->n_heads);
+    if (c->n_heads % c->n_kv_heads)
+        die(EXIT_DATA, m->path, "n_heads is no multiple of n_kv_heads (got %d, %d)", c->n_heads,
+            c->n_kv_heads);
+    c->head_dim = c->dim / c->n_heads;
+    if (c->head_dim % 2)
+        die(EXIT_DATA, m->path, "odd head size (got %d, want an even one)", c->head_dim);
+}
+
+// The extension block, or llama2.c's defaults.
+static void read_extension(Model *m)
+{
+    Config *c = &m->config;
+    c->norm_eps = 1e-5f;
+    c->rope.theta = 10000;
+    if (m->version && read_i32(m->map + H_EXT) == EXT_MAGIC) {
+        RopeConfig *r = &c->rope;
+        double theta = field_float(m, H_THETA, "rope_theta", 1.5, 1e12);
+        double eps = field_float(m, H_EPS, "norm_eps", 1e-12, 1);
+        c->encoding = (Encoding)field_int(m, H_ENCODING, "encoding", 0, N_ENCODINGS - 1);
+        c->train_ctx = field_int(m, H_TRAIN_CTX, "train_ctx", 1, 1 << 28);
+        if (theta > 0) r->theta = theta;
+        if (eps > 0) c->norm_eps = (float)eps;
+        r->method = field_int(m, H_SCALING, "scaling", 0, 7);
+        r->factor = field_float(m, H_FACTOR, "factor", 1, 1e6);
+        r->orig_ctx = field_int(m, H_ORIG_CTX, "orig_ctx", 0, 1 << 28);
+        r->attn_factor = field_float(m, H_ATTN_FACTOR, "attn_factor", 1e-3, 1e3);
+        r->beta_fast = field_float(m, H_BETA_FAST, "beta_fast", 1e-3, 1e6);
+        r->beta_slow = field_float(m, H_BETA_SLOW, "beta_slow", 1e-3, 1e6);
+        r->low_freq_factor = field_float(m, H_LOW_FREQ, "low_freq_factor", 1e-3, 1e6);
+        r->high_freq_factor = field_float(m, H_HIGH_FREQ, "high_freq_factor", 1e-3, 1e6);
+        r->window = field_int(m, H_WINDOW, "window", 0, 1 << 28);
+        r->sinks = field_int(m, H_SINKS, "sinks", 0, 1 << 20);
+        r->logn = field_int(m, H_LOGN, "logn", 0, 1);
+    } else if (m->version > 100)
+        die(EXIT_DATA, m->path, "version %d without an extension block", m->version);
+}
+
+// A walk over the file: `at` moves past each tensor; without a base no pointer is made.
+typedef struct {
+    const uint8_t *base;
+    size_t at;
+    size_t group; // of matrices: 0 for f32
+} Cursor;
+
+static Tensor take(Cursor *c, size_t rows, size_t cols, size_t group)
+{
+    Tensor t = {&tensor_types[group ? T_Q8 : T_F32], NULL, NULL, group, rows, cols};
+    if (c->base) {
+        t.data = c->base + c->at;
+        if (group) t.scales = (const float *)(t.data + rows * cols);
+    }
+    c->at = add_size(c->at, tensor_bytes(&t));
+    return t;
+}
+
+static const float *take_floats(Cursor *c, size_t n)
+{
+    return (const float *)(const void *)take(c, 1, n, 0).data;
+}
+
+static void take_norms(Cursor *c, Model *m, size_t offset)
+{
+    for (int l = 0; l < m->config.n_layers; l++) {
+        const float *norm = take_floats(c, (size_t)m->config.dim);
+        memcpy((char *)&m->layers[l] + offset, &norm, sizeof norm);
+    }
+}
+
+static void take_matrices(Cursor *c, Model *m, size_t offset, size_t rows, size_t cols)
+{
+    for (int l = 0; l < m->config.n_layers; l++)
+        *(Tensor *)((char *)&m->layers[l] + offset) = take(c, rows, cols, c->group);
+}
+
+// Walks the whole file in its order; returns the extent.
+static size_t lay_out(Model *m, const uint8_t *base)
+{
+    const Config *c = &m->config;
+    size_t dim = (size_t)c->dim, hidden = (size_t)c->hidden_dim, vocab = (size_t)c->vocab_size;
+    size_t kv_dim = (size_t)c->n_kv_heads * (size_t)c->head_dim, half = (size_t)c->head_dim / 2;
+    Cursor cur = {base, m->version ? HEADER : 28, m->group};
+    int v0 = m->version == 0;
+    if (v0) m->tok_emb = take(&cur, vocab, dim, 0);
+    take_norms(&cur, m, offsetof(Layer, att_norm));
+    if (!v0) {
+        take_norms(&cur, m, offsetof(Layer, ffn_norm));
+        m->final_norm = take_floats(&cur, dim);
+        m->tok_emb = take(&cur, vocab, dim, cur.group);
+    }
+    take_matrices(&cur, m, offsetof(Layer, wq), dim, dim);
+    take_matrices(&cur, m, offsetof(Layer, wk), kv_dim, dim);
+    take_matrices(&cur, m, offsetof(Layer, wv), kv_dim, dim);
+    take_matrices(&cur, m, offsetof(Layer, wo), dim, dim);
+    if (v0) take_norms(&cur, m, offsetof(Layer, ffn_norm));
+    take_matrices(&cur, m, offsetof(Layer, w1), hidden, dim);
+    take_matrices(&cur, m, offsetof(Layer, w2), dim, hidden);
+    take_matrices(&cur, m, offsetof(Layer, w3), hidden, dim);
+    if (v0) {
+        m->final_norm = take_floats(&cur, dim);
+        take_floats(&cur, mul_size((size_t)c->train_ctx, 2 * half));
+    }
+    m->classifier = m->shared_classifier ? m->tok_emb : take(&cur, vocab, dim, cur.group);
+    if (c->rope.method == 7) { // longrope
+        m->config.rope.short_factors = take_floats(&cur, half);
+        m->config.rope.long_factors = take_floats(&cur, half);
+    }
+    return cur.at;
+}
+
+// Version 2: every matrix must be whole groups, and its scales lie at a multiple of 4.
+static void check_group(const Model *m)
+{
+    const Config *c = &m->config;
+    size_t dim = (size_t)c->dim, kv_dim = (size_t)c->n_kv_heads * (size_t)c->head_dim;
+    size_t sizes[] = {dim * (size_t)c->vocab_size, dim * dim, dim * kv_dim,
+                      dim * (size_t)c->hidden_dim};
+    for (size_t i = 0; i < 4; i++)
+        if (sizes[i] % m->group || sizes[i] % 4)
+            die(EXIT_DATA, m->path, "a matrix of %zu values is not whole groups (got group %zu)",
+                sizes[i], m->group);
+}
+
+static void read_header(Model *m)
+{
+    if (m->size < 28)
+        die(EXIT_DATA, m->path, "too short for a checkpoint (got %zu bytes)", m->size);
+    if (!memcmp(m->map, "GGUF", 4))
+        die(EXIT_DATA, m->path, "a GGUF file (want a llama2.c checkpoint, version 0, 1 or 2)");
+    if (read_i32(m->map) == MAGIC) {
+        if (m->size < HEADER)
+            die(EXIT_DATA, m->path, "cut off in the header (got %zu bytes, want %d)", m->size,
+                HEADER);
+        m->version = read_i32(m->map + H_VERSION);
+        int v = m->version % 100;
+        if ((v != 1 && v != 2) || m->version < 1 || m->version > 102)
+            die(EXIT_DATA, m->path, "unknown version (got %d, want 1, 2, 101 or 102)", m->version);
+        m->shared_classifier = m->map[H_SHARED] != 0;
+        if (v == 2) m->group = (size_t)field_int(m, H_GROUP, "group size", 1, 1 << 16);
+    }
+    read_shape(m, m->version ? H_SHAPE : 0);
+    if (m->version == 0) {
+        m->shared_classifier = m->config.vocab_size > 0;
+        m->config.vocab_size = abs(m->config.vocab_size);
+    }
+    read_extension(m);
+    if (m->group) check_group(m);
+}
+
+// Maps the file; *size gets its length.
+static const uint8_t *map_file(const char *path, size_t *size)
+{
+    struct stat st;
+    int fd = open(path, O_RDONLY);
+    if (fd < 0 || fstat(fd, &st)) die(EXIT_DATA, path, "cannot open (%s)", strerror(errno));
+    if (!S_ISREG(st.st_mode)) die(EXIT_DATA, path, "not a file that can be mapped");
+    *size = (size_t)st.st_size;
+    if (!*size) die(EXIT_DATA, path, "the file is empty");
+    void *map = mmap(NULL, *size, PROT_READ, MAP_PRIVATE, fd, 0);
+    if (map == MAP_FAILED) die(EXIT_DATA, path, "cannot map (%s)", strerror(errno));
+    close(fd);
+    return map;
+}
+
+static void model_load(Model *m, const char *path)
+{
+    memset(m, 0, sizeof *m);
+    m->path = path;
+    m->map = map_file(path, &m->size);
+    read_header(m);
+    m->layers = xcalloc((size_t)m->config.n_layers, sizeof *m->layers);
+    size_t extent = lay_out(m, NULL);
+    if (extent != m->size)
+        die(EXIT_DATA, path, "its size does not fit its header (got %zu bytes, want %zu)", m->size,
+            extent);
+    lay_out(m, m->map);
+    m->weight_bytes = m->size - (m->shared_classifier ? 0 : tensor_bytes(&m->tok_emb));
+}
+
+static void model_free(Model *m)
+{
+    free(m->layers);
+    munmap((void *)m->map, m->size);
+}
+
+// ================================================================================================
+// 8  Position I: rotation
+//
+// Attention by itself is blind to order: it sees a set of keys. Position can enter a Transformer
+// at three places: added to the embedding (sinusoidal, learned), by rotating q and k (RoPE), or
+// added to the score (ALiBi, T5). The models of this version use the second, or none at all.
+//
+// RoPE reads a head's q and k as complex numbers, one for each pair m, and turns them by the
+// angle position * theta_m. The score then depends on the distance D = i - j alone:
+//   score = a^2 / sqrt(head_dim) * sum over m of Re[ q_m conj(k_m) exp(i D theta_m) ]
+//
+// A table of all angles would be larger than the keys it turns. But keys are read in tiles of
+// TILE positions, and with t0 the first position of a tile
+//   D = (i - t0) - (j - t0)
+// so one small table of exp(i r theta_m), r < TILE, serves the keys of every tile, and the tile's
+// t0 is folded into q: exp(i (i - t0) theta) = exp(i i theta) conj(exp(i t0 theta)), one number a
+// query times one number a tile. All angles are computed in double, so positions of millions
+// stay exact to float's last bits.
+
+enum { TILE = 64 };
+
+// The angles of one set of frequencies, under the near map and the far map (section 9): map 0
+// and 1 below. c and s are cosines and sines, side by side as float arrays.
+typedef struct {
+    int epoch;            // which frequencies these are (section 9), -1: none yet
+    double *freq;         // [pairs], radians per token
+    float *key[2];        // [2][pairs][TILE]: cos, sin of r * step * theta_m
+    float *tile[2];       // [n_slots][2][pairs]: cos, sin of B(t0) * theta_m
+    int64_t *slot_tile;   // [n_slots]: the tile whose phases are there, -1: none
+} Angles;
+
+// out_c, out_s [n] = cos, sin of position * freq[m]
+static void fill_phases(const double *freq, size_t n, double position, double amplitude,
+                        float *out_c, float *out_s)
+{
+    for (size_t m = 0; m < n; m++) {
+        out_c[m] = (float)(amplitude * cos(position * freq[m]));
+        out_s[m] = (float)(amplitude * sin(position * freq[m]));
+    }
+}
+
+// Key table of one map: exp(i r step theta_m) for r < TILE, transposed to [2][pairs][TILE].
+static void fill_key_table(const double *freq, size_t pairs, double step, float *table)
+{
+    for (size_t m = 0; m < pairs; m++)
+        for (size_t r = 0; r < TILE; r++) {
+            table[m * TILE + r] = (float)cos((double)r * step * freq[m]);
+            table[(pairs + m) * TILE + r] = (float)sin((double)r * step * freq[m]);
+        }
+}
+
+// (re, im)[n] = (a + ib) * (c + is), or * (c - is) with sign = -1.
+static void rotate(const float *a, const float *b, const float *c, const float *s, float sign,
+                   size_t n, float *re, float *im)
+{
+    size_t m = 0;
+    for (; m + LANES <= n; m += LANES) {
+        vf va = vload(a + m), vb = vload(b + m), vc = vload(c + m), vs = vload(s + m) * vset(sign);
+        vstore(re + m, va * vc - vb * vs);
+        vstore(im + m, va * vs + vb * vc);
+    }
+    if (m == n) return;
+    vf va = vload_part(a + m, n - m), vb = vload_part(b + m, n - m);
+    vf vc = vload_part(c + m, n - m), vs = vload_part(s + m, n - m) * vset(sign);
+    vf x = va * vc - vb * vs, y = va * vs + vb * vc;
+    memcpy(re + m, &x, (n - m) * 4);
+    memcpy(im + m, &y, (n - m) * 4);
+}
+
+// ================================================================================================
+// 9  Position II: past the trained length
+//
+// Past L tokens the slow pairs reach angles never seen in training, and the model fails at once.
+// A method can change three things: the frequencies, so that n tokens fit into the angles that L
+// tokens used; the attention factor a, which sharpens scores again that longer text has blurred;
+// or the distance D, so that no distance is larger than a trained one.
+//
+// Frequencies: one function a method, all of one shape: the frequency of pair m at current length
+// n. The attention loop does not know which was chosen.
+
+typedef double (*RopeFrequency)(const RopeConfig *r, int head_dim, int m, double n);
+typedef double (*RopeAttention)(const RopeConfig *r);
+typedef enum { NEVER, ONCE, ALWAYS } Changes;
+
+// theta_m = base^(-2m/d), [RoPE] 3.2.2
+static double frequency(double base, int head_dim, int m)
+{
+    return pow(base, -2.0 * m / head_dim);
+}
+
+static double rope_none(const RopeConfig *r, int head_dim, int m, double n)
+{
+    (void)n;
+    return frequency(r->theta, head_dim, m);
+}
+
+// Position interpolation: s tokens where there was one. [PI] eq. 4
+static double rope_linear(const RopeConfig *r, int head_dim, int m, double n)
+{
+    return rope_none(r, head_dim, m, n) / r->factor;
+}
+
+// A larger base: the slowest pair is interpolated by s, the fastest hardly at all. [NTK]
+static double ntk_frequency(const RopeConfig *r, double stretch, int head_dim, int m)
+{
+    double exponent = head_dim > 2 ? head_dim / (head_dim - 2.0) : 1;
+    return frequency(r->theta * pow(stretch, exponent), head_dim, m);
+}
+
+static double rope_ntk(const RopeConfig *r, int head_dim, int m, double n)
+{
+    (void)n;
+    return ntk_frequency(r, r->factor, head_dim, m);
+}
+
+// NTK with the stretch that the current length needs, and none up to L. [NTK], dynamic
+static double rope_dynamic(const RopeConfig *r, int head_dim, int m, double n)
+{
+    double stretch = r->factor * n / r->orig_ctx - (r->factor - 1);
+    if (n <= r->orig_ctx || stretch <= 1) return rope_none(r, head_dim, m, n);
+    return ntk_frequency(r, stretch, head_dim, m);
+}
+
+// The pair, as a real number, that makes `turns` turns within L tokens. [YaRN] 3.2
+static double pair_with_turns(const RopeConfig *r, int head_dim, double turns)
+{
+    return head_dim * log(r->orig_ctx / (2 * M_PI * turns)) / (2 * log(r->theta));
+}
+
+// g: 1 keeps pair m, 0 interpolates it, a ramp between beta_fast and beta_slow turns. As in every
+// shipped implementation the ramp runs over m; the paper words it over turns.
+static double ramp_kept(const RopeConfig *r, int head_dim, int m)
+{
+    double low = fmax(floor(pair_with_turns(r, head_dim, r->beta_fast)), 0);
+    double high = fmin(ceil(pair_with_turns(r, head_dim, r->beta_slow)), head_dim - 1);
+    if (low == high) high += 0.001;
+    return 1 - fmin(fmax((m - low) / (high - low), 0), 1);
+}
+
+// Pairs that turn often within L tell neighbours apart and are kept; pairs that never finish a
+// turn are interpolated. [YaRN] 3.2; with yarn_attention below, [YaRN] 3.4
+static double rope_by_parts(const RopeConfig *r, int head_dim, int m, double n)
+{
+    double theta = rope_none(r, head_dim, m, n), g = ramp_kept(r, head_dim, m);
+    return r->factor <= 1 ? theta : theta / r->factor * (1 - g) + theta * g;
+}
+
+static double yarn_attention(const RopeConfig *r)
+{
+    return r->factor <= 1 ? 1 : 0.1 * log(r->factor) + 1;
+}
+
+// The same idea with the ramp over turns within L, between low and high. [Llama3]
+static double rope_llama3(const RopeConfig *r, int head_dim, int m, double n)
+{
+    double theta = rope_none(r, head_dim, m, n), turns = r->orig_ctx * theta / (2 * M_PI);
+    double low = r->low_freq_factor, high = r->high_freq_factor;
+    if (turns > high || r->factor <= 1) return theta;
+    if (turns < low) return theta / r->factor;
+    double t = (turns - low) / (high - low);
+    return (1 - t) * theta / r->factor + t * theta;
+}
+
+// A factor for each pair, found by search; one list up to L, another past it. [LongRoPE]
+static double rope_longrope(const RopeConfig *r, int head_dim, int m, double n)
+{
+    const float *list = n > r->orig_ctx ? r->long_factors : r->short_factors;
+    return rope_none(r, head_dim, m, n) / list[m];
+}
+
+static double longrope_attention(const RopeConfig *r)
+{
+    return r->factor <= 1 ? 1 : sqrt(1 + log(r->factor) / log(r->orig_ctx));
+}
+
+enum { ROPE_NONE, ROPE_LINEAR, ROPE_NTK, ROPE_DYNAMIC, ROPE_BY_PARTS, ROPE_YARN, ROPE_LLAMA3,
+       ROPE_LONGROPE, N_ROPE_METHODS };
+
+static const struct {
+    const char *name, *what;
+    RopeFrequency frequency;
+    RopeAttention attention; // NULL: a = 1
+    Changes changes;         // whether the frequencies change once n > L
+} rope_methods[N_ROPE_METHODS] = {
+    {"none", "as trained", rope_none, NULL, NEVER},
+    {"linear", "all frequencies / s (position interpolation)", rope_linear, NULL, NEVER},
+    {"ntk", "a larger base: slow pairs interpolated, fast ones kept", rope_ntk, NULL, NEVER},
+    {"dynamic", "ntk with the factor that the current length needs", rope_dynamic, NULL, ALWAYS},
+    {"by-parts", "slow pairs / s, fast ones kept, a ramp between", rope_by_parts, NULL, NEVER},
+    {"yarn", "by-parts, and sharper attention", rope_by_parts, yarn_attention, NEVER},
+    {"llama3", "by-parts with a ramp over turns", rope_llama3, NULL, NEVER},
+    {"longrope", "a factor for each pair, from two lists", rope_longrope, longrope_attention, ONCE},
+};
+
+static double attention_factor(const RopeConfig *r)
+{
+    if (r->attn_factor > 0) return r->attn_factor;
+    return rope_methods[r->method].attention ? rope_methods[r->method].attention(r) : 1;
+}
+
+// Queries of one epoch share their frequencies: 0 up to L, then as the method changes.
+static int rope_epoch(const RopeConfig *r, int64_t n)
+{
+    Changes changes = rope_methods[r->method].changes;
+    if (changes == NEVER || n <= r->orig_ctx) return 0;
+    return changes == ONCE ? 1 : (int)n;
+}
+
+// Distance. Every distance method is a near map, D = i - j for i - j < W, and a far map for the
+// rest, D = A(i) - B(j): query and key get other positions, and the rotation does the rest.
+//   sinks         A = min(i, S + W - 1)              B = j              [Streaming]
+//   self-extend   A = floor(i/G) + W - floor(W/G)    B = floor(j/G)     [SelfExt]
+//   rerope        A = W                              B = 0              [ReRoPE]
+//   leaky-rerope  A = W + (i - W)/k                  B = j/k            [ReRoPE]
+static double far_query(const RopeConfig *r, int64_t i)
+{
+    int64_t W = r->near, G = (int64_t)r->far;
+    switch (r->distance) {
+    case DIST_SELF_EXTEND: return (double)(i / G + W - W / G);
+    case DIST_REROPE: return (double)W;
+    case DIST_LEAKY: return (double)W + (double)(i - W) / r->far;
+    default: return (double)(i < r->sinks + W - 1 ? i : r->sinks + W - 1);
+    }
+}
+
+static double far_key(const RopeConfig *r, int64_t j)
+{
+    switch (r->distance) {
+    case DIST_SELF_EXTEND: return (double)(j / (int64_t)r->far);
+    case DIST_REROPE: return 0;
+    case DIST_LEAKY: return (double)j / r->far;
+    default: return (double)j;
+    }
+}
+
+static int has_far_map(const RopeConfig *r)
+{
+    return r->distance != DIST_FULL || (r->window && r->sinks);
+}
+
+// max(1, ln(i+1) / ln L): keeps the entropy of attention level as the text grows. log-n
+static double logn_scale(const RopeConfig *r, int64_t i)
+{
+    return r->logn && r->orig_ctx > 1 ? fmax(1, log((double)i + 1) / log(r->orig_ctx)) : 1;
+}
+
+// Fills in what neither the checkpoint nor the command line gave. ctx: the context asked for.
+static void rope_resolve(RopeConfig *r, int train_ctx, int64_t ctx)
+{
+    if (!r->orig_ctx) r->orig_ctx = train_ctx;
+    if (!(r->factor > 0))
+        r->factor = r->method == ROPE_DYNAMIC ? 1 : fmax(1, (double)ctx / r->orig_ctx);
+    if (!(r->beta_fast > 0)) r->beta_fast = 32;
+    if (!(r->beta_slow > 0)) r->beta_slow = 1;
+    if (!(r->low_freq_factor > 0)) r->low_freq_factor = 1;
+    if (!(r->high_freq_factor > 0)) r->high_freq_factor = 4;
+    if (r->distance == DIST_FULL) r->near = r->window;
+}
+
+// Applies the method: sets the frequencies for length n, and with them all tables.
+static void set_angles(Angles *a, const Config *c, size_t n_slots, int64_t n)
+{
+    const RopeConfig *r = &c->rope;
+    size_t pairs = (size_t)c->head_dim / 2;
+    int epoch = rope_epoch(r, n), maps = 1 + has_far_map(r);
+    if (a->epoch == epoch) return;
+    a->epoch = epoch;
+    if (!a->freq) {
+        a->freq = xcalloc(pairs, sizeof *a->freq);
+        a->slot_tile = xcalloc(n_slots, sizeof *a->slot_tile);
+        for (int map = 0; map < maps; map++) {
+            a->key[map] = xcalloc(2 * pairs * TILE, 4);
+            a->tile[map] = xcalloc(n_slots * 2 * pairs, 4);
+        }
+    }
+    for (size_t m = 0; m < pairs; m++)
+        a->freq[m] = c->encoding == ENC_NOPE ? 0 // no rotation: every angle is 0
+                   : rope_methods[r->method].frequency(r, c->head_dim, (int)m, (double)n);
+    for (size_t slot = 0; slot < n_slots; slot++) a->slot_tile[slot] = -1;
+    fill_key_table(a->freq, pairs, 1, a->key[0]);
+    double far_step = r->distance == DIST_LEAKY ? 1 / r->far : 1;
+    if (maps == 2) fill_key_table(a->freq, pairs, far_step, a->key[1]);
+}
+
+// The far map's key table for the tile at t0. Only self-extend, whose B is a staircase, and
+// rerope, whose B is constant, need one that differs from the table of set_angles: its columns
+// chosen by B(t0 + r) - B(t0). out: [2][pairs][TILE], used when needed.
+static const float *far_key_table(const Angles *a, const RopeConfig *r, size_t pairs, int64_t t0,
+                                  float *out)
+{
+    if (r->distance != DIST_SELF_EXTEND && r->distance != DIST_REROPE) return a->key[1];
+    for (int64_t k = 0; k < TILE; k++) {
+        size_t column = (size_t)(far_key(r, t0 + k) - far_key(r, t0));
+        for (size_t m = 0; m < 2 * pairs; m++)
+            out[m * TILE + (size_t)k] = a->key[1][m * TILE + column];
+    }
+    return out;
+}
+
+// ================================================================================================
+// 10  KV cache and attention
+//
+// The cache holds keys as the projection gave them, not rotated: a method whose frequencies
+// change while the text grows must turn old keys anew, and engines that cache turned keys mix
+// bases there. It is made of tiles of TILE positions that begin at absolute positions. A tile of
+// keys is transposed, [head_dim][TILE], real parts of the pairs first and then imaginary parts,
+// so that the rotation and the scores run over keys in vector lanes with no shuffles; a tile of
+// values is [TILE][v_dim]. With a window the tiles form a ring (after the sinks', which stay), so
+// memory does not grow with the text.
+//
+// Attention reads tile after tile with an online softmax [Flash]: for each query and head it
+// keeps the largest score m, the sum l of exp(score - m) and the output o weighted alike. Every
+// SEGMENT positions the state is merged into a total and begins anew. A prompt merges segments as
+// it goes; a single token, which offers too little work otherwise, hands segments to different
+// threads and merges their states in the same order: the same arithmetic, so the same bits.
+
+enum { SEGMENT = 8 * TILE, BLOCK_ROWS = 64 };
+static const float MASKED = -1e30f; // exp(MASKED - m) = 0
+
+typedef struct {
+    size_t elem;       // bytes a number: 2 or 4
+    size_t n_slots, sink_slots, ring;
+    size_t k_bytes, v_bytes; // of one tile
+    size_t v_dim;      // head_dim rounded up to LANES
+    uint8_t *k, *v;    // [n_layers][n_kv_heads][n_slots] tiles
+    size_t bytes;      // reserved, both together
+} Cache;
+
+// Queries q0 .. q0 + nq - 1 of a chunk: they share their angles.
+typedef struct {
+    size_t q0, nq;
+    const Angles *angles;
+} Block;
+
+// A running model: the resolved config, the cache, and room for one chunk of tokens.
+typedef struct {
+    const Model *model;
+    Config config;
+    size_t chunk;        // tokens at most in one forward pass
+    int64_t max_seq_len; // positions the cache can serve
+    int exact;
+    Cache cache;
+    Angles *angles;      // [chunk], used as far as epochs differ in a chunk
+    Block *blocks;       // [chunk]
+    size_t n_blocks;
+    float *phase[2];     // [chunk][2][pairs]: each query's phases under the near and far map
+    float *partial;      // [n_segments][n_heads][v_dim + 3]: states of a split query
+    float *x, *xb;       // [chunk][dim]: the residual stream, and its normed copy
+    float *q, *k, *v;    // [chunk][n_heads | n_kv_heads * head_dim]
+    float *att;          // [chunk][n_heads * head_dim]
+    float *gate, *up;    // [chunk][hidden_dim]
+    float *entropy;      // [chunk][n_heads], NULL: not measured
+    double *entropy_sum; // [chunk]: summed over layers and heads
+    Quantized act;
+    int64_t pos;         // the chunk's first position, and
+    size_t n;            // its tokens
+    int layer;
+} State;
+
+// Where tile t lies in the cache.
+static size_t tile_slot(const Cache *c, int64_t t)
+{
+    size_t at = (size_t)t;
+    return at < c->sink_slots ? at : c->sink_slots + (at - c->sink_slots) % c->ring;
+}
+
+static size_t tile_index(const State *s, size_t head, int64_t t)
+{
+    size_t row = (size_t)s->layer * (size_t)s->config.n_kv_heads + head;
+    return row * s->cache.n_slots + tile_slot(&s->cache, t);
+}
+
+static void *reserve(size_t bytes)
+{
+    void *p = mmap(NULL, bytes, PROT_READ | PROT_WRITE,
+                   MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    return p == MAP_FAILED ? NULL : p;
+}
+
+// Bytes that can be had without swapping: the kernel's estimate, or all of the memory.
+static size_t available_memory(void)
+{
+    size_t kb = 0;
+    char line[128];
+    FILE *f = fopen("/proc/meminfo", "r");
+    while (f && fgets(line, sizeof line, f))
+        if (sscanf(line, "MemAvailable: %zu", &kb) == 1) break;
+    if (f) fclose(f);
+    if (kb) return mul_size(kb, 1024);
+    return mul_size((size_t)sysconf(_SC_PHYS_PAGES), (size_t)sysconf(_SC_PAGESIZE));
+}
+
+// Lays out a cache for max_seq_len positions, or for the window if there is one; dies with the
+// numbers if it cannot fit. Memory is reserved here but touched only as it is used.
+static void cache_init(Cache *c, const Config *cfg, int64_t max_seq_len, size_t chunk, int f32)
+{
+    const RopeConfig *r = &cfg->rope;
+    size_t d = (size_t)cfg->head_dim;
+    c->elem = f32 ? 4 : 2;
+    c->v_dim = round_up(d, LANES);
+    c->n_slots = ceil_div((size_t)max_seq_len, TILE);
+    c->ring = c->n_slots;
+    if (r->window) {
+        size_t sinks = ceil_div((size_t)r->sinks, TILE);
+        size_t ring = ceil_div((size_t)r->window + chunk - 1, TILE) + 1;
+        if (sinks + ring < c->n_slots) {
+            c->sink_slots = sinks;
+            c->ring = ring;
+            c->n_slots = sinks + ring;
+        }
+    }
+    c->k_bytes = TILE * d * c->elem;
+    c->v_bytes = TILE * c->v_dim * c->elem;
+    size_t rows = (size_t)cfg->n_layers * (size_t)cfg->n_kv_heads;
+    size_t tiles = mul_size(rows, c->n_slots);
+    c->bytes = mul_size(tiles, c->k_bytes + c->v_bytes);
+    size_t have = available_memory();
+    if (c->bytes > have)
+        die(EXIT_DATA, "-c", "the KV cache does not fit (got %.1f GB available, want %.1f GB for "
+            "%lld tokens); use a smaller -c or --window", (double)have / 1e9,
+            (double)c->bytes / 1e9, (long long)max_seq_len);
+    c->k = reserve(tiles * c->k_bytes);
+    c->v = reserve(tiles * c->v_bytes);
+    if (!c->k || !c->v) die(EXIT_DATA, "-c", "cannot reserve %zu bytes of cache", c->bytes);
+}
+
+static void floats_to_halves(const float *f, uint16_t *h, size_t n)
+{
+    for (size_t i = 0; i < n; i++) h[i] = float_to_half(f[i]);
+}
+
+// Writes k and v of chunk tokens [begin, end) into the cache. The projection gives pairs
+// interleaved (2m, 2m+1); the cache has them split (m, m + pairs).
+static void store_kv(void *arg, size_t begin, size_t end)
+{
+    State *s = arg;
+    Cache *c = &s->cache;
+    size_t d = (size_t)s->config.head_dim, n_kv = (size_t)s->config.n_kv_heads;
+    for (size_t t = begin; t < end; t++)
+        for (size_t h = 0; h < n_kv; h++) {
+            int64_t pos = s->pos + (int64_t)t;
+            size_t tile = tile_index(s, h, pos / TILE), r = (size_t)(pos % TILE);
+            const float *k = s->k + (t * n_kv + h) * d, *v = s->v + (t * n_kv + h) * d;
+            void *kt = c->k + tile * c->k_bytes, *vt = c->v + tile * c->v_bytes;
+            for (size_t e = 0; e < d; e++) {
+                size_t at = ((e % 2) * d / 2 + e / 2) * TILE + r;
+                if (c->elem == 4) ((float *)kt)[at] = k[e];
+                else ((uint16_t *)kt)[at] = float_to_half(k[e]);
+            }
+            if (c->elem == 4) memcpy((float *)vt + r * c->v_dim, v, d * 4);
+            else floats_to_halves(v, (uint16_t *)vt + r * c->v_dim, d);
+        }
+}
+
+// One tile as floats; f32 caches are used where they lie, halves converted into buf.
+static const float *read_tile(const Cache *c, const uint8_t *tile, size_t n, float *buf)
+{
+    if (c->elem == 4) return (const float *)(const void *)tile;
+    halves_to_floats((const uint16_t *)(const void *)tile, buf, n);
+    return buf;
+}
+
+// What one thread needs for a block of queries under one KV head. A row is a (query, head) pair:
+// row = query in the block * group + head in the group.
+typedef struct {
+    size_t rows, group, d, pairs, v_dim;
+    int64_t first; // position of the block's first query
+    float *q[2];   // [rows][d]: q under the near and far map, split, scaled
+    float *qt;     // [rows][d]: q for one tile
+    float *raw, *k, *v; // one tile: keys as cached, keys turned, values
+    float *far_table;   // [2][pairs][TILE]
+    float *score, *far_score; // [rows][TILE]
+    float *o, *ml;      // the segment's state: [rows][v_dim], [rows][3]: m, l, e
+    float *total_o, *total_ml;
+} Work_area;
+
+// Carves a Work_area for `rows` rows from the thread's scratch memory.
+static Work_area work_area(const State *s, size_t nq, int64_t first)
+{
+    Work_area w = {0};
+    w.group = (size_t)(s->config.n_heads / s->config.n_kv_heads);
+    w.rows = nq * w.group;
+    w.d = (size_t)s->config.head_dim;
+    w.pairs = w.d / 2;
+    w.v_dim = s->cache.v_dim;
+    w.first = first;
+    float **parts[] = {&w.q[0], &w.q[1], &w.qt, &w.raw, &w.k, &w.v, &w.far_table, &w.score,
+                       &w.far_score, &w.o, &w.total_o, &w.ml, &w.total_ml};
+    size_t sizes[] = {w.rows * w.d, w.rows * w.d, w.rows * w.d, TILE * w.d, TILE * w.d,
+                      TILE * w.v_dim, TILE * w.d, w.rows * TILE, w.rows * TILE, w.rows * w.v_dim,
+                      w.rows * w.v_dim, w.rows * 3, w.rows * 3};
+    size_t total = 0, n = sizeof sizes / sizeof *sizes;
+    for (size_t i = 0; i < n; i++) total += round_up(sizes[i], 16);
+    float *p = scratch(total * 4);
+    for (size_t i = 0; i < n; p += round_up(sizes[i++], 16)) *parts[i] = p;
+    return w;
+}
+
+static void clear_state(float *o, float *ml, size_t rows, size_t v_dim)
+{
+    memset(o, 0, rows * v_dim * 4);
+    for (size_t r = 0; r < rows; r++) {
+        ml[3 * r] = MASKED;
+        ml[3 * r + 1] = ml[3 * r + 2] = 0;
+    }
+}
+
+// Adds the state (o, ml) of one row to the total; an empty state changes nothing.
+static void merge_state(float *total_o, float *total_ml, const float *o, const float *ml,
+                        size_t v_dim)
+{
+    if (ml[1] == 0) return;
+    float m = total_ml[0] > ml[0] ? total_ml[0] : ml[0];
+    float a = total_ml[1] == 0 ? 0 : expf(total_ml[0] - m), b = expf(ml[0] - m);
+    for (size_t i = 0; i < v_dim; i++) total_o[i] = total_o[i] * a + o[i] * b;
+    total_ml[0] = m;
+    total_ml[1] = total_ml[1] * a + ml[1] * b;
+    total_ml[2] = total_ml[2] * a + ml[2] * b;
+}
+
+// Loads the block's queries, pairs split, turned by each map's phases (which carry the scale
+// a^2 / sqrt(d) and log-n).
+static void load_queries(const State *s, Work_area *w, size_t q0, size_t head)
+{
+    size_t n_heads = (size_t)s->config.n_heads, d = w->d, pairs = w->pairs;
+    float *re = w->qt, *im = w->qt + pairs;
+    for (size_t row = 0; row < w->rows; row++) {
+        size_t query = q0 + row / w->group;
+        const float *q = s->q + (query * n_heads + head * w->group + row % w->group) * d;
+        for (size_t m = 0; m < pairs; m++) {
+            re[m] = q[2 * m];
+            im[m] = q[2 * m + 1];
+        }
+        for (int map = 0; map <= has_far_map(&s->config.rope); map++) {
+            const float *p = s->phase[map] + query * d;
+            float *out = w->q[map] + row * d;
+            rotate(re, im, p, p + pairs, 1, pairs, out, out + pairs);
+        }
+    }
+}
+
+// Scores of all rows against the tile's keys under one map. table: the map's key table; base: the
+// phases of B(t0). out: [rows][TILE].
+static void score_tile(const Work_area *w, const float *q, const float *keys, const float *table,
+                       const float *base, float *out)
+{
+    size_t d = w->d, pairs = w->pairs, n = pairs * TILE;
+    rotate(keys, keys + n, table, table + n, 1, n, w->k, w->k + n);
+    for (size_t row = 0; row < w->rows; row++) {
+        const float *a = q + row * d;
+        float *b = w->qt + row * d;
+        rotate(a, a + pairs, base, base + pairs, -1, pairs, b, b + pairs);
+    }
+    memset(out, 0, w->rows * TILE * 4);
+    gemm_rows(w->rows, w->qt, d, w->k, d, TILE, out);
+}
+
+// Which keys of the tile at t0 query i may see: r < *seen, of which r < *far under the far map or,
+// if that has no place for them, not at all (then *blind = *far).
+static void tile_bounds(const RopeConfig *r, int64_t i, int64_t t0, int *seen, int *far, int *blind)
+{
+    int64_t last = i - t0 + 1, near = r->near ? i - r->near + 1 - t0 : 0;
+    *seen = last < 0 ? 0 : last > TILE ? TILE : (int)last;
+    *far = near < 0 ? 0 : near > *seen ? *seen : (int)near;
+    *blind = 0;
+    if (!r->window) return;
+    int64_t sinks = r->sinks - t0; // keys [sinks, far) lie behind the window
+    *blind = sinks < 0 ? 0 : sinks > *far ? *far : (int)sinks;
+}
+
+// Puts the visible scores of one row together in `score`: near, far (from `far_score`), masked.
+static int mask_row(const RopeConfig *r, int64_t i, int64_t t0, float *score,
+                    const float *far_score)
+{
+    int seen, far, blind;
+    tile_bounds(r, i, t0, &seen, &far, &blind);
+    int far_end = r->window ? blind : far; // keys [0, far_end) are seen from afar
+    if (far_end) memcpy(score, far_score, (size_t)far_end * 4);
+    for (int k = far_end; k < far; k++) score[k] = MASKED;
+    for (int k = seen; k < TILE; k++) score[k] = MASKED;
+    return far_end > 0 || seen > far;
+}
+
+// One step of the online softmax on one row: score becomes exp(score - m), and the state so far
+// is rescaled to the new m.
+static void softmax_step(float *score, float *o, float *ml, size_t v_dim, int entropy)
+{
+    vf max = vset(ml[0]), sum = {0}, weighted = {0};
+    for (size_t k = 0; k < TILE; k += LANES) max = vmax(max, vload(score + k));
+    float m = vmax_lane(max), shrink = ml[1] == 0 ? 0 : expf(ml[0] - m);
+    for (size_t k = 0; k < TILE; k += LANES) {
+        vf s = vload(score + k), p = vexp(s - vset(m));
+        sum += p;
+        if (entropy) weighted += p * s;
+        vstore(score + k, p);
+    }
+    ml[0] = m;
+    ml[1] = ml[1] * shrink + vsum(sum);
+    ml[2] = ml[2] * shrink + vsum(weighted);
+    if (shrink != 1)
+        for (size_t k = 0; k < v_dim; k += LANES) vstore(o + k, vload(o + k) * vset(shrink));
+}
+
+// Attention of a block's rows over the keys of one tile.
+static void attend_tile(const State *s, Work_area *w, const Angles *a, size_t head, int64_t t)
+{
+    const Cache *c = &s->cache;
+    const RopeConfig *r = &s->config.rope;
+    size_t tile = tile_index(s, head, t), slot = tile_slot(c, t);
+    int64_t t0 = t * TILE, last = w->first + (int64_t)(w->rows / w->group) - 1;
+    const float *keys = read_tile(c, c->k + tile * c->k_bytes, TILE * w->d, w->raw);
+    int any_near = !r->near || t0 + TILE > w->first - r->near + 1;
+    int any_far = r->near && t0 <= last - r->near && has_far_map(r);
+    if (any_near)
+        score_tile(w, w->q[0], keys, a->key[0], a->tile[0] + slot * w->d, w->score);
+    if (any_far)
+        score_tile(w, w->q[1], keys, far_key_table(a, r, w->pairs, t0, w->far_table),
+                   a->tile[1] + slot * w->d, w->far_score);
+    for (size_t row = 0; row < w->rows; row++) {
+        float *score = w->score + row * TILE;
+        int64_t i = w->first + (int64_t)(row / w->group);
+        if (mask_row(r, i, t0, score, w->far_score + row * TILE))
+            softmax_step(score, w->o + row * w->v_dim, w->ml + 3 * row, w->v_dim, !!s->entropy);
+        else memset(score, 0, TILE * 4); // this row sees nothing of the tile
+    }
+    const float *v = read_tile(c, c->v + tile * c->v_bytes, TILE * w->v_dim, w->v);
+    gemm_rows(w->rows, w->score, TILE, v, TILE, w->v_dim, w->o);
+}
+
+// The first tile after t that some query from position `first` on can see.
+static int64_t next_tile(const State *s, int64_t first, int64_t t)
+{
+    const RopeConfig *r = &s->config.rope;
+    if (!r->window || t * TILE < r->sinks) return t;
+    int64_t window_tile = (first - r->window + 1) / TILE;
+    return t > window_tile ? t : window_tile;
+}
+
+// Attention over the tiles [t, end) of one segment into the state w->o, w->ml.
+static void attend_segment(const State *s, Work_area *w, const Angles *a, size_t head, int64_t t,
+                           int64_t end)
+{
+    clear_state(w->o, w->ml, w->rows, w->v_dim);
+    for (; (t = next_tile(s, w->first, t)) < end; t++) attend_tile(s, w, a, head, t);
+}
+
+// Writes o / l of each row, and the entropy  m + ln l - (sum p s) / l.
+static void finish_rows(State *s, const Work_area *w, size_t q0, size_t head, const float *o,
+                        const float *ml)
+{
+    size_t n_heads = (size_t)s->config.n_heads;
+    for (size_t row = 0; row < w->rows; row++, o += w->v_dim, ml += 3) {
+        size_t at = (q0 + row / w->group) * n_heads + head * w->group + row % w->group;
+        float *out = s->att + at * w->d;
+        for (size_t i = 0; i < w->d; i++) out[i] = o[i] / ml[1];
+        if (s->entropy) s->entropy[at] = ml[0] + logf(ml[1]) - ml[2] / ml[1];
+    }
+}
+
+// Items: (block, KV head); the segments of a block one after the other.
+static void attend_blocks(void *arg, size_t begin, size_t end)
+{
+    State *s = arg;
+    size_t n_kv = (size_t)s->config.n_kv_heads;
+    for (size_t item = begin; item < end; item++) {
+        const Block *b = &s->blocks[item / n_kv];
+        size_t head = item % n_kv;
+        Work_area w = work_area(s, b->nq, s->pos + (int64_t)b->q0);
+        int64_t n_tiles = (w.first + (int64_t)b->nq - 1) / TILE + 1, per = SEGMENT / TILE;
+        load_queries(s, &w, b->q0, head);
+        clear_state(w.total_o, w.total_ml, w.rows, w.v_dim);
+        for (int64_t t = 0; (t = next_tile(s, w.first, t)) < n_tiles; t = (t / per + 1) * per) {
+            int64_t stop = (t / per + 1) * per;
+            attend_segment(s, &w, b->angles, head, t, stop < n_tiles ? stop : n_tiles);
+            for (size_t row = 0; row < w.rows; row++)
+                merge_state(w.total_o + row * w.v_dim, w.total_ml + 3 * row, w.o + row * w.v_dim,
+                            w.ml + 3 * row, w.v_dim);
+        }
+        finish_rows(s, &w, b->q0, head, w.total_o, w.total_ml);
+    }
+}
+
+// Items: (segment, KV head) of a single query; the states go to s->partial.
+static void attend_split(void *arg, size_t begin, size_t end)
+{
+    State *s = arg;
+    size_t n_kv = (size_t)s->config.n_kv_heads, n_heads = (size_t)s->config.n_heads;
+    for (size_t item = begin; item < end; item++) {
+        size_t head = item % n_kv, segment = item / n_kv;
+        Work_area w = work_area(s, 1, s->pos);
+        int64_t per = SEGMENT / TILE, t = (int64_t)segment * per, n_tiles = s->pos / TILE + 1;
+        load_queries(s, &w, 0, head);
+        attend_segment(s, &w, s->blocks->angles, head, t, t + per < n_tiles ? t + per : n_tiles);
+        for (size_t row = 0; row < w.rows; row++) {
+            float *p = s->partial + (segment * n_heads + head * w.group + row) * (w.v_dim + 3);
+            memcpy(p, w.o + row * w.v_dim, w.v_dim * 4);
+            memcpy(p + w.v_dim, w.ml + 3 * row, 12);
+        }
+    }
+}
+
+// Merges the states of attend_split in order. Items: KV heads.
+static void merge_split(void *arg, size_t begin, size_t end)
+{
+    State *s = arg;
+    size_t n_heads = (size_t)s->config.n_heads, n_segments = (size_t)s->pos / SEGMENT + 1;
+    for (size_t head = begin; head < end; head++) {
+        Work_area w = work_area(s, 1, s->pos);
+        clear_state(w.total_o, w.total_ml, w.rows, w.v_dim);
+        for (size_t segment = 0; segment < n_segments; segment++)
+            for (size_t row = 0; row < w.rows; row++) {
+                size_t at = segment * n_heads + head * w.group + row;
+                const float *p = s->partial + at * (w.v_dim + 3);
+                merge_state(w.total_o + row * w.v_dim, w.total_ml + 3 * row, p, p + w.v_dim,
+                            w.v_dim);
+            }
+        finish_rows(s, &w, 0, head, w.total_o, w.total_ml);
+    }
+}
+
+// att = softmax(q k^T) v for all queries and heads of the chunk.
+static void attention(State *s)
+{
+    size_t n_kv = (size_t)s->config.n_kv_heads;
+    size_t seen = (size_t)s->pos + s->n;
+    if (s->config.rope.window) seen = min_size(seen, (size_t)s->config.rope.window + s->n);
+    size_t key_cost = 2 * (size_t)s->config.dim / n_kv; // multiplications a key, in one KV head
+    if (s->n == 1 && s->partial) {
+        size_t n_segments = (size_t)s->pos / SEGMENT + 1;
+        parallel_for(n_segments * n_kv, ceil_div(MIN_BLOCK / 4, key_cost * SEGMENT), attend_split, s);
+        merge_split(s, 0, n_kv);
+    } else
+        parallel_for(s->n_blocks * n_kv,
+                     ceil_div(MIN_BLOCK / 4, key_cost * seen * ceil_div(s->n, s->n_blocks)),
+                     attend_blocks, s);
+}
+
+// Cuts the chunk into blocks of queries that share their angles, and prepares all angles.
+static void plan_positions(State *s)
+{
+    const RopeConfig *r = &s->config.rope;
+    size_t pairs = (size_t)s->config.head_dim / 2, n_angles = 0;
+    size_t most = max_size(1, BLOCK_ROWS / (size_t)(s->config.n_heads / s->config.n_kv_heads));
+    double scale = attention_factor(r) * attention_factor(r) / sqrt(s->config.head_dim);
+    s->n_blocks = 0;
+    for (size_t t = 0; t < s->n; t++) {
+        int64_t i = s->pos + (int64_t)t;
+        Block *b = s->n_blocks ? &s->blocks[s->n_blocks - 1] : NULL;
+        Angles *a = n_angles ? &s->angles[n_angles - 1] : NULL;
+        if (!a || a->epoch != rope_epoch(r, i + 1)) {
+            a = &s->angles[n_angles++];
+            set_angles(a, &s->config, s->cache.n_slots, i + 1);
+            b = NULL;
+        }
+        if (!b || b->nq == most) s->blocks[s->n_blocks++] = (Block){t, 1, a};
+        else b->nq++;
+        double amplitude = scale * logn_scale(r, i);
+        float *p = s->phase[0] + t * 2 * pairs;
+        fill_phases(a->freq, pairs, (double)i, amplitude, p, p + pairs);
+        if (!has_far_map(r)) continue;
+        p = s->phase[1] + t * 2 * pairs;
+        fill_phases(a->freq, pairs, far_query(r, i), amplitude, p, p + pairs);
+    }
+    for (size_t k = 0; k < n_angles; k++) {
+        Angles *a = &s->angles[k];
+        int64_t last = (s->pos + (int64_t)s->n - 1) / TILE;
+        for (int64_t t = 0; (t = next_tile(s, s->pos, t)) <= last; t++) {
+            size_t slot = tile_slot(&s->cache, t);
+            if (a->slot_tile[slot] == t) continue;
+            a->slot_tile[slot] = t;
+            float *p = a->tile[0] + slot * 2 * pairs;
+            fill_phases(a->freq, pairs, (double)(t * TILE), 1, p, p + pairs);
+            if (!has_far_map(r)) continue;
+            p = a->tile[1] + slot * 2 * pairs;
+            fill_phases(a->freq, pairs, far_key(r, t * TILE), 1, p, p + pairs);
+        }
+    }
+}
+
+// ================================================================================================
+// 11  Block and forward
+//
+// The whole model is the list of steps in forward(): a chunk of a prompt and a single token take
+// the same path. Logits are computed only for the tokens that need them, by classify().
+
+static void state_init(State *s, const Model *m, int64_t max_seq_len, size_t chunk, int f32_cache,
+                       int exact)
+{
+    const Config *c = &m->config;
+    size_t dim = (size_t)c->dim, hidden = (size_t)c->hidden_dim, n_heads = (size_t)c->n_heads;
+    size_t kv_dim = (size_t)c->n_kv_heads * (size_t)c->head_dim;
+    memset(s, 0, sizeof *s);
+    s->model = m;
+    s->config = *c;
+    s->chunk = chunk;
+    s->max_seq_len = max_seq_len;
+    s->exact = exact;
+    rope_resolve(&s->config.rope, c->train_ctx, max_seq_len);
+    cache_init(&s->cache, &s->config, max_seq_len, chunk, f32_cache || exact);
+    s->angles = xcalloc(chunk, sizeof *s->angles);
+    for (size_t i = 0; i < chunk; i++) s->angles[i].epoch = -1;
+    s->blocks = xcalloc(chunk, sizeof *s->blocks);
+    for (int map = 0; map < 2; map++) s->phase[map] = xcalloc(chunk * (size_t)c->head_dim, 4);
+    if (!s->config.rope.window) {
+        size_t n_segments = ceil_div((size_t)max_seq_len, SEGMENT);
+        s->partial = reserve(n_segments * n_heads * (s->cache.v_dim + 3) * 4);
+        if (!s->partial) die(EXIT_DATA, "-c", "cannot reserve memory for %zu segments", n_segments);
+    }
+    float **parts[] = {&s->x, &s->xb, &s->q, &s->att, &s->k, &s->v, &s->gate, &s->up};
+    size_t sizes[] = {dim, dim, dim, dim, kv_dim, kv_dim, hidden, hidden};
+    for (int i = 0; i < 8; i++) *parts[i] = xcalloc(mul_size(chunk, sizes[i]), 4);
+    size_t widest = mul_size(chunk, max_size(dim, hidden));
+    if (exact) return;
+    s->act.q = xcalloc(widest, 1);
+    s->act.scale = xcalloc(widest, 4);
+    s->act.bias = xcalloc(widest, 4);
+}
+
+static void measure_entropy(State *s)
+{
+    s->entropy = xcalloc(s->chunk * (size_t)s->config.n_heads, 4);
+    s->entropy_sum = xcalloc(s->chunk, sizeof *s->entropy_sum);
+}
+
+static void add_entropy(State *s)
+{
+    size_t n_heads = (size_t)s->config.n_heads;
+    for (size_t i = 0; i < s->n * n_heads; i++) s->entropy_sum[i / n_heads] += s->entropy[i];
+}
+
+typedef struct {
+    const State *s;
+    const float *weight; // rmsnorm's
+} Rows;
+
+static void norm_rows(void *arg, size_t begin, size_t end)
+{
+    const Rows *a = arg;
+    size_t dim = (size_t)a->s->config.dim;
+    for (size_t t = begin; t < end; t++)
+        rmsnorm(a->s->xb + t * dim, a->s->x + t * dim, a->weight, dim, a->s->config.norm_eps);
+}
+
+static void swiglu_rows(void *arg, size_t begin, size_t end)
+{
+    const State *s = arg;
+    size_t hidden = (size_t)s->config.hidden_dim;
+    for (size_t t = begin; t < end; t++)
+        swiglu(s->gate + t * hidden, s->up + t * hidden, hidden);
+}
+
+// xb = norm(x) for all tokens of the chunk.
+static void norm(const State *s, const float *weight)
+{
+    Rows arg = {s, weight};
+    parallel_for(s->n, ceil_div(MIN_BLOCK / 8, (size_t)s->config.dim), norm_rows, &arg);
+}
+
+// Runs tokens[n <= chunk] at positions pos .. pos + n - 1, all of whose predecessors are in the
+// cache. Afterwards xb [n][dim] holds the final normed states, ready for classify().
+static void forward(State *s, const int *tokens, size_t n, int64_t pos)
+{
+    const Model *m = s->model;
+    size_t dim = (size_t)s->config.dim, hidden = (size_t)s->config.hidden_dim;
+    Quantized *act = s->exact ? NULL : &s->act;
+    s->pos = pos;
+    s->n = n;
+    for (size_t t = 0; t < n; t++)
+        m->tok_emb.type->unpack(&m->tok_emb, (size_t)tokens[t], s->x + t * dim);
+    plan_positions(s);
+    if (s->entropy) memset(s->entropy_sum, 0, n * sizeof *s->entropy_sum);
+    for (s->layer = 0; s->layer < s->config.n_layers; s->layer++) {
+        const Layer *l = &m->layers[s->layer];
+        norm(s, l->att_norm);
+        matmul(act, (Product[]){{&l->wq, s->q}, {&l->wk, s->k}, {&l->wv, s->v}}, 3, s->xb, n);
+        parallel_for(n, 16, store_kv, s);
+        attention(s);
+        if (s->entropy) add_entropy(s);
+        matmul(act, &(Product){&l->wo, s->xb}, 1, s->att, n);
+        add_rows(s->x, s->xb, n * dim);
+
+        norm(s, l->ffn_norm);
+        matmul(act, (Product[]){{&l->w1, s->gate}, {&l->w3, s->up}}, 2, s->xb, n);
+        parallel_for(n, ceil_div(MIN_BLOCK / 8, hidden), swiglu_rows, s);
+        matmul(act, &(Product){&l->w2, s->xb}, 1, s->gate, n);
+        add_rows(s->x, s->xb, n * dim);
+    }
+    norm(s, m->final_norm);
+}
+
+// logits[count][vocab_size] for tokens [first, first + count) of the last chunk.
+static void classify(State *s, size_t first, size_t count, float *logits)
+{
+    const float *x = s->xb + first * (size_t)s->config.dim;
+    matmul(s->exact ? NULL : &s->act, &(Product){&s->model->classifier, logits}, 1, x, count);
+}
+
+// ================================================================================================
+// 12  Tokenizer
+//
+// llama2.c's tokenizer.bin: int32 longest piece, then for each id f32 score, int32 length, bytes.
+// Text becomes characters, bytes where the vocabulary lacks the character, and then the
+// neighbours whose joined piece has the best score are merged, the leftmost first among equals,
+// until nothing can be. A heap of candidate merges makes that O(n log n).
+
+enum { ID_UNK, ID_BOS, ID_EOS };
+
+typedef struct {
+    const char *text;
+    int len;
+    float score;
+} Piece;
+
+typedef struct {
+    const char *path;
+    char *file;         // the pieces' bytes
+    Piece *pieces;      // [vocab_size]
+    int vocab_size;
+    int *table;         // hash table of ids, -1: free
+    size_t table_size;  // a power of two
+    int byte_id[256];
+    int *id_byte;       // [vocab_size]: the byte that a token stands for, or -1
+} Tokenizer;
+
+static size_t hash_bytes(const char *s, size_t len) // FNV-1a
+{
+    uint64_t h = 0xcbf29ce484222325;
+    for (size_t i = 0; i < len; i++) h = (h ^ (uint8_t)s[i]) * 0x100000001b3;
+    return (size_t)(h ^ h >> 32);
+}
+
+// The id of a piece, or -1.
+static int find_piece(const Tokenizer *t, const char *s, size_t len)
+{
+    size_t at = hash_bytes(s, len) & (t->table_size - 1);
+    for (int id; (id = t->table[at]) >= 0; at = (at + 1) & (t->table_size - 1))
+        if ((size_t)t->pieces[id].len == len && !memcmp(t->pieces[id].text, s, len)) return id;
+    return -1;
+}
+
+static void add_piece(Tokenizer *t, int id)
+{
+    const Piece *p = &t->pieces[id];
+    if (find_piece(t, p->text, (size_t)p->len) >= 0) return; // the first of equals counts
+    size_t at = hash_bytes(p->text, (size_t)p->len) & (t->table_size - 1);
+    while (t->table[at] >= 0) at = (at + 1) & (t->table_size - 1);
+    t->table[at] = id;
+}
+
+static void read_pieces(Tokenizer *t, size_t size)
+{
+    size_t at = 4;
+    int id = 0;
+    for (; id < t->vocab_size && at + 8 <= size; id++) {
+        Piece *p = &t->pieces[id];
+        memcpy(&p->score, t->file + at, 4);
+        memcpy(&p->len, t->file + at + 4, 4);
+        p->text = t->file + (at += 8);
+        if (p->len < 0 || (size_t)p->len > size - at)
+            die(EXIT_DATA, t->path, "piece %d does not fit the file (got length %d)", id, p->len);
+        if (p->score != p->score) die(EXIT_DATA, t->path, "piece %d has no score (got nan)", id);
+        at += (size_t)p->len;
+    }
+    if (id < t->vocab_size || at != size)
+        die(EXIT_DATA, t->path, "not a tokenizer for this model (got %s than %d pieces)",
+            id < t->vocab_size ? "fewer" : "more", t->vocab_size);
+}
+
+static void tokenizer_load(Tokenizer *t, const char *path, int vocab_size)
+{
+    size_t size;
+    t->path = path;
+    t->file = read_text(path, &size);
+    t->vocab_size = vocab_size;
+    t->pieces = xcalloc((size_t)vocab_size, sizeof *t->pieces);
+    t->id_byte = xcalloc((size_t)vocab_size, sizeof *t->id_byte);
+    read_pieces(t, size);
+    for (t->table_size = 64; t->table_size < 2 * (size_t)vocab_size;) t->table_size *= 2;
+    t->table = xcalloc(t->table_size, sizeof *t->table);
+    memset(t->table, -1, t->table_size * sizeof *t->table);
+    for (int id = 0; id < vocab_size; id++) {
+        t->id_byte[id] = -1;
+        if (id > ID_EOS) add_piece(t, id);
+    }
+    for (int byte = 0; byte < 256; byte++) {
+        char name[8];
+        snprintf(name, sizeof name, "<0x%02X>", (unsigned)byte);
+        int id = t->byte_id[byte] = find_piece(t, name, 6);
+        if (id < 0) die(EXIT_DATA, path, "no piece for byte %d (want %s)", byte, name);
+        t->id_byte[id] = byte;
+    }
+}
+
+static void tokenizer_free(Tokenizer *t)
+{
+    free(t->file);
+    free(t->pieces);
+    free(t->id_byte);
+    free(t->table);
+}
+
+// Bytes in the UTF-8 sequence that begins with this byte: 1 to 4; 1 for a byte that begins none.
+static size_t utf8_length(char lead)
+{
+    uint8_t b = (uint8_t)lead;
+    return b < 0xc2 ? 1 : b < 0xe0 ? 2 : b < 0xf0 ? 3 : b < 0xf5 ? 4 : 1;
+}
+
+// A piece of the text while merging: a list in text order. len 0: merged away.
+typedef struct {
+    size_t start;
+    int len, id, prev, next;
+} Symbol;
+
+typedef struct {
+    float score;
+    int left, right, len, id; // joins symbols left and right to `len` bytes, piece `id`
+} Merge;
+
+typedef struct {
+    Merge *heap;
+    size_t n, room;
+} Merges;
+
+static int merge_before(const Merge *a, const Merge *b)
+{
+    return a->score > b->score || (a->score == b->score && a->left < b->left);
+}
+
+static void push_merge(Merges *m, Merge new)
+{
+    if (m->n == m->room) m->heap = xrealloc(m->heap, m->room = 2 * m->room + 64, sizeof new);
+    size_t at = m->n++;
+    for (; at && merge_before(&new, &m->heap[(at - 1) / 2]); at = (at - 1) / 2)
+        m->heap[at] = m->heap[(at - 1) / 2];
+    m->heap[at] = new;
+}
+
+static Merge pop_merge(Merges *m)
+{
+    Merge top = m->heap[0], last = m->heap[--m->n];
+    size_t at = 0;
+    for (size_t child; (child = 2 * at + 1) < m->n; at = child) {
+        if (child + 1 < m->n && merge_before(&m->heap[child + 1], &m->heap[child])) child++;
+        if (!merge_before(&m->heap[child], &last)) break;
+        m->heap[at] = m->heap[child];
+    }
+    m->heap[at] = last;
+    return top;
+}
+
+// Offers the pair (left, next of left), if it makes a piece. Bytes do not merge.
+static void offer_merge(const Tokenizer *t, Merges *m, const Symbol *s, const char *text, int left)
+{
+    if (left < 0 || s[left].next < 0) return;
+    int right = s[left].next, len = s[left].len + s[right].len;
+    if (t->id_byte[s[left].id] >= 0 || t->id_byte[s[right].id] >= 0) return;
+    int id = find_piece(t, text + s[left].start, (size_t)len);
+    if (id >= 0) push_merge(m, (Merge){t->pieces[id].score, left, right, len, id});
+}
+
+// Splits text[len] into characters or, where those have no piece, bytes. Returns how many.
+static int split_symbols(const Tokenizer *t, const char *text, size_t len, Symbol *s)
+{
+    int n = 0;
+    for (size_t at = 0; at < len;) {
+        size_t want = min_size(utf8_length(text[at]), len - at), have = 1;
+        while (have < want && ((uint8_t)text[at + have] & 0xc0) == 0x80) have++;
+        int id = find_piece(t, text + at, have);
+        size_t step = id < 0 ? 1 : have;
+        for (size_t end = at + have; at < end; at += step, n++)
+            s[n] = (Symbol){at, (int)step, id < 0 ? t->byte_id[(uint8_t)text[at]] : id, n - 1,
+                            n + 1};
+    }
+    if (n) s[n - 1].next = -1;
+    return n;
+}
+
+// Encodes text[len] into ids (room for len + 1) without BOS or EOS and returns how many. As in
+// llama2.c a space is put before the text: words are pieces that begin with one.
+static int tokenizer_encode(const Tokenizer *t, const char *text, size_t len, int *ids)
+{
+    if (!len) return 0;
+    if (len >= INT_MAX) die(EXIT_DATA, "text", "too long (got %zu bytes)", len);
+    char *spaced = xrealloc(NULL, len + 1, 1);
+    spaced[0] = ' ';
+    memcpy(spaced + 1, text, len);
+    Symbol *s = xrealloc(NULL, len + 1, sizeof *s);
+    Merges m = {0};
+    int n = split_symbols(t, spaced, len + 1, s), count = 0;
+    for (int i = 0; i < n; i++) offer_merge(t, &m, s, spaced, i);
+    while (m.n) {
+        Merge best = pop_merge(&m);
+        Symbol *left = &s[best.left], *right = &s[best.right];
+        // Stale: one of the two has been merged with something else since.
+        if (!left->len || left->next != best.right || left->len + right->len != best.len) continue;
+        left->len = best.len;
+        left->id = best.id;
+        left->next = right->next;
+        if (right->next >= 0) s[right->next].prev = best.left;
+        right->len = 0;
+        offer_merge(t, &m, s, spaced, best.left);
+        offer_merge(t, &m, s, spaced, left->prev);
+    }
+    for (int i = 0; i >= 0; i = s[i].next) ids[count++] = s[i].id;
+    free(m.heap);
+    free(s);
+    free(spaced);
+    return count;
+}
+
+// The bytes of a token, given the one before it: after BOS a leading space is not text.
+static const char *tokenizer_decode(const Tokenizer *t, int prev, int id, size_t *len)
+{
+    static char bytes[256];
+    const Piece *p = &t->pieces[id];
+    if (t->id_byte[id] >= 0) {
+        char *byte = &bytes[t->id_byte[id]];
+        *byte = (char)t->id_byte[id];
+        *len = 1;
+        return byte;
+    }
+    int strip = prev == ID_BOS && p->len && p->text[0] == ' ';
+    *len = (size_t)(p->len - strip);
+    return p->text + strip;
+}
+
+// Text on its way out: an incomplete UTF-8 sequence at the end waits for its other bytes.
+typedef struct {
+    FILE *out;
+    char held[4];
+    size_t n;
+} Stream;
+
+static void stream_flush(Stream *s)
+{
+    fwrite(s->held, 1, s->n, s->out);
+    s->n = 0;
+    fflush(s->out);
+}
+
+static void stream_write(Stream *s, const char *bytes, size_t len)
+{
+    for (size_t i = 0; i < len; i++) {
+        int continues = ((uint8_t)bytes[i] & 0xc0) == 0x80;
+        if (s->n && !continues) stream_flush(s); // it will never be completed
+        s->held[s->n++] = bytes[i];
+        if (s->n >= utf8_length(s->held[0])) {
+            fwrite(s->held, 1, s->n, s->out);
+            s->n = 0;
+        }
+    }
+    fflush(s->out);
+}
+
+// ================================================================================================
+// 13  Sampler
+//
+// From logits to the next token: a penalty on recent tokens, then temperature, top-k, min-p and
+// top-p, each of which drops candidates, then one draw from what is left. The same seed gives the
+// same text.
+
+typedef struct {
+    float temperature; // 0: always the most likely token
+    float top_p;       // smallest set of tokens with at least this probability; 1: all
+    int top_k;         // this many tokens at most; 0: all
+    float min_p;       // at least this share of the best token's probability; 0: all
+    float repeat_penalty; // divides a recent token's positive logit, multiplies a negative; 1: none
+    uint64_t rng;
+} Sampler;
+
+typedef struct {
+    float p;
+    int id;
+} Candidate;
+
+enum { REPEAT_WINDOW = 64 }; // how many tokens are "recent"
+
+static uint64_t next_random(uint64_t *state) // xorshift64*
+{
+    *state ^= *state >> 12;
+    *state ^= *state << 25;
+    *state ^= *state >> 27;
+    return *state * 0x2545f4914f6cdd1d;
+}
+
+static float random_unit(uint64_t *state) { return (float)(next_random(state) >> 40) * 0x1p-24f; }
+
+// Never zero, whatever the seed: zero is the generator's fixed point.
+static uint64_t seed_random(uint64_t seed)
+{
+    uint64_t z = seed + 0x9e3779b97f4a7c15; // splitmix64
+    z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9;
+    z = (z ^ z >> 27) * 0x94d049bb133111eb;
+    return (z ^ z >> 31) | 1;
+}
+
+static int argmax(const float *v, size_t n)
+{
+    size_t best = 0;
+    for (size_t i = 1; i < n; i++)
+        if (v[i] > v[best]) best = i;
+    return (int)best;
+}
+
+static int more_likely(const void *a, const void *b)
+{
+    const Candidate *x = a, *y = b;
+    if (x->p != y->p) return x->p < y->p ? 1 : -1;
+    return x->id - y->id;
+}
+
+static void penalize(float *logits, float penalty, const int *recent, int n)
+{
+    for (int i = 0; i < n; i++) {
+        int seen = 0;
+        for (int k = 0; k < i; k++) seen |= recent[k] == recent[i];
+        if (seen) continue; // once a token, however often it occurred
+        float *l = &logits[recent[i]];
+        *l = *l > 0 ? *l / penalty : *l * penalty;
+    }
+}
+
+// Candidates sorted and cut to top_k and top_p; *sum gets their probabilities' sum.
+static size_t cut_candidates(const Sampler *s, Candidate *c, size_t n, float *sum)
+{
+    qsort(c, n, sizeof *c, more_likely);
+    if (s->top_k) n = min_size(n, (size_t)s->top_k);
+    float total = 0, kept = 0;
+    for (size_t i = 0; i < n; i++) total += c[i].p;
+    size_t keep = 0;
+    while (keep < n && (s->top_p >= 1 || kept <= s->top_p * total)) kept += c[keep++].p;
+    *sum = kept;
+    return keep;
+}
+
+// Draws a token. logits [n] are overwritten. recent: the last tokens, n_recent of them.
+static int sample(Sampler *s, float *logits, size_t n, const int *recent, int n_recent)
+{
+    if (s->repeat_penalty != 1) penalize(logits, s->repeat_penalty, recent, n_recent);
+    int best = argmax(logits, n);
+    if (s->temperature == 0) return best;
+    // p relative to the best token's; what is below floor can matter to no cut.
+    float top = logits[best], floor = s->min_p > 1e-9f ? s->min_p : 1e-9f, sum = 0;
+    Candidate *c = xrealloc(NULL, n, sizeof *c);
+    size_t left = 0;
+    for (size_t i = 0; i < n; i++) {
+        float p = expf((logits[i] - top) / s->temperature);
+        if (p >= floor) c[left++] = (Candidate){p, (int)i}, sum += p;
+    }
+    if (s->top_k || s->top_p < 1) left = cut_candidates(s, c, left, &sum);
+    float draw = random_unit(&s->rng) * sum;
+    size_t i = 0;
+    while (i + 1 < left && (draw -= c[i].p) >= 0) i++;
+    int id = c[i].id;
+    free(c);
+    return id;
+}
+
+// ================================================================================================
+// 14  Generate and chat
+//
+// A Session is a loaded model with its tokenizer and settings. Text goes to stdout and nothing
+// else does; what a person may want to know about the run goes to stderr.
+
+typedef struct {
+    Model model;
+    Tokenizer tokenizer;
+    State state;
+    Sampler sampler;
+    float *logits;    // [vocab_size]
+    int64_t steps;    // new tokens at most; 0: until the context is full
+    int64_t ctx;      // positions that may be used
+    int64_t pos;      // positions used: what the cache holds
+    int prev;         // the last token fed
+} Session;
+
+static volatile sig_atomic_t interrupted;
+
+// The first Ctrl-C ends the text cleanly, the second ends the program (the default action).
+static void on_interrupt(int sig)
+{
+    (void)sig;
+    interrupted = 1;
+}
+
+static void catch_interrupts(void)
+{
+    struct sigaction action = {.sa_handler = on_interrupt, .sa_flags = (int)SA_RESETHAND};
+    sigaction(SIGINT, &action, NULL);
+}
+
+// A line on stderr that replaces itself, when someone is there to see it.
+__attribute__((format(printf, 1, 2))) static void progress(const char *fmt, ...)
+{
+    if (!isatty(STDERR_FILENO)) return;
+    va_list ap;
+    va_start(ap, fmt);
+    fputs("\r\033[K", stderr);
+    vfprintf(stderr, fmt, ap);
+    va_end(ap);
+    fflush(stderr);
+}
+
+// Feeds tokens[n] in chunks; afterwards the last token's final state is row `*last` of the last
+// chunk. Stops early on Ctrl-C.
+static size_t feed(Session *s, const int *tokens, size_t n)
+{
+    double start = seconds();
+    size_t at = 0, step = 0;
+    for (; at < n && !interrupted; at += step) {
+        step = min_size(n - at, s->state.chunk);
+        forward(&s->state, tokens + at, step, s->pos);
+        s->pos += (int64_t)step;
+        double took = seconds() - start;
+        if (took > 1)
+            progress("reading: %zu of %zu tokens, %.0f s left", at + step, n,
+                     took / (double)(at + step) * (double)(n - at - step));
+    }
+    progress("%s", "");
+    if (n) s->prev = tokens[n - 1];
+    return step ? step - 1 : 0;
+}
+
+static void say_speed(size_t read, double read_s, size_t made, double made_s)
+{
+    fprintf(stderr, "prompt: %zu tokens, %.1f tok/s; generated: %zu tokens, %.1f tok/s\n", read,
+            read_s > 0 ? (double)read / read_s : 0, made, made_s > 0 ? (double)made / made_s : 0);
+}
+
+static void write_token(const Session *s, Stream *out, int prev, int id)
+{
+    size_t len;
+    const char *text = tokenizer_decode(&s->tokenizer, prev, id, &len);
+    stream_write(out, text, len);
+}
+
+// Generates from row `row` of the last chunk until EOS, BOS, `steps` tokens, a full context or
+// Ctrl-C; returns the number of tokens. The last one may not have been fed: *unfed says.
+static size_t generate_reply(Session *s, size_t row, Stream *out)
+{
+    size_t vocab = (size_t)s->model.config.vocab_size, made = 0;
+    int recent[REPEAT_WINDOW], n_recent = 0;
+    while (!interrupted && (s->steps == 0 || made < (size_t)s->steps)) {
+        classify(&s->state, row, 1, s->logits);
+        int id = sample(&s->sampler, s->logits, vocab, recent, n_recent);
+        if (id == ID_BOS || id == ID_EOS) break;
+        write_token(s, out, s->prev, id);
+        made++;
+        if (n_recent == REPEAT_WINDOW)
+            memmove(recent, recent + 1, (size_t)--n_recent * sizeof *recent);
+        recent[n_recent++] = id;
+        if (s->pos >= s->ctx) break;
+        row = feed(s, &id, 1);
+    }
+    stream_flush(out);
+    return made;
+}
+
+// BOS and the text's tokens; the caller frees them.
+static int *encode_prompt(const Session *s, const char *text, size_t len, size_t *n)
+{
+    int *ids = xrealloc(NULL, add_size(len, 3), sizeof *ids);
+    ids[0] = ID_BOS;
+    *n = 1 + (size_t)tokenizer_encode(&s->tokenizer, text, len, ids + 1);
+    return ids;
+}
+
+static void check_stdout(void)
+{
+    if (fflush(stdout) || ferror(stdout)) die(EXIT_DATA, "stdout", "cannot write");
+}
+
+static void run_generate(Session *s, const char *prompt, size_t len)
+{
+    size_t n, made = 0;
+    int *ids = encode_prompt(s, prompt, len, &n);
+    if ((int64_t)n > s->ctx)
+        die(EXIT_DATA, "prompt", "longer than the context (got %zu tokens, want %lld at most); "
+            "use -c %zu, or --window", n, (long long)s->ctx, n + 256);
+    Stream out = {.out = stdout};
+    for (size_t i = 1; i < n; i++) write_token(s, &out, ids[i - 1], ids[i]); // echo, as llama2.c
+    double start = seconds();
+    size_t row = feed(s, ids, n);
+    double middle = seconds();
+    if (!interrupted) made = generate_reply(s, row, &out);
+    fputc('\n', stdout);
+    say_speed(n, middle - start, made, seconds() - middle);
+    free(ids);
+    check_stdout();
+}
+
+// How a turn of a conversation is written, as in Llama 2: the system's text comes within the
+// first user turn.
+static char *format_turn(const char *system, const char *user)
+{
+    size_t room = strlen(user) + (system ? strlen(system) : 0) + 64;
+    char *text = xrealloc(NULL, room, 1);
+    if (system) snprintf(text, room, "[INST] <<SYS>>\n%s\n<</SYS>>\n\n%s [/INST]", system, user);
+    else snprintf(text, room, "[INST] %s [/INST]", user);
+    return text;
+}
+
+// Reads a line of any length without its newline into *line; 0 at the end of input.
+static int read_line(char **line, size_t *room)
+{
+    if (isatty(STDIN_FILENO)) fputs("> ", stderr);
+    ssize_t got = getline(line, room, stdin);
+    if (got < 0) return 0;
+    if (got && (*line)[got - 1] == '\n') (*line)[got - 1] = 0;
+    return 1;
+}
+
+// Turn by turn on stdin and stdout; the cache keeps the conversation. `first`: the first user
+// turn, or NULL to read it.
+static void run_chat(Session *s, const char *system, const char *first)
+{
+    char *line = NULL;
+    size_t room = 0, read = 0, made = 0;
+    double read_s = 0, made_s = 0;
+    Stream out = {.out = stdout};
+    while (!interrupted && (first || read_line(&line, &room))) {
+        char *text = format_turn(s->pos ? NULL : system, first ? first : line);
+        size_t n;
+        int *ids = encode_prompt(s, text, strlen(text), &n);
+        if (s->pos) { // the turn before ends with EOS
+            memmove(ids + 1, ids, n++ * sizeof *ids);
+            ids[0] = ID_EOS;
+        }
+        if (s->pos + (int64_t)n >= s->ctx) {
+            fprintf(stderr, "%s: the context is full (got %lld tokens, want %lld at most)\n", prog,
+                    (long long)s->pos + (long long)n, (long long)s->ctx);
+            break;
+        }
+        double start = seconds();
+        size_t row = feed(s, ids, n);
+        double middle = seconds();
+        made += interrupted ? 0 : generate_reply(s, row, &out);
+        made_s += seconds() - middle;
+        read += n;
+        read_s += middle - start;
+        fputc('\n', stdout);
+        first = NULL;
+        free(text);
+        free(ids);
+    }
+    free(line);
+    say_speed(read, read_s, made, made_s);
+    check_stdout();
+}
+
+// ================================================================================================
+// 16  Options and main
+//
+// One table says what every option is called, where its value goes and what it may be; the
+// parser, the range checks and the help text all come from it.
+
+typedef struct {
+    const char *checkpoint, *tokenizer, *prompt, *file, *mode, *system, *kv;
+    long long steps, ctx, threads, seed, top_k, chunk;
+    double temperature, top_p, min_p, repeat_penalty;
+    int exact, help, version;
+} Options;
+
+static Options opt = {.mode = "generate", .kv = "f16", .steps = 256, .temperature = 1,
+                      .top_p = 0.9, .repeat_penalty = 1, .chunk = 128, .seed = -1};
+
+typedef enum { O_FLAG, O_INT, O_FLOAT, O_TEXT } OptionKind;
+
+static const struct {
+    char letter; // 0: none
+    const char *name;
+    OptionKind kind;
+    void *to;
+    double lo, hi;
+    const char *arg, *help;
+} option_table[] = {
+    {'i', "prompt", O_TEXT, &opt.prompt, 0, 0, "TEXT", "the text to continue; chat: first turn"},
+    {'f', "file", O_TEXT, &opt.file, 0, 0, "PATH", "read it from a file, - is standard input"},
+    {'n', "steps", O_INT, &opt.steps, 0, 1e12, "N", "new tokens; 0: until the context is full"},
+    {'t', "temp", O_FLOAT, &opt.temperature, 0, 1e3, "T", "temperature; 0: most likely token"},
+    {'p', "top-p", O_FLOAT, &opt.top_p, 0, 1, "P", "sample from the likeliest tokens up to P"},
+    {'k', "top-k", O_INT, &opt.top_k, 0, 1e9, "K", "sample from the K likeliest; 0: all"},
+    {0, "min-p", O_FLOAT, &opt.min_p, 0, 1, "P", "drop tokens below P times the likeliest"},
+    {0, "repeat-penalty", O_FLOAT, &opt.repeat_penalty, 0.1, 10, "R", "of the last 64 tokens"},
+    {'s', "seed", O_INT, &opt.seed, 0, 9e18, "N", "the same seed gives the same text"},
+    {'z', "tokenizer", O_TEXT, &opt.tokenizer, 0, 0, "PATH", "default: tokenizer.bin beside the"
+     " model or a folder up"},
+    {'m', "mode", O_TEXT, &opt.mode, 0, 0, "MODE", "generate, chat"},
+    {'y', "system", O_TEXT, &opt.system, 0, 0, "TEXT", "chat: the system's text"},
+    {'c', "ctx", O_INT, &opt.ctx, 1, 1 << 28, "N", "context in tokens; default: as trained"},
+    {'j', "threads", O_INT, &opt.threads, 1, 1024, "N", "default: processors that may be used"},
+    {0, "chunk", O_INT, &opt.chunk, 1, 65536, "N", "tokens of a prompt read at once"},
+    {0, "kv", O_TEXT, &opt.kv, 0, 0, "f16|f32", "type of the KV cache"},
+    {0, "exact", O_FLAG, &opt.exact, 0, 0, "", "all activations and the KV cache in float32"},
+    {'h', "help", O_FLAG, &opt.help, 0, 0, "", "this text"},
+    {0, "version", O_FLAG, &opt.version, 0, 0, "", ""},
+};
+enum { N_OPTIONS = sizeof option_table / sizeof *option_table };
+static const char version_text[] = "run 0.1";
+
+static void print_help(void)
+{
+    printf("usage: run CHECKPOINT [options]\n");
+    for (int i = 0; i < N_OPTIONS; i++) {
+        char left[64], letter[8] = "    ";
+        if (option_table[i].letter) snprintf(letter, sizeof letter, "-%c, ", option_table[i].letter);
+        snprintf(left, sizeof left, "%s--%s %s", letter, option_table[i].name, option_table[i].arg);
+        printf("  %-30s %s\n", left, option_table[i].help);
+    }
+}
+
+// The row for "-x" or "--name" (up to '='), or -1.
+static int find_option(const char *arg)
+{
+    for (int i = 0; i < N_OPTIONS; i++) {
+        const char *name = option_table[i].name;
+        size_t len = strlen(name);
+        if (arg[1] && arg[1] == option_table[i].letter && !arg[2]) return i;
+        if (arg[1] == '-' && !strncmp(arg + 2, name, len) && (!arg[2 + len] || arg[2 + len] == '='))
+            return i;
+    }
+    return -1;
+}
+
+static void set_option(int i, const char *name, const char *value)
+{
+    double lo = option_table[i].lo, hi = option_table[i].hi;
+    void *to = option_table[i].to;
+    switch (option_table[i].kind) {
+    case O_FLAG: *(int *)to = 1; break;
+    case O_TEXT: *(const char **)to = value; break;
+    case O_FLOAT: *(double *)to = parse_float(name, value, lo, hi); break;
+    case O_INT: *(long long *)to = parse_int(name, value, (long long)lo, (long long)hi); break;
+    }
+}
+
+static void parse_options(int argc, char **argv)
+{
+    for (int a = 1; a < argc; a++) {
+        char *arg = argv[a];
+        if (arg[0] != '-' || !arg[1]) {
+            if (opt.checkpoint) die(EXIT_USAGE, arg, "a second checkpoint; see run -h");
+            opt.checkpoint = arg;
+            continue;
+        }
+        int i = find_option(arg);
+        if (i < 0) die(EXIT_USAGE, arg, "no such option; see run -h");
+        char *value = strchr(arg, '=');
+        if (arg[1] != '-') value = NULL;
+        if (value) *value++ = 0;
+        if (option_table[i].kind == O_FLAG && value) die(EXIT_USAGE, arg, "takes no value");
+        if (option_table[i].kind != O_FLAG && !value && !(value = argv[++a]))
+            die(EXIT_USAGE, arg, "needs a value (%s)", option_table[i].arg);
+        set_option(i, arg, value);
+    }
+}
+
+// tokenizer.bin beside the checkpoint, or in the folder above.
+static char *find_tokenizer(const char *checkpoint)
+{
+    const char *slash = strrchr(checkpoint, '/');
+    int len = slash ? (int)(slash - checkpoint) + 1 : 0;
+    char *path = xrealloc(NULL, (size_t)len + 32, 1);
+    for (int up = 0; up < 2; up++) {
+        sprintf(path, "%.*s%stokenizer.bin", len, checkpoint, up ? "../" : "");
+        if (!access(path, R_OK)) return path;
+    }
+    die(EXIT_DATA, checkpoint, "no tokenizer.bin beside it or in the folder above; use -z");
+}
+
+static int processors(void)
+{
+#ifdef __linux__
+    cpu_set_t set;
+    if (!sched_getaffinity(0, sizeof set, &set)) return CPU_COUNT(&set);
+#endif
+    long n = sysconf(_SC_NPROCESSORS_ONLN);
+    return n > 0 ? (int)n : 1;
+}
+
+static void open_session(Session *s)
+{
+    memset(s, 0, sizeof *s);
+    model_load(&s->model, opt.checkpoint);
+    const Config *c = &s->model.config;
+    tokenizer_load(&s->tokenizer, opt.tokenizer ? opt.tokenizer : find_tokenizer(opt.checkpoint),
+                   c->vocab_size);
+    s->ctx = opt.ctx ? opt.ctx : c->train_ctx;
+    pool_start(opt.threads ? (int)opt.threads : processors());
+    state_init(&s->state, &s->model, s->ctx, (size_t)opt.chunk, !strcmp(opt.kv, "f32"), opt.exact);
+    s->logits = xcalloc((size_t)c->vocab_size, 4);
+    uint64_t seed = opt.seed >= 0 ? (uint64_t)opt.seed : (uint64_t)time(NULL);
+    s->sampler = (Sampler){(float)opt.temperature, (float)opt.top_p, (int)opt.top_k,
+                           (float)opt.min_p, (float)opt.repeat_penalty, seed_random(seed)};
+    s->steps = opt.steps;
+}
+
+#ifndef TESTING
+int main(int argc, char **argv)
+{
+    parse_options(argc, argv);
+    if (opt.help) print_help();
+    else if (opt.version) puts(version_text);
+    if (opt.help || opt.version) return 0;
+    if (!opt.checkpoint) die(EXIT_USAGE, "usage", "run CHECKPOINT [options]; see run -h");
+    Session s;
+    open_session(&s);
+    size_t len = opt.prompt ? strlen(opt.prompt) : 0;
+    char *text = opt.file ? read_text(opt.file, &len) : NULL;
+    catch_interrupts();
+    run_generate(&s, text ? text : opt.prompt ? opt.prompt : "", len);
+    return 0;
+}
+#endif
