@@ -1717,30 +1717,22 @@ static void score_tile(const Work_area *w, const float *q, const float *keys, co
     gemm_rows(w->rows, w->qt, d, w->k, d, TILE, out);
 }
 
-// Which keys of the tile at t0 query i may see: r < *seen, of which r < *far under the far map or,
-// if that has no place for them, not at all (then *blind = *far).
-static void tile_bounds(const RopeConfig *r, int64_t i, int64_t t0, int *seen, int *far, int *blind)
-{
-    int64_t last = i - t0 + 1, near = r->near ? i - r->near + 1 - t0 : 0;
-    *seen = last < 0 ? 0 : last > TILE ? TILE : (int)last;
-    *far = near < 0 ? 0 : near > *seen ? *seen : (int)near;
-    *blind = 0;
-    if (!r->window) return;
-    int64_t sinks = r->sinks - t0; // keys [sinks, far) lie behind the window
-    *blind = sinks < 0 ? 0 : sinks > *far ? *far : (int)sinks;
-}
+static int clamp(int64_t v, int lo, int hi) { return v < lo ? lo : v > hi ? hi : (int)v; }
 
-// Puts the visible scores of one row together in `score`: near, far (from `far_score`), masked.
+// Puts together in `score` what query i sees of the tile at t0: keys behind the near map's reach
+// get their far score, keys behind the window (the sinks excepted) and keys to come are masked.
+// Returns whether anything is left.
 static int mask_row(const RopeConfig *r, int64_t i, int64_t t0, float *score,
                     const float *far_score)
 {
-    int seen, far, blind;
-    tile_bounds(r, i, t0, &seen, &far, &blind);
-    int far_end = r->window ? blind : far; // keys [0, far_end) are seen from afar
-    if (far_end) memcpy(score, far_score, (size_t)far_end * 4);
-    for (int k = far_end; k < far; k++) score[k] = MASKED;
+    int seen = clamp(i - t0 + 1, 0, TILE);
+    int near = r->near ? clamp(i - r->near + 1 - t0, 0, seen) : 0;
+    int hidden = r->window ? clamp(i - r->window + 1 - t0, 0, seen) : 0;
+    int sinks = clamp(r->sinks - t0, 0, hidden);
+    if (has_far_map(r)) memcpy(score, far_score, (size_t)near * 4);
+    for (int k = sinks; k < hidden; k++) score[k] = MASKED;
     for (int k = seen; k < TILE; k++) score[k] = MASKED;
-    return far_end > 0 || seen > far;
+    return sinks > 0 || seen > hidden;
 }
 
 // One step of the online softmax on one row: score becomes exp(score - m), and the state so far
@@ -2612,6 +2604,551 @@ static void run_chat(Session *s, const char *system, const char *first)
 }
 
 // ================================================================================================
+// 15  Measure
+//
+// Instruments for text longer than the trained context. Perplexity by position shows where a
+// method breaks; passkey shows whether a far fact can be fetched at all; retrieval asks for one
+// fact among several and for a chain of them, since passkey saturates early. The rope table shows
+// what a method does to each pair, bench what the machine does. Ctrl-C keeps what was measured.
+
+// A table for other programs: written beside its place and moved there when complete.
+typedef struct {
+    const char *path; // NULL: not wanted
+    char *tmp;
+    FILE *f;
+} Tsv;
+
+__attribute__((format(printf, 2, 3))) static void tsv_row(Tsv *t, const char *fmt, ...)
+{
+    if (!t->path) return;
+    va_list ap;
+    va_start(ap, fmt);
+    vfprintf(t->f, fmt, ap);
+    va_end(ap);
+}
+
+static Tsv tsv_open(const char *path, const char *header)
+{
+    Tsv t = {.path = path};
+    if (!path) return t;
+    t.tmp = xrealloc(NULL, strlen(path) + 5, 1);
+    sprintf(t.tmp, "%s.tmp", path);
+    t.f = fopen(t.tmp, "w");
+    if (!t.f) die(EXIT_DATA, path, "cannot write (%s)", strerror(errno));
+    tsv_row(&t, "%s\n", header);
+    return t;
+}
+
+static void tsv_close(Tsv *t)
+{
+    if (!t->path) return;
+    int bad = ferror(t->f);
+    if (fclose(t->f) || bad || rename(t->tmp, t->path)) {
+        int err = errno;
+        unlink(t->tmp);
+        die(EXIT_DATA, t->path, "cannot write (%s)", strerror(err));
+    }
+    free(t->tmp);
+}
+
+// n characters of a bar that is `full` long at share 1.
+static const char *bar(double share, int full)
+{
+    static const char marks[] = "########################################";
+    int n = (int)lround(share * full);
+    n = n < 0 ? 0 : n > full ? full : n;
+    return marks + (sizeof marks - 1 - (size_t)n);
+}
+
+// --- perplexity ---------------------------------------------------------------------------------
+
+enum { LOGIT_ROWS = 32, BUCKETS = 16 };
+
+typedef struct {
+    const float *logits; // [rows][vocab]
+    size_t vocab;
+    const int *target;
+    double *nll;
+} Losses;
+
+static void loss_rows(void *arg, size_t begin, size_t end)
+{
+    const Losses *l = arg;
+    for (size_t t = begin; t < end; t++)
+        l->nll[t] = cross_entropy(l->logits + t * l->vocab, l->vocab, l->target[t]);
+}
+
+// Runs ids[n] from an empty cache; nll[p] = loss of ids[p + 1] given ids[0..p] for from <= p <
+// n - 1, entropy[p] likewise unless NULL. Returns how many positions were done before Ctrl-C.
+static size_t score_window(Session *s, const int *ids, size_t n, size_t from, double *nll,
+                           double *entropy)
+{
+    size_t vocab = (size_t)s->model.config.vocab_size, at = 0;
+    float *logits = xcalloc(LOGIT_ROWS * vocab, 4);
+    for (size_t step; at < n - 1 && !interrupted; at += step) {
+        step = min_size(n - 1 - at, s->state.chunk);
+        forward(&s->state, ids + at, step, (int64_t)at);
+        for (size_t t = at < from ? from - at : 0; t < step; t += LOGIT_ROWS) {
+            size_t rows = min_size(LOGIT_ROWS, step - t);
+            classify(&s->state, t, rows, logits);
+            Losses l = {logits, vocab, ids + at + t + 1, nll + at + t};
+            parallel_for(rows, ceil_div(MIN_BLOCK, vocab), loss_rows, &l);
+        }
+        for (size_t t = 0; entropy && t < step; t++)
+            entropy[at + t] = s->state.entropy_sum[t] /
+                              (s->model.config.n_layers * (double)s->model.config.n_heads);
+    }
+    free(logits);
+    return at;
+}
+
+// Sums over predictions, by position.
+typedef struct {
+    size_t n, from;              // positions [from, n)
+    double *nll, *entropy;       // [n] of the window just scored
+    double *sum, *bytes, *e_sum; // [n]
+    size_t *count;
+    double mean_sum, mean_squares; // of windows, or of tokens while there is one window
+    size_t n_windows, n_tokens;
+    double squares;              // of tokens
+} Perplexity;
+
+// Adds positions [from, end) of window `w`, whose input is ids.
+static void add_window(Session *s, Perplexity *p, size_t w, const int *ids, size_t end, Tsv *tsv)
+{
+    double total = 0;
+    for (size_t i = p->from; i < end; i++) {
+        size_t len;
+        tokenizer_decode(&s->tokenizer, ids[i], ids[i + 1], &len);
+        total += p->nll[i];
+        p->squares += p->nll[i] * p->nll[i];
+        p->sum[i] += p->nll[i];
+        p->bytes[i] += (double)len;
+        p->count[i]++;
+        if (p->entropy) p->e_sum[i] += p->entropy[i];
+        tsv_row(tsv, "%zu\t%zu\t%d\t%.7f", w, i, ids[i + 1], p->nll[i]);
+        if (p->entropy) tsv_row(tsv, "\t%.7f", p->entropy[i]);
+        tsv_row(tsv, "\n");
+    }
+    double mean = total / (double)(end - p->from);
+    p->mean_sum += mean;
+    p->mean_squares += mean * mean;
+    p->n_tokens += end - p->from;
+    p->n_windows++;
+}
+
+// One line of the table: positions [lo, hi).
+static void print_bucket(const Perplexity *p, size_t lo, size_t hi, double scale)
+{
+    double sum = 0, bytes = 0, entropy = 0, count = 0;
+    for (size_t i = lo; i < hi; i++) {
+        sum += p->sum[i];
+        bytes += p->bytes[i];
+        count += (double)p->count[i];
+        if (p->entropy) entropy += p->e_sum[i];
+    }
+    if (!(count > 0)) return;
+    double mean = sum / count;
+    printf("%9zu %9zu %8.4f %11.2f %9.4f", lo, hi - 1, mean, exp(mean),
+           bytes > 0 ? sum / bytes / M_LN2 : 0);
+    if (p->entropy) printf(" %8.3f", entropy / count);
+    printf("  %s\n", bar(mean / scale, 30));
+}
+
+static void print_perplexity(const Perplexity *p, double took)
+{
+    size_t n = p->n - p->from, buckets = min_size(BUCKETS, n);
+    double sum = 0, bytes = 0, top = 0, windows = (double)p->n_windows;
+    for (size_t i = p->from; i < p->n; i++) sum += p->sum[i], bytes += p->bytes[i];
+    double tokens = (double)p->n_tokens, mean = sum / tokens;
+    for (size_t b = 0; b < buckets; b++) {
+        double part = 0, count = 0;
+        for (size_t i = p->from + b * n / buckets; i < p->from + (b + 1) * n / buckets; i++)
+            part += p->sum[i], count += (double)p->count[i];
+        if (count > 0) top = fmax(top, part / count);
+    }
+    printf("     from        to     loss  perplexity bits/byte%s\n", p->entropy ? "  entropy" : "");
+    for (size_t b = 0; b < buckets; b++)
+        print_bucket(p, p->from + b * n / buckets, p->from + (b + 1) * n / buckets, top);
+    int many = p->n_windows > 1; // the standard error is over windows, or over tokens of the one
+    double k = many ? windows : tokens, m = many ? p->mean_sum / k : mean;
+    double variance = k > 1 ? ((many ? p->mean_squares : p->squares) / k - m * m) / (k - 1) : 0;
+    printf("loss %.4f +- %.4f (standard error over %s), perplexity %.3f, bits/byte %.4f\n", mean,
+           sqrt(fmax(0, variance)), many ? "windows" : "the tokens of one window", exp(mean),
+           bytes > 0 ? sum / bytes / M_LN2 : 0);
+    printf("%zu windows, %zu predictions, %.1f s, %.1f tok/s\n", p->n_windows, p->n_tokens, took,
+           windows * (double)(p->n - 1 + 1) / took);
+}
+
+// Windows of ctx tokens, each with its own BOS and an empty cache, side by side; or, with a
+// stride, sliding by it, the last `stride` predictions of each counting. windows: at most; 0: all.
+static void run_perplexity(Session *s, const char *text, size_t len, size_t windows, size_t stride,
+                           int entropy, const char *tsv_path)
+{
+    size_t n_ids, w = 0;
+    int *ids = encode_prompt(s, text, len, &n_ids);
+    size_t n = min_size((size_t)s->ctx, n_ids), step = stride ? stride : n - 1;
+    if (n < 2) die(EXIT_DATA, "text", "nothing to predict (got %zu tokens, want 2)", n);
+    if (stride >= n) die(EXIT_USAGE, "--stride", "want less than the window of %zu tokens", n);
+    Perplexity p = {.n = n - 1, .from = stride ? n - 1 - stride : 0};
+    double **arrays[] = {&p.nll, &p.sum, &p.bytes, &p.e_sum, &p.entropy};
+    for (int i = 0; i < 4 + entropy; i++) *arrays[i] = xcalloc(p.n, sizeof(double));
+    p.count = xcalloc(p.n, sizeof *p.count);
+    if (entropy) measure_entropy(&s->state);
+    Tsv tsv = tsv_open(tsv_path, entropy ? "window\tposition\ttoken\tnll\tentropy"
+                                         : "window\tposition\ttoken\tnll");
+    size_t total = 1 + (n_ids - n) / step;
+    if (windows) total = min_size(total, windows);
+    double start = seconds();
+    for (; w < total && !interrupted; w++) {
+        int *window = ids + w * step, saved = *window;
+        *window = ID_BOS;
+        size_t done = score_window(s, window, n, p.from, p.nll, p.entropy);
+        if (done == p.n || (w == 0 && done > p.from)) add_window(s, &p, w, window, done, &tsv);
+        *window = saved;
+        double took = seconds() - start;
+        progress("window %zu of %zu, %.0f s left", w + 1, total,
+                 took / (double)(w + 1) * (double)(total - w - 1));
+    }
+    progress("%s", "");
+    tsv_close(&tsv);
+    if (p.n_windows) print_perplexity(&p, seconds() - start);
+    free(ids);
+    for (int i = 0; i < 5; i++) free(*arrays[i]);
+    free(p.count);
+}
+
+// --- passkey and retrieval ----------------------------------------------------------------------
+// A fact, or several, somewhere in a long filler text, and a question at the end; the answer is
+// decoded greedily and must begin with exactly the right digits.
+
+typedef struct {
+    double at;     // place in the filler, 0 to 1
+    char text[96];
+} Fact;
+
+typedef struct {
+    Fact facts[8];
+    int n_facts;
+    char question[96], answer[16];
+} Task;
+
+typedef struct {
+    const char *name;
+    void (*make)(Task *t, double depth, uint64_t *rng);
+} TaskKind;
+
+__attribute__((format(printf, 3, 4))) static void add_fact(Task *t, double at, const char *fmt, ...)
+{
+    va_list ap;
+    va_start(ap, fmt);
+    int i = t->n_facts++;
+    for (; i > 0 && t->facts[i - 1].at > at; i--) t->facts[i] = t->facts[i - 1]; // in text order
+    t->facts[i].at = at;
+    vsnprintf(t->facts[i].text, sizeof t->facts[i].text, fmt, ap);
+    va_end(ap);
+}
+
+static int random_below(uint64_t *rng, int n) { return (int)(random_unit(rng) * (float)n); }
+
+// A passkey, stated twice. [PI] 3.4, after Mohtashami and Jaggi 2023
+static void make_passkey(Task *t, double depth, uint64_t *rng)
+{
+    int key = 10000 + random_below(rng, 90000);
+    add_fact(t, depth, "The pass key is %d. Remember it. %d is the pass key.", key, key);
+    snprintf(t->question, sizeof t->question, "What is the pass key? The pass key is");
+    snprintf(t->answer, sizeof t->answer, "%d", key);
+}
+
+// Four keys with names, one asked for (RULER's multi-key). The one at `depth` is asked for.
+static void make_multikey(Task *t, double depth, uint64_t *rng)
+{
+    static const char *const names[] = {"Anna", "Ben", "Clara", "David", "Emma", "Frank", "Grace",
+                                        "Henry"};
+    int first = random_below(rng, 8);
+    for (int i = 0; i < 4; i++) {
+        const char *name = names[(first + 3 * i) % 8];
+        int number = 1000 + random_below(rng, 9000);
+        add_fact(t, i ? random_unit(rng) : depth, "The magic number for %s is %d.", name, number);
+        if (i) continue;
+        snprintf(t->question, sizeof t->question,
+                 "What is the magic number for %s? The magic number for %s is", name, name);
+        snprintf(t->answer, sizeof t->answer, "%d", number);
+    }
+}
+
+// A chain of two assignments to follow, and another one that leads astray (RULER's variable
+// tracking). The chain begins at `depth`.
+static void make_tracking(Task *t, double depth, uint64_t *rng)
+{
+    int a = random_below(rng, 26), number = 1000 + random_below(rng, 9000);
+    int b = (a + 1 + random_below(rng, 8)) % 26, c = (a + 9 + random_below(rng, 8)) % 26;
+    int d = (a + 17 + random_below(rng, 8)) % 26;
+    double later = depth + (1 - depth) * random_unit(rng), other = random_unit(rng);
+    add_fact(t, depth, "The box %c holds %d.", 'A' + a, number);
+    add_fact(t, later, "The box %c holds what the box %c holds.", 'A' + b, 'A' + a);
+    add_fact(t, other, "The box %c holds %d.", 'A' + c, 1000 + random_below(rng, 9000));
+    add_fact(t, other + (1 - other) * random_unit(rng), "The box %c holds what the box %c holds.",
+             'A' + d, 'A' + c);
+    snprintf(t->question, sizeof t->question, "What does the box %c hold? The box %c holds",
+             'A' + b, 'A' + b);
+    snprintf(t->answer, sizeof t->answer, "%d", number);
+}
+
+static const TaskKind task_kinds[] = {
+    {"passkey", make_passkey},
+    {"multi-key", make_multikey},
+    {"variable tracking", make_tracking},
+};
+
+// Filler: sentences, repeated as often as needed.
+typedef struct {
+    const char **start;
+    size_t *len, n;
+} Filler;
+
+static const char classic_filler[] = "The grass is green. The sky is blue. The sun is yellow. "
+                                     "Here we go. There and back again.";
+
+// Cuts text (which must outlive the filler) into sentences; line breaks are not kept.
+static Filler split_sentences(const char *text, size_t len)
+{
+    Filler f = {0};
+    size_t at = 0;
+    while (at < len) {
+        while (at < len && isspace((unsigned char)text[at])) at++;
+        size_t end = at;
+        while (end < len && text[end] != '\n' &&
+               !(strchr(".!?", text[end]) && end + 1 < len && text[end + 1] == ' ')) end++;
+        if (end < len && text[end] != '\n') end++;
+        if (end > at) {
+            f.start = xrealloc(f.start, f.n + 1, sizeof *f.start);
+            f.len = xrealloc(f.len, f.n + 1, sizeof *f.len);
+            f.start[f.n] = text + at;
+            f.len[f.n++] = end - at;
+        }
+        at = end;
+    }
+    if (!f.n) die(EXIT_DATA, "filler", "no sentences in it");
+    return f;
+}
+
+// The task's text with n sentences of filler, from sentence `first` on; *len gets its length.
+static char *write_task(const Task *t, const Filler *f, size_t first, size_t n, size_t *len)
+{
+    size_t room = 1024, at = 0;
+    for (size_t i = 0; i < n; i++) room += f->len[(first + i) % f->n] + 1;
+    char *text = xrealloc(NULL, room, 1);
+    int fact = 0;
+    for (size_t i = 0; i <= n; i++) {
+        for (; fact < t->n_facts && t->facts[fact].at * (double)n <= (double)i; fact++)
+            at += (size_t)sprintf(text + at, "%s ", t->facts[fact].text);
+        if (i == n) break;
+        size_t k = (first + i) % f->n;
+        memcpy(text + at, f->start[k], f->len[k]);
+        at += f->len[k];
+        text[at++] = ' ';
+    }
+    *len = at + (size_t)sprintf(text + at, "%s", t->question);
+    return text;
+}
+
+// The ids of the longest such text that fits into `room` tokens.
+static int *fit_task(const Session *s, const Task *t, const Filler *f, size_t first, size_t room,
+                     size_t *n_ids)
+{
+    size_t lo = 0, hi = room; // lo sentences fit (if any do), hi + 1 do not
+    for (;;) {
+        size_t mid = lo + (hi - lo + 1) / 2, len;
+        char *text = write_task(t, f, first, mid, &len);
+        int *ids = encode_prompt(s, text, len, n_ids);
+        free(text);
+        if (*n_ids <= room && lo == hi) return ids;
+        if (*n_ids <= room) lo = mid;
+        else if (mid == 0) die(EXIT_DATA, "--lengths", "too short (got %zu tokens)", room);
+        else hi = mid - 1;
+        free(ids);
+    }
+}
+
+// Decodes greedily as long as the text goes along with the answer; 1 if it is all there and no
+// other digit follows.
+static int answers(Session *s, const int *ids, size_t n, const char *answer, char *got, size_t room)
+{
+    size_t row, used = 0, want = strlen(answer), vocab = (size_t)s->model.config.vocab_size;
+    s->pos = 0;
+    row = feed(s, ids, n);
+    while (used < want + 1 && used + 1 < room && !interrupted && s->pos < s->ctx) {
+        size_t len;
+        classify(&s->state, row, 1, s->logits);
+        int id = argmax(s->logits, vocab);
+        const char *text = tokenizer_decode(&s->tokenizer, s->prev, id, &len);
+        for (size_t i = 0; i < len && used + 1 < room; i++)
+            if (used || text[i] != ' ') got[used++] = isspace((unsigned char)text[i]) ? ' ' : text[i];
+        if (id == ID_EOS || id == ID_BOS) break;
+        row = feed(s, &id, 1);
+    }
+    got[used] = 0;
+    return !strncmp(got, answer, want) && !isdigit((unsigned char)got[want]);
+}
+
+typedef struct {
+    size_t lengths[32];
+    int n_lengths, depths, trials;
+    uint64_t seed;
+} Grid;
+
+// One cell of the grid: the share of right answers at one length and depth; -1: interrupted.
+static double run_cell(Session *s, const TaskKind *kind, const Filler *f, const Grid *g, int l,
+                       int d, Tsv *tsv)
+{
+    double depth = g->depths > 1 ? (double)d / (g->depths - 1) : 0.5;
+    int right = 0;
+    for (int trial = 0; trial < g->trials; trial++) {
+        uint64_t rng = seed_random(g->seed + (uint64_t)((l * 64 + d) * 1024 + trial));
+        for (int i = 0; i < 4; i++) next_random(&rng);
+        Task task = {0};
+        char got[32];
+        size_t n, room = g->lengths[l] - 8; // room for the answer
+        kind->make(&task, depth, &rng);
+        size_t first = (size_t)random_below(&rng, (int)min_size(f->n, 1 << 20));
+        int *ids = fit_task(s, &task, f, first, room, &n);
+        int ok = answers(s, ids, n, task.answer, got, sizeof got);
+        free(ids);
+        if (interrupted) return -1;
+        right += ok;
+        tsv_row(tsv, "%s\t%zu\t%.3f\t%d\t%zu\t%d\t%s\t%s\n", kind->name, g->lengths[l], depth,
+                trial, n, ok, task.answer, got);
+    }
+    return (double)right / g->trials;
+}
+
+static void run_grid(Session *s, const TaskKind *kind, const Filler *f, const Grid *g, Tsv *tsv)
+{
+    static const char *const shades[] = {"  ", "\u2591\u2591", "\u2592\u2592", "\u2593\u2593",
+                                         "\u2588\u2588"};
+    double total = 0, cells = 0, start = seconds();
+    printf("%s: %% right over %d trials, by depth of the fact (0: at the beginning)\n%9s",
+           kind->name, g->trials, "tokens");
+    for (int d = 0; d < g->depths; d++)
+        printf(" %6.0f%%", g->depths > 1 ? 100.0 * d / (g->depths - 1) : 50);
+    printf("     all\n");
+    for (int l = 0; l < g->n_lengths && !interrupted; l++) {
+        double row = 0;
+        printf("%9zu", g->lengths[l]);
+        for (int d = 0; d < g->depths && !interrupted; d++) {
+            double share = run_cell(s, kind, f, g, l, d, tsv);
+            if (share < 0) break;
+            row += share;
+            total += share;
+            cells++;
+            printf(" %s %4.0f", shades[(int)lround(share * 4)], 100 * share);
+            progress("%s: %.0f of %d cells, %.0f s so far", kind->name, cells,
+                     g->n_lengths * g->depths, seconds() - start);
+        }
+        progress("%s", "");
+        printf(" %7.0f\n", 100 * row / g->depths);
+        fflush(stdout);
+    }
+    if (cells > 0) printf("all cells: %.1f%%\n", 100 * total / cells);
+}
+
+// kinds [n]: the tasks to run, each over the whole grid.
+static void run_retrieval(Session *s, const TaskKind *kinds, int n, const Grid *g,
+                          const char *filler, size_t len, const char *tsv_path)
+{
+    Filler f = filler ? split_sentences(filler, len)
+                      : split_sentences(classic_filler, sizeof classic_filler - 1);
+    Tsv tsv = tsv_open(tsv_path, "task\tlength\tdepth\ttrial\ttokens\tright\tanswer\tgot");
+    for (int k = 0; k < n && !interrupted; k++) run_grid(s, &kinds[k], &f, g, &tsv);
+    tsv_close(&tsv);
+    free(f.start);
+    free(f.len);
+}
+
+// --- rope ---------------------------------------------------------------------------------------
+
+// Mean of cos(D theta_m) over pairs: the score of equal q and k at distance D, against D = 0.
+static double score_decay(const double *freq, size_t pairs, double distance)
+{
+    double sum = 0;
+    for (size_t m = 0; m < pairs; m++) sum += cos(distance * freq[m]);
+    return sum / (double)pairs;
+}
+
+static void run_rope(const State *s, const char *tsv_path)
+{
+    const RopeConfig *r = &s->config.rope;
+    size_t pairs = (size_t)s->config.head_dim / 2;
+    double *before = xcalloc(pairs, 8), *after = xcalloc(pairs, 8), n = (double)s->max_seq_len;
+    Tsv tsv = tsv_open(tsv_path, "pair\twavelength\tscaled\tturns\tratio");
+    printf("%s, base %g, L %d, s %g, attention factor %g, at length %.0f\n"
+           " pair   wavelength       scaled  turns in L    ratio\n",
+           rope_methods[r->method].name, r->theta, r->orig_ctx, r->factor, attention_factor(r), n);
+    for (size_t m = 0; m < pairs; m++) {
+        before[m] = rope_none(r, s->config.head_dim, (int)m, n);
+        after[m] = rope_methods[r->method].frequency(r, s->config.head_dim, (int)m, n);
+        double wave = 2 * M_PI / before[m], ratio = before[m] / after[m];
+        double most = fmax(r->factor, n / r->orig_ctx);
+        printf("%5zu %12.1f %12.1f %11.3f %8.3f  %s\n", m, wave, 2 * M_PI / after[m],
+               r->orig_ctx / wave, ratio, fabs(ratio - 1) < 1e-3 ? "kept"
+               : ratio > 0.999 * most ? "interpolated" : "mixed");
+        tsv_row(&tsv, "%zu\t%.6g\t%.6g\t%.6g\t%.6g\n", m, wave, 2 * M_PI / after[m],
+                r->orig_ctx / wave, ratio);
+    }
+    printf("\nmean of cos(D theta) over pairs: how a score decays with the distance D\n"
+           "%9s %8s %8s\n", "D", "trained", "scaled");
+    for (double D = 1; D <= n; D *= 2) {
+        double share = score_decay(after, pairs, D);
+        printf("%9.0f %8.3f %8.3f  %s\n", D, score_decay(before, pairs, D), share, bar(share, 40));
+    }
+    tsv_close(&tsv);
+    free(before);
+    free(after);
+}
+
+// --- bench --------------------------------------------------------------------------------------
+
+// Multiplications and additions for one token behind `seen` others, classifier left out.
+static double token_flops(const Config *c, double seen)
+{
+    double dim = c->dim, kv_dim = (double)c->n_kv_heads * c->head_dim, hidden = c->hidden_dim;
+    double weights = 2 * dim * dim + 2 * dim * kv_dim + 3 * dim * hidden;
+    return 2 * c->n_layers * (weights + 2 * dim * seen);
+}
+
+// Prompt and decode speed with 0, 1/4, 1/2, 3/4 and (nearly) all of the context used.
+static void run_bench(Session *s, size_t ctx)
+{
+    enum { DECODED = 32 };
+    const Config *c = &s->model.config;
+    if (ctx < 4 * DECODED) die(EXIT_USAGE, "-c", "too short to measure (got %zu)", ctx);
+    int *ids = xcalloc(ctx, sizeof *ids);
+    uint64_t rng = seed_random(1);
+    for (size_t i = 0; i < ctx; i++) ids[i] = random_below(&rng, c->vocab_size);
+    size_t kv = 2 * (size_t)c->n_layers * (size_t)c->n_kv_heads * (size_t)c->head_dim;
+    printf("%9s %12s %9s %12s %8s\n", "context", "prompt tok/s", "GFLOP/s", "decode tok/s", "GB/s");
+    for (size_t depth = 0; depth < ctx && !interrupted; depth += ctx / 4) {
+        size_t end = min_size(depth + ctx / 4, ctx - DECODED), n = end - depth;
+        s->pos = (int64_t)depth;
+        double start = seconds();
+        feed(s, ids + depth, n);
+        double read = seconds() - start, mid = (double)(depth + end) / 2;
+        s->pos = (int64_t)depth;
+        start = seconds();
+        for (int i = 0; i < DECODED && !interrupted; i++) {
+            classify(&s->state, feed(s, ids + i, 1), 1, s->logits);
+        }
+        double made = (seconds() - start) / DECODED;
+        double bytes = (double)s->model.weight_bytes + (double)(kv * depth * s->state.cache.elem);
+        printf("%9zu %12.1f %9.1f %12.1f %8.2f\n", depth, (double)n / read,
+               token_flops(c, mid) * (double)n / read / 1e9, 1 / made, bytes / made / 1e9);
+        fflush(stdout);
+    }
+    free(ids);
+}
+
+// ================================================================================================
 // 16  Options and main
 //
 // One table says what every option is called, where its value goes and what it may be; the
@@ -2619,13 +3156,17 @@ static void run_chat(Session *s, const char *system, const char *first)
 
 typedef struct {
     const char *checkpoint, *tokenizer, *prompt, *file, *mode, *system, *kv;
-    long long steps, ctx, threads, seed, top_k, chunk;
+    const char *scaling, *long_factors, *short_factors, *self_extend, *leaky, *lengths, *tsv;
+    long long steps, ctx, threads, seed, top_k, chunk, orig_ctx, window, sinks, rerope;
+    long long windows, stride, depths, trials;
     double temperature, top_p, min_p, repeat_penalty;
-    int exact, help, version;
+    double factor, theta, attn_factor, beta_fast, beta_slow, low_freq_factor, high_freq_factor;
+    int exact, logn, entropy, help, version;
 } Options;
 
 static Options opt = {.mode = "generate", .kv = "f16", .steps = 256, .temperature = 1,
-                      .top_p = 0.9, .repeat_penalty = 1, .chunk = 128, .seed = -1};
+                      .top_p = 0.9, .repeat_penalty = 1, .chunk = 128, .seed = -1, .window = -1,
+                      .sinks = -1, .rerope = -1, .depths = 5, .trials = 5};
 
 typedef enum { O_FLAG, O_INT, O_FLOAT, O_TEXT } OptionKind;
 
@@ -2648,13 +3189,38 @@ static const struct {
     {'s', "seed", O_INT, &opt.seed, 0, 9e18, "N", "the same seed gives the same text"},
     {'z', "tokenizer", O_TEXT, &opt.tokenizer, 0, 0, "PATH", "default: tokenizer.bin beside the"
      " model or a folder up"},
-    {'m', "mode", O_TEXT, &opt.mode, 0, 0, "MODE", "generate, chat"},
+    {'m', "mode", O_TEXT, &opt.mode, 0, 0, "MODE", "generate, chat, perplexity, passkey,"
+     " retrieval, rope, bench"},
     {'y', "system", O_TEXT, &opt.system, 0, 0, "TEXT", "chat: the system's text"},
     {'c', "ctx", O_INT, &opt.ctx, 1, 1 << 28, "N", "context in tokens; default: as trained"},
     {'j', "threads", O_INT, &opt.threads, 1, 1024, "N", "default: processors that may be used"},
     {0, "chunk", O_INT, &opt.chunk, 1, 65536, "N", "tokens of a prompt read at once"},
     {0, "kv", O_TEXT, &opt.kv, 0, 0, "f16|f32", "type of the KV cache"},
     {0, "exact", O_FLAG, &opt.exact, 0, 0, "", "all activations and the KV cache in float32"},
+    {0, "rope-scaling", O_TEXT, &opt.scaling, 0, 0, "METHOD", "past the trained context; see below"},
+    {0, "rope-factor", O_FLOAT, &opt.factor, 1, 1e6, "S", "default: -c / L (dynamic: 1)"},
+    {0, "rope-orig-ctx", O_INT, &opt.orig_ctx, 1, 1 << 28, "L", "default: as trained"},
+    {0, "rope-theta", O_FLOAT, &opt.theta, 1.5, 1e12, "BASE", "default: the model's"},
+    {0, "rope-attn-factor", O_FLOAT, &opt.attn_factor, 1e-3, 1e3, "A", "default: the method's"},
+    {0, "beta-fast", O_FLOAT, &opt.beta_fast, 1e-3, 1e6, "TURNS", "by-parts, yarn: kept above; 32"},
+    {0, "beta-slow", O_FLOAT, &opt.beta_slow, 1e-3, 1e6, "TURNS", "interpolated below; 1"},
+    {0, "low-freq-factor", O_FLOAT, &opt.low_freq_factor, 1e-3, 1e6, "TURNS", "llama3; 1"},
+    {0, "high-freq-factor", O_FLOAT, &opt.high_freq_factor, 1e-3, 1e6, "TURNS", "llama3; 4"},
+    {0, "long-factors", O_TEXT, &opt.long_factors, 0, 0, "PATH", "longrope: a number a pair"},
+    {0, "short-factors", O_TEXT, &opt.short_factors, 0, 0, "PATH", "the same up to L tokens"},
+    {0, "window", O_INT, &opt.window, 0, 1 << 28, "W", "attend to the last W tokens only"},
+    {0, "sinks", O_INT, &opt.sinks, 0, 1 << 20, "S", "and to the first S (with --window)"},
+    {0, "self-extend", O_TEXT, &opt.self_extend, 0, 0, "G:W", "groups of G past distance W"},
+    {0, "rerope", O_INT, &opt.rerope, 1, 1 << 28, "W", "no distance above W"},
+    {0, "leaky-rerope", O_TEXT, &opt.leaky, 0, 0, "W:K", "past W, distances / K"},
+    {0, "logn", O_FLAG, &opt.logn, 0, 0, "", "scale queries past L by ln(n) / ln(L)"},
+    {0, "windows", O_INT, &opt.windows, 1, 1e9, "K", "perplexity: so many windows of -c at most"},
+    {0, "stride", O_INT, &opt.stride, 1, 1 << 28, "N", "perplexity: slide by N, score the last N"},
+    {0, "entropy", O_FLAG, &opt.entropy, 0, 0, "", "perplexity: entropy of attention, too"},
+    {0, "lengths", O_TEXT, &opt.lengths, 0, 0, "A,B,..", "passkey, retrieval: lengths in tokens"},
+    {0, "depths", O_INT, &opt.depths, 1, 64, "D", "passkey, retrieval: places of the fact; 5"},
+    {0, "trials", O_INT, &opt.trials, 1, 1024, "T", "passkey, retrieval: texts a place; 5"},
+    {0, "tsv", O_TEXT, &opt.tsv, 0, 0, "PATH", "the measurements as a table"},
     {'h', "help", O_FLAG, &opt.help, 0, 0, "", "this text"},
     {0, "version", O_FLAG, &opt.version, 0, 0, "", ""},
 };
@@ -2670,6 +3236,9 @@ static void print_help(void)
         snprintf(left, sizeof left, "%s--%s %s", letter, option_table[i].name, option_table[i].arg);
         printf("  %-30s %s\n", left, option_table[i].help);
     }
+    printf("--rope-scaling:\n");
+    for (int i = 0; i < N_ROPE_METHODS; i++)
+        printf("  %-30s %s\n", rope_methods[i].name, rope_methods[i].what);
 }
 
 // The row for "-x" or "--name" (up to '='), or -1.
@@ -2741,14 +3310,149 @@ static int processors(void)
     return n > 0 ? (int)n : 1;
 }
 
-static void open_session(Session *s)
+// Numbers separated by blanks or commas, one a pair, all positive.
+static const float *read_factors(const char *path, size_t pairs)
+{
+    size_t len, n = 0;
+    char *text = read_text(path, &len), *at = text;
+    float *list = xcalloc(pairs, sizeof *list);
+    for (;;) {
+        at += strspn(at, ", \t\r\n");
+        if (!*at) break;
+        char *end;
+        float v = strtof(at, &end);
+        if (end == at || !(v > 0 && v < 1e6f))
+            die(EXIT_DATA, path, "number %zu (got '%.12s', want one above 0)", n + 1, at);
+        if (n < pairs) list[n] = v;
+        n++;
+        at = end;
+    }
+    if (n != pairs) die(EXIT_DATA, path, "one number a pair (got %zu, want %zu)", n, pairs);
+    free(text);
+    return list;
+}
+
+static int parse_method(const char *name)
+{
+    for (int i = 0; i < N_ROPE_METHODS; i++)
+        if (!strcmp(name, rope_methods[i].name)) return i;
+    if (!strcmp(name, "pi")) return ROPE_LINEAR;
+    die(EXIT_USAGE, "--rope-scaling", "no such method (got '%s'); see run -h", name);
+}
+
+// "A:B" as two numbers.
+static void parse_two(const char *option, const char *s, double *a, double *b, double hi)
+{
+    char *copy = strdup(s), *colon = strchr(copy, ':');
+    if (!colon) die(EXIT_USAGE, option, "want two numbers with a colon between (got '%s')", s);
+    *colon = 0;
+    *a = parse_float(option, copy, 1, hi);
+    *b = parse_float(option, colon + 1, 1, hi);
+    free(copy);
+}
+
+// The distance method of the command line, if any.
+static void set_distance(RopeConfig *r)
+{
+    double near = (double)opt.rerope;
+    if (!!opt.self_extend + !!opt.leaky + (opt.rerope > 0) > 1)
+        die(EXIT_USAGE, "--self-extend, --rerope, --leaky-rerope", "only one of them can be used");
+    if (opt.rerope > 0) r->distance = DIST_REROPE;
+    if (opt.self_extend) {
+        r->distance = DIST_SELF_EXTEND;
+        parse_two("--self-extend", opt.self_extend, &r->far, &near, 1 << 28);
+        if (r->far != floor(r->far)) die(EXIT_USAGE, "--self-extend", "G is not a whole number");
+    } else if (opt.leaky) {
+        r->distance = DIST_LEAKY;
+        parse_two("--leaky-rerope", opt.leaky, &near, &r->far, 1 << 28);
+    }
+    if (near != floor(near)) die(EXIT_USAGE, "--self-extend, --leaky-rerope", "W is not whole");
+    if (r->distance != DIST_FULL) r->near = (int)near;
+    if (r->sinks && !r->window) die(EXIT_USAGE, "--sinks", "needs --window");
+    if (r->sinks && r->distance != DIST_FULL)
+        die(EXIT_USAGE, "--sinks", "cannot be used with another distance method");
+}
+
+// Lays the command line's position options over the checkpoint's.
+static void set_rope(Config *c)
+{
+    RopeConfig *r = &c->rope;
+    int any = opt.scaling || opt.factor > 0 || opt.theta > 0 || opt.attn_factor > 0 ||
+              opt.self_extend || opt.leaky || opt.rerope > 0;
+    if (any && c->encoding != ENC_ROPE)
+        die(EXIT_USAGE, "--rope-*", "the model has no rotary encoding to change");
+    if (opt.scaling) r->method = parse_method(opt.scaling);
+    if (r->method == ROPE_NONE && opt.factor > 0)
+        die(EXIT_USAGE, "--rope-factor", "needs --rope-scaling METHOD");
+    const double given[] = {opt.factor, opt.theta, opt.attn_factor, opt.beta_fast, opt.beta_slow,
+                            opt.low_freq_factor, opt.high_freq_factor};
+    double *const to[] = {&r->factor, &r->theta, &r->attn_factor, &r->beta_fast, &r->beta_slow,
+                          &r->low_freq_factor, &r->high_freq_factor};
+    for (int i = 0; i < 7; i++)
+        if (given[i] > 0) *to[i] = given[i];
+    size_t pairs = (size_t)c->head_dim / 2;
+    if (opt.orig_ctx) r->orig_ctx = (int)opt.orig_ctx;
+    if (opt.window >= 0) r->window = (int)opt.window;
+    if (opt.sinks >= 0) r->sinks = (int)opt.sinks;
+    if (opt.logn) r->logn = 1;
+    if (opt.long_factors) r->long_factors = read_factors(opt.long_factors, pairs);
+    if (opt.short_factors) r->short_factors = read_factors(opt.short_factors, pairs);
+    if (r->method == ROPE_LONGROPE && !(r->long_factors && r->short_factors))
+        die(EXIT_USAGE, "--rope-scaling longrope", "needs --long-factors and --short-factors");
+    set_distance(r);
+}
+
+// "A,B,C": lengths in ascending or any order; returns the largest.
+static size_t parse_lengths(Grid *g, const char *list)
+{
+    size_t most = 0;
+    char *copy = strdup(list), *save = NULL;
+    for (char *s = strtok_r(copy, ",", &save); s; s = strtok_r(NULL, ",", &save)) {
+        if (g->n_lengths == 32) die(EXIT_USAGE, "--lengths", "more than 32 of them");
+        size_t n = (size_t)parse_int("--lengths", s, 64, 1 << 28);
+        g->lengths[g->n_lengths++] = n;
+        most = max_size(most, n);
+    }
+    if (!most) die(EXIT_USAGE, "--lengths", "none given");
+    free(copy);
+    return most;
+}
+
+// Which context the run uses: -c, else the longest of --lengths, else as trained; with a window
+// that keeps memory constant, as much as there is text.
+static int64_t choose_context(Config *c, Grid *g, int streams)
+{
+    int64_t ctx = opt.ctx ? opt.ctx : c->train_ctx;
+    if (opt.lengths) {
+        int64_t most = (int64_t)parse_lengths(g, opt.lengths);
+        if (opt.ctx && most > ctx)
+            die(EXIT_USAGE, "--lengths", "above -c (got %lld, %lld)", (long long)most,
+                (long long)ctx);
+        ctx = most;
+    } else
+        for (size_t n = (size_t)ctx / 8; n <= (size_t)ctx && n >= 64; n *= 2)
+            g->lengths[g->n_lengths++] = n;
+    if (!opt.lengths && !g->n_lengths) g->lengths[g->n_lengths++] = (size_t)ctx;
+    if (streams && c->rope.window && !opt.ctx) {
+        rope_resolve(&c->rope, c->train_ctx, ctx); // the factor is that of the trained context
+        return 1 << 28;
+    }
+    if (ctx > c->train_ctx && c->rope.method == ROPE_NONE && c->rope.distance == DIST_FULL &&
+        !c->rope.window && c->encoding == ENC_ROPE)
+        fprintf(stderr, "%s: context %lld is past the trained %d, where plain RoPE fails; try "
+                "--rope-scaling dynamic\n", prog, (long long)ctx, c->train_ctx);
+    return ctx;
+}
+
+static void open_session(Session *s, Grid *g, int streams)
 {
     memset(s, 0, sizeof *s);
     model_load(&s->model, opt.checkpoint);
-    const Config *c = &s->model.config;
+    Config *c = &s->model.config;
+    set_rope(c);
+    s->ctx = choose_context(c, g, streams);
     tokenizer_load(&s->tokenizer, opt.tokenizer ? opt.tokenizer : find_tokenizer(opt.checkpoint),
                    c->vocab_size);
-    s->ctx = opt.ctx ? opt.ctx : c->train_ctx;
     pool_start(opt.threads ? (int)opt.threads : processors());
     state_init(&s->state, &s->model, s->ctx, (size_t)opt.chunk, !strcmp(opt.kv, "f32"), opt.exact);
     s->logits = xcalloc((size_t)c->vocab_size, 4);
@@ -2756,6 +3460,35 @@ static void open_session(Session *s)
     s->sampler = (Sampler){(float)opt.temperature, (float)opt.top_p, (int)opt.top_k,
                            (float)opt.min_p, (float)opt.repeat_penalty, seed_random(seed)};
     s->steps = opt.steps;
+}
+
+typedef enum { M_GENERATE, M_CHAT, M_PERPLEXITY, M_PASSKEY, M_RETRIEVAL, M_ROPE, M_BENCH,
+               N_MODES } Mode;
+static const char *const mode_names[N_MODES] = {"generate", "chat", "perplexity", "passkey",
+                                                "retrieval", "rope", "bench"};
+
+static Mode parse_mode(const char *name)
+{
+    for (int i = 0; i < N_MODES; i++)
+        if (!strcmp(name, mode_names[i])) return (Mode)i;
+    die(EXIT_USAGE, "--mode", "no such mode (got '%s'); see run -h", name);
+}
+
+static void run_mode(Mode mode, Session *s, Grid *g, const char *text, size_t len)
+{
+    switch (mode) {
+    case M_GENERATE: run_generate(s, text ? text : "", len); break;
+    case M_CHAT: run_chat(s, opt.system, text); break;
+    case M_PERPLEXITY:
+        if (!text) die(EXIT_USAGE, "--mode perplexity", "needs a text: -f FILE");
+        run_perplexity(s, text, len, (size_t)opt.windows, (size_t)opt.stride, opt.entropy, opt.tsv);
+        break;
+    case M_PASSKEY: run_retrieval(s, task_kinds, 1, g, text, len, opt.tsv); break;
+    case M_RETRIEVAL: run_retrieval(s, task_kinds + 1, 2, g, text, len, opt.tsv); break;
+    case M_ROPE: run_rope(&s->state, opt.tsv); break;
+    default: run_bench(s, (size_t)s->ctx);
+    }
+    check_stdout();
 }
 
 #ifndef TESTING
@@ -2766,12 +3499,19 @@ int main(int argc, char **argv)
     else if (opt.version) puts(version_text);
     if (opt.help || opt.version) return 0;
     if (!opt.checkpoint) die(EXIT_USAGE, "usage", "run CHECKPOINT [options]; see run -h");
+    Mode mode = parse_mode(opt.mode);
+    if (strcmp(opt.kv, "f16") && strcmp(opt.kv, "f32"))
+        die(EXIT_USAGE, "--kv", "no such type (got '%s', want f16 or f32)", opt.kv);
+    if (opt.prompt && opt.file) die(EXIT_USAGE, "--file", "cannot be used with --prompt");
     Session s;
-    open_session(&s);
+    Grid grid = {.depths = (int)opt.depths, .trials = (int)opt.trials,
+                 .seed = opt.seed >= 0 ? (uint64_t)opt.seed : 1};
+    open_session(&s, &grid, mode == M_GENERATE || mode == M_CHAT);
     size_t len = opt.prompt ? strlen(opt.prompt) : 0;
     char *text = opt.file ? read_text(opt.file, &len) : NULL;
     catch_interrupts();
-    run_generate(&s, text ? text : opt.prompt ? opt.prompt : "", len);
+    run_mode(mode, &s, &grid, text ? text : opt.prompt, len);
+    free(text);
     return 0;
 }
 #endif
