@@ -1,0 +1,486 @@
+// test_kernels.c: numbers, kernels, threads and linear algebra (sections 1 to 5 of run.c).
+#define TESTING
+#include "../run.c"
+#include "check.h"
+
+// ---- Half precision ----------------------------------------------------------------------------
+
+// What the bits of a half mean, in double, from the definition of the format.
+static double half_value(uint16_t h)
+{
+    int exp = (h >> 10) & 31, man = h & 1023;
+    double sign = h >> 15 ? -1 : 1;
+    if (exp == 31) return man ? NAN : sign * INFINITY;
+    return sign * (exp ? ldexp(1024 + man, exp - 25) : ldexp(man, -24));
+}
+
+static int same_or_nan(double a, double b) { return a == b ? signbit(a) == signbit(b) : a != a && b != b; }
+
+static void test_half_to_float(void)
+{
+    static uint16_t halves[65536];
+    static float one[65536], many[65536];
+    int bad = 0, bad_many = 0, bad_back = 0;
+    for (int h = 0; h < 65536; h++) {
+        halves[h] = (uint16_t)h;
+        one[h] = half_to_float((uint16_t)h);
+        bad += !same_or_nan(one[h], half_value((uint16_t)h));
+        if (isfinite(one[h])) bad_back += float_to_half(one[h]) != h;
+    }
+    halves_to_floats(halves, many, 65536);
+    for (int h = 0; h < 65536; h++) bad_many += !same_or_nan(many[h], one[h]);
+    halves_to_floats(halves + 1, many, 13); // a length that fits no vector
+    for (int h = 0; h < 13; h++) bad_many += many[h] != one[h + 1];
+    CHECK_INT(bad, 0);
+    CHECK_INT(bad_many, 0);
+    CHECK_INT(bad_back, 0);
+}
+
+// Rounding: the midpoint of two halves goes to the even one, its neighbours to the nearer one.
+static void test_float_to_half(void)
+{
+    int bad = 0;
+    for (int h = 0; h < 0x7bff; h++) {
+        double lo = half_value((uint16_t)h), hi = half_value((uint16_t)(h + 1));
+        float middle = (float)((lo + hi) / 2); // exact: 12 bits
+        int even = h + (h & 1);
+        bad += float_to_half(middle) != even;
+        bad += float_to_half(nextafterf(middle, 0)) != h;
+        bad += float_to_half(nextafterf(middle, 1e9f)) != h + 1;
+        bad += float_to_half(-middle) != (even | 0x8000);
+    }
+    CHECK_INT(bad, 0);
+    CHECK_INT(float_to_half(65504), 0x7bff);
+    CHECK_INT(float_to_half(65520), 0x7bff); // not infinity: see float_to_half
+    CHECK_INT(float_to_half(-1e30f), 0xfbff);
+    CHECK_INT(float_to_half(INFINITY), 0x7bff);
+    CHECK_INT(float_to_half(0x1p-26f), 0);
+    CHECK_INT(float_to_half(-0.0f), 0x8000);
+    CHECK(half_to_float(float_to_half(NAN)) != half_to_float(float_to_half(NAN)));
+}
+
+// ---- Float kernels -----------------------------------------------------------------------------
+
+static float exp_one(float x)
+{
+    vf v = vexp(vset(x));
+    return v[LANES - 1];
+}
+
+static void test_vexp(void)
+{
+    double worst = 0;
+    for (double x = -87; x <= 88; x += 0.000731) {
+        float f = (float)x;
+        worst = fmax(worst, fabs(exp_one(f) / exp(f) - 1));
+    }
+    CHECK_NEAR(worst, 0, 3e-7);
+    CHECK(exp_one(NAN) != exp_one(NAN));
+    CHECK(exp_one(0) == 1);
+    CHECK(exp_one(-1e30f) == 0);
+    CHECK(exp_one(-INFINITY) == 0);
+    CHECK(exp_one(-87.5f) == 0);
+    CHECK_NEAR(exp_one(1e30f) / exp(88), 1, 1e-6); // held at e^88, not infinite
+    CHECK_NEAR(exp_one(INFINITY) / exp(88), 1, 1e-6);
+}
+
+// Lanes are summed whatever their number, and none twice.
+static void test_lanes(void)
+{
+    vf v;
+    for (int i = 0; i < LANES; i++) v[i] = (float)(1 << i);
+    CHECK(vsum(v) == (float)((1 << LANES) - 1));
+    CHECK(vmax_lane(v) == (float)(1 << (LANES - 1)));
+    v = vload_part((float[]){1, 2, 4, 8}, 3);
+    CHECK(vsum(v) == 7);
+}
+
+static double naive_dot(const float *a, const float *b, size_t n, double *size)
+{
+    double sum = *size = 0;
+    for (size_t k = 0; k < n; k++) sum += (double)a[k] * b[k], *size += fabs((double)a[k] * b[k]);
+    return sum;
+}
+
+static void test_dot(void)
+{
+    float *a = random_floats(300), *b = random_floats(300);
+    for (size_t n = 0; n <= 300; n++) {
+        double size, want = naive_dot(a, b, n, &size);
+        CHECK_NEAR(dot(a, b, n), want, 1e-6 * size);
+    }
+    free(a);
+    free(b);
+}
+
+// tile_f32 against the definition, and each output against the same one computed alone.
+static void test_tile_f32(void)
+{
+    enum { MOST = 20 };
+    size_t sizes[] = {1, 3, 8, 15, 16, 17, 33, 64, 100};
+    float out[MOST][7], alone[7];
+    for (size_t c = 0; c < sizeof sizes / sizeof *sizes; c++)
+        for (int n_rows = 1; n_rows <= TILE_ROWS; n_rows++) {
+            size_t cols = sizes[c];
+            float *w = random_floats(TILE_ROWS * cols), *x = random_floats(MOST * cols);
+            const float *rows[TILE_ROWS];
+            for (int r = 0; r < n_rows; r++) rows[r] = w + (size_t)r * cols;
+            int bad = 0, bad_bits = 0, before = n_failed;
+            memset(out, 0, sizeof out);
+            tile_f32(rows, n_rows, x, MOST, cols, out[0], 7);
+            for (size_t t = 0; t < MOST; t++) {
+                tile_f32(rows, n_rows, x + t * cols, 1, cols, alone, 7);
+                for (int r = 0; r < n_rows; r++) {
+                    double size, want = naive_dot(rows[r], x + t * cols, cols, &size);
+                    bad += !(fabs(out[t][r] - want) <= 1e-6 * size);
+                    bad_bits += memcmp(&out[t][r], &alone[r], 4) != 0;
+                }
+                for (int r = n_rows; r < 7; r++) bad += out[t][r] != 0; // nothing else written
+            }
+            CHECK_INT(bad, 0);
+            CHECK_INT(bad_bits, 0);
+            note_failures(before, "cols %zu, rows %d", cols, n_rows);
+            free(w);
+            free(x);
+        }
+}
+
+static void test_gemm_rows(void)
+{
+    enum { MOST = 11, INNER = 37 };
+    for (size_t N = LANES; N <= 9 * LANES; N += LANES) {
+        float *a = random_floats(MOST * (INNER + 2)), *b = random_floats(INNER * N);
+        float *start = random_floats(MOST * N), *c = xcalloc(MOST * N, 4), *one = xcalloc(N, 4);
+        int bad = 0, bad_bits = 0;
+        memcpy(c, start, MOST * N * 4);
+        gemm_rows(MOST, a, INNER + 2, b, INNER, N, c);
+        for (size_t t = 0; t < MOST; t++) {
+            memcpy(one, start + t * N, N * 4);
+            gemm_rows(1, a + t * (INNER + 2), INNER + 2, b, INNER, N, one);
+            bad_bits += memcmp(one, c + t * N, N * 4) != 0;
+            for (size_t v = 0; v < N; v++) {
+                double want = start[t * N + v], size = fabs(want);
+                for (size_t k = 0; k < INNER; k++) {
+                    double p = (double)a[t * (INNER + 2) + k] * b[k * N + v];
+                    want += p, size += fabs(p);
+                }
+                bad += !(fabs(c[t * N + v] - want) <= 1e-6 * size);
+            }
+        }
+        CHECK_INT(bad, 0);
+        CHECK_INT(bad_bits, 0);
+        free(a), free(b), free(start), free(c), free(one);
+    }
+}
+
+// ---- int8 --------------------------------------------------------------------------------------
+
+static Quantized quantized(size_t n, size_t cols, size_t group)
+{
+    return (Quantized){group, cols / group, xcalloc(n * cols, 1), xcalloc(n * cols / group, 4),
+                       xcalloc(n * cols / group, 4)};
+}
+
+static void free_quantized(Quantized *x)
+{
+    free(x->q), free(x->scale), free(x->bias);
+}
+
+// Each value comes back within half a step of its group's scale; the largest exactly.
+static void test_quantize_row(void)
+{
+    enum { COLS = 96, GROUP = 32 };
+    float *x = random_floats(2 * COLS);
+    memset(x, 0, GROUP * 4); // a group of zeros
+    Quantized a = quantized(2, COLS, GROUP);
+    int bad = 0, bad_bias = 0;
+    for (size_t t = 0; t < 2; t++) quantize_row(x + t * COLS, t, &a);
+    for (size_t g = 0; g < 2 * COLS / GROUP; g++) {
+        int sum = 0, largest = 0;
+        for (size_t k = g * GROUP; k < (g + 1) * GROUP; k++) {
+            bad += !(fabs(a.q[k] * (double)a.scale[g] - x[k]) <= 0.5001 * a.scale[g]);
+            sum += a.q[k];
+            largest |= abs(a.q[k]) == 127;
+        }
+        bad += largest != (g > 0);
+        bad_bias += a.bias[g] != -128 * sum;
+    }
+    CHECK_INT(bad, 0);
+    CHECK_INT(bad_bias, 0);
+    CHECK(a.scale[0] == 0);
+    free_quantized(&a);
+    free(x);
+}
+
+// One shape: the fast tile equals the plain one bit for bit, and both the definition in double.
+static void check_tile_q8(size_t n, size_t cols, size_t group, int n_rows)
+{
+    enum { STRIDE = 19 };
+    Quantized x = quantized(n, cols, group);
+    float *act = random_floats(n * cols), *scales = random_floats(cols / group * PANEL);
+    int8_t *w = xcalloc(PANEL * cols, 1);
+    const int8_t *rows[PANEL];
+    for (size_t i = 0; i < PANEL * cols; i++) w[i] = (int8_t)(random_bits() >> 24); // -128 too
+    for (int r = 0; r < PANEL; r++) rows[r] = w + (size_t)(r < n_rows ? r : 0) * cols;
+    for (size_t t = 0; t < n; t++) quantize_row(act + t * cols, t, &x);
+    float *fast = xcalloc(n * STRIDE, 4), *plain = xcalloc(n * STRIDE, 4);
+    void *panel = xcalloc(PANEL * cols, 1);
+    tile_q8(rows, scales, &x, n, fast, STRIDE, n_rows, panel);
+    tile_q8_plain(rows, scales, &x, n, plain, STRIDE, n_rows);
+    int before = n_failed, bad = 0;
+    CHECK_BITS(fast, plain, n * STRIDE); // beyond n_rows both still hold zeros
+    for (size_t t = 0; t < n; t++)
+        for (int r = 0; r < n_rows; r++) {
+            double want = 0, size = 0;
+            for (size_t k = 0; k < cols; k++) {
+                size_t g = k / group;
+                double p = (double)rows[r][k] * scales[g * PANEL + (size_t)r] *
+                           x.q[t * cols + k] * x.scale[t * x.n_groups + g];
+                want += p, size += fabs(p);
+            }
+            bad += !(fabs(fast[t * STRIDE + (size_t)r] - want) <= 1e-6 * size);
+        }
+    CHECK_INT(bad, 0);
+    note_failures(before, "n %zu, cols %zu, group %zu, rows %d", n, cols, group, n_rows);
+    free_quantized(&x);
+    free(act), free(scales), free(w), free(fast), free(plain), free(panel);
+}
+
+static void test_tile_q8(void)
+{
+    size_t groups[] = {1, 2, 4, 8, 16, 32, 64, 128};
+    for (size_t g = 0; g < sizeof groups / sizeof *groups; g++) {
+        for (size_t n = 1; n <= 20; n++) check_tile_q8(n, 128, groups[g], PANEL);
+        for (int n_rows = 1; n_rows < PANEL; n_rows += 3) check_tile_q8(13, 256, groups[g], n_rows);
+        check_tile_q8(9, 3 * groups[g], groups[g], 16);  // cols no multiple of 64
+        check_tile_q8(2, 64 * groups[g], groups[g], 5);
+    }
+    check_tile_q8(5, 60, 12, 16);
+    check_tile_q8(5, 192, 12, 16);
+}
+
+// Groups run over the flat tensor: here they straddle rows, as hidden_dim 172 with group 8 does.
+static void test_unpack(void)
+{
+    enum { ROWS = 6, COLS = 172, GROUP = 8 };
+    static int8_t q[ROWS * COLS];
+    static uint16_t halves[ROWS * COLS];
+    float *scales = random_floats(ROWS * COLS / GROUP), out[COLS];
+    for (size_t i = 0; i < ROWS * COLS; i++) {
+        q[i] = (int8_t)(random_bits() >> 24);
+        halves[i] = (uint16_t)(random_bits() >> 20); // positive and finite
+    }
+    Tensor q8 = {&tensor_types[T_Q8], (uint8_t *)q, scales, GROUP, ROWS, COLS};
+    Tensor f16 = {&tensor_types[T_F16], (uint8_t *)halves, NULL, 0, ROWS, COLS};
+    int bad = 0;
+    for (size_t row = 0; row < ROWS; row++) {
+        unpack_q8(&q8, row, out);
+        for (size_t i = 0; i < COLS; i++)
+            bad += out[i] != (float)q[row * COLS + i] * scales[(row * COLS + i) / GROUP];
+        unpack_f16(&f16, row, out);
+        for (size_t i = 0; i < COLS; i++) bad += out[i] != half_value(halves[row * COLS + i]);
+    }
+    CHECK_INT(bad, 0);
+    CHECK_INT(tensor_bytes(&q8), ROWS * COLS + ROWS * COLS / GROUP * 4);
+    CHECK_INT(tensor_bytes(&f16), ROWS * COLS * 2);
+    CHECK_INT(int8_group(&q8), 0); // so it is multiplied as floats
+    free(scales);
+}
+
+// ---- matmul ------------------------------------------------------------------------------------
+
+// A random weight matrix in one of the types.
+static Tensor random_tensor(int type, size_t rows, size_t cols, size_t group)
+{
+    Tensor t = {&tensor_types[type], NULL, NULL, type == T_Q8 ? group : 0, rows, cols};
+    uint8_t *data = xcalloc(rows * cols, type == T_Q8 ? 1 : type == T_F16 ? 2 : 4);
+    for (size_t i = 0; i < rows * cols; i++) {
+        if (type == T_F32) ((float *)data)[i] = random_gauss();
+        else if (type == T_F16) ((uint16_t *)data)[i] = float_to_half(random_gauss());
+        else data[i] = (uint8_t)(random_bits() >> 24);
+    }
+    t.data = data;
+    if (type == T_Q8) t.scales = random_floats(rows * cols / group);
+    return t;
+}
+
+// Three products that share x (two of one group size, one of another), for n tokens at once:
+// the same bits one token at a time, and the definition's values.
+static void check_matmul(int type, size_t cols, size_t group, size_t group3, int int8, size_t n)
+{
+    size_t rows[3] = {50, 16, 33};
+    Tensor w[3];
+    float *x = random_floats(n * cols), *all[3], *one[3];
+    Product jobs[3];
+    for (int k = 0; k < 3; k++) {
+        w[k] = random_tensor(type, rows[k], cols, k == 2 ? group3 : group);
+        all[k] = xcalloc(n * rows[k], 4);
+        one[k] = xcalloc(n * rows[k], 4);
+        jobs[k] = (Product){&w[k], all[k]};
+    }
+    Quantized act = quantized(n, cols, 1); // room for any group size
+    int before = n_failed, bad = 0;
+    matmul(int8 ? &act : NULL, jobs, 3, x, n);
+    for (size_t t = 0; t < n; t++) {
+        for (int k = 0; k < 3; k++) jobs[k].out = one[k] + t * rows[k];
+        matmul(int8 ? &act : NULL, jobs, 3, x + t * cols, 1);
+    }
+    float *row = xcalloc(cols, 4);
+    for (int k = 0; k < 3; k++) {
+        CHECK_BITS(all[k], one[k], n * rows[k]);
+        for (size_t i = 0; i < n * rows[k]; i++) {
+            double size;
+            w[k].type->unpack(&w[k], i % rows[k], row);
+            double want = naive_dot(row, x + i / rows[k] * cols, cols, &size);
+            bad += !(fabs(all[k][i] - want) <= (int8 ? 0.02 : 1e-6) * size);
+        }
+        free((void *)w[k].data), free((void *)w[k].scales), free(all[k]), free(one[k]);
+    }
+    CHECK_INT(bad, 0);
+    note_failures(before, "type %d, cols %zu, group %zu, int8 %d, n %zu", type, cols, group, int8, n);
+    free_quantized(&act);
+    free(x), free(row);
+}
+
+static void test_matmul(void)
+{
+    size_t counts[] = {1, 2, 3, 5, 6, 7, 8, 13, 40};
+    for (size_t i = 0; i < sizeof counts / sizeof *counts; i++) {
+        check_matmul(T_F32, 172, 1, 1, 0, counts[i]);
+        check_matmul(T_F16, 48, 1, 1, 0, counts[i]);
+        check_matmul(T_Q8, 128, 32, 32, 0, counts[i]);
+        check_matmul(T_Q8, 128, 32, 32, 1, counts[i]);
+        check_matmul(T_Q8, 128, 32, 16, 1, counts[i]);
+        check_matmul(T_Q8, 48, 8, 8, 1, counts[i]);
+        check_matmul(T_Q8, 128, 32, 50, 1, counts[i]); // the third straddles: floats
+    }
+}
+
+// ---- Rows --------------------------------------------------------------------------------------
+
+static void test_rmsnorm(void)
+{
+    for (size_t dim = 1; dim < 70; dim += 3) {
+        float *x = random_floats(dim), *w = random_floats(dim), *out = xcalloc(dim, 4);
+        double squares = 0;
+        int bad = 0;
+        for (size_t i = 0; i < dim; i++) squares += (double)x[i] * x[i];
+        rmsnorm(out, x, w, dim, 1e-5f);
+        for (size_t i = 0; i < dim; i++) {
+            double want = x[i] / sqrt(squares / (double)dim + 1e-5) * w[i];
+            bad += !(fabs(out[i] - want) <= 1e-6 * fabs(want));
+        }
+        CHECK_INT(bad, 0);
+        free(x), free(w), free(out);
+    }
+}
+
+static void test_swiglu(void)
+{
+    for (size_t n = 1; n < 70; n += 3) {
+        float *gate = random_floats(n + 1), *up = random_floats(n), *was = xcalloc(n + 1, 4);
+        int bad = 0;
+        gate[0] = -100; // e^100 is out of range: must be 0, not NaN
+        memcpy(was, gate, (n + 1) * 4);
+        swiglu(gate, up, n);
+        for (size_t i = 0; i < n; i++) {
+            double want = was[i] / (1 + exp(-(double)was[i])) * up[i];
+            bad += !(fabs(gate[i] - want) <= 2e-6 * fabs(want) + 1e-30);
+        }
+        CHECK_INT(bad, 0);
+        CHECK(gate[n] == was[n]); // nothing past the end
+        free(gate), free(up), free(was);
+    }
+}
+
+static void test_cross_entropy(void)
+{
+    float *logits = random_floats(1003);
+    for (int target = 0; target < 1003; target += 77) {
+        double sum = 0;
+        for (int i = 0; i < 1003; i++) sum += exp(logits[i]);
+        CHECK_NEAR(cross_entropy(logits, 1003, target), log(sum) - logits[target], 1e-6);
+    }
+    float far[3] = {1000, 0, -1000}; // no overflow
+    CHECK_NEAR(cross_entropy(far, 3, 0), 0, 1e-6);
+    CHECK_NEAR(cross_entropy(far, 3, 2), 2000, 1e-3);
+    free(logits);
+}
+
+// ---- Threads -----------------------------------------------------------------------------------
+
+enum { MOST_ITEMS = 5000 };
+static _Atomic int visits[MOST_ITEMS];
+
+static void visit(void *arg, size_t begin, size_t end)
+{
+    int step = *(int *)arg;
+    for (size_t i = begin; i < end; i++) atomic_fetch_add(&visits[i], step);
+}
+
+// Every item exactly once, whatever n, the grain and the number of threads; with pauses that let
+// the workers fall asleep, and with jobs so short that workers arrive when they are over.
+static void test_parallel_for(void)
+{
+    int jobs = 0, total = 0, bad = 0;
+    for (int round = 0; round < 20000; round++) {
+        if (round % 2000 == 0) pool_start(1 + round / 2000); // more threads than processors
+        size_t n = round % 3 ? 1 + random_bits() % 40 : 1 + random_bits() % 1000;
+        size_t grain = 1 + random_bits() % (round % 5 ? 3 : 100);
+        int step = 1 + round % 7;
+        jobs++;
+        if (round % 1000 == 999) usleep(2000);
+        parallel_for(n, grain, visit, &step);
+        for (size_t i = 0; i < n; i++, total++) bad += atomic_exchange(&visits[i], 0) != step;
+        bad += atomic_load(&visits[n]) != 0;
+    }
+    parallel_for(0, 1, visit, &jobs); // nothing to do
+    CHECK_INT(atomic_load(&visits[0]), 0);
+    CHECK_INT(bad, 0);
+    CHECK_INT(jobs, 20000);
+    CHECK(total > 20000);
+}
+
+static void test_scratch(void)
+{
+    char *small = scratch(100), *large = scratch(100000);
+    memset(large, 1, 100000);
+    CHECK(((uintptr_t)small | (uintptr_t)large) % 64 == 0); // for vectors
+    CHECK(scratch(50) == (void *)large);                    // kept
+}
+
+// ---- Sizes -------------------------------------------------------------------------------------
+
+static void test_sizes(void)
+{
+    CHECK(mul_size(SIZE_MAX / 2, 3) == SIZE_MAX);
+    CHECK(add_size(SIZE_MAX, 1) == SIZE_MAX);
+    CHECK(mul_size(SIZE_MAX, 0) == 0);
+    CHECK(ceil_div(0, 7) == 0 && ceil_div(7, 7) == 1 && ceil_div(8, 7) == 2);
+    CHECK(round_up(65, 64) == 128 && round_up(64, 64) == 64);
+    Tensor huge = {&tensor_types[T_F32], NULL, NULL, 0, (size_t)1 << 40, (size_t)1 << 40};
+    CHECK(tensor_bytes(&huge) == SIZE_MAX);
+}
+
+int main(void)
+{
+    test_sizes();
+    test_half_to_float();
+    test_float_to_half();
+    test_vexp();
+    test_lanes();
+    test_dot();
+    test_tile_f32();
+    test_gemm_rows();
+    test_quantize_row();
+    test_tile_q8();
+    test_unpack();
+    test_rmsnorm();
+    test_swiglu();
+    test_cross_entropy();
+    test_scratch();
+    test_matmul(); // on one thread, and
+    test_parallel_for();
+    test_matmul(); // on many
+    return report("test_kernels");
+}
