@@ -1,0 +1,1807 @@
+// train.c - train the decoder that run.c runs, on CPU threads, forward and backward by hand.
+//
+//     cc -O3 -march=native -o train models/train.c -lm -lpthread
+//     ./train -o out.bin -z tokenizer.bin --valid path/to/valid --minutes 60 path/to/books
+//
+// How to read it. Sections 1-2 are the machine: vectors and one matrix product. Sections 3-6 are
+// the network, each step followed by its derivative. Sections 7-10 are around it: optimizer, data,
+// files, options. Shapes are row-major; weights are (out, in). The letters in shapes:
+//
+//     R  rows: tokens in one pass = sequences * T        dim, hidden, heads: as in run.c
+//     T  tokens in one sequence = train_ctx              qkv = dim + 2 * kv_dim
+//
+// d_x is the derivative of the loss with respect to x and has the shape of x.
+//
+// Contents: 1 Vectors   2 Matrix product   3 Shape and parameters   4 Steps   5 Attention
+//           6 Forward and backward   7 Optimizer   8 Text   9 Synthetic documents   10 Files
+//           11 Training   12 Settings and main
+//
+// [Adam] Kingma, Ba 2014, 1412.6980   [AdamW] Loshchilov, Hutter 2017, 1711.05101
+// [Muon] Jordan 2024   [RoPE] Su 2021, 2104.09864   [Flash] Dao 2022, 2205.14135
+// [GEMM] Goto, van de Geijn 2008, "Anatomy of high-performance matrix multiplication"
+#define TESTING
+#include "../run.c"
+#include <dirent.h>
+
+// ================================================================================================
+// 1  Vectors
+//
+// Sixteen floats at a time, through the compiler's vector extensions. Row lengths in the network
+// are multiples of 16, so there are no tails.
+
+enum { WIDTH = 16 };
+typedef float v16 __attribute__((vector_size(64)));
+typedef int32_t v16i __attribute__((vector_size(64)));
+typedef float v16u __attribute__((vector_size(64), aligned(4), may_alias)); // any address
+
+static inline v16 load(const float *p) { return *(const v16u *)p; }
+static inline void store(float *p, v16 x) { *(v16u *)p = x; }
+static inline v16 splat(float x) { return (v16){0} + x; }
+static inline v16 select16(v16i mask, v16 a, v16 b)
+{
+    return (v16)(((v16i)a & mask) | ((v16i)b & ~mask));
+}
+static inline v16 max16(v16 a, v16 b) { return select16(a > b, a, b); }
+
+static inline float sum16(v16 x)
+{
+    float s = 0;
+    for (int i = 0; i < WIDTH; i++) s += x[i];
+    return s;
+}
+
+// e^x for 16 lanes; relative error below 2e-7; 0 below -87. x = n ln 2 + r, |r| <= ln 2 / 2, and
+// e^r by its Taylor series to r^6; ln 2 is split in two so that r keeps its low bits.
+static inline v16 exp16(v16 x)
+{
+    v16i tiny = x < -87.0f;
+    x = select16(x > 88.0f, splat(88.0f), select16(tiny, splat(-87.0f), x));
+    v16 shifted = x * 1.44269504f + 12582912.0f; // 1.5 * 2^23: rounds to integer
+    v16i n = (v16i)shifted - 0x4B400000;
+    v16 whole = shifted - 12582912.0f;
+    v16 r = x - whole * 0.693359375f + whole * 2.12194440e-4f;
+    v16 p = r * (1.0f / 720) + 1.0f / 120;
+    p = p * r + 1.0f / 24;
+    p = p * r + 1.0f / 6;
+    p = p * r + 0.5f;
+    p = p * r * r + r + 1.0f;
+    return select16(tiny, splat(0), p * (v16)((n + 127) << 23));
+}
+
+// A buffer of n floats that belongs to the calling thread until its next call with the same use.
+static float *thread_buffer(int use, size_t n)
+{
+    static __thread struct {
+        float *p;
+        size_t n;
+    } kept[8];
+    if (kept[use].n < n) {
+        free(kept[use].p);
+        kept[use].p = aligned_alloc(64, (n * sizeof(float) + 63) & ~(size_t)63);
+        if (!kept[use].p) die(1, "memory", "out of memory (%zu floats)", n);
+        kept[use].n = n;
+    }
+    return kept[use].p;
+}
+enum {
+    USE_PACK_A,
+    USE_PACK_B,
+    USE_KEYS,
+    USE_VALUES,
+    USE_SCORES,
+    USE_D_SCORES,
+    USE_QUERIES,
+    USE_D_OUT
+};
+
+// ================================================================================================
+// 2  Matrix product
+//
+// C (m, n) = A (m, k) B (k, n), with any of the three stored transposed: a View is a pointer with
+// a step per row and a step per column. The three products of a linear layer Y = X W^T are
+//
+//     forward  Y = X W^T        d_X = d_Y W        d_W += d_Y^T X
+//
+// The inner kernel keeps an 8 x 32 tile of C in 16 vector registers and adds, for each k, a column
+// of A times a row of B: 16 multiply-adds for 2 loads of B and 8 broadcasts of A [GEMM]. B is
+// copied beforehand into panels of 32 columns, so that the kernel reads it in order; a block of
+// KC rows of such a panel (32 KB) and the block of A stay in the nearest caches.
+
+enum { TILE_M = 8, TILE_N = 32, KC = 256, NC = 512 };
+
+typedef struct {
+    const float *p;
+    size_t row, col;
+} View; // element (i, j): p[i*row + j*col]
+
+static View rows_of(const float *p, size_t width) { return (View){p, width, 1}; }
+static View transposed(View a) { return (View){a.p, a.col, a.row}; }
+static View view_at(View a, size_t i, size_t j)
+{
+    return (View){a.p + i * a.row + j * a.col, a.row, a.col};
+}
+
+// c (8, 32) (+)= a (8, k) b (k, 32), b packed.
+static inline __attribute__((always_inline)) void tile_kernel(float *c, size_t ldc, View a,
+                                                              const float *b, size_t k, int add)
+{
+    v16 s[TILE_M][2];
+    for (int i = 0; i < TILE_M; i++) s[i][0] = s[i][1] = splat(0);
+    for (size_t p = 0; p < k; p++) {
+        v16 b0 = load(b + p * TILE_N), b1 = load(b + p * TILE_N + WIDTH);
+#pragma GCC unroll 8
+        for (int i = 0; i < TILE_M; i++) {
+            float x = a.p[(size_t)i * a.row + p * a.col];
+            s[i][0] += x * b0;
+            s[i][1] += x * b1;
+        }
+    }
+#pragma GCC unroll 8
+    for (int i = 0; i < TILE_M; i++)
+        for (int j = 0; j < 2; j++) {
+            float *to = c + (size_t)i * ldc + j * WIDTH;
+            store(to, add ? load(to) + s[i][j] : s[i][j]);
+        }
+}
+
+static void tile_rows(float *c, size_t ldc, View a, const float *b, size_t k, int add)
+{
+    a.col = 1; // a row of A lies in order
+    tile_kernel(c, ldc, a, b, k, add);
+}
+
+static void tile_packed(float *c, size_t ldc, View a, const float *b, size_t k, int add)
+{
+    a.row = 1; // A packed: 8 rows interleaved
+    a.col = TILE_M;
+    tile_kernel(c, ldc, a, b, k, add);
+}
+
+// A tile at the border, with fewer rows or columns: computed whole, the part that exists kept.
+static void tile_border(float *c, size_t ldc, View a, const float *b, size_t k, int add, size_t m,
+                        size_t n)
+{
+    float whole[TILE_M * TILE_N];
+    tile_packed(whole, TILE_N, a, b, k, 0);
+    for (size_t i = 0; i < m; i++)
+        for (size_t j = 0; j < n; j++) {
+            float *to = c + i * ldc + j;
+            *to = whole[i * TILE_N + j] + (add ? *to : 0);
+        }
+}
+
+// out[p][i] = a(i, p): 8 rows of A interleaved, those past m zero.
+static void pack_a(float *out, View a, size_t m, size_t k)
+{
+    if (m == TILE_M && a.row == 1) {
+        for (size_t p = 0; p < k; p++) memcpy(out + p * TILE_M, a.p + p * a.col, TILE_M * 4);
+        return;
+    }
+    for (size_t p = 0; p < k; p++)
+        for (size_t i = 0; i < TILE_M; i++)
+            out[p * TILE_M + i] = i < m ? a.p[i * a.row + p * a.col] : 0;
+}
+
+// out[panel][p][j] = b(p, 32 panel + j), zero past n. A panel takes k * 32 floats.
+static void pack_b(float *out, View b, size_t k, size_t n)
+{
+    for (size_t j = 0; j < n; j += TILE_N, out += k * TILE_N) {
+        View from = view_at(b, 0, j);
+        size_t width = n - j < TILE_N ? n - j : TILE_N;
+        if (width < TILE_N) memset(out, 0, k * TILE_N * sizeof(float));
+        if (b.col == 1 && width == TILE_N)
+            for (size_t p = 0; p < k; p++) memcpy(out + p * TILE_N, from.p + p * b.row, TILE_N * 4);
+        else
+            for (size_t p = 0; p < k; p++)
+                for (size_t i = 0; i < width; i++)
+                    out[p * TILE_N + i] = from.p[p * b.row + i * b.col];
+    }
+}
+
+// c (m, n) (+)= a (m, k) b (k, n) on this thread, for k <= KC rows of a packed b whose panels are
+// `panel` floats apart. A block of A that is not in order is interleaved first.
+static void gemm_block(float *c, size_t ldc, View a, const float *b, size_t panel, size_t m,
+                       size_t n, size_t k, int add)
+{
+    float *packed = thread_buffer(USE_PACK_A, TILE_M * KC);
+    for (size_t i = 0; i < m; i += TILE_M) {
+        View from = view_at(a, i, 0);
+        size_t rows = m - i < TILE_M ? m - i : TILE_M;
+        int in_order = a.col == 1 && rows == TILE_M;
+        if (!in_order || n % TILE_N) pack_a(packed, from, rows, k);
+        View tile = rows_of(packed, 1);
+        for (size_t j = 0; j < n; j += TILE_N) {
+            float *to = c + i * ldc + j;
+            const float *bp = b + j / TILE_N * panel;
+            if (rows < TILE_M || n - j < TILE_N)
+                tile_border(to, ldc, tile, bp, k, add, rows, n - j < TILE_N ? n - j : TILE_N);
+            else if (in_order) tile_rows(to, ldc, from, bp, k, add);
+            else tile_packed(to, ldc, tile, bp, k, add);
+        }
+    }
+}
+
+// The same for any k, with b packed in panels of `depth` >= k rows.
+static void gemm_packed(float *c, size_t ldc, View a, const float *b, size_t depth, size_t m,
+                        size_t n, size_t k, int add)
+{
+    for (size_t p = 0; p < k; p += KC)
+        gemm_block(c, ldc, view_at(a, 0, p), b + p * TILE_N, depth * TILE_N, m, n,
+                   k - p < KC ? k - p : KC, add || p > 0);
+}
+
+typedef struct {
+    float *c;
+    size_t ldc;
+    View a, b;
+    size_t m, n, k, block_m;
+    int add;
+} Gemm;
+
+// Computes blocks begin..end of C, block_m rows by NC columns each. Each thread packs the part of
+// B it needs itself: that costs little next to the product and spares a rendezvous.
+static void gemm_task(void *arg, size_t begin, size_t end)
+{
+    const Gemm *g = arg;
+    size_t across = (g->n + NC - 1) / NC;
+    for (size_t t = begin; t < end; t++) {
+        size_t i = t / across * g->block_m, j = t % across * NC;
+        size_t m = g->m - i < g->block_m ? g->m - i : g->block_m;
+        size_t n = g->n - j < NC ? g->n - j : NC;
+        float *packed = thread_buffer(USE_PACK_B, (size_t)KC * NC);
+        for (size_t p = 0; p < g->k; p += KC) {
+            size_t k = g->k - p < KC ? g->k - p : KC;
+            pack_b(packed, view_at(g->b, p, j), k, n);
+            gemm_block(g->c + i * g->ldc + j, g->ldc, view_at(g->a, i, p), packed, k * TILE_N, m, n,
+                       k, g->add || p > 0);
+        }
+    }
+}
+
+// C (m, n) with rows ldc apart (+)= A B, on all threads. Every element is summed in the same order
+// whatever their number: k in steps of one, in blocks of KC.
+static void gemm(float *c, size_t ldc, View a, View b, size_t m, size_t n, size_t k, int add)
+{
+    Gemm g = {c, ldc, a, b, m, n, k, 1024, add};
+    size_t across = (n + NC - 1) / NC;
+    while (g.block_m > 64 && (m + g.block_m - 1) / g.block_m * across < 8) g.block_m /= 2;
+    parallel_for((m + g.block_m - 1) / g.block_m * across, 1, gemm_task, &g);
+}
+
+// The three products of a linear layer: x (R, in), w (out, in), y (R, out).
+static void linear(float *y, const float *x, const float *w, size_t R, size_t in, size_t out,
+                   int add)
+{
+    gemm(y, out, rows_of(x, in), transposed(rows_of(w, in)), R, out, in, add);
+}
+static void linear_backward(float *d_x, float *d_w, const float *d_y, const float *x,
+                            const float *w, size_t R, size_t in, size_t out)
+{
+    gemm(d_x, in, rows_of(d_y, out), rows_of(w, in), R, in, out, 0);
+    gemm(d_w, in, transposed(rows_of(d_y, out)), rows_of(x, in), out, in, R, 1);
+}
+
+// ================================================================================================
+// 3  Shape and parameters
+//
+// All parameters lie in one array, and so do their gradients and the optimizer's two moments; the
+// same function places the pointers into each. Matrices that read the same input lie together and
+// are one product: wq, wk, wv are the rows of wqkv; w1 (gate) and w3 (up) those of w13.
+
+enum { MAX_LAYERS = 48 };
+
+typedef struct {
+    int32_t dim, hidden_dim, n_layers, n_heads, n_kv_heads, vocab_size, train_ctx, encoding;
+    float rope_theta, norm_eps;
+} Shape;
+
+static size_t head_size(const Shape *s) { return (size_t)(s->dim / s->n_heads); }
+static size_t kv_width(const Shape *s) { return head_size(s) * (size_t)s->n_kv_heads; }
+static size_t qkv_width(const Shape *s) { return (size_t)s->dim + 2 * kv_width(s); }
+
+typedef struct {
+    float *att_norm, *ffn_norm; // (dim)
+    float *wqkv;                // (qkv, dim)
+    float *wo;                  // (dim, dim)
+    float *w13;                 // (2 hidden, dim)
+    float *w2;                  // (dim, hidden)
+} NetLayer;
+
+typedef struct {
+    float *embedding;  // (vocab, dim), also the classifier
+    float *final_norm; // (dim)
+    NetLayer layer[MAX_LAYERS];
+} Params;
+
+// Where the optimizer finds one matrix or vector inside the arrays, and how it treats it.
+enum { KIND_NORM, KIND_EMBEDDING, KIND_MATRIX, MAX_PARTS = 2 + MAX_LAYERS * 9 };
+typedef struct {
+    size_t at, rows, cols;
+    int kind;
+} Part;
+typedef struct {
+    Part part[MAX_PARTS];
+    int n;
+    size_t size;
+} Parts;
+
+static size_t add_part(Parts *p, size_t rows, size_t cols, int kind)
+{
+    size_t at = p->size;
+    p->part[p->n++] = (Part){at, rows, cols, kind};
+    p->size += rows * cols;
+    return at;
+}
+
+// Lists the parts of the network and points `w` into the array at base (which may be NULL, to
+// learn the size only).
+static void place_params(Params *w, Parts *parts, const Shape *s, float *base)
+{
+    size_t dim = (size_t)s->dim, hidden = (size_t)s->hidden_dim, kv = kv_width(s);
+    *parts = (Parts){.n = 0};
+    w->embedding = base + add_part(parts, (size_t)s->vocab_size, dim, KIND_EMBEDDING);
+    w->final_norm = base + add_part(parts, 1, dim, KIND_NORM);
+    for (int l = 0; l < s->n_layers; l++) {
+        NetLayer *y = &w->layer[l];
+        y->att_norm = base + add_part(parts, 1, dim, KIND_NORM);
+        y->ffn_norm = base + add_part(parts, 1, dim, KIND_NORM);
+        y->wqkv = base + add_part(parts, dim, dim, KIND_MATRIX); // wq
+        add_part(parts, kv, dim, KIND_MATRIX);                   // wk
+        add_part(parts, kv, dim, KIND_MATRIX);                   // wv
+        y->wo = base + add_part(parts, dim, dim, KIND_MATRIX);
+        y->w13 = base + add_part(parts, hidden, dim, KIND_MATRIX); // w1
+        add_part(parts, hidden, dim, KIND_MATRIX);                 // w3
+        y->w2 = base + add_part(parts, dim, hidden, KIND_MATRIX);
+    }
+}
+
+// splitmix64: one 64-bit word of state, so that a saved run continues with the same numbers.
+static uint64_t draw_bits(uint64_t *state)
+{
+    uint64_t z = *state += 0x9E3779B97F4A7C15u;
+    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9u;
+    z = (z ^ (z >> 27)) * 0x94D049BB133111EBu;
+    return z ^ (z >> 31);
+}
+static double draw_real(uint64_t *state)
+{ // [0, 1)
+    return (double)(draw_bits(state) >> 11) * 0x1p-53;
+}
+static int draw_below(uint64_t *state, int n) { return (int)(draw_real(state) * n); }
+static double draw_normal(uint64_t *state)
+{ // Box-Muller
+    double u = 1 - draw_real(state), v = draw_real(state);
+    return sqrt(-2 * log(u)) * cos(6.283185307179586 * v);
+}
+
+// Norms 1, matrices normal with deviation 0.02, those that write into the residual stream (wo, w2)
+// less by 1/sqrt(2 n_layers), because that many of them add up there [GPT-2].
+static void init_params(float *base, const Parts *parts, const Shape *s, uint64_t *rng)
+{
+    for (int i = 0; i < parts->n; i++) {
+        Part p = parts->part[i];
+        int in_layer = (i - 2) % 9; // place_params' order
+        int writes = i >= 2 && (in_layer == 5 || in_layer == 8);
+        double deviation = 0.02 / (writes ? sqrt(2.0 * s->n_layers) : 1);
+        for (size_t k = 0; k < p.rows * p.cols; k++)
+            base[p.at + k] = p.kind == KIND_NORM ? 1 : (float)(deviation * draw_normal(rng));
+    }
+}
+
+// ================================================================================================
+// 4  Steps
+//
+// The small steps between the matrix products, row by row, each beside its derivative.
+
+typedef struct {
+    const float *in, *in2, *in3;
+    float *out, *out2;
+    size_t width, T;
+    float eps;
+    const Shape *shape;
+    const float *table;
+} RowStep;
+
+enum { ROW_GRAIN = 64 };
+
+// out = in / sqrt(mean(in^2) + eps) * weight (in2); out2, one float a row: 1 / sqrt(...).
+static void rmsnorm_task(void *arg, size_t begin, size_t end)
+{
+    const RowStep *a = arg;
+    for (size_t r = begin; r < end; r++) {
+        const float *x = a->in + r * a->width;
+        float *y = a->out + r * a->width;
+        v16 squares = splat(0);
+        for (size_t i = 0; i < a->width; i += WIDTH) squares += load(x + i) * load(x + i);
+        float rstd = 1 / sqrtf(sum16(squares) / (float)a->width + a->eps);
+        for (size_t i = 0; i < a->width; i += WIDTH)
+            store(y + i, load(x + i) * rstd * load(a->in2 + i));
+        a->out2[r] = rstd;
+    }
+}
+
+static void norm_forward(float *y, float *rstd, const float *x, const float *w, size_t R,
+                         const Shape *s)
+{
+    RowStep a = {
+        .in = x, .in2 = w, .out = y, .out2 = rstd, .width = (size_t)s->dim, .eps = s->norm_eps};
+    parallel_for(R, ROW_GRAIN, rmsnorm_task, &a);
+}
+
+// y_i = x_i r w_i with r = (mean x^2 + eps)^-1/2, g_i = d_y_i w_i:
+//     d_x_i += r (g_i - x_i r^2 mean(g x))        d_w_i += sum over rows of d_y_i x_i r
+// in d_y, in2 x, in3 r; out d_x; out2 one row of d_w for every block of ROW_GRAIN rows, added up
+// by the caller in a fixed order. table w.
+static void norm_backward_task(void *arg, size_t begin, size_t end)
+{
+    const RowStep *a = arg;
+    for (size_t r = begin; r < end; r++) {
+        const float *x = a->in2 + r * a->width, *d_y = a->in + r * a->width, *w = a->table;
+        float *d_x = a->out + r * a->width, *d_w = a->out2 + r / ROW_GRAIN * a->width;
+        float rstd = a->in3[r];
+        v16 dots = splat(0);
+        for (size_t i = 0; i < a->width; i += WIDTH)
+            dots += load(d_y + i) * load(w + i) * load(x + i);
+        float mean = sum16(dots) / (float)a->width * rstd * rstd;
+        for (size_t i = 0; i < a->width; i += WIDTH) {
+            v16 g = load(d_y + i), xi = load(x + i);
+            store(d_x + i, load(d_x + i) + rstd * (g * load(w + i) - xi * mean));
+            store(d_w + i, load(d_w + i) + g * xi * rstd);
+        }
+    }
+}
+
+// partial: room for ceil(R / ROW_GRAIN) rows of dim floats.
+static void norm_backward(float *d_x, float *d_w, const float *d_y, const float *x,
+                          const float *rstd, const float *w, size_t R, const Shape *s,
+                          float *partial)
+{
+    size_t dim = (size_t)s->dim, blocks = (R + ROW_GRAIN - 1) / ROW_GRAIN;
+    memset(partial, 0, blocks * dim * sizeof(float));
+    RowStep a = {
+        .in = d_y, .in2 = x, .in3 = rstd, .out = d_x, .out2 = partial, .width = dim, .table = w};
+    parallel_for(R, ROW_GRAIN, norm_backward_task, &a);
+    for (size_t b = 0; b < blocks; b++)
+        for (size_t i = 0; i < dim; i++) d_w[i] += partial[b * dim + i];
+}
+
+static inline v16 sigmoid16(v16 x) { return 1 / (1 + exp16(-x)); }
+
+// in (R, 2 hidden): gate | up.  out (R, hidden) = silu(gate) * up,  silu(g) = g / (1 + e^-g).
+static void swiglu_task(void *arg, size_t begin, size_t end)
+{
+    const RowStep *a = arg;
+    for (size_t r = begin; r < end; r++)
+        for (size_t i = 0; i < a->width; i += WIDTH) {
+            const float *gate = a->in + r * 2 * a->width + i;
+            v16 g = load(gate);
+            store(a->out + r * a->width + i, g * sigmoid16(g) * load(gate + a->width));
+        }
+}
+
+// d_up = d silu(g);  d_gate = d up (s + g s (1 - s)),  s = sigmoid(g). in d (R, hidden), in2
+// gate | up, out d_gate | d_up (R, 2 hidden).
+static void swiglu_backward_task(void *arg, size_t begin, size_t end)
+{
+    const RowStep *a = arg;
+    for (size_t r = begin; r < end; r++)
+        for (size_t i = 0; i < a->width; i += WIDTH) {
+            size_t at = r * 2 * a->width + i;
+            v16 d = load(a->in + r * a->width + i), g = load(a->in2 + at);
+            v16 up = load(a->in2 + at + a->width), s = sigmoid16(g);
+            store(a->out + at, d * up * (s + g * s * (1 - s)));
+            store(a->out + at + a->width, d * g * s);
+        }
+}
+
+// [RoPE] Rotates pair (2i, 2i+1) of every query and key head of out (R, qkv), in place, by the
+// angle pos * theta^(-2i/head_dim); by the opposite angle if eps < 0, which is the derivative.
+// table (T, head_dim): cos and sin of pair i in 2i and 2i+1.
+static void rotate_task(void *arg, size_t begin, size_t end)
+{
+    const RowStep *a = arg;
+    const Shape *s = a->shape;
+    size_t hd = head_size(s), width = (size_t)s->dim + kv_width(s);
+    float sign = a->eps;
+    for (size_t r = begin; r < end; r++) {
+        const float *turn = a->table + r % a->T * hd;
+        float *x = a->out + r * qkv_width(s);
+        for (size_t h = 0; h < width; h += hd)
+            for (size_t i = 0; i < hd; i += 2) {
+                float re = x[h + i], im = x[h + i + 1], c = turn[i], sn = sign * turn[i + 1];
+                x[h + i] = re * c - im * sn;
+                x[h + i + 1] = re * sn + im * c;
+            }
+    }
+}
+
+static void rotate_heads(float *qkv, size_t R, size_t T, const Shape *s, const float *table,
+                         float sign)
+{
+    RowStep a = {.out = qkv, .T = T, .eps = sign, .shape = s, .table = table};
+    if (s->encoding == ENC_ROPE) parallel_for(R, ROW_GRAIN, rotate_task, &a);
+}
+
+static float *rotation_table(const Shape *s)
+{
+    size_t hd = head_size(s);
+    float *table = xcalloc((size_t)s->train_ctx * hd, sizeof(float));
+    for (int pos = 0; pos < s->train_ctx; pos++)
+        for (size_t i = 0; i < hd; i += 2) {
+            double angle = pos * pow(s->rope_theta, -(double)i / (double)hd);
+            table[(size_t)pos * hd + i] = (float)cos(angle);
+            table[(size_t)pos * hd + i + 1] = (float)sin(angle);
+        }
+    return table;
+}
+
+// s[0..n) := e^(s - shift); returns the sum.
+static float exp_row(float *s, size_t n, float shift)
+{
+    v16 total = splat(0);
+    for (size_t j = 0; j < n; j += WIDTH) {
+        v16 e = exp16(load(s + j) - shift);
+        total += e;
+        store(s + j, e);
+    }
+    return sum16(total);
+}
+
+static float max_row(const float *s, size_t n)
+{
+    v16 top = load(s);
+    for (size_t j = WIDTH; j < n; j += WIDTH) top = max16(top, load(s + j));
+    float m = top[0];
+    for (int i = 1; i < WIDTH; i++) m = top[i] > m ? top[i] : m;
+    return m;
+}
+
+// Softmax, loss and its derivative for rows of logits, in place: logits become d_logits.
+//     loss_r = log sum_j e^(z_j) - z_target        d_z_j = weight_r (softmax_j - [j = target])
+// logits (rows, V); loss in nats and weight, one a row.
+typedef struct {
+    float *logits, *loss;
+    const float *weight;
+    const uint16_t *target;
+    size_t V;
+} Loss;
+
+static void loss_task(void *arg, size_t begin, size_t end)
+{
+    const Loss *a = arg;
+    for (size_t r = begin; r < end; r++) {
+        float *z = a->logits + r * a->V;
+        float top = max_row(z, a->V), z_target = z[a->target[r]] - top;
+        float sum = exp_row(z, a->V, top), factor = a->weight[r] / sum;
+        a->loss[r] = logf(sum) - z_target;
+        for (size_t j = 0; j < a->V; j += WIDTH) store(z + j, load(z + j) * factor);
+        z[a->target[r]] -= a->weight[r];
+    }
+}
+
+// ================================================================================================
+// 5  Attention
+//
+// One task is one sequence and one key/value head with the query heads that share it. Queries go
+// in blocks of 64, each against the keys up to its own end: the scores of a block (64, T) stay in
+// the cache and are never kept. Backward computes them again from q, k and the saved log-sum-exp
+// of each row [Flash].
+//
+//     S = Q K^T / sqrt(head_dim) + bias      P = softmax(S), j <= i only      O = P V
+//     d_P = d_O V^T      d_S = P (d_P - rowsum(d_O O))      d_V += P^T d_O
+//     d_Q = d_S K / sqrt(head_dim)      d_K += d_S^T Q / sqrt(head_dim)
+
+enum { QUERIES = 64 };
+
+typedef struct {
+    const Shape *shape;
+    size_t T;
+    float *qkv, *out, *lse; // (R, qkv), (R, dim), (R, n_heads)
+    const float *d_out;     // (R, dim)
+    float *d_qkv;           // (R, qkv)
+} Attention;
+
+// One head of one sequence: row 0 of each, and its keys and values packed for the products.
+typedef struct {
+    const float *q, *d_o;
+    float *o, *lse, *d_q, *d_k, *d_v;
+    const float *keys_t, *keys, *values_t, *values; // (hd, T), (T, hd), (hd, T), (T, hd)
+} Head;
+
+// Scores of query i, s[0..n), in place: scaled, and -inf for keys after i. Place 3: a relative
+// bias is added here. n is a multiple of 16.
+static void finish_scores(float *s, size_t i, size_t n, float scale)
+{
+    for (size_t j = 0; j < n; j += WIDTH) store(s + j, load(s + j) * scale);
+    for (size_t j = i + 1; j < n; j++) s[j] = -INFINITY;
+}
+
+static void attend_block(const Attention *a, const Head *h, size_t i0)
+{
+    const Shape *s = a->shape;
+    size_t hd = head_size(s), m = a->T - i0 < QUERIES ? a->T - i0 : QUERIES, n = i0 + m;
+    float scale = 1 / sqrtf((float)hd), *scores = thread_buffer(USE_SCORES, QUERIES * a->T);
+    size_t step = qkv_width(s), dim = (size_t)s->dim, heads = (size_t)s->n_heads;
+    gemm_packed(scores, a->T, rows_of(h->q + i0 * step, step), h->keys_t, hd, m, n, hd, 0);
+    for (size_t r = 0; r < m; r++) {
+        float *row = scores + r * a->T;
+        finish_scores(row, i0 + r, n, scale);
+        float top = max_row(row, n), sum = exp_row(row, n, top);
+        for (size_t j = 0; j < n; j += WIDTH) store(row + j, load(row + j) * (1 / sum));
+        h->lse[(i0 + r) * heads] = top + logf(sum);
+    }
+    gemm_packed(h->o + i0 * dim, dim, rows_of(scores, a->T), h->values, a->T, m, hd, n, 0);
+}
+
+// d_S of one row in place of d_P: weights p (n), d_p (n) -> p (d_p - sum d_o o) scale.
+static void d_scores_row(float *d_p, const float *p, const float *d_o, const float *o, size_t n,
+                         size_t hd, float scale)
+{
+    v16 dots = splat(0);
+    for (size_t i = 0; i < hd; i += WIDTH) dots += load(d_o + i) * load(o + i);
+    float along = sum16(dots);
+    for (size_t j = 0; j < n; j += WIDTH)
+        store(d_p + j, load(p + j) * (load(d_p + j) - along) * scale);
+}
+
+static void attend_backward_block(const Attention *a, const Head *h, size_t i0)
+{
+    const Shape *s = a->shape;
+    size_t hd = head_size(s), T = a->T, m = T - i0 < QUERIES ? T - i0 : QUERIES, n = i0 + m;
+    size_t step = qkv_width(s), dim = (size_t)s->dim, heads = (size_t)s->n_heads;
+    size_t panels = (hd + TILE_N - 1) / TILE_N * TILE_N;
+    float scale = 1 / sqrtf((float)hd), *p = thread_buffer(USE_SCORES, QUERIES * T);
+    float *d_s = thread_buffer(USE_D_SCORES, QUERIES * T);
+    float *q = thread_buffer(USE_QUERIES, QUERIES * panels);
+    float *d_o = thread_buffer(USE_D_OUT, QUERIES * panels);
+    View q_rows = rows_of(h->q + i0 * step, step), d_o_rows = rows_of(h->d_o + i0 * dim, dim);
+    gemm_packed(p, T, q_rows, h->keys_t, hd, m, n, hd, 0);
+    gemm_packed(d_s, T, d_o_rows, h->values_t, hd, m, n, hd, 0);
+    for (size_t r = 0; r < m; r++) {
+        finish_scores(p + r * T, i0 + r, n, scale);
+        exp_row(p + r * T, n, h->lse[(i0 + r) * heads]);
+        d_scores_row(d_s + r * T, p + r * T, d_o_rows.p + r * dim, h->o + (i0 + r) * dim, n, hd,
+                     scale);
+    }
+    pack_b(q, q_rows, m, hd);
+    pack_b(d_o, d_o_rows, m, hd);
+    gemm_packed(h->d_q + i0 * step, step, rows_of(d_s, T), h->keys, T, m, hd, n, 0);
+    gemm_packed(h->d_k, step, transposed(rows_of(d_s, T)), q, m, n, hd, m, 1);
+    gemm_packed(h->d_v, step, transposed(rows_of(p, T)), d_o, m, n, hd, m, 1);
+}
+
+// Tasks begin..end: sequence t / n_kv_heads, key/value head t % n_kv_heads. Forward if d_out is
+// NULL. d_qkv must be zero at first: the query heads of a group add into the same d_k and d_v.
+static void attention_task(void *arg, size_t begin, size_t end)
+{
+    const Attention *a = arg;
+    const Shape *s = a->shape;
+    size_t hd = head_size(s), T = a->T, step = qkv_width(s), dim = (size_t)s->dim;
+    size_t n_kv = (size_t)s->n_kv_heads, group = (size_t)s->n_heads / n_kv;
+    size_t packed = T * ((hd + TILE_N - 1) / TILE_N * TILE_N);
+    for (size_t t = begin; t < end; t++) {
+        size_t row = t / n_kv * T, kv = t % n_kv;
+        size_t at_k = row * step + dim + kv * hd, at_v = at_k + kv_width(s);
+        float *keys = thread_buffer(USE_KEYS, 2 * packed),
+              *values = thread_buffer(USE_VALUES, 2 * packed);
+        Head h = {
+            .keys_t = keys, .keys = keys + packed, .values_t = values, .values = values + packed};
+        View k = rows_of(a->qkv + at_k, step), v = rows_of(a->qkv + at_v, step);
+        pack_b(keys, transposed(k), hd, T);
+        if (!a->d_out) pack_b(values + packed, v, T, hd);
+        else {
+            pack_b(keys + packed, k, T, hd);
+            pack_b(values, transposed(v), hd, T);
+            h.d_k = a->d_qkv + at_k;
+            h.d_v = a->d_qkv + at_v;
+        }
+        for (size_t head = kv * group; head < (kv + 1) * group; head++) {
+            h.q = a->qkv + row * step + head * hd;
+            h.o = a->out + row * dim + head * hd;
+            h.lse = a->lse + row * (size_t)s->n_heads + head;
+            if (a->d_out) {
+                h.d_o = a->d_out + row * dim + head * hd;
+                h.d_q = a->d_qkv + row * step + head * hd;
+            }
+            for (size_t i = 0; i < T; i += QUERIES)
+                if (a->d_out) attend_backward_block(a, &h, i);
+                else attend_block(a, &h, i);
+        }
+    }
+}
+
+// ================================================================================================
+// 6  Forward and backward
+//
+// What backward needs is kept from forward, one set a layer.
+
+typedef struct {
+    float *x;             // (R, dim) the residual stream entering the layer
+    float *norm1, *rstd1; // (R, dim), (R)
+    float *qkv;           // (R, qkv) q and k after rotation
+    float *att, *lse;     // (R, dim), (R, n_heads)
+    float *mid;           // (R, dim) the stream between attention and FFN
+    float *norm2, *rstd2;
+    float *gate_up; // (R, 2 hidden)
+    float *act;     // (R, hidden)
+} Saved;
+
+enum { LOSS_ROWS = 512 };
+
+typedef struct {
+    Shape shape;
+    Parts parts;
+    size_t T, max_rows;
+    float *params, *grads, *moment1, *moment2;
+    Params w, d;
+    Saved saved[MAX_LAYERS];
+    float *x_last, *norm, *rstd; // after the last layer
+    float *d_x, *d_wide, *d_narrow, *partial, *logits, *rotation;
+    uint16_t *token, *target; // (R)
+    float *weight, *loss;     // (R): of each target in the loss; nats
+} Net;
+
+static float *floats(size_t rows, size_t width)
+{
+    float *p = aligned_alloc(64, (rows * width * sizeof(float) + 63) & ~(size_t)63);
+    if (!p) die(1, "memory", "out of memory (%zu floats)", rows * width);
+    memset(p, 0, rows * width * sizeof(float));
+    return p;
+}
+
+static void alloc_saved(Saved *a, const Shape *s, size_t R)
+{
+    size_t dim = (size_t)s->dim, hidden = (size_t)s->hidden_dim;
+    a->x = floats(R, dim);
+    a->norm1 = floats(R, dim);
+    a->rstd1 = floats(R, 1);
+    a->qkv = floats(R, qkv_width(s));
+    a->att = floats(R, dim);
+    a->lse = floats(R, (size_t)s->n_heads);
+    a->mid = floats(R, dim);
+    a->norm2 = floats(R, dim);
+    a->rstd2 = floats(R, 1);
+    a->gate_up = floats(R, 2 * hidden);
+    a->act = floats(R, hidden);
+}
+
+// A network for `sequences` sequences at a time; parameters zero.
+static void net_alloc(Net *n, const Shape *shape, size_t sequences)
+{
+    *n = (Net){.shape = *shape, .T = (size_t)shape->train_ctx};
+    const Shape *s = &n->shape;
+    size_t R = n->max_rows = n->T * sequences, dim = (size_t)s->dim, hidden = (size_t)s->hidden_dim;
+    size_t wide = 2 * hidden > qkv_width(s) ? 2 * hidden : qkv_width(s);
+    place_params(&n->w, &n->parts, s, NULL);
+    n->params = floats(n->parts.size, 1);
+    n->grads = floats(n->parts.size, 1);
+    n->moment1 = floats(n->parts.size, 1);
+    n->moment2 = floats(n->parts.size, 1);
+    place_params(&n->w, &n->parts, s, n->params);
+    place_params(&n->d, &n->parts, s, n->grads);
+    for (int l = 0; l < s->n_layers; l++) alloc_saved(&n->saved[l], s, R);
+    n->x_last = floats(R, dim);
+    n->norm = floats(R, dim);
+    n->rstd = floats(R, 1);
+    n->d_x = floats(R, dim);
+    n->d_wide = floats(R, wide);
+    n->d_narrow = floats(R, hidden > dim ? hidden : dim);
+    n->partial = floats(R / ROW_GRAIN + 1, dim);
+    n->logits = floats(LOSS_ROWS, (size_t)s->vocab_size + 4 * wide); // also muon's work space
+    n->rotation = rotation_table(s);
+    n->token = xcalloc(R, sizeof(uint16_t));
+    n->target = xcalloc(R, sizeof(uint16_t));
+    n->weight = floats(R, 1);
+    n->loss = floats(R, 1);
+}
+
+// x (R, dim) = embedding of each token. Place 1: absolute encodings are added here.
+static void embed(const Net *n, float *x, size_t R)
+{
+    size_t dim = (size_t)n->shape.dim;
+    for (size_t r = 0; r < R; r++)
+        memcpy(x + r * dim, n->w.embedding + n->token[r] * dim, dim * sizeof(float));
+}
+
+static void layer_forward(Net *n, int l, float *x_next, size_t R)
+{
+    const Shape *s = &n->shape;
+    const NetLayer *w = &n->w.layer[l];
+    Saved *a = &n->saved[l];
+    size_t dim = (size_t)s->dim, hidden = (size_t)s->hidden_dim;
+    norm_forward(a->norm1, a->rstd1, a->x, w->att_norm, R, s);
+    linear(a->qkv, a->norm1, w->wqkv, R, dim, qkv_width(s), 0);
+    rotate_heads(a->qkv, R, n->T, s, n->rotation, 1); // place 2
+    Attention at = {s, n->T, a->qkv, a->att, a->lse, NULL, NULL};
+    parallel_for(R / n->T * (size_t)s->n_kv_heads, 1, attention_task, &at);
+    memcpy(a->mid, a->x, R * dim * sizeof(float));
+    linear(a->mid, a->att, w->wo, R, dim, dim, 1);
+    norm_forward(a->norm2, a->rstd2, a->mid, w->ffn_norm, R, s);
+    linear(a->gate_up, a->norm2, w->w13, R, dim, 2 * hidden, 0);
+    RowStep swiglu = {.in = a->gate_up, .out = a->act, .width = hidden};
+    parallel_for(R, ROW_GRAIN, swiglu_task, &swiglu);
+    memcpy(x_next, a->mid, R * dim * sizeof(float));
+    linear(x_next, a->act, w->w2, R, hidden, dim, 1);
+}
+
+// From n->token (R) to the normed last layer (R, dim) in n->norm.
+static void net_forward(Net *n, size_t R)
+{
+    int L = n->shape.n_layers;
+    embed(n, n->saved[0].x, R);
+    for (int l = 0; l < L; l++) layer_forward(n, l, l + 1 < L ? n->saved[l + 1].x : n->x_last, R);
+    norm_forward(n->norm, n->rstd, n->x_last, n->w.final_norm, R, &n->shape);
+}
+
+// n->loss (R) from n->norm and n->target, LOSS_ROWS rows of logits at a time. With backward also
+// the derivatives of sum(weight * loss): d_norm (R, dim) and the classifier's d_w.
+static void net_loss(Net *n, size_t R, int backward, float *d_norm)
+{
+    size_t dim = (size_t)n->shape.dim, V = (size_t)n->shape.vocab_size;
+    for (size_t r = 0; r < R; r += LOSS_ROWS) {
+        size_t rows = R - r < LOSS_ROWS ? R - r : LOSS_ROWS;
+        const float *x = n->norm + r * dim;
+        linear(n->logits, x, n->w.embedding, rows, dim, V, 0);
+        Loss a = {n->logits, n->loss + r, n->weight + r, n->target + r, V};
+        parallel_for(rows, 16, loss_task, &a);
+        if (backward)
+            linear_backward(d_norm + r * dim, n->d.embedding, n->logits, x, n->w.embedding, rows,
+                            dim, V);
+    }
+}
+
+// d_x (R, dim), the derivative at the layer's output, becomes that at its input.
+static void layer_backward(Net *n, int l, size_t R)
+{
+    const Shape *s = &n->shape;
+    const NetLayer *w = &n->w.layer[l];
+    NetLayer *d = &n->d.layer[l];
+    const Saved *a = &n->saved[l];
+    size_t dim = (size_t)s->dim, hidden = (size_t)s->hidden_dim, qkv = qkv_width(s);
+    float *d_x = n->d_x, *narrow = n->d_narrow, *wide = n->d_wide;
+    linear_backward(narrow, d->w2, d_x, a->act, w->w2, R, hidden, dim);
+    RowStep swiglu = {.in = narrow, .in2 = a->gate_up, .out = wide, .width = hidden};
+    parallel_for(R, ROW_GRAIN, swiglu_backward_task, &swiglu);
+    linear_backward(narrow, d->w13, wide, a->norm2, w->w13, R, dim, 2 * hidden);
+    norm_backward(d_x, d->ffn_norm, narrow, a->mid, a->rstd2, w->ffn_norm, R, s, n->partial);
+
+    linear_backward(narrow, d->wo, d_x, a->att, w->wo, R, dim, dim);
+    memset(wide, 0, R * qkv * sizeof(float));
+    Attention at = {s, n->T, a->qkv, a->att, a->lse, narrow, wide};
+    parallel_for(R / n->T * (size_t)s->n_kv_heads, 1, attention_task, &at);
+    rotate_heads(wide, R, n->T, s, n->rotation, -1);
+    linear_backward(narrow, d->wqkv, wide, a->norm1, w->wqkv, R, dim, qkv);
+    norm_backward(d_x, d->att_norm, narrow, a->x, a->rstd1, w->att_norm, R, s, n->partial);
+}
+
+// Forward, loss and backward for R rows of token, target and weight; adds to n->grads.
+static void net_step(Net *n, size_t R)
+{
+    size_t dim = (size_t)n->shape.dim;
+    net_forward(n, R);
+    net_loss(n, R, 1, n->d_narrow);
+    memset(n->d_x, 0, R * dim * sizeof(float));
+    norm_backward(n->d_x, n->d.final_norm, n->d_narrow, n->x_last, n->rstd, n->w.final_norm, R,
+                  &n->shape, n->partial);
+    for (int l = n->shape.n_layers - 1; l >= 0; l--) layer_backward(n, l, R);
+    for (size_t r = 0; r < R; r++) {
+        float *to = n->d.embedding + n->token[r] * dim;
+        for (size_t i = 0; i < dim; i++) to[i] += n->d_x[r * dim + i];
+    }
+}
+
+// ================================================================================================
+// 7  Optimizer
+//
+// Norms and the embedding are updated by AdamW, matrices by Muon (or AdamW too).
+//
+//     Adam:  m = b1 m + (1-b1) g   v = b2 v + (1-b2) g^2   w -= lr m^ / (sqrt(v^) + eps)
+//     Muon:  m = mu m + g          w -= lr * 0.2 sqrt(max(rows, cols)) * orthogonal(g + mu m)
+//
+// orthogonal(G) replaces the singular values of G by about 1: every direction that the gradient
+// has learns equally fast. 0.2 sqrt(max) gives the update the size of Adam's, so that one learning
+// rate serves both [Muon]. Weight decay on matrices is apart from the gradient [AdamW].
+
+typedef struct {
+    float lr, beta1, beta2, momentum, decay, clip;
+    int muon;
+} Optimizer;
+
+typedef struct {
+    Net *net;
+    Part part;
+    float lr, decay, scale, m_fix, v_fix;
+    const Optimizer *o;
+} Update;
+
+// Elements begin..end of one part; scale multiplies the gradient (clipping).
+static void adam_task(void *arg, size_t begin, size_t end)
+{
+    const Update *u = arg;
+    float *w = u->net->params + u->part.at, *m = u->net->moment1 + u->part.at;
+    float *v = u->net->moment2 + u->part.at;
+    const float *g = u->net->grads + u->part.at;
+    float b1 = u->o->beta1, b2 = u->o->beta2;
+    for (size_t i = begin; i < end; i++) {
+        float gi = g[i] * u->scale;
+        m[i] = b1 * m[i] + (1 - b1) * gi;
+        v[i] = b2 * v[i] + (1 - b2) * gi * gi;
+        w[i] -= u->lr * (m[i] * u->m_fix / (sqrtf(v[i] * u->v_fix) + 1e-8f) + u->decay * w[i]);
+    }
+}
+
+// x (r, c), r <= c, to about U V^T of its singular value decomposition: five steps of
+// X := a X + (b A + c A A) X with A = X X^T, whose polynomial drives singular values in (0, 1]
+// towards 1 (to between 0.7 and 1.2, which is enough) [Muon]. work: 2 r r + r c floats.
+static void orthogonalize(float *x, size_t r, size_t c, float *work)
+{
+    float *a = work, *b = work + r * r, *next = work + 2 * r * r;
+    double squares = 0;
+    for (size_t i = 0; i < r * c; i++) squares += (double)x[i] * x[i];
+    float norm = 1 / ((float)sqrt(squares) + 1e-7f);
+    for (size_t i = 0; i < r * c; i++) x[i] *= norm;
+    for (int step = 0; step < 5; step++) {
+        View X = rows_of(x, c);
+        gemm(a, r, X, transposed(X), r, r, c, 0);
+        gemm(b, r, rows_of(a, r), rows_of(a, r), r, r, r, 0);
+        for (size_t i = 0; i < r * r; i++) b[i] = -4.7750f * a[i] + 2.0315f * b[i];
+        gemm(next, c, rows_of(b, r), X, r, c, r, 0);
+        for (size_t i = 0; i < r * c; i++) x[i] = 3.4445f * x[i] + next[i];
+    }
+}
+
+static void muon_update(const Update *u)
+{
+    size_t rows = u->part.rows, cols = u->part.cols, n = rows * cols;
+    size_t r = rows < cols ? rows : cols, c = rows < cols ? cols : rows;
+    float *w = u->net->params + u->part.at, *m = u->net->moment1 + u->part.at;
+    const float *g = u->net->grads + u->part.at;
+    float *x = u->net->logits, *work = x + n, mu = u->o->momentum; // free by now
+    for (size_t i = 0; i < rows; i++)
+        for (size_t j = 0; j < cols; j++) {
+            size_t k = i * cols + j;
+            m[k] = mu * m[k] + g[k] * u->scale;
+            x[rows <= cols ? k : j * rows + i] = g[k] * u->scale + mu * m[k];
+        }
+    orthogonalize(x, r, c, work);
+    float lr = u->lr * 0.2f * sqrtf((float)c), keep = 1 - u->lr * u->decay;
+    for (size_t i = 0; i < rows; i++)
+        for (size_t j = 0; j < cols; j++) {
+            size_t k = i * cols + j;
+            w[k] = w[k] * keep - lr * x[rows <= cols ? k : j * rows + i];
+        }
+}
+
+// Euclidean norm of all gradients, in double, in one fixed order.
+static double gradient_norm(const Net *n)
+{
+    double squares = 0;
+    for (size_t i = 0; i < n->parts.size; i += 4096) {
+        float block = 0;
+        size_t end = i + 4096 < n->parts.size ? i + 4096 : n->parts.size;
+        for (size_t k = i; k < end; k++) block += n->grads[k] * n->grads[k];
+        squares += block;
+    }
+    return sqrt(squares);
+}
+
+// One step with learning rate lr (step counts from 1); gradients longer than clip are shortened to
+// it. Returns the gradient's norm before that.
+static double update_params(Net *n, const Optimizer *o, float lr, uint64_t step)
+{
+    double norm = gradient_norm(n);
+    float scale = norm > o->clip ? (float)(o->clip / norm) : 1;
+    for (int i = 0; i < n->parts.n; i++) {
+        Part p = n->parts.part[i];
+        Update u = {n,
+                    p,
+                    lr,
+                    p.kind == KIND_MATRIX ? o->decay : 0,
+                    scale,
+                    1 / (1 - powf(o->beta1, (float)step)),
+                    1 / (1 - powf(o->beta2, (float)step)),
+                    o};
+        if (p.kind == KIND_MATRIX && o->muon) muon_update(&u);
+        else parallel_for(p.rows * p.cols, 16384, adam_task, &u);
+    }
+    return norm;
+}
+
+// ================================================================================================
+// 8  Text
+//
+// Books are encoded once and kept as 16-bit ids, BOS before each. A training window is BOS and
+// T - 1 tokens of text, with the T tokens of text as targets: every window begins as a text does
+// when the model runs. Windows come from a permutation of all places T apart, with a new shift
+// each time round; every other one moves on to the start of a paragraph.
+
+enum { MAX_SOURCES = 8, LOOK_AHEAD = 200 };
+
+typedef struct {
+    uint16_t *token;
+    size_t n, bytes;
+    double share;
+} Source;
+
+typedef struct {
+    Tokenizer *tokenizer;
+    uint8_t *starts_sentence, *ends_sentence; // of each piece
+    uint16_t newline;
+    Source source[MAX_SOURCES];
+    int n;
+    uint64_t rng, cursor[MAX_SOURCES]; // all the state that a resumed run needs
+    double synthetic;                  // share of synthetic windows
+    float answer_weight;
+} Text;
+
+static void append_book(Source *s, Tokenizer *t, const char *path)
+{
+    size_t len;
+    char *text = read_text(path, &len);
+    int *ids = xcalloc(len + 2, sizeof(int));
+    int n = tokenizer_encode(t, text, len, ids);
+    s->token = xrealloc(s->token, s->n + (size_t)n + 1, sizeof(uint16_t));
+    s->token[s->n++] = ID_BOS;
+    for (int i = 0; i < n; i++) s->token[s->n++] = (uint16_t)ids[i];
+    s->bytes += len;
+    free(ids);
+    free(text);
+}
+
+// Adds a file, or all files of a folder in the order of their names.
+static void append_path(Source *s, Tokenizer *t, const char *path)
+{
+    struct stat st;
+    if (stat(path, &st)) die(1, path, "cannot read: %s", strerror(errno));
+    if (!S_ISDIR(st.st_mode)) {
+        append_book(s, t, path);
+        return;
+    }
+    struct dirent **entry;
+    int n = scandir(path, &entry, NULL, alphasort);
+    if (n < 0) die(1, path, "cannot read: %s", strerror(errno));
+    for (int i = 0; i < n; i++) {
+        char name[PATH_MAX];
+        if (snprintf(name, sizeof name, "%s/%s", path, entry[i]->d_name) >= (int)sizeof name)
+            die(1, path, "path too long");
+        if (!stat(name, &st) && S_ISREG(st.st_mode)) append_book(s, t, name);
+        free(entry[i]);
+    }
+    free(entry);
+}
+
+// Marks which pieces can start a sentence (" W...") and which can end one (punctuation with a full
+// stop, question or exclamation mark and no comma).
+static void classify_pieces(Text *x, int vocab_size)
+{
+    x->starts_sentence = xcalloc((size_t)vocab_size, 1);
+    x->ends_sentence = xcalloc((size_t)vocab_size, 1);
+    for (int i = 3 + 256; i < vocab_size; i++) {
+        Piece p = x->tokenizer->pieces[i];
+        x->starts_sentence[i] = p.len > 1 && p.text[0] == ' ' && isupper((unsigned char)p.text[1]);
+        for (int k = 0; k < p.len; k++) {
+            if (strchr(".?!", p.text[k])) x->ends_sentence[i] = 1;
+            if (strchr(",- (", p.text[k])) {
+                x->ends_sentence[i] = 0;
+                break;
+            }
+        }
+        if (p.len == 1 && p.text[0] == '\n') x->newline = (uint16_t)i;
+    }
+}
+
+// Start of the window number `count` of a source whose windows are T apart.
+static size_t window_start(const Source *s, uint64_t count, size_t T, uint64_t seed)
+{
+    size_t windows = (s->n - LOOK_AHEAD - 1) / T - 1, stride = windows * 618 / 1000 | 1;
+    for (size_t a = stride, b = windows;;) { // a step without common divisor visits all
+        while (b) {
+            size_t rest = a % b;
+            a = b;
+            b = rest;
+        }
+        if (a == 1) break;
+        a = stride += 2;
+        b = windows;
+    }
+    uint64_t round = count / windows, mix = seed + round;
+    size_t shift = draw_bits(&mix) % T, first = draw_bits(&mix) % windows;
+    return (first + count % windows * stride) % windows * T + shift;
+}
+
+// Fills one window (T) from the text at `at`: token = BOS and text, target = text.
+static void fill_window(const Source *s, size_t at, size_t T, uint16_t *token, uint16_t *target,
+                        float *weight)
+{
+    for (size_t i = 0; i < T; i++) {
+        token[i] = i ? s->token[at + i - 1] : ID_BOS;
+        target[i] = s->token[at + i];
+        weight[i] = 1;
+    }
+}
+
+static void fill_book_window(Text *x, int which, size_t T, uint16_t *token, uint16_t *target,
+                             float *weight)
+{
+    const Source *s = &x->source[which];
+    size_t at = window_start(s, x->cursor[which]++, T, (uint64_t)which * 1000003);
+    size_t to = at;
+    while (to < at + LOOK_AHEAD && !(s->token[to] == x->newline && s->token[to + 1] != x->newline))
+        to++;
+    if (draw_bits(&x->rng) & 1 && to < at + LOOK_AHEAD) at = to + 1;
+    fill_window(s, at, T, token, target, weight);
+}
+
+static int draw_source(Text *x)
+{
+    double u = draw_real(&x->rng);
+    for (int i = 0; i < x->n - 1; i++)
+        if ((u -= x->source[i].share) < 0) return i;
+    return x->n - 1;
+}
+
+// ================================================================================================
+// 9  Synthetic documents
+//
+// Texts that can only be continued by looking back, so that the model learns to retrieve. Filler
+// is whole sentences of the books; statements stand at random places between them; the question
+// and its answer end the text. N is a random number without leading zero; D its digits.
+//
+// passkey (D = 5), one statement:
+//     The pass key is N. Remember it. N is the pass key.
+//     ... What is the pass key? The pass key is N.
+// magic number (D = 4), 2 to 6 statements with different names and numbers:
+//     The magic number for Anna is N.
+//     ... What is the magic number for Anna? The magic number for Anna is N.
+// boxes (D = 4), a chain of 1 to 3 boxes, in this order, and 1 to 3 others, anywhere:
+//     The box A holds N.
+//     The box C holds what the box A holds.
+//     ... What does the box C hold? The box C holds N.
+// Boxes are letters A to Z. The names are those of the list below. A text has 128 to T tokens.
+
+enum { MAX_FACTS = 8, MAX_FACT_TOKENS = 96 };
+
+static const char *const names[] = {
+    "Anna", "Ben",  "Clara", "David", "Emma",  "Frank", "Grace", "Henry", "Ida", "Jack",
+    "Kate", "Lucy", "Mary",  "Nora",  "Oscar", "Peter", "Rose",  "Sam",   "Tom", "Walter",
+};
+enum { N_NAMES = sizeof names / sizeof *names };
+
+typedef struct {
+    char fact[MAX_FACTS][128], question[160];
+    int n_facts, digits;
+} Retrieval;
+
+static int draw_number(uint64_t *rng, int digits)
+{
+    int low = digits == 5 ? 10000 : 1000;
+    return low + draw_below(rng, 9 * low);
+}
+
+// order[0..n) becomes n different numbers below `below` <= 32.
+static void choose_different(uint64_t *rng, int *order, int n, int below)
+{
+    uint32_t used = 0;
+    for (int i = 0; i < n; i++) {
+        do order[i] = draw_below(rng, below);
+        while (used >> order[i] & 1);
+        used |= 1u << order[i];
+    }
+}
+
+static void write_passkey(Retrieval *d, uint64_t *rng)
+{
+    int key = draw_number(rng, d->digits = 5);
+    d->n_facts = 1;
+    snprintf(d->fact[0], sizeof d->fact[0], "The pass key is %d. Remember it. %d is the pass key.",
+             key, key);
+    snprintf(d->question, sizeof d->question, "What is the pass key? The pass key is %d.", key);
+}
+
+static void write_magic_numbers(Retrieval *d, uint64_t *rng)
+{
+    int who[MAX_FACTS], number = 0;
+    d->digits = 4;
+    d->n_facts = 2 + draw_below(rng, 5);
+    choose_different(rng, who, d->n_facts, N_NAMES);
+    int asked = draw_below(rng, d->n_facts);
+    for (int i = 0; i < d->n_facts; i++) {
+        int value = draw_number(rng, 4);
+        if (i == asked) number = value;
+        snprintf(d->fact[i], sizeof d->fact[i], "The magic number for %s is %d.", names[who[i]],
+                 value);
+    }
+    snprintf(d->question, sizeof d->question,
+             "What is the magic number for %s? The magic number for %s is %d.", names[who[asked]],
+             names[who[asked]], number);
+}
+
+static void write_boxes(Retrieval *d, uint64_t *rng)
+{
+    int box[MAX_FACTS], chain = 1 + draw_below(rng, 3), others = 1 + draw_below(rng, 3);
+    int number = draw_number(rng, 4), linked = 0, n = chain + others;
+    d->digits = 4;
+    d->n_facts = n;
+    choose_different(rng, box, n, 26);
+    for (int i = 0; i < n; i++) { // shuffle the others in between the chain
+        int left = chain - linked;
+        char *fact = d->fact[i], letter = (char)('A' + box[chain + i - linked]);
+        if (draw_below(rng, n - i) >= left)
+            snprintf(fact, sizeof *d->fact, "The box %c holds %d.", letter, draw_number(rng, 4));
+        else if (linked++ == 0)
+            snprintf(fact, sizeof *d->fact, "The box %c holds %d.", 'A' + box[0], number);
+        else
+            snprintf(fact, sizeof *d->fact, "The box %c holds what the box %c holds.",
+                     'A' + box[linked - 1], 'A' + box[linked - 2]);
+    }
+    int last = 'A' + box[chain - 1];
+    snprintf(d->question, sizeof d->question, "What does the box %c hold? The box %c holds %d.",
+             last, last, number);
+}
+
+static size_t put_statement(const Text *x, const char *text, uint16_t *out)
+{
+    int ids[2 * sizeof((Retrieval *)0)->question];
+    int n = tokenizer_encode(x->tokenizer, text, strlen(text), ids);
+    for (int i = 0; i < n; i++) out[i] = (uint16_t)ids[i];
+    return (size_t)n;
+}
+
+// Copies whole sentences, at least `least` and at most `most` tokens of them, from s at *at, which
+// moves on. Returns the number of tokens: 0 if no sentence ends there.
+static size_t put_sentences(const Text *x, const Source *s, size_t *at, size_t least, size_t most,
+                            uint16_t *out)
+{
+    size_t end = 0;
+    for (size_t i = 1; i <= most && end < least; i++)
+        if (x->starts_sentence[s->token[*at + i]] && x->ends_sentence[s->token[*at + i - 1]])
+            end = i;
+    memcpy(out, s->token + *at, end * sizeof *out);
+    *at += end;
+    return end;
+}
+
+// Writes one document of at most `room` tokens (BOS not counted), question last; *answer: where
+// its number begins. Filler is cut between the statements in random shares.
+static size_t put_document(Text *x, const Retrieval *d, const Source *s, size_t room, uint16_t *out,
+                           size_t *answer)
+{
+    uint16_t fact[MAX_FACTS + 1][MAX_FACT_TOKENS];
+    size_t len[MAX_FACTS + 1], filler = room, n = 0, at;
+    double cut[MAX_FACTS + 1], total = 0;
+    for (int i = 0; i <= d->n_facts; i++) {
+        len[i] = put_statement(x, i < d->n_facts ? d->fact[i] : d->question, fact[i]);
+        filler -= len[i] < filler ? len[i] : filler;
+        total += cut[i] = -log(1 - draw_real(&x->rng));
+    }
+    at = (size_t)(draw_real(&x->rng) * (double)(s->n - 4096));
+    for (size_t stop = at + 1024; at < stop; at++)
+        if (x->starts_sentence[s->token[at + 1]] && x->ends_sentence[s->token[at]]) break;
+    at++;
+    for (int i = 0; i <= d->n_facts; i++) {
+        size_t want = (size_t)((double)filler * cut[i] / total);
+        size_t got = put_sentences(x, s, &at, want > 24 ? want - 24 : 0, want, out + n);
+        memcpy(out + n + got, fact[i], len[i] * sizeof *out);
+        n += got + len[i];
+    }
+    *answer = n - 1 - (size_t)d->digits; // the number's digits, then the full stop
+    return n;
+}
+
+// Fills one window with synthetic documents, each after its own BOS, and the rest with book text
+// where less than 128 tokens are left. The answers' digits weigh answer_weight.
+static void fill_synthetic_window(Text *x, int which, size_t T, uint16_t *token, uint16_t *target,
+                                  float *weight)
+{
+    fill_book_window(x, which, T, token, target, weight);
+    for (size_t begin = 0; begin + 256 <= T;) {
+        Retrieval d;
+        uint16_t text[1024];
+        size_t room = T - begin - 1, answer;
+        room = 128 + (size_t)(draw_real(&x->rng) * (double)(room - 127));
+        switch (draw_below(&x->rng, 3)) {
+        case 0: write_passkey(&d, &x->rng); break;
+        case 1: write_magic_numbers(&d, &x->rng); break;
+        default: write_boxes(&d, &x->rng); break;
+        }
+        size_t n = put_document(x, &d, &x->source[which], room, text, &answer);
+        token[begin] = ID_BOS;
+        for (size_t i = 0; i < n; i++) { // n <= room < T - begin
+            token[begin + i + 1] = text[i];
+            target[begin + i] = text[i];
+            weight[begin + i] = i >= answer && i < answer + (size_t)d.digits ? x->answer_weight : 1;
+        }
+        begin += n; // the answer's full stop, then the next BOS
+        target[begin] = ID_BOS;
+        weight[begin++] = 0;
+        if (begin < T) token[begin] = ID_BOS;
+    }
+}
+
+// Fills R rows of the network's input.
+static void fill_batch(Text *x, Net *n, size_t R)
+{
+    for (size_t r = 0; r < R; r += n->T) {
+        int which = draw_source(x), synthetic = draw_real(&x->rng) < x->synthetic;
+        (synthetic ? fill_synthetic_window : fill_book_window)(x, which, n->T, n->token + r,
+                                                               n->target + r, n->weight + r);
+    }
+}
+
+// ================================================================================================
+// 10  Files
+//
+// Two kinds: the state, from which training continues exactly, and the checkpoint that run.c
+// reads, whose layout its section 6 describes. Both are written beside their place and renamed, so
+// that a reader never sees half a file.
+
+typedef struct {
+    FILE *f;
+    const char *path;
+    char temporary[PATH_MAX];
+} Writer;
+
+static void writer_open(Writer *w, const char *path)
+{
+    w->path = path;
+    if (snprintf(w->temporary, PATH_MAX, "%s.new", path) >= PATH_MAX) die(1, path, "path too long");
+    w->f = fopen(w->temporary, "wb");
+    if (!w->f) die(1, w->temporary, "cannot write: %s", strerror(errno));
+}
+
+static void put(Writer *w, const void *data, size_t size, size_t n) { fwrite(data, size, n, w->f); }
+
+static void writer_close(Writer *w)
+{
+    int bad = fflush(w->f) || ferror(w->f) || fsync(fileno(w->f));
+    if (fclose(w->f) || bad || rename(w->temporary, w->path))
+        die(1, w->path, "cannot write: %s", strerror(errno));
+}
+
+// n weights as Q8_0: int8 values, then one float32 scale for every 32 of them: w = scale * value,
+// scale = max |w| / 127.
+static void put_q8(Writer *w, const float *x, size_t n)
+{
+    enum { GROUP = 32 };
+    int8_t *values = xcalloc(n, 1);
+    float *scales = xcalloc(n / GROUP, sizeof(float));
+    for (size_t g = 0; g < n / GROUP; g++) {
+        float most = 0;
+        for (size_t i = 0; i < GROUP; i++) most = fmaxf(most, fabsf(x[g * GROUP + i]));
+        scales[g] = most / 127;
+        for (size_t i = 0; i < GROUP && most > 0; i++)
+            values[g * GROUP + i] = (int8_t)lrintf(x[g * GROUP + i] / scales[g]);
+    }
+    put(w, values, 1, n);
+    put(w, scales, sizeof(float), n / GROUP);
+    free(values);
+    free(scales);
+}
+
+// One tensor of every layer in turn, `at` parameters after the place that `of` names.
+static void put_layers(Writer *w, const Net *n, float *const *of, size_t at, size_t size, int q8)
+{
+    for (int l = 0; l < n->shape.n_layers; l++) {
+        const float *x = *(float *const *)((const char *)of + (size_t)l * sizeof(NetLayer)) + at;
+        if (q8) put_q8(w, x, size);
+        else put(w, x, sizeof(float), size);
+    }
+}
+
+static void put_i32(unsigned char *header, size_t at, int32_t x) { memcpy(header + at, &x, 4); }
+static void put_f32(unsigned char *header, size_t at, float x) { memcpy(header + at, &x, 4); }
+
+// The 256 bytes before the weights. Version 1 (float32) or 2 (Q8_0) when a reader that knows
+// llama2.c's header alone computes the same; 100 more when the extension block at byte 64 has to
+// be read. Fields that stay zero there say "not set".
+static void put_header(Writer *w, const Shape *s, int q8)
+{
+    unsigned char header[256] = {0};
+    int plain = s->encoding == ENC_ROPE && s->rope_theta == 10000 && s->norm_eps == 1e-5f;
+    int32_t sizes[] = {s->dim,        s->hidden_dim, s->n_layers, s->n_heads,
+                       s->n_kv_heads, s->vocab_size, s->train_ctx};
+    put_i32(header, 0, 0x616b3432);
+    put_i32(header, 4, (q8 ? 2 : 1) + (plain ? 0 : 100));
+    memcpy(header + 8, sizes, sizeof sizes);
+    header[36] = 1; // the classifier is the embedding
+    if (q8) put_i32(header, 37, 32);
+    memcpy(header + 64, "EXT1", 4);
+    put_i32(header, 68, s->encoding);
+    put_i32(header, 72, s->train_ctx);
+    put_f32(header, 76, s->rope_theta);
+    put_f32(header, 80, s->norm_eps);
+    put(w, header, 1, sizeof header);
+}
+
+static void export_checkpoint(const Net *n, const char *path, int q8)
+{
+    const Shape *s = &n->shape;
+    const NetLayer *y = n->w.layer;
+    size_t dim = (size_t)s->dim, hidden = (size_t)s->hidden_dim, kv = kv_width(s);
+    Writer w;
+    writer_open(&w, path);
+    put_header(&w, s, q8);
+    put_layers(&w, n, &y->att_norm, 0, dim, 0);
+    put_layers(&w, n, &y->ffn_norm, 0, dim, 0);
+    put(&w, n->w.final_norm, sizeof(float), dim);
+    if (q8) put_q8(&w, n->w.embedding, (size_t)s->vocab_size * dim);
+    else put(&w, n->w.embedding, sizeof(float), (size_t)s->vocab_size * dim);
+    put_layers(&w, n, &y->wqkv, 0, dim * dim, q8);               // wq
+    put_layers(&w, n, &y->wqkv, dim * dim, kv * dim, q8);        // wk
+    put_layers(&w, n, &y->wqkv, (dim + kv) * dim, kv * dim, q8); // wv
+    put_layers(&w, n, &y->wo, 0, dim * dim, q8);
+    put_layers(&w, n, &y->w13, 0, hidden * dim, q8); // w1
+    put_layers(&w, n, &y->w2, 0, hidden * dim, q8);
+    put_layers(&w, n, &y->w13, hidden * dim, hidden * dim, q8); // w3
+    writer_close(&w);
+}
+
+// What a run has done so far; with the parameters and moments, the state.
+typedef struct {
+    char magic[8];
+    Shape shape;
+    uint64_t step, tokens, rng, cursor[MAX_SOURCES];
+    double seconds;
+} Progress;
+
+static const char state_magic[8] = "TRAIN01";
+
+static void save_state(const char *path, const Net *n, const Text *x, Progress *p)
+{
+    Writer w;
+    memcpy(p->magic, state_magic, sizeof p->magic);
+    p->shape = n->shape;
+    p->rng = x->rng;
+    memcpy(p->cursor, x->cursor, sizeof p->cursor);
+    writer_open(&w, path);
+    put(&w, p, sizeof *p, 1);
+    put(&w, n->params, sizeof(float), n->parts.size);
+    put(&w, n->moment1, sizeof(float), n->parts.size);
+    put(&w, n->moment2, sizeof(float), n->parts.size);
+    writer_close(&w);
+}
+
+// Reads a state's first part, which holds the shape; returns the file, open at the arrays.
+static FILE *open_state(const char *path, Progress *p)
+{
+    FILE *f = fopen(path, "rb");
+    if (!f) die(1, path, "cannot read: %s", strerror(errno));
+    if (fread(p, sizeof *p, 1, f) != 1 || memcmp(p->magic, state_magic, sizeof p->magic))
+        die(1, path, "not a training state");
+    return f;
+}
+
+static void read_state(FILE *f, const char *path, Net *n, Text *x, const Progress *p)
+{
+    size_t size = n->parts.size;
+    if (fread(n->params, sizeof(float), size, f) != size ||
+        fread(n->moment1, sizeof(float), size, f) != size ||
+        fread(n->moment2, sizeof(float), size, f) != size || fgetc(f) != EOF)
+        die(1, path, "not the size that its header says");
+    fclose(f);
+    x->rng = p->rng;
+    memcpy(x->cursor, p->cursor, sizeof x->cursor);
+}
+
+// ================================================================================================
+// 11  Training
+
+typedef struct {
+    const char *out, *out_f32, *tokenizer, *valid, *state, *resume;
+    Shape shape;
+    Optimizer optimizer;
+    double lr, final_lr, minutes, save_minutes, tokens, synthetic, answer_weight;
+    long long batch, micro, warmup, log_every, valid_windows, threads, seed;
+} Settings;
+
+static volatile sig_atomic_t stop_asked;
+static void on_signal(int sig)
+{
+    (void)sig;
+    stop_asked = 1;
+}
+
+// How far the run is, 0 to 1: by tokens or by time, whichever is further. Measured by time, the
+// learning rate comes down by the deadline however fast the machine was.
+static double run_fraction(const Settings *o, const Progress *p)
+{
+    double by_tokens = o->tokens > 0 ? (double)p->tokens / o->tokens : 0;
+    double by_time = o->minutes > 0 ? p->seconds / (60 * o->minutes) : 0;
+    return fmin(fmax(by_tokens, by_time), 1);
+}
+
+// Linear warmup over the first steps, then half a cosine from lr down to final_lr * lr.
+static double learning_rate(const Settings *o, const Progress *p)
+{
+    double fall = 0.5 + 0.5 * cos(3.14159265358979 * run_fraction(o, p));
+    double rise = o->warmup ? (double)(p->step + 1) / (double)o->warmup : 1;
+    return o->lr * fmin(rise, 1) * (o->final_lr + (1 - o->final_lr) * fall);
+}
+
+typedef struct {
+    double nats, bits_per_byte;
+    size_t tokens;
+} Score;
+
+// Mean loss over at most `windows` windows (0: all) spread evenly over held-out text: BOS, then
+// T - 1 tokens, T predictions each, as in training.
+static Score evaluate(Net *n, const Text *x, const Source *s, size_t windows)
+{
+    size_t all = (s->n - 1) / n->T, bytes = 0, tokens = 0;
+    double nats = 0;
+    if (!windows || windows > all) windows = all;
+    for (size_t i = 0; i < windows; i += n->max_rows / n->T) {
+        size_t now = windows - i < n->max_rows / n->T ? windows - i : n->max_rows / n->T;
+        for (size_t k = 0; k < now; k++)
+            fill_window(s, 1 + (i + k) * all / windows * n->T, n->T, n->token + k * n->T,
+                        n->target + k * n->T, n->weight + k * n->T);
+        net_forward(n, now * n->T);
+        net_loss(n, now * n->T, 0, NULL);
+        for (size_t r = 0; r < now * n->T; r++) {
+            nats += n->loss[r];
+            if (n->target[r] != ID_BOS) bytes += (size_t)x->tokenizer->pieces[n->target[r]].len;
+        }
+        tokens += now * n->T;
+    }
+    return (Score){nats / (double)tokens, nats / log(2) / (double)bytes, tokens};
+}
+
+// Running means of the loss: of all targets, and of the answers' digits alone.
+typedef struct {
+    double all, n_all, answers, n_answers;
+} Means;
+
+static void add_losses(Means *m, const Net *n, size_t R, float answer_weight)
+{
+    for (size_t r = 0; r < R; r++) {
+        m->all += n->loss[r];
+        m->n_all++;
+        if (n->weight[r] == answer_weight && answer_weight != 1) {
+            m->answers += n->loss[r];
+            m->n_answers++;
+        }
+    }
+}
+
+// One update from batch * T tokens, taken micro sequences at a time.
+static double train_step(Net *n, Text *x, const Settings *o, Progress *p, Means *means)
+{
+    float share = 1 / (float)((size_t)o->batch * n->T);
+    memset(n->grads, 0, n->parts.size * sizeof(float));
+    for (long long done = 0; done < o->batch; done += o->micro) {
+        size_t R = (size_t)o->micro * n->T;
+        fill_batch(x, n, R);
+        for (size_t r = 0; r < R; r++) n->weight[r] *= share;
+        net_step(n, R);
+        add_losses(means, n, R, x->answer_weight * share);
+        p->tokens += R;
+    }
+    double norm = update_params(n, &o->optimizer, (float)learning_rate(o, p), p->step + 1);
+    p->step++;
+    return norm;
+}
+
+static void report(const Settings *o, const Progress *p, Means *m, double norm, double speed)
+{
+    double done = run_fraction(o, p), left = done > 0 ? p->seconds * (1 / done - 1) : 0;
+    fprintf(stderr,
+            "step %llu  %.2fM tokens  loss %.4f  answers %.3f  norm %.2f  lr %.5f  "
+            "%.0f tok/s  %.0f min left\n",
+            (unsigned long long)p->step, (double)p->tokens / 1e6, m->all / m->n_all,
+            m->n_answers ? m->answers / m->n_answers : 0, norm, learning_rate(o, p), speed,
+            left / 60);
+    *m = (Means){0};
+}
+
+static void save_all(Net *n, const Text *x, const Settings *o, Progress *p, const Source *valid,
+                     size_t windows)
+{
+    if (o->state) save_state(o->state, n, x, p);
+    if (o->out) export_checkpoint(n, o->out, 1);
+    if (o->out_f32) export_checkpoint(n, o->out_f32, 0);
+    if (!valid->n) return;
+    Score s = evaluate(n, x, valid, windows);
+    fprintf(stderr, "step %llu  valid %.4f nats/token  %.4f bits/byte  (%zu tokens)\n",
+            (unsigned long long)p->step, s.nats, s.bits_per_byte, s.tokens);
+}
+
+static void train(Net *n, Text *x, const Settings *o, Progress *p, const Source *valid)
+{
+    double before = p->seconds, start = seconds(), logged = start, saved = start;
+    uint64_t tokens_then = p->tokens;
+    Means means = {0};
+    while (run_fraction(o, p) < 1 && !stop_asked) {
+        double norm = train_step(n, x, o, p, &means), now = seconds();
+        p->seconds = before + now - start;
+        if (p->step % (uint64_t)o->log_every == 0) {
+            report(o, p, &means, norm, (double)(p->tokens - tokens_then) / (now - logged));
+            logged = now;
+            tokens_then = p->tokens;
+        }
+        if (now - saved > 60 * o->save_minutes) {
+            save_all(n, x, o, p, valid, (size_t)o->valid_windows);
+            saved = now;
+        }
+    }
+    save_all(n, x, o, p, valid, stop_asked ? (size_t)o->valid_windows : 0);
+}
+
+// ================================================================================================
+// 12  Settings and main
+//
+// Every option takes a value. Numbers are parsed whole; anything else is refused.
+
+typedef struct {
+    const char *name;
+    void *value;
+    enum { TEXT, INT32, INT64, FLOAT32, FLOAT64 } type;
+    double low, high;
+    const char *help;
+} Setting;
+
+static Settings settings = {
+    .shape = {256, 640, 6, 8, 4, 4096, 512, ENC_ROPE, 10000, 1e-5f},
+    .optimizer =
+        {.beta1 = 0.9f, .beta2 = 0.95f, .momentum = 0.95f, .decay = 0.1f, .clip = 1, .muon = 1},
+    .tokenizer = "tokenizer.bin",
+    .lr = 4e-3,
+    .final_lr = 0.05,
+    .save_minutes = 10,
+    .synthetic = 0.08,
+    .answer_weight = 4,
+    .batch = 16,
+    .micro = 8,
+    .warmup = 60,
+    .log_every = 10,
+    .valid_windows = 64,
+    .threads = 2,
+    .seed = 1,
+};
+
+static const Setting setting_table[] = {
+    {"-o", &settings.out, TEXT, 0, 0, "checkpoint to write, Q8_0"},
+    {"--out-f32", &settings.out_f32, TEXT, 0, 0, "checkpoint to write, float32"},
+    {"-z", &settings.tokenizer, TEXT, 0, 0, "tokenizer"},
+    {"--valid", &settings.valid, TEXT, 0, 0, "held-out text, file or folder"},
+    {"--state", &settings.state, TEXT, 0, 0, "state to write"},
+    {"--resume", &settings.resume, TEXT, 0, 0, "state to continue from"},
+    {"--dim", &settings.shape.dim, INT32, 16, 8192, "width of the residual stream"},
+    {"--hidden", &settings.shape.hidden_dim, INT32, 32, 32768, "width of the FFN"},
+    {"--layers", &settings.shape.n_layers, INT32, 1, MAX_LAYERS, "layers"},
+    {"--heads", &settings.shape.n_heads, INT32, 1, 256, "query heads"},
+    {"--kv-heads", &settings.shape.n_kv_heads, INT32, 1, 256, "key/value heads"},
+    {"--vocab", &settings.shape.vocab_size, INT32, 260, 65535, "pieces of the tokenizer"},
+    {"--ctx", &settings.shape.train_ctx, INT32, 32, 8192, "tokens of a sequence"},
+    {"--theta", &settings.shape.rope_theta, FLOAT32, 1, 1e9, "RoPE base"},
+    {"--batch", &settings.batch, INT64, 1, 4096, "sequences in an update"},
+    {"--micro", &settings.micro, INT64, 1, 4096, "sequences in one pass"},
+    {"--lr", &settings.lr, FLOAT64, 0, 1, "peak learning rate"},
+    {"--final-lr", &settings.final_lr, FLOAT64, 0, 1, "learning rate at the end, as a share"},
+    {"--warmup", &settings.warmup, INT64, 0, 1000000, "steps of rising learning rate"},
+    {"--decay", &settings.optimizer.decay, FLOAT32, 0, 1, "weight decay"},
+    {"--clip", &settings.optimizer.clip, FLOAT32, 1e-3, 1e9, "longest gradient"},
+    {"--muon", &settings.optimizer.muon, INT32, 0, 1, "1: Muon for matrices; 0: AdamW"},
+    {"--tokens", &settings.tokens, FLOAT64, 0, 1e12, "tokens to train on"},
+    {"--minutes", &settings.minutes, FLOAT64, 0, 1e6, "time to train for"},
+    {"--save-minutes", &settings.save_minutes, FLOAT64, 0.01, 1e6, "time between saves"},
+    {"--synthetic", &settings.synthetic, FLOAT64, 0, 1, "share of synthetic windows"},
+    {"--answer-weight", &settings.answer_weight, FLOAT64, 0, 100, "weight of an answer's digits"},
+    {"--log-every", &settings.log_every, INT64, 1, 1000000, "steps between lines"},
+    {"--valid-windows", &settings.valid_windows, INT64, 1, 1000000,
+     "windows of a check while training"},
+    {"-j", &settings.threads, INT64, 1, 256, "threads"},
+    {"--seed", &settings.seed, INT64, 0, 1e15, "seed"},
+};
+enum { N_SETTINGS = sizeof setting_table / sizeof *setting_table };
+
+static void usage(void)
+{
+    fprintf(stderr, "usage: train [options] FILE_OR_FOLDER[=SHARE]...\n");
+    for (int i = 0; i < N_SETTINGS; i++)
+        fprintf(stderr, "  %-18s %s\n", setting_table[i].name, setting_table[i].help);
+    exit(2);
+}
+
+static void apply_setting(const char *name, const char *value)
+{
+    const Setting *o = setting_table;
+    while (o < setting_table + N_SETTINGS && strcmp(o->name, name)) o++;
+    if (o == setting_table + N_SETTINGS) die(2, name, "unknown option");
+    if (!value) die(2, name, "needs a value");
+    switch (o->type) {
+    case TEXT: *(const char **)o->value = value; break;
+    case INT32:
+        *(int32_t *)o->value =
+            (int32_t)parse_int(name, value, (long long)o->low, (long long)o->high);
+        break;
+    case INT64:
+        *(long long *)o->value = parse_int(name, value, (long long)o->low, (long long)o->high);
+        break;
+    case FLOAT32: *(float *)o->value = (float)parse_float(name, value, o->low, o->high); break;
+    case FLOAT64: *(double *)o->value = parse_float(name, value, o->low, o->high); break;
+    }
+}
+
+static void check_shape(const Shape *s)
+{
+    if (s->dim % s->n_heads)
+        die(2, "--heads", "does not divide dim %d (got %d)", s->dim, s->n_heads);
+    if (s->n_heads % s->n_kv_heads)
+        die(2, "--kv-heads", "does not divide heads %d (got %d)", s->n_heads, s->n_kv_heads);
+    if (head_size(s) % 16)
+        die(2, "--heads", "want heads of a multiple of 16 (got %zu)", head_size(s));
+    if (s->hidden_dim % 32) die(2, "--hidden", "want a multiple of 32 (got %d)", s->hidden_dim);
+    if (s->dim % 32) die(2, "--dim", "want a multiple of 32 (got %d)", s->dim);
+    if (s->train_ctx % 32) die(2, "--ctx", "want a multiple of 32 (got %d)", s->train_ctx);
+    if (s->vocab_size % 32) die(2, "--vocab", "want a multiple of 32 (got %d)", s->vocab_size);
+}
+
+static void check_settings(const Settings *o)
+{
+    check_shape(&o->shape);
+    if (o->batch % o->micro) die(2, "--micro", "does not divide batch (got %lld)", o->micro);
+    if (o->tokens <= 0 && o->minutes <= 0) die(2, "--tokens", "want --tokens or --minutes");
+}
+
+// Encodes one argument, FOLDER or FOLDER=SHARE; without a share it counts by its size.
+static void load_source(Text *x, const char *argument)
+{
+    if (x->n == MAX_SOURCES) die(2, argument, "too many texts (want at most %d)", MAX_SOURCES);
+    Source *s = &x->source[x->n++];
+    char path[PATH_MAX];
+    const char *equals = strrchr(argument, '=');
+    snprintf(path, sizeof path, "%.*s", (int)(equals ? equals - argument : PATH_MAX - 1), argument);
+    append_path(s, x->tokenizer, path);
+    s->share = equals ? parse_float(argument, equals + 1, 0, 1e9) : (double)s->n;
+    if (s->n < 16384) die(1, argument, "too little text (got %zu tokens, want 16384)", s->n);
+}
+
+static void load_text(Text *x, const Settings *o, char **paths, int n_paths)
+{
+    double total = 0;
+    x->synthetic = o->synthetic;
+    x->answer_weight = (float)o->answer_weight;
+    x->rng = (uint64_t)o->seed * 0x9E3779B97F4A7C15u;
+    classify_pieces(x, o->shape.vocab_size);
+    for (int i = 0; i < n_paths; i++) load_source(x, paths[i]);
+    for (int i = 0; i < x->n; i++) total += x->source[i].share;
+    for (int i = 0; i < x->n; i++) {
+        x->source[i].share /= total;
+        fprintf(stderr, "%s: %zu tokens, %.2f bytes each, share %.3f\n", paths[i], x->source[i].n,
+                (double)x->source[i].bytes / (double)x->source[i].n, x->source[i].share);
+    }
+}
+
+#ifndef TESTING_TRAIN
+int main(int argc, char **argv)
+{
+    prog = "train";
+    int i = 1;
+    for (; i < argc && argv[i][0] == '-'; i += 2) {
+        if (!strcmp(argv[i], "-h") || !strcmp(argv[i], "--help")) usage();
+        apply_setting(argv[i], argv[i + 1]);
+    }
+    if (i >= argc) usage();
+    Progress progress = {0};
+    FILE *state = settings.resume ? open_state(settings.resume, &progress) : NULL;
+    if (state) settings.shape = progress.shape;
+    check_settings(&settings);
+    signal(SIGINT, on_signal);
+    signal(SIGTERM, on_signal);
+    pool_start((int)settings.threads);
+
+    static Tokenizer tokenizer;
+    static Text text = {.tokenizer = &tokenizer};
+    static Net net;
+    tokenizer_load(&tokenizer, settings.tokenizer, settings.shape.vocab_size);
+    load_text(&text, &settings, argv + i, argc - i);
+    Source valid = {0};
+    if (settings.valid) append_path(&valid, &tokenizer, settings.valid);
+    net_alloc(&net, &settings.shape, (size_t)settings.micro);
+    if (state) read_state(state, settings.resume, &net, &text, &progress);
+    else init_params(net.params, &net.parts, &settings.shape, &text.rng);
+    fprintf(stderr, "%zu parameters\n", net.parts.size);
+    train(&net, &text, &settings, &progress, &valid);
+    return 0;
+}
+#endif
