@@ -77,6 +77,7 @@ _Static_assert(sizeof(void *) == 8, "run.c needs a 64-bit machine");
 static const char *prog = "run";
 
 enum { EXIT_DATA = 1, EXIT_USAGE = 2 }; // a bad file or system failure; a bad command line
+static const char *unfinished;          // a file being written, removed if the program fails
 
 __attribute__((noreturn, format(printf, 3, 4))) static void die(int code, const char *what,
                                                                 const char *fmt, ...)
@@ -88,6 +89,7 @@ __attribute__((noreturn, format(printf, 3, 4))) static void die(int code, const 
     vfprintf(stderr, fmt, ap);
     fputc('\n', stderr);
     va_end(ap);
+    if (unfinished) unlink(unfinished);
     exit(code);
 }
 
@@ -292,6 +294,16 @@ typedef float vf_unaligned __attribute__((vector_size(4 * LANES), aligned(4), ma
 
 #define INLINE static inline __attribute__((always_inline))
 
+// Keeps a vector in its register: gcc would rather load it again for each use, but a tile's speed
+// is limited by its loads.
+#if defined(__AVX512F__)
+#define KEEP(v) __asm__("" : "+v"(v))
+#elif defined(__SSE__)
+#define KEEP(v) __asm__("" : "+x"(v))
+#else
+#define KEEP(v) (void)(v)
+#endif
+
 INLINE vf vload(const float *p) { return *(const vf_unaligned *)p; }
 INLINE void vstore(float *p, vf v) { *(vf_unaligned *)p = v; }
 INLINE vf vset(float f) { return f - (vf){0}; }
@@ -331,7 +343,7 @@ INLINE vf vexp(vf x)
     const vf shift = vset(12582912.0f); // 1.5 * 2^23: adding it rounds to an integer
     vf y = vselect(x > vset(88), vset(88), x); // written so that NaN stays NaN
     y = vselect(y < vset(-87), vset(-87), y);
-    vf n = (y * vset(1.44269504f) + shift) - shift;
+    vf shifted = y * vset(1.44269504f) + shift, n = shifted - shift;
     vf r = (y - n * vset(0.693359375f)) + n * vset(2.12194440e-4f);
     vf p = vset(1.0f / 5040);
     p = p * r + vset(1.0f / 720);
@@ -341,7 +353,7 @@ INLINE vf vexp(vf x)
     p = p * r + vset(0.5f);
     p = p * r + vset(1);
     p = p * r + vset(1);
-    vf e = (vf)((vi)p + (__builtin_convertvector(n, vi) << 23));
+    vf e = (vf)((vi)p + ((vi)shifted << 23)); // the low bits of `shifted` are n
     return vselect(x < vset(-87), vset(0), e);
 }
 
@@ -363,11 +375,17 @@ INLINE void tile_f32_n(int nt, const float *const w[TILE_ROWS], const float *x, 
 {
     vf sum[TILE_ROWS][TILE_TOKENS] = {0};
     size_t k = 0;
-    for (; k + LANES <= cols; k += LANES)
+    for (; k + LANES <= cols; k += LANES) {
+        vf xk[TILE_TOKENS];
+        for (int t = 0; t < nt; t++) {
+            xk[t] = vload(x + (size_t)t * cols + k);
+            if (nt > 1) KEEP(xk[t]);
+        }
         for (int r = 0; r < TILE_ROWS; r++) {
             vf wk = vload(w[r] + k);
-            for (int t = 0; t < nt; t++) sum[r][t] += wk * vload(x + (size_t)t * cols + k);
+            for (int t = 0; t < nt; t++) sum[r][t] += wk * xk[t];
         }
+    }
     if (k < cols)
         for (int r = 0; r < TILE_ROWS; r++) {
             vf wk = vload_part(w[r] + k, cols - k);
@@ -400,7 +418,10 @@ INLINE void gemm_rows_n(int nt, int nv, const float *a, size_t lda, const float 
         for (int v = 0; v < nv; v++) sum[t][v] = vload(c + (size_t)t * N + (size_t)v * LANES);
     for (size_t k = 0; k < K; k++) {
         vf row[4];
-        for (int v = 0; v < nv; v++) row[v] = vload(b + k * N + (size_t)v * LANES);
+        for (int v = 0; v < nv; v++) {
+            row[v] = vload(b + k * N + (size_t)v * LANES);
+            if (nt > 1) KEEP(row[v]);
+        }
         for (int t = 0; t < nt; t++) {
             vf ak = vset(a[(size_t)t * lda + k]);
             for (int v = 0; v < nv; v++) sum[t][v] += ak * row[v];
@@ -1517,6 +1538,7 @@ typedef struct {
     int64_t pos;         // the chunk's first position, and
     size_t n;            // its tokens
     int layer;
+    int split;           // a single query is split into its segments
 } State;
 
 // Where tile t lies in the cache.
@@ -1811,63 +1833,52 @@ static void finish_rows(State *s, const Work_area *w, size_t q0, size_t head, co
     }
 }
 
-// Items: (block, KV head); the segments of a block one after the other.
-static void attend_blocks(void *arg, size_t begin, size_t end)
+// Items: (part, block, KV head). A part is all segments of the block, one after the other, or,
+// where a single query is split, one segment, whose state goes to s->partial.
+static void attend_parts(void *arg, size_t begin, size_t end)
 {
     State *s = arg;
-    size_t n_kv = (size_t)s->config.n_kv_heads;
+    size_t n_kv = (size_t)s->config.n_kv_heads, n_heads = (size_t)s->config.n_heads;
+    int64_t per = SEGMENT / TILE;
     for (size_t item = begin; item < end; item++) {
-        const Block *b = &s->blocks[item / n_kv];
-        size_t head = item % n_kv;
+        size_t head = item % n_kv, part = item / n_kv / s->n_blocks;
+        const Block *b = &s->blocks[item / n_kv % s->n_blocks];
         Work_area w = work_area(s, b->nq, s->pos + (int64_t)b->q0);
-        int64_t n_tiles = (w.first + (int64_t)b->nq - 1) / TILE + 1, per = SEGMENT / TILE;
+        int64_t n_tiles = (w.first + (int64_t)b->nq - 1) / TILE + 1, t = 0;
+        if (s->split) {
+            t = (int64_t)part * per;
+            n_tiles = t + per < n_tiles ? t + per : n_tiles;
+        }
         load_queries(s, &w, b->q0, head);
         clear_state(w.total_o, w.total_ml, w.rows, w.v_dim);
-        for (int64_t t = 0; (t = next_tile(s, w.first, t)) < n_tiles; t = (t / per + 1) * per) {
+        for (; (t = next_tile(s, w.first, t)) < n_tiles; t = (t / per + 1) * per) {
             int64_t stop = (t / per + 1) * per;
             attend_segment(s, &w, b->angles, head, t, stop < n_tiles ? stop : n_tiles);
             for (size_t row = 0; row < w.rows; row++)
                 merge_state(w.total_o + row * w.v_dim, w.total_ml + 3 * row, w.o + row * w.v_dim,
                             w.ml + 3 * row, w.v_dim);
         }
-        finish_rows(s, &w, b->q0, head, w.total_o, w.total_ml);
-    }
-}
-
-// Items: (segment, KV head) of a single query; the states go to s->partial.
-static void attend_split(void *arg, size_t begin, size_t end)
-{
-    State *s = arg;
-    size_t n_kv = (size_t)s->config.n_kv_heads, n_heads = (size_t)s->config.n_heads;
-    for (size_t item = begin; item < end; item++) {
-        size_t head = item % n_kv, segment = item / n_kv;
-        Work_area w = work_area(s, 1, s->pos);
-        int64_t per = SEGMENT / TILE, t = (int64_t)segment * per, n_tiles = s->pos / TILE + 1;
-        load_queries(s, &w, 0, head);
-        attend_segment(s, &w, s->blocks->angles, head, t, t + per < n_tiles ? t + per : n_tiles);
-        for (size_t row = 0; row < w.rows; row++) {
-            float *p = s->partial + (segment * n_heads + head * w.group + row) * (w.v_dim + 3);
-            memcpy(p, w.o + row * w.v_dim, w.v_dim * 4);
-            memcpy(p + w.v_dim, w.ml + 3 * row, 12);
+        if (!s->split) finish_rows(s, &w, b->q0, head, w.total_o, w.total_ml);
+        for (size_t row = 0; s->split && row < w.rows; row++) {
+            float *p = s->partial + (part * n_heads + head * w.group + row) * (w.v_dim + 3);
+            memcpy(p, w.total_o + row * w.v_dim, w.v_dim * 4);
+            memcpy(p + w.v_dim, w.total_ml + 3 * row, 12);
         }
     }
 }
 
-// Merges the states of attend_split in order. Items: KV heads.
-static void merge_split(void *arg, size_t begin, size_t end)
+// Merges the parts of a split query in order.
+static void merge_parts(State *s, size_t n_parts)
 {
-    State *s = arg;
-    size_t n_heads = (size_t)s->config.n_heads, n_segments = (size_t)s->pos / SEGMENT + 1;
-    for (size_t head = begin; head < end; head++) {
+    size_t n_heads = (size_t)s->config.n_heads;
+    for (size_t head = 0; head < (size_t)s->config.n_kv_heads; head++) {
         Work_area w = work_area(s, 1, s->pos);
         clear_state(w.total_o, w.total_ml, w.rows, w.v_dim);
-        for (size_t segment = 0; segment < n_segments; segment++)
-            for (size_t row = 0; row < w.rows; row++) {
-                size_t at = segment * n_heads + head * w.group + row;
-                const float *p = s->partial + at * (w.v_dim + 3);
-                merge_state(w.total_o + row * w.v_dim, w.total_ml + 3 * row, p, p + w.v_dim,
-                            w.v_dim);
-            }
+        for (size_t i = 0; i < n_parts * w.rows; i++) {
+            size_t row = i % w.rows, at = i / w.rows * n_heads + head * w.group + row;
+            const float *p = s->partial + at * (w.v_dim + 3);
+            merge_state(w.total_o + row * w.v_dim, w.total_ml + 3 * row, p, p + w.v_dim, w.v_dim);
+        }
         finish_rows(s, &w, 0, head, w.total_o, w.total_ml);
     }
 }
@@ -1875,18 +1886,14 @@ static void merge_split(void *arg, size_t begin, size_t end)
 // att = softmax(q k^T) v for all queries and heads of the chunk.
 static void attention(State *s)
 {
-    size_t n_kv = (size_t)s->config.n_kv_heads;
-    size_t seen = (size_t)s->pos + s->n;
-    if (s->config.rope.window) seen = min_size(seen, (size_t)s->config.rope.window + s->n);
-    size_t key_cost = 2 * (size_t)s->config.dim / n_kv; // multiplications a key, in one KV head
-    if (s->n == 1 && s->partial) {
-        size_t n_segments = (size_t)s->pos / SEGMENT + 1;
-        parallel_for(n_segments * n_kv, ceil_div(MIN_BLOCK / 4, key_cost * SEGMENT), attend_split, s);
-        merge_split(s, 0, n_kv);
-    } else
-        parallel_for(s->n_blocks * n_kv,
-                     ceil_div(MIN_BLOCK / 4, key_cost * seen * ceil_div(s->n, s->n_blocks)),
-                     attend_blocks, s);
+    const RopeConfig *r = &s->config.rope;
+    size_t n_kv = (size_t)s->config.n_kv_heads, seen = (size_t)s->pos + s->n;
+    if (r->window) seen = min_size(seen, (size_t)r->window + s->n);
+    s->split = s->n == 1 && !r->window;
+    size_t n_parts = s->split ? ceil_div(seen, SEGMENT) : 1, n = n_parts * s->n_blocks * n_kv;
+    size_t cost = 2 * (size_t)s->config.dim * seen * s->n / n; // multiplications an item
+    parallel_for(n, ceil_div(MIN_BLOCK / 4, cost), attend_parts, s);
+    if (s->split) merge_parts(s, n_parts);
 }
 
 // Cuts the chunk into blocks of queries that share their angles, and prepares all angles.
@@ -2482,6 +2489,17 @@ static void say_speed(size_t read, double read_s, size_t made, double made_s)
             read_s > 0 ? (double)read / read_s : 0, made, made_s > 0 ? (double)made / made_s : 0);
 }
 
+// Logits of row `row` of the last chunk, in s->logits. A model with NaN or infinity among its
+// weights is found out here.
+static void next_logits(Session *s, size_t row)
+{
+    size_t vocab = (size_t)s->model.config.vocab_size;
+    classify(&s->state, row, 1, s->logits);
+    if (!isfinite(dot(s->logits, s->logits, vocab)))
+        die(EXIT_DATA, s->model.path, "its logits are not finite at position %lld",
+            (long long)s->pos - 1);
+}
+
 static void write_token(const Session *s, Stream *out, int prev, int id)
 {
     size_t len;
@@ -2496,7 +2514,7 @@ static size_t generate_reply(Session *s, size_t row, Stream *out)
     size_t vocab = (size_t)s->model.config.vocab_size, made = 0;
     int recent[REPEAT_WINDOW], n_recent = 0;
     while (!interrupted && (s->steps == 0 || made < (size_t)s->steps)) {
-        classify(&s->state, row, 1, s->logits);
+        next_logits(s, row);
         int id = sample(&s->sampler, s->logits, vocab, recent, n_recent);
         if (id == ID_BOS || id == ID_EOS) break;
         write_token(s, out, s->prev, id);
@@ -2635,6 +2653,7 @@ static Tsv tsv_open(const char *path, const char *header)
     sprintf(t.tmp, "%s.tmp", path);
     t.f = fopen(t.tmp, "w");
     if (!t.f) die(EXIT_DATA, path, "cannot write (%s)", strerror(errno));
+    unfinished = t.tmp;
     tsv_row(&t, "%s\n", header);
     return t;
 }
@@ -2643,11 +2662,9 @@ static void tsv_close(Tsv *t)
 {
     if (!t->path) return;
     int bad = ferror(t->f);
-    if (fclose(t->f) || bad || rename(t->tmp, t->path)) {
-        int err = errno;
-        unlink(t->tmp);
-        die(EXIT_DATA, t->path, "cannot write (%s)", strerror(err));
-    }
+    if (fclose(t->f) || bad || rename(t->tmp, t->path))
+        die(EXIT_DATA, t->path, "cannot write (%s)", strerror(errno));
+    unfinished = NULL;
     free(t->tmp);
 }
 
@@ -2720,6 +2737,8 @@ static void add_window(Session *s, Perplexity *p, size_t w, const int *ids, size
     for (size_t i = p->from; i < end; i++) {
         size_t len;
         tokenizer_decode(&s->tokenizer, ids[i], ids[i + 1], &len);
+        if (!isfinite(p->nll[i]))
+            die(EXIT_DATA, s->model.path, "its loss is not finite at position %zu", i);
         total += p->nll[i];
         p->squares += p->nll[i] * p->nll[i];
         p->sum[i] += p->nll[i];
@@ -2980,7 +2999,7 @@ static int answers(Session *s, const int *ids, size_t n, const char *answer, cha
     row = feed(s, ids, n);
     while (used < want + 1 && used + 1 < room && !interrupted && s->pos < s->ctx) {
         size_t len;
-        classify(&s->state, row, 1, s->logits);
+        next_logits(s, row);
         int id = argmax(s->logits, vocab);
         const char *text = tokenizer_decode(&s->tokenizer, s->prev, id, &len);
         for (size_t i = 0; i < len && used + 1 < room; i++)
@@ -3136,9 +3155,7 @@ static void run_bench(Session *s, size_t ctx)
         double read = seconds() - start, mid = (double)(depth + end) / 2;
         s->pos = (int64_t)depth;
         start = seconds();
-        for (int i = 0; i < DECODED && !interrupted; i++) {
-            classify(&s->state, feed(s, ids + i, 1), 1, s->logits);
-        }
+        for (int i = 0; i < DECODED && !interrupted; i++) next_logits(s, feed(s, ids + i, 1));
         double made = (seconds() - start) / DECODED;
         double bytes = (double)s->model.weight_bytes + (double)(kv * depth * s->state.cache.elem);
         printf("%9zu %12.1f %9.1f %12.1f %8.2f\n", depth, (double)n / read,
