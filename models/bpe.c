@@ -413,6 +413,13 @@ static void read_path(const char *path)
     free(entry);
 }
 
+static void prepare(void)
+{
+    table_grow(&vocab.ids);
+    pairs.slots = 1 << 21;
+    pairs.slot = xcalloc(pairs.slots, sizeof *pairs.slot);
+}
+
 static void add_special(void)
 {
     vocab_add("<unk>", 5);
@@ -424,6 +431,7 @@ static void add_special(void)
     }
 }
 
+#ifndef TESTING_BPE
 int main(int argc, char **argv)
 {
     prog = "bpe";
@@ -436,9 +444,7 @@ int main(int argc, char **argv)
         else die(2, "usage", "bpe [-v 4096] [-o tokenizer.bin] FILE_OR_FOLDER...");
     }
     if (optind == argc) die(2, "usage", "bpe [-v 4096] [-o tokenizer.bin] FILE_OR_FOLDER...");
-    table_grow(&vocab.ids);
-    pairs.slots = 1 << 21;
-    pairs.slot = xcalloc(pairs.slots, sizeof *pairs.slot);
+    prepare();
     for (int i = optind; i < argc; i++) read_path(argv[i]);
     add_special();
     add_characters(100);
@@ -448,3 +454,4 @@ int main(int argc, char **argv)
             vocab.n, out);
     return 0;
 }
+#endif

@@ -1581,7 +1581,8 @@ static double train_step(Net *n, Text *x, const Settings *o, Progress *p, Means 
     return norm;
 }
 
-static void report(const Settings *o, const Progress *p, Means *m, double norm, double speed)
+static void print_progress(const Settings *o, const Progress *p, Means *m, double norm,
+                           double speed)
 {
     double done = run_fraction(o, p), left = done > 0 ? p->seconds * (1 / done - 1) : 0;
     fprintf(stderr,
@@ -1614,7 +1615,7 @@ static void train(Net *n, Text *x, const Settings *o, Progress *p, const Source 
         double norm = train_step(n, x, o, p, &means), now = seconds();
         p->seconds = before + now - start;
         if (p->step % (uint64_t)o->log_every == 0) {
-            report(o, p, &means, norm, (double)(p->tokens - tokens_then) / (now - logged));
+            print_progress(o, p, &means, norm, (double)(p->tokens - tokens_then) / (now - logged));
             logged = now;
             tokens_then = p->tokens;
         }

@@ -1,29 +1,19 @@
-// test_train.c - checks models/train.c: the matrix product in its three forms against plain loops,
-// every derivative against finite differences, and a resumed run against an unbroken one.
-//
-//     cc -O2 -march=native -o test_train tests/test_train.c -lm -lpthread && ./test_train
+// test_train.c: models/train.c. The matrix product against plain loops, every derivative against
+// finite differences, a resumed run against an unbroken one, the exported checkpoints against
+// run.c's own forward pass, and the synthetic documents against what is said about them.
 #define TESTING_TRAIN
 #include "../models/train.c"
-
-static int passed, failed;
-
-#define CHECK(ok, ...)                                      \
-    do {                                                    \
-        if (ok) passed++;                                   \
-        else {                                              \
-            failed++;                                       \
-            printf("%s:%d: %s: ", __FILE__, __LINE__, #ok); \
-            printf(__VA_ARGS__);                            \
-            putchar('\n');                                  \
-        }                                                   \
-    } while (0)
+#include "check.h"
+#include <sys/wait.h>
 
 static void fill_normal(float *p, size_t n, uint64_t *rng)
 {
     for (size_t i = 0; i < n; i++) p[i] = (float)draw_normal(rng);
 }
 
-// C (+)= A B in double, by the definition. Returns the largest difference from c.
+// ---- Kernels -----------------------------------------------------------------------------------
+
+// C = before + A B in double, by the definition. Returns the largest difference from c.
 static double gemm_error(const float *c, const float *before, View a, View b, size_t m, size_t n,
                          size_t k)
 {
@@ -38,31 +28,34 @@ static double gemm_error(const float *c, const float *before, View a, View b, si
     return worst;
 }
 
+static void check_gemm(size_t m, size_t n, size_t k, int form, uint64_t *rng)
+{
+    float *a = floats(m, k), *b = floats(k, n), *c = floats(m, n), *before = floats(m, n);
+    int failed = n_failed, add = form >> 2;
+    fill_normal(a, m * k, rng);
+    fill_normal(b, k * n, rng);
+    fill_normal(c, m * n, rng);
+    memcpy(before, c, m * n * sizeof(float));
+    View va = form & 1 ? transposed(rows_of(a, m)) : rows_of(a, k);
+    View vb = form & 2 ? transposed(rows_of(b, k)) : rows_of(b, n);
+    gemm(c, n, va, vb, m, n, k, add);
+    CHECK_NEAR(gemm_error(c, add ? before : NULL, va, vb, m, n, k), 0, 1e-5 * sqrt((double)k));
+    note_failures(failed, "%zu x %zu x %zu, form %d", m, n, k, form);
+    free(a);
+    free(b);
+    free(c);
+    free(before);
+}
+
 // Sizes with and without borders, each operand as it lies and transposed, replacing and adding.
 static void test_gemm(void)
 {
     static const size_t sizes[][3] = {{8, 32, 16}, {64, 64, 300},  {1, 1, 1},
                                       {13, 45, 7}, {200, 545, 33}, {129, 31, 520}};
     uint64_t rng = 1;
-    for (size_t t = 0; t < sizeof sizes / sizeof *sizes * 8; t++) {
-        size_t m = sizes[t / 8][0], n = sizes[t / 8][1], k = sizes[t / 8][2];
-        float *a = floats(m, k), *b = floats(k, n), *c = floats(m, n), *before = floats(m, n);
-        fill_normal(a, m * k, &rng);
-        fill_normal(b, k * n, &rng);
-        fill_normal(c, m * n, &rng);
-        memcpy(before, c, m * n * sizeof(float));
-        View va = t & 1 ? transposed(rows_of(a, m)) : rows_of(a, k);
-        View vb = t & 2 ? transposed(rows_of(b, k)) : rows_of(b, n);
-        int add = t >> 2 & 1;
-        gemm(c, n, va, vb, m, n, k, add);
-        double error = gemm_error(c, add ? before : NULL, va, vb, m, n, k);
-        CHECK(error < 2e-6 * sqrt((double)k) * 5, "%zux%zux%zu form %zu: error %g", m, n, k, t & 7,
-              error);
-        free(a);
-        free(b);
-        free(c);
-        free(before);
-    }
+    for (size_t t = 0; t < sizeof sizes / sizeof *sizes; t++)
+        for (int form = 0; form < 8; form++)
+            check_gemm(sizes[t][0], sizes[t][1], sizes[t][2], form, &rng);
 }
 
 static void test_exp(void)
@@ -70,9 +63,40 @@ static void test_exp(void)
     double worst = 0;
     for (float x = -86; x < 88; x += 0.01f)
         worst = fmax(worst, fabs(exp16(splat(x))[3] / exp((double)x) - 1));
-    CHECK(worst < 3e-7, "relative error %g", worst);
-    CHECK(exp16(splat(-INFINITY))[0] == 0, "got %g", (double)exp16(splat(-INFINITY))[0]);
+    CHECK_NEAR(worst, 0, 3e-7);
+    CHECK_NEAR(exp16(splat(-INFINITY))[0], 0, 0);
 }
+
+// All singular values of the result are near 1: it keeps the length of any u from the left.
+static void test_orthogonalize(void)
+{
+    enum { R = 32, C = 80 };
+    static float g[R * C], x[R * C], work[2 * R * R + R * C];
+    uint64_t rng = 5;
+    double shortest = 9, longest = 0, along = 0;
+    fill_normal(g, R * C, &rng);
+    memcpy(x, g, sizeof x);
+    orthogonalize(x, R, C, work);
+    for (int trial = 0; trial < 100; trial++) {
+        double u[R], in = 0, out = 0;
+        for (int i = 0; i < R; i++) {
+            u[i] = draw_normal(&rng);
+            in += u[i] * u[i];
+        }
+        for (int j = 0; j < C; j++) {
+            double y = 0;
+            for (int i = 0; i < R; i++) y += u[i] * x[i * C + j];
+            out += y * y;
+        }
+        shortest = fmin(shortest, sqrt(out / in));
+        longest = fmax(longest, sqrt(out / in));
+    }
+    for (int i = 0; i < R * C; i++) along += (double)g[i] * x[i];
+    CHECK(shortest > 0.65 && longest < 1.25);
+    CHECK(along > 0);
+}
+
+// ---- Derivatives -------------------------------------------------------------------------------
 
 static const Shape tiny = {64, 96, 2, 4, 2, 96, 96, ENC_ROPE, 100, 1e-5f};
 
@@ -98,46 +122,310 @@ static double total_loss(Net *n)
     return total;
 }
 
-// For each parameter group, moves it along a random direction u: the slope of the loss there,
-// (L(w + h u) - L(w - h u)) / 2h, must be the dot product of gradient and u.
+// The loss with one part of the parameters moved by h u.
+static double moved_loss(Net *n, const float *kept, const float *u, Part p, double h)
+{
+    size_t size = p.rows * p.cols;
+    for (size_t k = 0; k < size; k++) n->params[p.at + k] = kept[p.at + k] + (float)h * u[k];
+    double loss = total_loss(n);
+    memcpy(n->params + p.at, kept + p.at, size * sizeof(float));
+    return loss;
+}
+
+// The slope of the loss along a direction u, (L(w + h u) - L(w - h u)) / 2h, must be the dot
+// product of gradient and u; tried along random directions and, first, near the gradient's own.
+static void check_part(Net *n, int i, const float *kept, float *u, uint64_t *rng)
+{
+    Part p = n->parts.part[i];
+    size_t size = p.rows * p.cols;
+    const float *g = n->grads + p.at;
+    for (int trial = 0; trial < 3; trial++) {
+        int failed = n_failed;
+        double slope = 0, length = 0, h = 8e-3 / sqrt((double)size);
+        fill_normal(u, size, rng);
+        for (size_t k = 0; k < size; k++) {
+            if (trial == 0) u[k] += 3 * g[k] / (fabsf(g[k]) + 1e-3f);
+            slope += (double)u[k] * g[k];
+            length += (double)g[k] * g[k];
+        }
+        double want = (moved_loss(n, kept, u, p, h) - moved_loss(n, kept, u, p, -h)) / (2 * h);
+        CHECK_NEAR(slope, want, 0.01 * sqrt(length) + 0.003 * fabs(want));
+        note_failures(failed, "part %d, %zu x %zu", i, p.rows, p.cols);
+    }
+}
+
 static void test_gradients(void)
 {
     Net n;
     uint64_t rng = 7;
     tiny_net(&n, 3);
-    memset(n.grads, 0, n.parts.size * sizeof(float));
     net_step(&n, n.max_rows);
     float *kept = floats(n.parts.size, 1), *u = floats(n.parts.size, 1);
     memcpy(kept, n.params, n.parts.size * sizeof(float));
-    for (int i = 0; i < n.parts.n; i++)
-        for (int trial = 0; trial < 3; trial++) {
-            Part p = n.parts.part[i];
-            size_t size = p.rows * p.cols;
-            double slope = 0, h = 2e-3 / sqrt((double)size) * 4, up, down, length = 0;
-            fill_normal(u, size, &rng);
-            for (size_t k = 0; k < size; k++) { // partly along the gradient: a clear slope
-                u[k] += 3 * n.grads[p.at + k] / (fabsf(n.grads[p.at + k]) + 1e-3f) * (trial == 0);
-                slope += (double)u[k] * n.grads[p.at + k];
-                length += (double)n.grads[p.at + k] * n.grads[p.at + k];
-            }
-            for (size_t k = 0; k < size; k++) n.params[p.at + k] = kept[p.at + k] + (float)h * u[k];
-            up = total_loss(&n);
-            for (size_t k = 0; k < size; k++) n.params[p.at + k] = kept[p.at + k] - (float)h * u[k];
-            down = total_loss(&n);
-            memcpy(n.params + p.at, kept + p.at, size * sizeof(float));
-            double want = (up - down) / (2 * h), error = fabs(slope - want);
-            CHECK(error < 0.01 * sqrt(length) + 0.003 * fabs(want),
-                  "part %d of %zu x %zu: got %g, want %g", i, p.rows, p.cols, slope, want);
+    for (int i = 0; i < n.parts.n; i++) check_part(&n, i, kept, u, &rng);
+}
+
+// ---- Files -------------------------------------------------------------------------------------
+
+// Losses of run.c, reading the exported file at full precision, against those of training.
+static double exported_difference(Net *n, const char *path)
+{
+    Model m;
+    State s;
+    size_t T = n->T, V = (size_t)n->shape.vocab_size;
+    float *logits = floats(T, V);
+    int *ids = xcalloc(T, sizeof *ids);
+    double worst = 0;
+    total_loss(n);
+    model_load(&m, path);
+    state_init(&s, &m, (int64_t)T, T, 1, 1);
+    for (size_t i = 0; i < T; i++) ids[i] = n->token[i];
+    forward(&s, ids, T, 0);
+    classify(&s, 0, T, logits);
+    for (size_t i = 0; i < T; i++)
+        worst = fmax(worst, fabs(cross_entropy(logits + i * V, V, n->target[i]) - n->loss[i]));
+    return worst;
+}
+
+// Rounds all matrices as the Q8_0 file does, so that training computes with the same weights.
+static void round_matrices(Net *n)
+{
+    for (int i = 0; i < n->parts.n; i++) {
+        Part p = n->parts.part[i];
+        for (size_t k = 0; p.kind != KIND_NORM && k < p.rows * p.cols; k += 32) {
+            float *w = n->params + p.at + k, most = 0;
+            for (int j = 0; j < 32; j++) most = fmaxf(most, fabsf(w[j]));
+            for (int j = 0; j < 32; j++) w[j] = most / 127 * rintf(w[j] / (most / 127));
         }
+    }
+}
+
+static int exported_version(Net *n, const char *path, int q8)
+{
+    Model m;
+    export_checkpoint(n, path, q8);
+    model_load(&m, path);
+    return m.version;
+}
+
+static void test_export(const char *path)
+{
+    Net n;
+    tiny_net(&n, 4);
+    CHECK_INT(exported_version(&n, path, 0), 101); // theta 100 is in the extension only
+    CHECK_NEAR(exported_difference(&n, path), 0, 2e-4);
+    round_matrices(&n);
+    CHECK_INT(exported_version(&n, path, 1), 102);
+    CHECK_NEAR(exported_difference(&n, path), 0, 2e-4);
+    n.shape.rope_theta = 10000;
+    CHECK_INT(exported_version(&n, path, 0), 1);
+    CHECK_INT(exported_version(&n, path, 1), 2);
+}
+
+// ---- Text --------------------------------------------------------------------------------------
+
+static Tokenizer tokenizer;
+
+// Sentences of pieces chosen at random, as a book.
+static void make_text(Text *x, double synthetic)
+{
+    static const char *const word[] = {"cat", "dog", "runs", "sleeps", "tree",  "over",
+                                       "big", "and", "the",  "little", "house", "river"};
+    char *text = xcalloc(1 << 18, 1);
+    size_t n = 0;
+    for (test_rng = 1; n < (1 << 18) - 200;) {
+        n += (size_t)sprintf(text + n, "The");
+        for (uint32_t k = 3 + random_bits() % 9; k; k--)
+            n += (size_t)sprintf(text + n, " %s", word[random_bits() % 12]);
+        n += (size_t)sprintf(text + n, random_bits() % 6 ? ". " : ".\n\n");
+    }
+    *x = (Text){
+        .tokenizer = &tokenizer, .n = 1, .rng = 9, .synthetic = synthetic, .answer_weight = 4};
+    classify_pieces(x, 4096);
+    Source *s = &x->source[0];
+    int *ids = xcalloc(n + 2, sizeof *ids), count = tokenizer_encode(&tokenizer, text, n, ids);
+    s->token = xcalloc((size_t)count, sizeof *s->token);
+    for (int i = 0; i < count; i++) s->token[i] = (uint16_t)ids[i];
+    s->n = (size_t)count;
+    s->share = 1;
+    free(ids);
+    free(text);
+}
+
+// Whether the tokens want[n] occur in ids[from, to).
+static int occurs(const uint16_t *ids, size_t from, size_t to, const uint16_t *want, size_t n)
+{
+    for (size_t i = from; i + n <= to; i++)
+        if (!memcmp(ids + i, want, n * sizeof *ids)) return 1;
+    return 0;
+}
+
+// A window's targets are its tokens one place on, up to the next BOS; the weighted runs are
+// numbers of 4 or 5 digits, each of which stands in its document before as well.
+static void check_window(const uint16_t *token, const uint16_t *target, const float *weight,
+                         size_t T, int *n_answers)
+{
+    int shifted = 0, found = 0, answers = 0, digits = 0;
+    size_t begin = 0;
+    for (size_t i = 0; i < T; i++) {
+        if (token[i] == ID_BOS) begin = i;
+        shifted += i + 1 == T || token[i + 1] == target[i] || token[i + 1] == ID_BOS;
+        if (weight[i] != 4 || (i && weight[i - 1] == 4)) continue;
+        size_t n = 0;
+        for (; i + n < T && weight[i + n] == 4; n++)
+            digits += isdigit((unsigned char)*tokenizer.pieces[target[i + n]].text) != 0;
+        digits -= (int)n;
+        found += (n == 4 || n == 5) && occurs(token, begin, i, target + i, n);
+        answers++;
+    }
+    CHECK_INT(shifted, (long long)T);
+    CHECK_INT(token[0], ID_BOS);
+    CHECK_INT(digits, 0);
+    CHECK_INT(found, answers);
+    *n_answers += answers;
+}
+
+static void test_windows(void)
+{
+    enum { T = 512 };
+    static uint16_t token[T], target[T];
+    static float weight[T];
+    Text x;
+    int answers = 0, in_books = 0;
+    make_text(&x, 0);
+    for (int i = 0; i < 50; i++) {
+        fill_synthetic_window(&x, 0, T, token, target, weight);
+        check_window(token, target, weight, T, &answers);
+    }
+    CHECK(answers >= 50);
+    for (int i = 0; i < 50; i++) {
+        fill_book_window(&x, 0, T, token, target, weight);
+        check_window(token, target, weight, T, &in_books);
+    }
+    CHECK_INT(in_books, 0);
+}
+
+// One round visits every place once.
+static void test_permutation(void)
+{
+    Source s = {.n = 40000};
+    size_t T = 64, windows = (s.n - LOOK_AHEAD - 1) / T - 1, bad = 0;
+    uint8_t *seen = xcalloc(windows, 1);
+    for (size_t i = 0; i < windows; i++) {
+        size_t at = window_start(&s, windows + i, T, 1);
+        bad += at + T + LOOK_AHEAD >= s.n || seen[at / T]++;
+    }
+    CHECK_INT(bad, 0);
+    free(seen);
+}
+
+// ---- Training ----------------------------------------------------------------------------------
+
+static void start_run(Net *n, Text *x, const Settings *o)
+{
+    net_alloc(n, &o->shape, (size_t)o->micro);
+    make_text(x, 0.3);
+    init_params(n->params, &n->parts, &o->shape, &x->rng);
+}
+
+static void run_steps(Net *n, Text *x, const Settings *o, Progress *p, int steps)
+{
+    Means m = {0};
+    for (int i = 0; i < steps; i++) train_step(n, x, o, p, &m);
+}
+
+// Six steps in one go, and three, a save, a load into a fresh network, and three more.
+static void test_resume(const char *path)
+{
+    static const Shape shape = {32, 64, 2, 2, 1, 4096, 256, ENC_ROPE, 10000, 1e-5f};
+    Settings o = settings;
+    o.shape = shape;
+    o.batch = 2;
+    o.micro = 1;
+    o.tokens = 4000;
+    Net a, b;
+    Text x, y;
+    Progress p = {0}, q = {0};
+    start_run(&a, &x, &o);
+    run_steps(&a, &x, &o, &p, 6);
+    start_run(&b, &y, &o);
+    run_steps(&b, &y, &o, &q, 3);
+    save_state(path, &b, &y, &q);
+    net_alloc(&b, &shape, 1);
+    make_text(&y, 0.3);
+    memset(&q, 0, sizeof q);
+    read_state(open_state(path, &q), path, &b, &y, &q);
+    run_steps(&b, &y, &o, &q, 3);
+    CHECK_INT(q.tokens, p.tokens);
+    CHECK_BITS(b.params, a.params, a.parts.size);
+    CHECK_BITS(b.moment2, a.moment2, a.parts.size);
+}
+
+// A few steps on one batch must learn it.
+static void test_learning(void)
+{
+    Net n;
+    tiny_net(&n, 6);
+    uint64_t seed = 1;
+    init_params(n.params, &n.parts, &tiny, &seed);
+    double before = total_loss(&n);
+    for (uint64_t step = 1; step <= 60; step++) {
+        memset(n.grads, 0, n.parts.size * sizeof(float));
+        net_step(&n, n.max_rows);
+        update_params(&n, &settings.optimizer, 5e-3f, step);
+    }
+    CHECK(total_loss(&n) < 0.5 * before);
+}
+
+// ---- Options -----------------------------------------------------------------------------------
+
+// The exit status of applying one option, in a process of its own.
+static int setting_status(const char *name, const char *value)
+{
+    int status;
+    pid_t child = fork();
+    if (!child) {
+        if (!freopen("/dev/null", "w", stderr)) exit(99);
+        apply_setting(name, value);
+        check_settings(&settings);
+        exit(0);
+    }
+    waitpid(child, &status, 0);
+    return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
+}
+
+static void test_settings(void)
+{
+    CHECK_INT(setting_status("--minutes", "5"), 0);
+    CHECK_INT(setting_status("--minutes", "5x"), 2);
+    CHECK_INT(setting_status("--minutes", NULL), 2);
+    CHECK_INT(setting_status("--lr", "0.001"), 2); // neither --tokens nor --minutes
+    settings.minutes = 1;
+    CHECK_INT(setting_status("--lr", "nan"), 2);
+    CHECK_INT(setting_status("--layers", "0"), 2);
+    CHECK_INT(setting_status("--heads", "3"), 2);
+    CHECK_INT(setting_status("--micro", "3"), 2);
+    CHECK_INT(setting_status("--nonsense", "3"), 2);
 }
 
 int main(void)
 {
+    char path[] = "/tmp/test_train_XXXXXX";
+    int fd = mkstemp(path);
     prog = "test_train";
+    test_settings();
     pool_start(2);
+    tokenizer_load(&tokenizer, "tokenizer.bin", 4096);
     test_gemm();
     test_exp();
+    test_orthogonalize();
     test_gradients();
-    printf("%d passed, %d failed\n", passed, failed);
-    return failed > 0;
+    test_export(path);
+    test_windows();
+    test_permutation();
+    test_resume(path);
+    test_learning();
+    close(fd);
+    unlink(path);
+    return report("test_train");
 }
