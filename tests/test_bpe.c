@@ -3,34 +3,19 @@
 #include "../models/bpe.c"
 #include "check.h"
 
-// Nonsense with the traps of real text: double spaces, quotes, digits, apostrophes, UTF-8.
-static char *make_text(size_t words_wanted, size_t *len)
+// Nonsense with the traps of real text: double spaces, quotes, digits, apostrophes, UTF-8, and
+// long words of three letters, in which one piece can be split in many ways.
+static char *make_text(size_t parts_wanted, size_t *len)
 {
-    static const char *const parts[] = {"the ",
-                                        "ban",
-                                        "ana",
-                                        "anan",
-                                        "a",
-                                        "'s ",
-                                        "\"An",
-                                        ".\" ",
-                                        "--",
-                                        "  ",
-                                        "1234 ",
-                                        "\n\n",
-                                        "\xc3\xa9t\xc3\xa9 ",
-                                        "ing ",
-                                        "n't ",
-                                        ", ",
-                                        "\xe2\x82\xac",
-                                        "The ",
-                                        "aaa",
-                                        "? "};
+    static const char *const parts[] = {
+        "the ", "\xc3\xa9t\xc3\xa9 ", "'s ", "\"An", ".\" ", "--", "  ", "1234 ", "\n\n", "n't ",
+        ", ",   "\xe2\x82\xac",       "? "};
     enum { N_PARTS = sizeof parts / sizeof *parts };
-    char *text = xcalloc(words_wanted * 8 + 1, 1);
+    char *text = xcalloc(parts_wanted * 20 + 1, 1);
     *len = 0;
-    for (size_t i = 0; i < words_wanted; i++) {
+    for (size_t i = 0; i < parts_wanted; i++) {
         const char *part = parts[random_bits() % N_PARTS];
+        for (uint32_t k = random_bits() % 12; k; k--) text[(*len)++] = "aaban"[random_bits() % 5];
         memcpy(text + *len, part, strlen(part));
         *len += strlen(part);
     }
@@ -84,6 +69,31 @@ static void test_same_cut(const char *path, const char *text, size_t len, int vo
     tokenizer_free(&t);
 }
 
+// The pieces of a word of characters that training never saw, after merging.
+static Word merged(const char *text)
+{
+    Word w = {text, (uint32_t)strlen(text), 0, 1, NULL};
+    split_word(&w);
+    merge_word(&w);
+    return w;
+}
+
+// The earlier piece goes first wherever it stands, and pieces join by what they spell together,
+// not by the halves they were made of.
+static void test_merge_order(void)
+{
+    int jk = vocab_add("jk", 2);
+    vocab_add("kj", 2);
+    int qwz = vocab_add("qwz", 3);
+    vocab_add("wz", 2);
+    Word w = merged("kjk");
+    CHECK_INT(w.n, 2);
+    CHECK_INT(w.ids[1], jk);
+    w = merged("qwz");
+    CHECK_INT(w.n, 1);
+    CHECK_INT(w.ids[0], qwz);
+}
+
 static void test_word_length(void)
 {
     CHECK_INT(word_length("don't go", 8), 5);
@@ -117,6 +127,7 @@ int main(void)
     test_word_length();
     test_pieces(SIZE);
     test_same_cut(path, text, len, SIZE);
+    test_merge_order();
     close(fd);
     unlink(path);
     return report("test_bpe");
