@@ -9,7 +9,7 @@ typedef struct {
     int own_classifier;    // 0: shared with the embedding
     int encoding, scaling; // extension block: versions 101 and 102
     int window, sinks, logn;
-    float theta, factor;
+    float theta, factor, eps; // 0: not given
     int seed;
 } Shape;
 
@@ -134,6 +134,7 @@ static void put_header(TestModel *m)
                          {116, s.window}, {120, s.sinks}, {124, s.logn}};
     for (size_t i = 0; i < sizeof ints / sizeof *ints; i++) memcpy(m->file + ints[i][0], &ints[i][1], 4);
     memcpy(m->file + 76, &s.theta, 4);
+    memcpy(m->file + 80, &s.eps, 4);
     memcpy(m->file + 88, &s.factor, 4);
 }
 

@@ -1,0 +1,370 @@
+#!/bin/sh
+# cli.sh BUILD: command-line tests of BUILD/run, on random checkpoints that BUILD/make_model
+# writes. Every case asserts the exit status; a refused one also says exactly one line on stderr,
+# which begins with "run: ", and nothing on stdout. Run in the repository's folder.
+
+build=$1
+run=$build/run
+tmp=$build/cli
+rm -rf "$tmp"
+mkdir -p "$tmp"
+passed=0
+failed=0
+LC_ALL=C
+export LC_ALL
+
+for program in run make_model mutate; do
+    [ -x "$build/$program" ] || { echo "cli.sh: no $build/$program"; exit 1; }
+done
+
+ok() { passed=$((passed + 1)); }
+
+bad() {
+    failed=$((failed + 1))
+    echo "cli.sh: $*"
+}
+
+# refused STATUS NAME ARGS...: run ARGS must fail with that status, in one line.
+refused() {
+    want=$1
+    name=$2
+    shift 2
+    "$run" "$@" > "$tmp/out" 2> "$tmp/err" < /dev/null
+    got=$?
+    lines=$(wc -l < "$tmp/err")
+    if [ $got -ne "$want" ]; then bad "$name: exit status $got, want $want: $(head -c 200 "$tmp/err")"
+    elif [ -s "$tmp/out" ]; then bad "$name: wrote to stdout: $(head -c 100 "$tmp/out")"
+    elif [ "$lines" -ne 1 ]; then bad "$name: $lines lines on stderr: $(head -c 300 "$tmp/err")"
+    elif ! grep -q '^run: [^ ]' "$tmp/err"; then bad "$name: stderr: $(cat "$tmp/err")"
+    else ok; fi
+}
+
+# says TEXT NAME: the last line on stderr holds TEXT.
+says() {
+    if grep -q -e "$1" "$tmp/err"; then ok; else bad "$2: want '$1' in: $(cat "$tmp/err")"; fi
+}
+
+# works NAME ARGS...: run ARGS must succeed, with its output in $tmp/out.
+works() {
+    name=$1
+    shift
+    "$run" "$@" > "$tmp/out" 2> "$tmp/err" < "${input:-/dev/null}"
+    got=$?
+    if [ $got -eq 0 ]; then ok; else bad "$name: exit status $got: $(head -c 200 "$tmp/err")"; fi
+}
+
+# same NAME A B: two files with the same bytes, and not none.
+same() { if [ -s "$2" ] && cmp -s "$2" "$3"; then ok; else bad "$1: output differs"; fi; }
+
+# ---- Files ---------------------------------------------------------------------------------------
+
+cp tokenizer.bin "$tmp/"
+for v in 0 1 2 101 102; do "$build/make_model" "$tmp/v$v.bin" version=$v; done
+"$build/make_model" "$tmp/own.bin" version=0 own_classifier=1
+m=$tmp/v1.bin
+: > "$tmp/empty"
+echo "This is not a checkpoint, though it is longer than one's header would be." > "$tmp/text"
+
+refused 1 "missing file" "$tmp/nosuch.bin"
+refused 1 "directory" "$tmp"
+refused 1 "empty file" "$tmp/empty"
+refused 1 "text file" "$tmp/text"
+refused 1 "tokenizer as checkpoint" tokenizer.bin
+printf 'GGUF\003\000\000\000' > "$tmp/gguf"
+head -c 100 /dev/zero >> "$tmp/gguf"
+refused 1 "GGUF" "$tmp/gguf"
+
+for v in 0 1 2 101 102 ; do works "version $v" "$tmp/v$v.bin" -i "Once" -n 5 -t 0; done
+works "own classifier" "$tmp/own.bin" -i "Once" -n 5 -t 0
+
+# ---- Cut and extended files ----------------------------------------------------------------------
+
+cut_file() { # FILE SIZE
+    "$build/mutate" "$1" "$tmp/bad.bin" size "$2"
+    refused 1 "$(basename "$1") of $2 bytes" "$tmp/bad.bin" -n 1
+}
+
+n=1
+while [ $n -lt 28 ]; do cut_file "$tmp/v0.bin" $n; n=$((n + 1)); done
+n=1
+while [ $n -le 256 ]; do cut_file "$tmp/v2.bin" $n; n=$((n + 3)); done
+for v in 0 1 2 101 102; do
+    size=$(wc -c < "$tmp/v$v.bin")
+    for n in 28 256 257 1000 $((size / 2)) $((size - 4)) $((size - 1)) $((size + 1)) $((size + 4)) \
+             $((size + 4096)); do
+        cut_file "$tmp/v$v.bin" $n
+    done
+done
+
+# ---- Header fields -------------------------------------------------------------------------------
+
+# field FILE AT VALUE: must be refused.
+field() {
+    "$build/mutate" "$1" "$tmp/bad.bin" i32 "$2" "$3"
+    refused 1 "$(basename "$1"), int32 $3 at $2" "$tmp/bad.bin" -n 1
+}
+
+for value in 0 -1 2147483647 -2147483648; do
+    for k in 0 1 2 3 4 5 6; do
+        # max_seq_len of version 1 and 2 sizes nothing: a large one is only a large context.
+        field "$tmp/v0.bin" $((4 * k)) $value
+        [ $k -eq 6 ] && [ $value -eq 2147483647 ] && continue
+        for v in 1 2; do field "$tmp/v$v.bin" $((8 + 4 * k)) $value; done
+    done
+    for v in 1 2 101 102; do field "$tmp/v$v.bin" 4 $value; done # version
+    field "$tmp/v2.bin" 37 $value                                # group
+    field "$tmp/v102.bin" 37 $value
+done
+for k in 1 2 4; do field "$tmp/v1.bin" $((8 + 4 * k)) 3; done      # hidden, layers, KV heads
+for value in 3 5 64; do field "$tmp/v1.bin" 20 $value; done        # heads that do not divide
+field "$tmp/v1.bin" 20 32                                          # head size 1
+for value in 3 7 99 100 103 201 202 1000; do field "$tmp/v1.bin" 4 $value; done
+field "$tmp/v101.bin" 64 0 # no extension block where there must be one
+for at in 68 72 84 116 120 124; do
+    field "$tmp/v101.bin" $at -1
+    field "$tmp/v101.bin" $at 2147483647
+done
+for at in 76 80 88 96 100 104 108 112; do
+    for value in nan inf -1 1e-30; do
+        "$build/mutate" "$tmp/v101.bin" "$tmp/bad.bin" f32 $at $value
+        refused 1 "f32 $value at $at" "$tmp/bad.bin" -n 1
+    done
+done
+field "$tmp/v101.bin" 84 7 # longrope without its lists
+
+# Weights that are no numbers: refused or not, but with a message, and no crash.
+"$build/make_model" "$tmp/nan.bin" own_classifier=1 nan=1
+for t in 0 1; do
+    "$run" "$tmp/nan.bin" -i "Once" -n 5 -t $t -s 1 > "$tmp/out" 2> "$tmp/err"
+    got=$?
+    if [ $got -le 1 ]; then ok; else bad "NaN weight, -t $t: exit status $got"; fi
+done
+
+# ---- Tokenizers ----------------------------------------------------------------------------------
+
+tok() { # NAME
+    refused 1 "$1" "$m" -z "$tmp/tok" -n 1
+}
+
+refused 1 "missing tokenizer" "$m" -z "$tmp/nosuch"
+refused 1 "tokenizer is a directory" "$m" -z "$tmp"
+size=$(wc -c < tokenizer.bin)
+for n in 0 1 3 4 5 8 11 12 13 100 $((size / 2)) $((size - 1)) $((size + 1)) $((size + 8)); do
+    "$build/mutate" tokenizer.bin "$tmp/tok" size $n
+    tok "tokenizer of $n bytes"
+done
+for value in -1 -2147483648 2147483647 100000; do
+    for at in 8 21; do # the lengths of pieces 0 and 1
+        "$build/mutate" tokenizer.bin "$tmp/tok" i32 $at $value
+        tok "piece length $value at $at"
+    done
+done
+"$build/mutate" tokenizer.bin "$tmp/tok" f32 4 nan
+tok "score nan"
+cp "$tmp/text" "$tmp/tok"
+tok "text as tokenizer"
+"$build/make_model" "$tmp/small.bin" vocab=512
+refused 1 "tokenizer of another model" "$tmp/small.bin" -z tokenizer.bin
+"$build/make_model" "$tmp/large.bin" vocab=5000
+refused 1 "tokenizer too small" "$tmp/large.bin" -z tokenizer.bin
+mkdir -p "$tmp/alone/deep"
+cp "$m" "$tmp/alone/deep/m.bin"
+refused 1 "no tokenizer near" "$tmp/alone/deep/m.bin"
+
+# ---- Options -------------------------------------------------------------------------------------
+
+usage() { refused 2 "run $*" "$m" "$@"; }
+
+refused 2 "no checkpoint"
+refused 2 "two checkpoints" "$m" "$m"
+usage -n abc
+usage -n ""
+usage -n 1.5
+usage -n -1
+usage -n 5x
+usage -n " 5"
+usage -n 99999999999999999999
+usage -t nan
+usage -t inf
+usage -t -1
+usage -t ""
+usage -t 1,5
+usage -p 7
+usage -p -0.1
+usage -p nan
+usage -k -1
+usage --min-p 2
+usage --repeat-penalty 0
+usage -s -5
+usage -s abc
+usage -c 0
+usage -c -5
+usage -c 4294967296
+usage -j 0
+usage -j 100000
+usage --chunk 0
+usage --chunk 65537
+usage --kv f8
+usage -m nosuch
+usage --nosuch
+usage -q
+usage -nn 5
+usage --n=5
+usage --exact=1
+usage -n
+usage --temp
+usage --
+usage -i a -f tokenizer.bin
+usage --rope-scaling nosuch
+usage --rope-scaling linear --rope-factor 0
+usage --rope-scaling linear --rope-factor nan
+usage --rope-factor 2
+usage --rope-scaling longrope
+usage --rope-theta 0
+usage --rope-orig-ctx 0
+usage --sinks 4
+usage --self-extend 4
+usage --self-extend 4:
+usage --self-extend 4:8x
+usage --self-extend 0:8
+usage --self-extend 2.5:8
+usage --leaky-rerope 8:nan
+usage --rerope 0
+usage --rerope 8 --leaky-rerope 8:2
+usage --window -1
+usage --window 9 --sinks 2 --rerope 4
+usage -m passkey --lengths 1
+usage -m passkey --lengths abc
+usage -m passkey --lengths ""
+usage -m passkey --depths 0
+usage -m passkey --trials 0
+usage -m perplexity
+usage -m perplexity -f tokenizer.bin --stride 0
+usage -m perplexity -f tokenizer.bin --stride 96
+echo "1 2 3" > "$tmp/list"
+refused 1 "too few factors" "$m" --rope-scaling longrope --long-factors "$tmp/list" \
+    --short-factors "$tmp/list"
+echo "1 2 3 x" > "$tmp/list"
+refused 1 "bad factors" "$m" --rope-scaling longrope --long-factors "$tmp/list" \
+    --short-factors "$tmp/list"
+refused 1 "missing text" "$m" -f "$tmp/nosuch"
+refused 1 "directory as text" "$m" -f "$tmp"
+refused 1 "empty text to measure" "$m" -m perplexity -f "$tmp/empty"
+
+"$build/make_model" "$tmp/wide.bin" dim=128 hidden=8 layers=16 heads=1 kv_heads=1
+refused 1 "context that no memory holds" "$tmp/wide.bin" -c 200000000
+says "[0-9] GB" "context that no memory holds"
+
+head -c 2000 /dev/zero | tr '\0' 'x' > "$tmp/long"
+refused 1 "prompt longer than the context" "$m" -f "$tmp/long"
+says "want 96" "prompt longer than the context"
+
+for option in --help -h --version; do
+    works "$option" $option
+    if [ -s "$tmp/out" ] && [ ! -s "$tmp/err" ]; then ok; else bad "$option: nothing on stdout"; fi
+done
+works "--help shows the methods" --help
+for word in --rope-scaling yarn longrope --window --self-extend perplexity passkey; do
+    if grep -q -e "$word" "$tmp/out"; then ok; else bad "--help: no $word"; fi
+done
+if "$run" --help > /dev/full 2> "$tmp/err"; then bad "--help > /dev/full: exit status 0"; else ok; fi
+if "$run" "$m" -n 5 > /dev/full 2> "$tmp/err"; then bad "/dev/full: exit status 0"; else ok; fi
+
+# ---- Text ----------------------------------------------------------------------------------------
+
+p="Once upon a time there was a little girl, and she said: 'What is in the box?' It was a long way
+to the old house on the hill, and nobody knew when the caf\303\251 would be open."
+printf '%b' "$p" > "$tmp/prompt"
+
+works "a prompt" "$m" -i "Once upon" -t 0 -n 8
+works "nothing to continue" "$m" -n 3 -t 0
+works "an empty text" "$m" -f "$tmp/empty" -n 3 -t 0
+
+works "base" "$m" -f "$tmp/prompt" -t 0 -n 20 -j 1
+cp "$tmp/out" "$tmp/want"
+if [ "$(head -c 20 "$tmp/want")" = "Once upon a time the" ]; then ok; else bad "the prompt is not echoed"; fi
+input=$tmp/prompt
+works "prompt on stdin" "$m" -f - -t 0 -n 20
+input=
+same "prompt on stdin" "$tmp/want" "$tmp/out"
+works "-i" "$m" -i "$(printf '%b' "$p")" -t 0 -n 20
+same "-i" "$tmp/want" "$tmp/out"
+works "--name=value" "$m" --file="$tmp/prompt" --temp=0 --steps=20
+same "--name=value" "$tmp/want" "$tmp/out"
+works "options first" -t 0 -n 20 -f "$tmp/prompt" "$m"
+same "options first" "$tmp/want" "$tmp/out"
+
+works "-n 0" "$m" -i "Once" -t 0 -n 0
+works "-n 0 stops" "$m" -i "Once" -t 0 -n 0 -c 40
+cp "$tmp/out" "$tmp/n0"
+works "-n 100" "$m" -i "Once" -t 0 -n 100 -c 40
+same "-n 0 goes on to the end of the context" "$tmp/n0" "$tmp/out"
+
+# The same bytes whatever the threads and chunks, in each version, greedy and sampled.
+for v in 0 1 2 101 102; do
+    for how in "-t 0" "-t 1 -p 0.9 -s 42" "-t 0 --exact" "-t 0 --rope-scaling dynamic -c 200 -n 150" \
+               "-t 0 --window 20 --sinks 3 -n 200"; do
+        # shellcheck disable=SC2086 # the words of $how are options
+        "$run" "$tmp/v$v.bin" -f "$tmp/prompt" -n 30 $how -j 1 > "$tmp/want" 2> /dev/null || bad "$how"
+        for split in "-j 2" "-j 3" "-j 4" "--chunk 1" "--chunk 5 -j 2" "--chunk 128 -j 1"; do
+            # shellcheck disable=SC2086
+            "$run" "$tmp/v$v.bin" -f "$tmp/prompt" -n 30 $how $split > "$tmp/out" 2> /dev/null
+            same "version $v, $how, $split" "$tmp/want" "$tmp/out"
+        done
+    done
+done
+
+# Versions 0 and 1 hold the same weights; so do 1 and 101.
+"$run" "$tmp/v0.bin" -f "$tmp/prompt" -n 30 -t 0 > "$tmp/want" 2> /dev/null
+for v in 1 101; do
+    "$run" "$tmp/v$v.bin" -f "$tmp/prompt" -n 30 -t 0 > "$tmp/out" 2> /dev/null
+    same "version $v against 0" "$tmp/want" "$tmp/out"
+done
+
+works "seed 1" "$m" -i "Once" -n 30 -t 1 -s 1
+cp "$tmp/out" "$tmp/want"
+works "seed 1 again" "$m" -i "Once" -n 30 -t 1 -s 1
+same "seed 1" "$tmp/want" "$tmp/out"
+works "seed 2" "$m" -i "Once" -n 30 -t 1 -s 2
+if cmp -s "$tmp/want" "$tmp/out"; then bad "seeds 1 and 2 give the same text"; else ok; fi
+
+# A window longer than the text changes nothing; a ring runs past the trained context.
+works "base" "$m" -f "$tmp/prompt" -n 20 -t 0
+cp "$tmp/out" "$tmp/want"
+works "wide window" "$m" -f "$tmp/prompt" -n 20 -t 0 --window 500
+same "wide window" "$tmp/want" "$tmp/out"
+works "window past the context" "$m" -f "$tmp/prompt" -n 400 -t 0 --window 30 --sinks 4
+
+# ---- Chat ----------------------------------------------------------------------------------------
+
+printf 'Hello\nHow are you?\n' > "$tmp/turns"
+input=$tmp/turns
+works "chat" "$m" -m chat -c 400 -n 10 -t 0
+if [ "$(wc -l < "$tmp/out")" -ge 2 ]; then ok; else bad "chat: $(wc -l < "$tmp/out") lines, want two replies"; fi
+printf 'no newline at the end' > "$tmp/turns"
+works "chat, one turn" "$m" -m chat -c 400 -n 10 -t 0 -y "Be brief."
+: > "$tmp/turns"
+works "chat, no turn" "$m" -m chat -c 400 -n 10 -t 0
+works "chat, first turn given" "$m" -m chat -c 400 -n 10 -t 0 -i "Hello"
+input=
+
+# ---- Measuring -----------------------------------------------------------------------------------
+
+works "perplexity" "$m" -m perplexity -f "$tmp/prompt" -c 32 --tsv "$tmp/a.tsv" -j 1
+if grep -q '^loss [0-9.]* +- [0-9.]*' "$tmp/out"; then ok; else bad "perplexity: no loss"; fi
+if [ "$(head -n 1 "$tmp/a.tsv" | cut -f 1-4)" = "$(printf 'window\tposition\ttoken\tnll')" ]; then ok
+else bad "perplexity: the table's header is $(head -n 1 "$tmp/a.tsv")"; fi
+works "perplexity again" "$m" -m perplexity -f "$tmp/prompt" -c 32 --tsv "$tmp/b.tsv" -j 3 --chunk 5
+same "perplexity" "$tmp/a.tsv" "$tmp/b.tsv"
+works "perplexity, entropy" "$m" -m perplexity -f "$tmp/prompt" -c 32 --entropy --stride 8
+works "perplexity, one window" "$m" -m perplexity -f "$tmp/prompt" -c 32 --windows 1
+refused 1 "unwritable table" "$m" -m perplexity -f "$tmp/prompt" --tsv "$tmp/no/such/folder.tsv"
+works "passkey" "$m" -m passkey --lengths 64,96 --depths 2 --trials 1
+works "retrieval" "$m" -m retrieval --lengths 96 --depths 2 --trials 1
+works "rope" "$m" -m rope
+works "rope, yarn" "$m" -m rope --rope-scaling yarn -c 400
+refused 2 "bench, context too short" "$m" -m bench
+works "bench" "$m" -m bench -c 600 --rope-scaling linear
+
+echo "cli.sh: $passed passed, $failed failed"
+[ $failed -eq 0 ]

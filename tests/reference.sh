@@ -1,0 +1,101 @@
+#!/bin/sh
+# reference.sh BUILD: checks against public checkpoints in the folder $REFERENCE, and of per-token
+# losses against BUILD/oracle, a slow independent program, on random checkpoints of our own.
+
+build=$1
+run=$build/run
+tmp=$build/reference
+rm -rf "$tmp"
+mkdir -p "$tmp"
+passed=0
+failed=0
+
+ok() { passed=$((passed + 1)); }
+
+bad() {
+    failed=$((failed + 1))
+    echo "reference.sh: $*"
+}
+
+# oracle NAME MODEL TEXT TOKENIZER FLAGS...: losses of run --exact agree with the oracle's, within
+# 2e-3 at worst and 5e-5 on average.
+oracle() {
+    name=$1 model=$2 text=$3 tokenizer=$4
+    shift 4
+    if ! "$run" "$model" -z "$tokenizer" -m perplexity --windows 1 -f "$text" --exact --tsv "$tmp/run.tsv" "$@" \
+        > "$tmp/out" 2> "$tmp/err"; then
+        bad "$name: run: $(tail -n 1 "$tmp/err")"
+    elif "$build/oracle" "$model" "$tmp/run.tsv" "$@" > "$tmp/out" 2>&1; then ok
+    else bad "$name: $(tail -n 1 "$tmp/out")"; fi
+}
+
+# A text for the perplexity mode.
+i=0
+while [ $i -lt 40 ]; do
+    echo "Line $i: the cat and the dog went out to see $((i * 37 % 101)) birds, but they came back."
+    i=$((i + 1))
+done > "$tmp/text"
+
+if [ -x "$build/oracle" ]; then
+    for v in 0 1 2 101 102; do
+        "$build/make_model" "$tmp/v$v.bin" version=$v dim=48 heads=3 kv_heads=1 hidden=40 group=16 ctx=100
+        oracle "oracle, version $v" "$tmp/v$v.bin" "$tmp/text" tokenizer.bin -c 300
+    done
+    while read -r flags; do
+        # shellcheck disable=SC2086 # words of $flags are options
+        oracle "oracle, $flags" "$tmp/v1.bin" "$tmp/text" tokenizer.bin -c 400 $flags
+    done <<'FLAGS'
+--rope-scaling linear
+--rope-scaling ntk --rope-factor 5
+--rope-scaling dynamic
+--rope-scaling dynamic --rope-factor 2
+--rope-scaling by-parts
+--rope-scaling yarn
+--rope-scaling yarn --rope-attn-factor 1.3 --beta-fast 8 --beta-slow 2
+--rope-scaling llama3 --rope-factor 8
+--rope-theta 500000
+--window 70
+--window 70 --sinks 4
+--self-extend 4:50
+--rerope 60
+--leaky-rerope 60:3
+--logn
+--rope-scaling yarn --self-extend 3:80 --logn
+FLAGS
+else
+    echo "reference.sh: no oracle: losses are not checked"
+fi
+
+if [ -z "$REFERENCE" ]; then
+    echo "reference.sh: REFERENCE is not set: the public checkpoints are skipped"
+else
+    s=$REFERENCE/stories260K
+    cat > "$tmp/want" <<'TEXT'
+Once upon a time, there was a little girl named Lily. She loved to play outside in the park. One day, she saw a big, red ball. She wanted to play with it, but it was too high.
+Lily's mom said, "Lily, let's go to the park." Lily was sad and didn't know what to do. She said, "I want to play with your ball, but I can't find it."
+Lily was sad and didn't know what to do. She said, "I'm sorry, Lily. I didn't know what to do."
+Lily didn't want to help her mom, so she said, "I'm sorry, mom. I didn't know what to do." Her mom said, "Don't worry, Lily. We can help you.
+TEXT
+    size=$(($(wc -c < "$tmp/want") - 1))
+    for model in stories260K stories260K_v1; do
+        for how in "" "--exact" "-j 3 --chunk 2"; do
+            # shellcheck disable=SC2086
+            "$run" "$s/$model.bin" -z "$s/tok512.bin" -i "Once upon a time" -t 0 -n 280 $how \
+                2> "$tmp/err" | head -c $size > "$tmp/out"
+            echo >> "$tmp/out"
+            if cmp -s "$tmp/want" "$tmp/out"; then ok; else bad "$model $how: $(cat "$tmp/out")"; fi
+        done
+    done
+    # Int8 weights round differently, but begin the same way.
+    "$run" "$s/stories260K_q8.bin" -z "$s/tok512.bin" -i "Once upon a time" -t 0 -n 20 --exact \
+        2> "$tmp/err" | head -c 53 > "$tmp/out"
+    if [ "$(cat "$tmp/out")" = "$(head -c 53 "$tmp/want")" ]; then ok; else bad "q8: $(cat "$tmp/out")"; fi
+    if [ -x "$build/oracle" ]; then
+        for model in stories260K stories260K_v1 stories260K_q8; do
+            oracle "oracle, $model" "$s/$model.bin" "$tmp/want" "$s/tok512.bin" -c 256
+        done
+    fi
+fi
+
+echo "reference.sh: $passed passed, $failed failed"
+[ $failed -eq 0 ]
