@@ -33,10 +33,7 @@ test: $(BUILD)/run $(BUILD)/make_model $(BUILD)/mutate $(TOOLS) $(UNITS)
 $(BUILD)/run: run.c | $(BUILD)
 	$(CC) $(ALL_CFLAGS) -Werror -o $@ run.c $(LDLIBS)
 
-$(BUILD)/test_train: tests/test_train.c models/train.c run.c | $(BUILD)
-	$(CC) $(PART_CFLAGS) -Werror -o $@ $< $(LDLIBS)
-
-$(BUILD)/test_%: tests/test_%.c $(wildcard tests/*.h) run.c | $(BUILD)
+$(BUILD)/test_%: tests/test_%.c $(wildcard tests/*.h models/*.c) run.c | $(BUILD)
 	$(CC) $(PART_CFLAGS) -Werror -o $@ $< $(LDLIBS)
 
 $(BUILD)/%: tests/%.c $(wildcard tests/*.h) run.c | $(BUILD)
