@@ -68,13 +68,16 @@ static inline v16 exp16(v16 x)
     return select16(tiny, splat(0), p * (v16)((n + 127) << 23));
 }
 
+enum { USE_PACK_A, USE_PACK_B, USE_KEYS, USE_VALUES, USE_SCORES, USE_D_SCORES, USE_QUERIES,
+       USE_D_OUT, N_USES };
+
 // A buffer of n floats that belongs to the calling thread until its next call with the same use.
 static float *thread_buffer(int use, size_t n)
 {
     static __thread struct {
         float *p;
         size_t n;
-    } kept[8];
+    } kept[N_USES];
     if (kept[use].n < n) {
         free(kept[use].p);
         kept[use].p = aligned_alloc(64, (n * sizeof(float) + 63) & ~(size_t)63);
@@ -83,16 +86,6 @@ static float *thread_buffer(int use, size_t n)
     }
     return kept[use].p;
 }
-enum {
-    USE_PACK_A,
-    USE_PACK_B,
-    USE_KEYS,
-    USE_VALUES,
-    USE_SCORES,
-    USE_D_SCORES,
-    USE_QUERIES,
-    USE_D_OUT
-};
 
 // ================================================================================================
 // 2  Matrix product
@@ -1665,7 +1658,7 @@ static const Setting setting_table[] = {
     {"-z", &settings.tokenizer, TEXT, 0, 0, "tokenizer"},
     {"--valid", &settings.valid, TEXT, 0, 0, "held-out text, file or folder"},
     {"--state", &settings.state, TEXT, 0, 0, "state to write"},
-    {"--resume", &settings.resume, TEXT, 0, 0, "state to continue from"},
+    {"--resume", &settings.resume, TEXT, 0, 0, "state to continue from; its shape holds"},
     {"--dim", &settings.shape.dim, INT32, 16, 8192, "width of the residual stream"},
     {"--hidden", &settings.shape.hidden_dim, INT32, 32, 32768, "width of the FFN"},
     {"--layers", &settings.shape.n_layers, INT32, 1, MAX_LAYERS, "layers"},
@@ -1695,12 +1688,11 @@ static const Setting setting_table[] = {
 };
 enum { N_SETTINGS = sizeof setting_table / sizeof *setting_table };
 
-static void usage(void)
+static void print_settings(void)
 {
-    fprintf(stderr, "usage: train [options] FILE_OR_FOLDER[=SHARE]...\n");
+    printf("train [options] FILE_OR_FOLDER[=SHARE]...\n");
     for (int i = 0; i < N_SETTINGS; i++)
-        fprintf(stderr, "  %-18s %s\n", setting_table[i].name, setting_table[i].help);
-    exit(2);
+        printf("  %-18s %s\n", setting_table[i].name, setting_table[i].help);
 }
 
 static void apply_setting(const char *name, const char *value)
@@ -1779,10 +1771,13 @@ int main(int argc, char **argv)
     prog = "train";
     int i = 1;
     for (; i < argc && argv[i][0] == '-'; i += 2) {
-        if (!strcmp(argv[i], "-h") || !strcmp(argv[i], "--help")) usage();
+        if (!strcmp(argv[i], "-h") || !strcmp(argv[i], "--help")) {
+            print_settings();
+            return 0;
+        }
         apply_setting(argv[i], argv[i + 1]);
     }
-    if (i >= argc) usage();
+    if (i >= argc) die(2, "usage", "train [options] FILE_OR_FOLDER[=SHARE]...; see train --help");
     Progress progress = {0};
     FILE *state = settings.resume ? open_state(settings.resume, &progress) : NULL;
     if (state) settings.shape = progress.shape;
