@@ -1353,7 +1353,7 @@ static double rope_longrope(const RopeConfig *r, int head_dim, int m, double n)
 
 static double longrope_attention(const RopeConfig *r)
 {
-    return r->factor <= 1 ? 1 : sqrt(1 + log(r->factor) / log(r->orig_ctx));
+    return r->factor <= 1 || r->orig_ctx < 2 ? 1 : sqrt(1 + log(r->factor) / log(r->orig_ctx));
 }
 
 enum { ROPE_NONE, ROPE_LINEAR, ROPE_NTK, ROPE_DYNAMIC, ROPE_BY_PARTS, ROPE_YARN, ROPE_LLAMA3,
@@ -1528,6 +1528,7 @@ typedef struct {
     size_t n_blocks;
     float *phase[2];     // [chunk][2][pairs]: each query's phases under the near and far map
     float *partial;      // [n_segments][n_heads][v_dim + 3]: states of a split query
+    size_t partial_bytes;
     float *x, *xb;       // [chunk][dim]: the residual stream, and its normed copy
     float *q, *k, *v;    // [chunk][n_heads | n_kv_heads * head_dim]
     float *att;          // [chunk][n_heads * head_dim]
@@ -1554,11 +1555,13 @@ static size_t tile_index(const State *s, size_t head, int64_t t)
     return row * s->cache.n_slots + tile_slot(&s->cache, t);
 }
 
+// Zeroed memory that is real only where it is touched.
 static void *reserve(size_t bytes)
 {
     void *p = mmap(NULL, bytes, PROT_READ | PROT_WRITE,
                    MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    return p == MAP_FAILED ? NULL : p;
+    if (p == MAP_FAILED) die(EXIT_DATA, "memory", "cannot reserve %zu bytes", bytes);
+    return p;
 }
 
 // Bytes that can be had without swapping: the kernel's estimate, or all of the memory.
@@ -1603,9 +1606,8 @@ static void cache_init(Cache *c, const Config *cfg, int64_t max_seq_len, size_t 
         die(EXIT_DATA, "-c", "the KV cache does not fit (got %.1f GB available, want %.1f GB for "
             "%lld tokens); use a smaller -c or --window", (double)have / 1e9,
             (double)c->bytes / 1e9, (long long)max_seq_len);
-    c->k = reserve(tiles * c->k_bytes);
-    c->v = reserve(tiles * c->v_bytes);
-    if (!c->k || !c->v) die(EXIT_DATA, "-c", "cannot reserve %zu bytes of cache", c->bytes);
+    c->k = reserve(c->bytes);
+    c->v = c->k + tiles * c->k_bytes;
 }
 
 static void floats_to_halves(const float *f, uint16_t *h, size_t n)
@@ -1723,19 +1725,23 @@ static void load_queries(const State *s, Work_area *w, size_t q0, size_t head)
     }
 }
 
-// Scores of all rows against the tile's keys under one map. table: the map's key table; base: the
-// phases of B(t0). out: [rows][TILE].
+// Scores of all rows against the tile's keys under one map. table: the map's key table, NULL
+// without rotation; base: the phases of B(t0). out: [rows][TILE].
 static void score_tile(const Work_area *w, const float *q, const float *keys, const float *table,
                        const float *base, float *out)
 {
     size_t d = w->d, pairs = w->pairs, n = pairs * TILE;
+    memset(out, 0, w->rows * TILE * 4);
+    if (!table) {
+        gemm_rows(w->rows, q, d, keys, d, TILE, out);
+        return;
+    }
     rotate(keys, keys + n, table, table + n, 1, n, w->k, w->k + n);
     for (size_t row = 0; row < w->rows; row++) {
         const float *a = q + row * d;
         float *b = w->qt + row * d;
         rotate(a, a + pairs, base, base + pairs, -1, pairs, b, b + pairs);
     }
-    memset(out, 0, w->rows * TILE * 4);
     gemm_rows(w->rows, w->qt, d, w->k, d, TILE, out);
 }
 
@@ -1785,10 +1791,11 @@ static void attend_tile(const State *s, Work_area *w, const Angles *a, size_t he
     size_t tile = tile_index(s, head, t), slot = tile_slot(c, t);
     int64_t t0 = t * TILE, last = w->first + (int64_t)(w->rows / w->group) - 1;
     const float *keys = read_tile(c, c->k + tile * c->k_bytes, TILE * w->d, w->raw);
+    int rotates = s->config.encoding == ENC_ROPE;
     int any_near = !r->near || t0 + TILE > w->first - r->near + 1;
     int any_far = r->near && t0 <= last - r->near && has_far_map(r);
     if (any_near)
-        score_tile(w, w->q[0], keys, a->key[0], a->tile[0] + slot * w->d, w->score);
+        score_tile(w, w->q[0], keys, rotates ? a->key[0] : NULL, a->tile[0] + slot * w->d, w->score);
     if (any_far)
         score_tile(w, w->q[1], keys, far_key_table(a, r, w->pairs, t0, w->far_table),
                    a->tile[1] + slot * w->d, w->far_score);
@@ -1964,8 +1971,8 @@ static void state_init(State *s, const Model *m, int64_t max_seq_len, size_t chu
     for (int map = 0; map < 2; map++) s->phase[map] = xcalloc(chunk * (size_t)c->head_dim, 4);
     if (!s->config.rope.window) {
         size_t n_segments = ceil_div((size_t)max_seq_len, SEGMENT);
-        s->partial = reserve(n_segments * n_heads * (s->cache.v_dim + 3) * 4);
-        if (!s->partial) die(EXIT_DATA, "-c", "cannot reserve memory for %zu segments", n_segments);
+        s->partial_bytes = n_segments * n_heads * (s->cache.v_dim + 3) * 4;
+        s->partial = reserve(s->partial_bytes);
     }
     float **parts[] = {&s->x, &s->xb, &s->q, &s->att, &s->k, &s->v, &s->gate, &s->up};
     size_t sizes[] = {dim, dim, dim, dim, kv_dim, kv_dim, hidden, hidden};
@@ -1975,6 +1982,21 @@ static void state_init(State *s, const Model *m, int64_t max_seq_len, size_t chu
     s->act.q = xcalloc(widest, 1);
     s->act.scale = xcalloc(widest, 4);
     s->act.bias = xcalloc(widest, 4);
+}
+
+static void state_free(State *s)
+{
+    for (size_t i = 0; i < s->chunk; i++) {
+        Angles *a = &s->angles[i];
+        void *tables[] = {a->freq, a->slot_tile, a->key[0], a->key[1], a->tile[0], a->tile[1]};
+        for (int k = 0; k < 6; k++) free(tables[k]);
+    }
+    void *arrays[] = {s->angles, s->blocks, s->phase[0], s->phase[1], s->x, s->xb, s->q, s->k, s->v,
+                      s->att, s->gate, s->up, s->entropy, s->entropy_sum, s->act.q, s->act.scale,
+                      s->act.bias};
+    for (size_t i = 0; i < sizeof arrays / sizeof *arrays; i++) free(arrays[i]);
+    munmap(s->cache.k, s->cache.bytes);
+    if (s->partial) munmap(s->partial, s->partial_bytes);
 }
 
 static void measure_entropy(State *s)
@@ -3339,7 +3361,8 @@ static const float *read_factors(const char *path, size_t pairs)
         char *end;
         float v = strtof(at, &end);
         if (end == at || !(v > 0 && v < 1e6f))
-            die(EXIT_DATA, path, "number %zu (got '%.12s', want one above 0)", n + 1, at);
+            die(EXIT_DATA, path, "number %zu (got '%.*s', want one above 0)", n + 1,
+                (int)strcspn(at, ", \t\r\n"), at);
         if (n < pairs) list[n] = v;
         n++;
         at = end;
@@ -3454,11 +3477,16 @@ static int64_t choose_context(Config *c, Grid *g, int streams)
         rope_resolve(&c->rope, c->train_ctx, ctx); // the factor is that of the trained context
         return 1 << 28;
     }
+    return ctx;
+}
+
+// More context than trained without a method works, but the user should know.
+static void warn_past_context(const Config *c, int64_t ctx)
+{
     if (ctx > c->train_ctx && c->rope.method == ROPE_NONE && c->rope.distance == DIST_FULL &&
         !c->rope.window && c->encoding == ENC_ROPE)
         fprintf(stderr, "%s: context %lld is past the trained %d, where plain RoPE fails; try "
                 "--rope-scaling dynamic\n", prog, (long long)ctx, c->train_ctx);
-    return ctx;
 }
 
 static void open_session(Session *s, Grid *g, int streams)
@@ -3472,11 +3500,20 @@ static void open_session(Session *s, Grid *g, int streams)
                    c->vocab_size);
     pool_start(opt.threads ? (int)opt.threads : processors());
     state_init(&s->state, &s->model, s->ctx, (size_t)opt.chunk, !strcmp(opt.kv, "f32"), opt.exact);
+    warn_past_context(c, s->ctx);
     s->logits = xcalloc((size_t)c->vocab_size, 4);
     uint64_t seed = opt.seed >= 0 ? (uint64_t)opt.seed : (uint64_t)time(NULL);
     s->sampler = (Sampler){(float)opt.temperature, (float)opt.top_p, (int)opt.top_k,
                            (float)opt.min_p, (float)opt.repeat_penalty, seed_random(seed)};
     s->steps = opt.steps;
+}
+
+static void close_session(Session *s)
+{
+    free(s->logits);
+    state_free(&s->state);
+    tokenizer_free(&s->tokenizer);
+    model_free(&s->model);
 }
 
 typedef enum { M_GENERATE, M_CHAT, M_PERPLEXITY, M_PASSKEY, M_RETRIEVAL, M_ROPE, M_BENCH,
@@ -3514,7 +3551,7 @@ int main(int argc, char **argv)
     parse_options(argc, argv);
     if (opt.help) print_help();
     else if (opt.version) puts(version_text);
-    if (opt.help || opt.version) return 0;
+    if (opt.help || opt.version) return check_stdout(), 0;
     if (!opt.checkpoint) die(EXIT_USAGE, "usage", "run CHECKPOINT [options]; see run -h");
     Mode mode = parse_mode(opt.mode);
     if (strcmp(opt.kv, "f16") && strcmp(opt.kv, "f32"))
@@ -3529,6 +3566,7 @@ int main(int argc, char **argv)
     catch_interrupts();
     run_mode(mode, &s, &grid, text ? text : opt.prompt, len);
     free(text);
+    close_session(&s);
     return 0;
 }
 #endif
