@@ -2994,7 +2994,7 @@ static char *write_task(const Task *t, const Filler *f, size_t first, size_t n, 
     return text;
 }
 
-// The ids of the longest such text that fits into `room` tokens.
+// The ids of the longest such text that fits into `room` tokens; NULL if none does.
 static int *fit_task(const Session *s, const Task *t, const Filler *f, size_t first, size_t room,
                      size_t *n_ids)
 {
@@ -3006,9 +3006,9 @@ static int *fit_task(const Session *s, const Task *t, const Filler *f, size_t fi
         free(text);
         if (*n_ids <= room && lo == hi) return ids;
         if (*n_ids <= room) lo = mid;
-        else if (mid == 0) die(EXIT_DATA, "--lengths", "too short (got %zu tokens)", room);
-        else hi = mid - 1;
+        else if (mid > 0) hi = mid - 1;
         free(ids);
+        if (mid == 0 && *n_ids > room) return NULL;
     }
 }
 
@@ -3039,7 +3039,8 @@ typedef struct {
     uint64_t seed;
 } Grid;
 
-// One cell of the grid: the share of right answers at one length and depth; -1: interrupted.
+// One cell of the grid: the share of right answers at one length and depth; -1: interrupted, or
+// the length has no room for the task.
 static double run_cell(Session *s, const TaskKind *kind, const Filler *f, const Grid *g, int l,
                        int d, Tsv *tsv)
 {
@@ -3054,9 +3055,9 @@ static double run_cell(Session *s, const TaskKind *kind, const Filler *f, const 
         kind->make(&task, depth, &rng);
         size_t first = (size_t)random_below(&rng, (int)min_size(f->n, 1 << 20));
         int *ids = fit_task(s, &task, f, first, room, &n);
-        int ok = answers(s, ids, n, task.answer, got, sizeof got);
+        int ok = ids ? answers(s, ids, n, task.answer, got, sizeof got) : 0;
         free(ids);
-        if (interrupted) return -1;
+        if (!ids || interrupted) return -1;
         right += ok;
         tsv_row(tsv, "%s\t%zu\t%.3f\t%d\t%zu\t%d\t%s\t%s\n", kind->name, g->lengths[l], depth,
                 trial, n, ok, task.answer, got);
@@ -3075,21 +3076,26 @@ static void run_grid(Session *s, const TaskKind *kind, const Filler *f, const Gr
         printf(" %6.0f%%", g->depths > 1 ? 100.0 * d / (g->depths - 1) : 50);
     printf("     all\n");
     for (int l = 0; l < g->n_lengths && !interrupted; l++) {
-        double row = 0;
+        double row = 0, row_cells = 0;
         printf("%9zu", g->lengths[l]);
         for (int d = 0; d < g->depths && !interrupted; d++) {
             double share = run_cell(s, kind, f, g, l, d, tsv);
-            if (share < 0) break;
+            if (share < 0) {
+                printf("%8s", "-");
+                continue;
+            }
             row += share;
             total += share;
+            row_cells++;
             cells++;
             printf(" %s %4.0f", shades[(int)lround(share * 4)], 100 * share);
+            fflush(stdout);
             progress("%s: %.0f of %d cells, %.0f s so far", kind->name, cells,
                      g->n_lengths * g->depths, seconds() - start);
         }
         progress("%s", "");
-        printf(" %7.0f\n", 100 * row / g->depths);
-        fflush(stdout);
+        if (row_cells > 0) printf(" %7.0f", 100 * row / row_cells);
+        printf("\n");
     }
     if (cells > 0) printf("all cells: %.1f%%\n", 100 * total / cells);
 }
