@@ -57,8 +57,10 @@
 #include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
-#ifdef __AVX2__
+#if defined(__AVX2__)
 #include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
 #endif
 
 _Static_assert(sizeof(void *) == 8, "run.c needs a 64-bit machine");
@@ -458,6 +460,9 @@ static void halves_to_floats(const uint16_t *h, float *f, size_t n)
 #elif defined(__F16C__)
     for (; i + 8 <= n; i += 8)
         _mm256_storeu_ps(f + i, _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(h + i))));
+#elif defined(__aarch64__)
+    for (; i + 4 <= n; i += 4)
+        vst1q_f32(f + i, vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(h + i))));
 #endif
     for (; i < n; i++) f[i] = half_to_float(h[i]);
 }
@@ -1903,45 +1908,51 @@ static void attention(State *s)
     if (s->split) merge_parts(s, n_parts);
 }
 
+// Phases of a query or of a tile under both maps, each at its own position: [2][pairs] at `at` in
+// either map's table.
+static void fill_both(const State *s, const Angles *a, float *const table[2], size_t at,
+                      double near, double far, double amplitude)
+{
+    size_t pairs = (size_t)s->config.head_dim / 2;
+    const double position[2] = {near, far};
+    for (int map = 0; map <= has_far_map(&s->config.rope); map++) {
+        float *p = table[map] + at * 2 * pairs;
+        fill_phases(a->freq, pairs, position[map], amplitude, p, p + pairs);
+    }
+}
+
+// Phases of the tiles that the chunk can see, as far as they are not there yet.
+static void plan_tiles(const State *s, Angles *a)
+{
+    int64_t last = (s->pos + (int64_t)s->n - 1) / TILE;
+    for (int64_t t = 0; (t = next_tile(s, s->pos, t)) <= last; t++) {
+        size_t slot = tile_slot(&s->cache, t);
+        if (a->slot_tile[slot] == t) continue;
+        a->slot_tile[slot] = t;
+        fill_both(s, a, a->tile, slot, (double)(t * TILE), far_key(&s->config.rope, t * TILE), 1);
+    }
+}
+
 // Cuts the chunk into blocks of queries that share their angles, and prepares all angles.
 static void plan_positions(State *s)
 {
     const RopeConfig *r = &s->config.rope;
-    size_t pairs = (size_t)s->config.head_dim / 2, n_angles = 0;
     size_t most = max_size(1, BLOCK_ROWS / (size_t)(s->config.n_heads / s->config.n_kv_heads));
     double scale = attention_factor(r) * attention_factor(r) / sqrt(s->config.head_dim);
+    Angles *a = NULL;
     s->n_blocks = 0;
     for (size_t t = 0; t < s->n; t++) {
         int64_t i = s->pos + (int64_t)t;
-        Block *b = s->n_blocks ? &s->blocks[s->n_blocks - 1] : NULL;
-        Angles *a = n_angles ? &s->angles[n_angles - 1] : NULL;
-        if (!a || a->epoch != rope_epoch(r, i + 1)) {
-            a = &s->angles[n_angles++];
+        int same = a && a->epoch == rope_epoch(r, i + 1);
+        if (!same) {
+            a = a ? a + 1 : s->angles;
             set_angles(a, &s->config, s->cache.n_slots, i + 1);
-            b = NULL;
+            plan_tiles(s, a);
         }
-        if (!b || b->nq == most) s->blocks[s->n_blocks++] = (Block){t, 1, a};
-        else b->nq++;
-        double amplitude = scale * logn_scale(r, i);
-        float *p = s->phase[0] + t * 2 * pairs;
-        fill_phases(a->freq, pairs, (double)i, amplitude, p, p + pairs);
-        if (!has_far_map(r)) continue;
-        p = s->phase[1] + t * 2 * pairs;
-        fill_phases(a->freq, pairs, far_query(r, i), amplitude, p, p + pairs);
-    }
-    for (size_t k = 0; k < n_angles; k++) {
-        Angles *a = &s->angles[k];
-        int64_t last = (s->pos + (int64_t)s->n - 1) / TILE;
-        for (int64_t t = 0; (t = next_tile(s, s->pos, t)) <= last; t++) {
-            size_t slot = tile_slot(&s->cache, t);
-            if (a->slot_tile[slot] == t) continue;
-            a->slot_tile[slot] = t;
-            float *p = a->tile[0] + slot * 2 * pairs;
-            fill_phases(a->freq, pairs, (double)(t * TILE), 1, p, p + pairs);
-            if (!has_far_map(r)) continue;
-            p = a->tile[1] + slot * 2 * pairs;
-            fill_phases(a->freq, pairs, far_key(r, t * TILE), 1, p, p + pairs);
-        }
+        if (!same || s->blocks[s->n_blocks - 1].nq == most)
+            s->blocks[s->n_blocks++] = (Block){t, 0, a};
+        s->blocks[s->n_blocks - 1].nq++;
+        fill_both(s, a, s->phase, t, (double)i, far_query(r, i), scale * logn_scale(r, i));
     }
 }
 
@@ -2455,7 +2466,7 @@ typedef struct {
     int64_t steps;    // new tokens at most; 0: until the context is full
     int64_t ctx;      // positions that may be used
     int64_t pos;      // positions used: what the cache holds
-    int prev;         // the last token fed
+    int recent[REPEAT_WINDOW], n_recent; // the last tokens fed
 } Session;
 
 static volatile sig_atomic_t interrupted;
@@ -2485,8 +2496,8 @@ __attribute__((format(printf, 1, 2))) static void progress(const char *fmt, ...)
     fflush(stderr);
 }
 
-// Feeds tokens[n] in chunks; afterwards the last token's final state is row `*last` of the last
-// chunk. Stops early on Ctrl-C.
+// Feeds tokens[n] in chunks; returns which row of the last chunk is the last token's. Stops early
+// on Ctrl-C.
 static size_t feed(Session *s, const int *tokens, size_t n)
 {
     double start = seconds();
@@ -2501,9 +2512,15 @@ static size_t feed(Session *s, const int *tokens, size_t n)
                      took / (double)(at + step) * (double)(n - at - step));
     }
     progress("%s", "");
-    if (n) s->prev = tokens[n - 1];
+    for (size_t i = n > REPEAT_WINDOW ? n - REPEAT_WINDOW : 0; i < n; i++) {
+        if (s->n_recent == REPEAT_WINDOW)
+            memmove(s->recent, s->recent + 1, (size_t)--s->n_recent * sizeof *s->recent);
+        s->recent[s->n_recent++] = tokens[i];
+    }
     return step ? step - 1 : 0;
 }
+
+static int last_token(const Session *s) { return s->recent[s->n_recent - 1]; }
 
 static void say_speed(size_t read, double read_s, size_t made, double made_s)
 {
@@ -2530,20 +2547,16 @@ static void write_token(const Session *s, Stream *out, int prev, int id)
 }
 
 // Generates from row `row` of the last chunk until EOS, BOS, `steps` tokens, a full context or
-// Ctrl-C; returns the number of tokens. The last one may not have been fed: *unfed says.
+// Ctrl-C; returns the number of tokens.
 static size_t generate_reply(Session *s, size_t row, Stream *out)
 {
     size_t vocab = (size_t)s->model.config.vocab_size, made = 0;
-    int recent[REPEAT_WINDOW], n_recent = 0;
     while (!interrupted && (s->steps == 0 || made < (size_t)s->steps)) {
         next_logits(s, row);
-        int id = sample(&s->sampler, s->logits, vocab, recent, n_recent);
+        int id = sample(&s->sampler, s->logits, vocab, s->recent, s->n_recent);
         if (id == ID_BOS || id == ID_EOS) break;
-        write_token(s, out, s->prev, id);
+        write_token(s, out, last_token(s), id);
         made++;
-        if (n_recent == REPEAT_WINDOW)
-            memmove(recent, recent + 1, (size_t)--n_recent * sizeof *recent);
-        recent[n_recent++] = id;
         if (s->pos >= s->ctx) break;
         row = feed(s, &id, 1);
     }
@@ -3023,7 +3036,7 @@ static int answers(Session *s, const int *ids, size_t n, const char *answer, cha
         size_t len;
         next_logits(s, row);
         int id = argmax(s->logits, vocab);
-        const char *text = tokenizer_decode(&s->tokenizer, s->prev, id, &len);
+        const char *text = tokenizer_decode(&s->tokenizer, last_token(s), id, &len);
         for (size_t i = 0; i < len && used + 1 < room; i++)
             if (used || text[i] != ' ') got[used++] = isspace((unsigned char)text[i]) ? ' ' : text[i];
         if (id == ID_EOS || id == ID_BOS) break;
@@ -3448,38 +3461,43 @@ static void set_rope(Config *c)
     set_distance(r);
 }
 
-// "A,B,C": lengths in ascending or any order; returns the largest.
-static size_t parse_lengths(Grid *g, const char *list)
+typedef enum { M_GENERATE, M_CHAT, M_PERPLEXITY, M_PASSKEY, M_RETRIEVAL, M_ROPE, M_BENCH,
+               N_MODES } Mode;
+static const char *const mode_names[N_MODES] = {"generate", "chat", "perplexity", "passkey",
+                                                "retrieval", "rope", "bench"};
+
+static Mode parse_mode(const char *name)
 {
-    size_t most = 0;
-    char *copy = strdup(list), *save = NULL;
-    for (char *s = strtok_r(copy, ",", &save); s; s = strtok_r(NULL, ",", &save)) {
-        if (g->n_lengths == 32) die(EXIT_USAGE, "--lengths", "more than 32 of them");
-        size_t n = (size_t)parse_int("--lengths", s, 64, 1 << 28);
-        g->lengths[g->n_lengths++] = n;
-        most = max_size(most, n);
-    }
-    if (!most) die(EXIT_USAGE, "--lengths", "none given");
-    free(copy);
-    return most;
+    for (int i = 0; i < N_MODES; i++)
+        if (!strcmp(name, mode_names[i])) return (Mode)i;
+    die(EXIT_USAGE, "--mode", "no such mode (got '%s'); see run -h", name);
 }
 
-// Which context the run uses: -c, else the longest of --lengths, else as trained; with a window
-// that keeps memory constant, as much as there is text.
-static int64_t choose_context(Config *c, Grid *g, int streams)
+// The lengths of the grid, "A,B,C", or from an eighth of the context up; returns the longest.
+static int64_t set_lengths(Grid *g, const char *list, int64_t ctx)
+{
+    int64_t most = 0;
+    char *copy = strdup(list ? list : ""), *save = NULL;
+    for (char *s = strtok_r(copy, ",", &save); s; s = strtok_r(NULL, ",", &save)) {
+        if (g->n_lengths == 32) die(EXIT_USAGE, "--lengths", "more than 32 of them");
+        int64_t n = parse_int("--lengths", s, 32, opt.ctx ? opt.ctx : 1 << 28);
+        g->lengths[g->n_lengths++] = (size_t)n;
+        most = n > most ? n : most;
+    }
+    free(copy);
+    if (list && !most) die(EXIT_USAGE, "--lengths", "none given");
+    for (int64_t n = list ? ctx + 1 : ctx / 8; n <= ctx; n = n ? 2 * n : ctx)
+        g->lengths[g->n_lengths++] = (size_t)n;
+    return list ? most : ctx;
+}
+
+// Which context the run uses: -c, else as trained; the longest of the grid's lengths; or, where a
+// window keeps memory constant, as much as there is text.
+static int64_t choose_context(Config *c, Grid *g, Mode mode)
 {
     int64_t ctx = opt.ctx ? opt.ctx : c->train_ctx;
-    if (opt.lengths) {
-        int64_t most = (int64_t)parse_lengths(g, opt.lengths);
-        if (opt.ctx && most > ctx)
-            die(EXIT_USAGE, "--lengths", "above -c (got %lld, %lld)", (long long)most,
-                (long long)ctx);
-        ctx = most;
-    } else
-        for (size_t n = (size_t)ctx / 8; n <= (size_t)ctx && n >= 64; n *= 2)
-            g->lengths[g->n_lengths++] = n;
-    if (!opt.lengths && !g->n_lengths) g->lengths[g->n_lengths++] = (size_t)ctx;
-    if (streams && c->rope.window && !opt.ctx) {
+    if (mode == M_PASSKEY || mode == M_RETRIEVAL) return set_lengths(g, opt.lengths, ctx);
+    if ((mode == M_GENERATE || mode == M_CHAT) && c->rope.window && !opt.ctx) {
         rope_resolve(&c->rope, c->train_ctx, ctx); // the factor is that of the trained context
         return 1 << 28;
     }
@@ -3495,13 +3513,13 @@ static void warn_past_context(const Config *c, int64_t ctx)
                 "--rope-scaling dynamic\n", prog, (long long)ctx, c->train_ctx);
 }
 
-static void open_session(Session *s, Grid *g, int streams)
+static void open_session(Session *s, Grid *g, Mode mode)
 {
     memset(s, 0, sizeof *s);
     model_load(&s->model, opt.checkpoint);
     Config *c = &s->model.config;
     set_rope(c);
-    s->ctx = choose_context(c, g, streams);
+    s->ctx = choose_context(c, g, mode);
     tokenizer_load(&s->tokenizer, opt.tokenizer ? opt.tokenizer : find_tokenizer(opt.checkpoint),
                    c->vocab_size);
     pool_start(opt.threads ? (int)opt.threads : processors());
@@ -3520,18 +3538,6 @@ static void close_session(Session *s)
     state_free(&s->state);
     tokenizer_free(&s->tokenizer);
     model_free(&s->model);
-}
-
-typedef enum { M_GENERATE, M_CHAT, M_PERPLEXITY, M_PASSKEY, M_RETRIEVAL, M_ROPE, M_BENCH,
-               N_MODES } Mode;
-static const char *const mode_names[N_MODES] = {"generate", "chat", "perplexity", "passkey",
-                                                "retrieval", "rope", "bench"};
-
-static Mode parse_mode(const char *name)
-{
-    for (int i = 0; i < N_MODES; i++)
-        if (!strcmp(name, mode_names[i])) return (Mode)i;
-    die(EXIT_USAGE, "--mode", "no such mode (got '%s'); see run -h", name);
 }
 
 static void run_mode(Mode mode, Session *s, Grid *g, const char *text, size_t len)
@@ -3566,7 +3572,7 @@ int main(int argc, char **argv)
     Session s;
     Grid grid = {.depths = (int)opt.depths, .trials = (int)opt.trials,
                  .seed = opt.seed >= 0 ? (uint64_t)opt.seed : 1};
-    open_session(&s, &grid, mode == M_GENERATE || mode == M_CHAT);
+    open_session(&s, &grid, mode);
     size_t len = opt.prompt ? strlen(opt.prompt) : 0;
     char *text = opt.file ? read_text(opt.file, &len) : NULL;
     catch_interrupts();
