@@ -116,7 +116,7 @@ static void check_against_naive(const Tokenizer *t, const char *text, size_t len
 static const char *samples[] = {
     "Once upon a time, there was a little girl named Lily.", " ", "   three spaces", "a", "\n", "\n\n",
     "end \n", "numbers 12345 and 3.14159", "caf\xc3\xa9 \xe2\x82\xac 5 \xf0\x9f\x98\x80 \xe4\xb8\xad\xe6\x96\x87",
-    "<s>", "</s>", "\n<s>\n", "<unk>", "<0x41>", "<0x0A>", "[INST] <<SYS>>", "\t tab", "\xef\xbb\xbf" "BOM",
+    "<s>", "</s>", "\n<s>\n", "<unk>", "<0x41>", "<0x0A>", "[INST] <<SYS>>", "\t tab", ("\xef\xbb\xbf" "BOM"),
     "cut off \xe2\x82", "\xff\xfe not UTF-8 \xc0\x80 \x80\x80", "\xed\xa0\x80 surrogate", "\xf5\x80\x80\x80",
     "'But", "don't", "AaAaAa", "e\xcc\x81 combining"};
 
@@ -166,14 +166,21 @@ static void test_random_tokenizers(void)
     }
 }
 
+// Processor time, so that other programs on the machine do not count.
 static double encode_seconds(const Tokenizer *t, const char *text, size_t len)
 {
     int *ids = xcalloc(len + 1, sizeof *ids);
-    double start = seconds();
+    clock_t start = clock();
     CHECK(tokenizer_encode(t, text, len, ids) > 0);
     free(ids);
-    return seconds() - start;
+    return (double)(clock() - start) / CLOCKS_PER_SEC;
 }
+
+#ifdef __SANITIZE_ADDRESS__
+static const double allowed = 10; // the sanitizer's time, not ours
+#else
+static const double allowed = 1;
+#endif
 
 // Half a million bytes, over 100,000 tokens, in far less than a second; also where every character
 // is the same or nothing merges.
@@ -182,13 +189,13 @@ static void test_speed(const Tokenizer *t)
     enum { SIZE = 500000 };
     char *text = xcalloc(SIZE, 1);
     for (size_t i = 0; i < SIZE; i++) text[i] = "etaoin shrdlu, and the "[random_bits() % 23];
-    CHECK(encode_seconds(t, text, SIZE) < 1);
+    CHECK(encode_seconds(t, text, SIZE) < allowed);
     memset(text, 'a', SIZE);
-    CHECK(encode_seconds(t, text, SIZE) < 1);
+    CHECK(encode_seconds(t, text, SIZE) < allowed);
     memset(text, ' ', SIZE);
-    CHECK(encode_seconds(t, text, SIZE) < 1);
+    CHECK(encode_seconds(t, text, SIZE) < allowed);
     memset(text, 0x80, SIZE);
-    CHECK(encode_seconds(t, text, SIZE) < 1);
+    CHECK(encode_seconds(t, text, SIZE) < allowed);
     free(text);
 }
 
