@@ -1800,7 +1800,8 @@ static void attend_tile(const State *s, Work_area *w, const Angles *a, size_t he
     int any_near = !r->near || t0 + TILE > w->first - r->near + 1;
     int any_far = r->near && t0 <= last - r->near && has_far_map(r);
     if (any_near)
-        score_tile(w, w->q[0], keys, rotates ? a->key[0] : NULL, a->tile[0] + slot * w->d, w->score);
+        score_tile(w, w->q[0], keys, rotates ? a->key[0] : NULL, a->tile[0] + slot * w->d,
+                   w->score);
     if (any_far)
         score_tile(w, w->q[1], keys, far_key_table(a, r, w->pairs, t0, w->far_table),
                    a->tile[1] + slot * w->d, w->far_score);
@@ -2484,15 +2485,16 @@ static void catch_interrupts(void)
     sigaction(SIGINT, &action, NULL);
 }
 
-// A line on stderr that replaces itself, when someone is there to see it.
-__attribute__((format(printf, 1, 2))) static void progress(const char *fmt, ...)
+// A line on stderr that replaces itself, when someone is there to see it and the work takes more
+// than a second; it goes away when all is done.
+static void progress(const char *what, double start, size_t done, size_t total)
 {
-    if (!isatty(STDERR_FILENO)) return;
-    va_list ap;
-    va_start(ap, fmt);
+    double took = seconds() - start;
+    if (took < 1 || !isatty(STDERR_FILENO)) return;
     fputs("\r\033[K", stderr);
-    vfprintf(stderr, fmt, ap);
-    va_end(ap);
+    if (done < total)
+        fprintf(stderr, "%s: %zu of %zu, %.0f s left", what, done, total,
+                took / (double)done * (double)(total - done));
     fflush(stderr);
 }
 
@@ -2506,12 +2508,8 @@ static size_t feed(Session *s, const int *tokens, size_t n)
         step = min_size(n - at, s->state.chunk);
         forward(&s->state, tokens + at, step, s->pos);
         s->pos += (int64_t)step;
-        double took = seconds() - start;
-        if (took > 1)
-            progress("reading: %zu of %zu tokens, %.0f s left", at + step, n,
-                     took / (double)(at + step) * (double)(n - at - step));
+        progress("reading, tokens", start, interrupted ? n : at + step, n);
     }
-    progress("%s", "");
     for (size_t i = n > REPEAT_WINDOW ? n - REPEAT_WINDOW : 0; i < n; i++) {
         if (s->n_recent == REPEAT_WINDOW)
             memmove(s->recent, s->recent + 1, (size_t)--s->n_recent * sizeof *s->recent);
@@ -2586,10 +2584,10 @@ static void run_generate(Session *s, const char *prompt, size_t len)
         die(EXIT_DATA, "prompt", "longer than the context (got %zu tokens, want %lld at most); "
             "use -c %zu, or --window", n, (long long)s->ctx, n + 256);
     Stream out = {.out = stdout};
-    for (size_t i = 1; i < n; i++) write_token(s, &out, ids[i - 1], ids[i]); // echo, as llama2.c
     double start = seconds();
     size_t row = feed(s, ids, n);
     double middle = seconds();
+    for (size_t i = 1; i < n; i++) write_token(s, &out, ids[i - 1], ids[i]); // echo, as llama2.c
     if (!interrupted) made = generate_reply(s, row, &out);
     fputc('\n', stdout);
     say_speed(n, middle - start, made, seconds() - middle);
@@ -2730,43 +2728,44 @@ static void loss_rows(void *arg, size_t begin, size_t end)
         l->nll[t] = cross_entropy(l->logits + t * l->vocab, l->vocab, l->target[t]);
 }
 
-// Runs ids[n] from an empty cache; nll[p] = loss of ids[p + 1] given ids[0..p] for from <= p <
-// n - 1, entropy[p] likewise unless NULL. Returns how many positions were done before Ctrl-C.
-static size_t score_window(Session *s, const int *ids, size_t n, size_t from, double *nll,
-                           double *entropy)
-{
-    size_t vocab = (size_t)s->model.config.vocab_size, at = 0;
-    float *logits = xcalloc(LOGIT_ROWS * vocab, 4);
-    for (size_t step; at < n - 1 && !interrupted; at += step) {
-        step = min_size(n - 1 - at, s->state.chunk);
-        forward(&s->state, ids + at, step, (int64_t)at);
-        for (size_t t = at < from ? from - at : 0; t < step; t += LOGIT_ROWS) {
-            size_t rows = min_size(LOGIT_ROWS, step - t);
-            classify(&s->state, t, rows, logits);
-            Losses l = {logits, vocab, ids + at + t + 1, nll + at + t};
-            parallel_for(rows, ceil_div(MIN_BLOCK, vocab), loss_rows, &l);
-        }
-        for (size_t t = 0; entropy && t < step; t++)
-            entropy[at + t] = s->state.entropy_sum[t] /
-                              (s->model.config.n_layers * (double)s->model.config.n_heads);
-    }
-    free(logits);
-    return at;
-}
-
 // Sums over predictions, by position.
 typedef struct {
     size_t n, from;              // positions [from, n)
     double *nll, *entropy;       // [n] of the window just scored
     double *sum, *bytes, *e_sum; // [n]
     size_t *count;
-    double mean_sum, mean_squares; // of windows, or of tokens while there is one window
-    size_t n_windows, n_tokens;
-    double squares;              // of tokens
+    double mean_sum, mean_squares; // of windows
+    double squares;                // of tokens
+    size_t n_windows, n_tokens, total; // done; total: windows wanted
+    double start;
 } Perplexity;
 
-// Adds positions [from, end) of window `w`, whose input is ids.
-static void add_window(Session *s, Perplexity *p, size_t w, const int *ids, size_t end, Tsv *tsv)
+// Runs ids[n + 1] from an empty cache; p->nll[i] = loss of ids[i + 1] given ids[0..i] from p->from
+// on, p->entropy[i] likewise. Returns how many positions were done before Ctrl-C.
+static size_t score_window(Session *s, const Perplexity *p, const int *ids)
+{
+    size_t vocab = (size_t)s->model.config.vocab_size, at = 0;
+    float *logits = xcalloc(LOGIT_ROWS * vocab, 4);
+    for (size_t step; at < p->n && !interrupted; at += step) {
+        step = min_size(p->n - at, s->state.chunk);
+        forward(&s->state, ids + at, step, (int64_t)at);
+        for (size_t t = at < p->from ? p->from - at : 0; t < step; t += LOGIT_ROWS) {
+            size_t rows = min_size(LOGIT_ROWS, step - t);
+            classify(&s->state, t, rows, logits);
+            Losses l = {logits, vocab, ids + at + t + 1, p->nll + at + t};
+            parallel_for(rows, ceil_div(MIN_BLOCK, vocab), loss_rows, &l);
+        }
+        for (size_t t = 0; p->entropy && t < step; t++)
+            p->entropy[at + t] = s->state.entropy_sum[t] /
+                                 (s->model.config.n_layers * (double)s->model.config.n_heads);
+        progress("tokens", p->start, p->n_windows * p->n + at + step, p->total * p->n);
+    }
+    free(logits);
+    return at;
+}
+
+// Adds positions [from, end) of the window just scored, whose input is ids.
+static void add_window(Session *s, Perplexity *p, const int *ids, size_t end, Tsv *tsv)
 {
     double total = 0;
     for (size_t i = p->from; i < end; i++) {
@@ -2780,7 +2779,7 @@ static void add_window(Session *s, Perplexity *p, size_t w, const int *ids, size
         p->bytes[i] += (double)len;
         p->count[i]++;
         if (p->entropy) p->e_sum[i] += p->entropy[i];
-        tsv_row(tsv, "%zu\t%zu\t%d\t%.7f", w, i, ids[i + 1], p->nll[i]);
+        tsv_row(tsv, "%zu\t%zu\t%d\t%.7f", p->n_windows, i, ids[i + 1], p->nll[i]);
         if (p->entropy) tsv_row(tsv, "\t%.7f", p->entropy[i]);
         tsv_row(tsv, "\n");
     }
@@ -2809,10 +2808,10 @@ static void print_bucket(const Perplexity *p, size_t lo, size_t hi, double scale
     printf("  %s\n", bar(mean / scale, 30));
 }
 
-static void print_perplexity(const Perplexity *p, double took)
+static void print_perplexity(const Perplexity *p)
 {
     size_t n = p->n - p->from, buckets = min_size(BUCKETS, n);
-    double sum = 0, bytes = 0, top = 0, windows = (double)p->n_windows;
+    double sum = 0, bytes = 0, top = 0, windows = (double)p->n_windows, took = seconds() - p->start;
     for (size_t i = p->from; i < p->n; i++) sum += p->sum[i], bytes += p->bytes[i];
     double tokens = (double)p->n_tokens, mean = sum / tokens;
     for (size_t b = 0; b < buckets; b++) {
@@ -2831,7 +2830,7 @@ static void print_perplexity(const Perplexity *p, double took)
            sqrt(fmax(0, variance)), many ? "windows" : "the tokens of one window", exp(mean),
            bytes > 0 ? sum / bytes / M_LN2 : 0);
     printf("%zu windows, %zu predictions, %.1f s, %.1f tok/s\n", p->n_windows, p->n_tokens, took,
-           windows * (double)(p->n - 1 + 1) / took);
+           windows * (double)p->n / took);
 }
 
 // Windows of ctx tokens, each with its own BOS and an empty cache, side by side; or, with a
@@ -2839,7 +2838,7 @@ static void print_perplexity(const Perplexity *p, double took)
 static void run_perplexity(Session *s, const char *text, size_t len, size_t windows, size_t stride,
                            int entropy, const char *tsv_path)
 {
-    size_t n_ids, w = 0;
+    size_t n_ids;
     int *ids = encode_prompt(s, text, len, &n_ids);
     size_t n = min_size((size_t)s->ctx, n_ids), step = stride ? stride : n - 1;
     if (n < 2) die(EXIT_DATA, "text", "nothing to predict (got %zu tokens, want 2)", n);
@@ -2851,22 +2850,18 @@ static void run_perplexity(Session *s, const char *text, size_t len, size_t wind
     if (entropy) measure_entropy(&s->state);
     Tsv tsv = tsv_open(tsv_path, entropy ? "window\tposition\ttoken\tnll\tentropy"
                                          : "window\tposition\ttoken\tnll");
-    size_t total = 1 + (n_ids - n) / step;
-    if (windows) total = min_size(total, windows);
-    double start = seconds();
-    for (; w < total && !interrupted; w++) {
+    p.total = 1 + (n_ids - n) / step;
+    if (windows) p.total = min_size(p.total, windows);
+    p.start = seconds();
+    for (size_t w = 0; w < p.total && !interrupted; w++) {
         int *window = ids + w * step, saved = *window;
         *window = ID_BOS;
-        size_t done = score_window(s, window, n, p.from, p.nll, p.entropy);
-        if (done == p.n || (w == 0 && done > p.from)) add_window(s, &p, w, window, done, &tsv);
+        size_t done = score_window(s, &p, window);
+        if (done == p.n || (w == 0 && done > p.from)) add_window(s, &p, window, done, &tsv);
         *window = saved;
-        double took = seconds() - start;
-        progress("window %zu of %zu, %.0f s left", w + 1, total,
-                 took / (double)(w + 1) * (double)(total - w - 1));
     }
-    progress("%s", "");
     tsv_close(&tsv);
-    if (p.n_windows) print_perplexity(&p, seconds() - start);
+    if (p.n_windows) print_perplexity(&p);
     free(ids);
     for (int i = 0; i < 5; i++) free(*arrays[i]);
     free(p.count);
@@ -3038,7 +3033,7 @@ static int answers(Session *s, const int *ids, size_t n, const char *answer, cha
         int id = argmax(s->logits, vocab);
         const char *text = tokenizer_decode(&s->tokenizer, last_token(s), id, &len);
         for (size_t i = 0; i < len && used + 1 < room; i++)
-            if (used || text[i] != ' ') got[used++] = isspace((unsigned char)text[i]) ? ' ' : text[i];
+            if (used || text[i] != ' ') got[used++] = isspace((uint8_t)text[i]) ? ' ' : text[i];
         if (id == ID_EOS || id == ID_BOS) break;
         row = feed(s, &id, 1);
     }
@@ -3082,33 +3077,32 @@ static void run_grid(Session *s, const TaskKind *kind, const Filler *f, const Gr
 {
     static const char *const shades[] = {"  ", "\u2591\u2591", "\u2592\u2592", "\u2593\u2593",
                                          "\u2588\u2588"};
-    double total = 0, cells = 0, start = seconds();
+    double total = 0, cells = 0;
     printf("%s: %% right over %d trials, by depth of the fact (0: at the beginning)\n%9s",
            kind->name, g->trials, "tokens");
     for (int d = 0; d < g->depths; d++)
         printf(" %6.0f%%", g->depths > 1 ? 100.0 * d / (g->depths - 1) : 50);
     printf("     all\n");
     for (int l = 0; l < g->n_lengths && !interrupted; l++) {
-        double row = 0, row_cells = 0;
-        printf("%9zu", g->lengths[l]);
-        for (int d = 0; d < g->depths && !interrupted; d++) {
-            double share = run_cell(s, kind, f, g, l, d, tsv);
+        char row[1024];
+        double right = 0, done = 0;
+        int at = 0;
+        for (int d = 0; d < g->depths; d++) {
+            double share = interrupted ? -1 : run_cell(s, kind, f, g, l, d, tsv);
             if (share < 0) {
-                printf("%8s", "-");
+                at += sprintf(row + at, "%8s", "-");
                 continue;
             }
-            row += share;
-            total += share;
-            row_cells++;
-            cells++;
-            printf(" %s %4.0f", shades[(int)lround(share * 4)], 100 * share);
-            fflush(stdout);
-            progress("%s: %.0f of %d cells, %.0f s so far", kind->name, cells,
-                     g->n_lengths * g->depths, seconds() - start);
+            right += share;
+            done++;
+            at += sprintf(row + at, " %s %4.0f", shades[(int)lround(share * 4)], 100 * share);
         }
-        progress("%s", "");
-        if (row_cells > 0) printf(" %7.0f", 100 * row / row_cells);
+        printf("%9zu%s", g->lengths[l], row); // the whole row at once: progress uses the line
+        if (done > 0) printf(" %7.0f", 100 * right / done);
         printf("\n");
+        fflush(stdout);
+        total += right;
+        cells += done;
     }
     if (cells > 0) printf("all cells: %.1f%%\n", 100 * total / cells);
 }
@@ -3255,7 +3249,7 @@ static const struct {
     {0, "chunk", O_INT, &opt.chunk, 1, 65536, "N", "tokens of a prompt read at once"},
     {0, "kv", O_TEXT, &opt.kv, 0, 0, "f16|f32", "type of the KV cache"},
     {0, "exact", O_FLAG, &opt.exact, 0, 0, "", "all activations and the KV cache in float32"},
-    {0, "rope-scaling", O_TEXT, &opt.scaling, 0, 0, "METHOD", "past the trained context; see below"},
+    {0, "rope-scaling", O_TEXT, &opt.scaling, 0, 0, "METHOD", "past the trained context; below"},
     {0, "rope-factor", O_FLOAT, &opt.factor, 1, 1e6, "S", "default: -c / L (dynamic: 1)"},
     {0, "rope-orig-ctx", O_INT, &opt.orig_ctx, 1, 1 << 28, "L", "default: as trained"},
     {0, "rope-theta", O_FLOAT, &opt.theta, 1.5, 1e12, "BASE", "default: the model's"},
@@ -3290,7 +3284,7 @@ static void print_help(void)
     printf("usage: run CHECKPOINT [options]\n");
     for (int i = 0; i < N_OPTIONS; i++) {
         char left[64], letter[8] = "    ";
-        if (option_table[i].letter) snprintf(letter, sizeof letter, "-%c, ", option_table[i].letter);
+        if (option_table[i].letter) sprintf(letter, "-%c, ", option_table[i].letter);
         snprintf(left, sizeof left, "%s--%s %s", letter, option_table[i].name, option_table[i].arg);
         printf("  %-30s %s\n", left, option_table[i].help);
     }
