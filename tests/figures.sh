@@ -1,0 +1,111 @@
+#!/bin/sh
+# figures.sh BUILD: measures every method on a model trained at 512 tokens, out to 4096, and draws
+# the pictures of the README. Pictures and the numbers behind them go to models/figures, what the
+# instruments wrote to BUILD/figures. It takes about 12 minutes on two cores.
+#
+# Text: tests/heldout.txt, chapters I to IX of Kenneth Grahame, The Wind in the Willows (1908), in
+# the public domain; the model has not seen it.
+#
+# From the environment: MODEL, TOKENIZER, TEXT, FIGURES (the folder), WINDOWS (of 4096 tokens),
+# TRIALS (in a cell of the passkey grid).
+
+set -e
+build=$1
+model=${MODEL:-models/tales.bin}
+text=${TEXT:-tests/heldout.txt}
+figures=${FIGURES:-models/figures}
+windows=${WINDOWS:-15}
+short=$((8 * windows)) # windows of 512 tokens
+trials=${TRIALS:-4}
+raw=$build/figures
+tab=$(printf '\t')
+
+# Methods: name | label | options. Factors are 8, for 4096 tokens. The distance methods are set so
+# that no distance is above the trained 512: with self-extend 256 + (4095 - 256) / 16 at most,
+# likewise with leaky-rerope, 256 with rerope, 511 with window and sinks.
+methods='
+none | none |
+linear | linear | --rope-scaling linear --rope-factor 8
+ntk | ntk | --rope-scaling ntk --rope-factor 8
+dynamic | dynamic | --rope-scaling dynamic
+dynamic-logn | dynamic + log-n | --rope-scaling dynamic --logn
+by-parts | by-parts | --rope-scaling by-parts --rope-factor 8
+yarn | yarn | --rope-scaling yarn --rope-factor 8
+llama3 | llama3 | --rope-scaling llama3 --rope-factor 8
+window | window 512 | --window 512
+sinks | window 508 + 4 sinks | --window 508 --sinks 4
+self-extend | self-extend 16:256 | --self-extend 16:256
+rerope | rerope 256 | --rerope 256
+leaky-rerope | leaky-rerope 256:16 | --leaky-rerope 256:16'
+
+# Runs one instrument with one method, if it was not run before, and says how long it took.
+measure() { # mode name option...
+    mode=$1
+    table=$raw/$2.$1
+    shift 2
+    [ -s "$table.tsv" ] && return
+    start=$(date +%s)
+    ./run "$model" ${TOKENIZER:+-z "$TOKENIZER"} -m "$mode" "$@" --tsv "$table.tsv" \
+        > "$table.txt" 2> "$table.log" || { cat "$table.log" >&2; exit 1; }
+    echo "$table.tsv: $(($(date +%s) - start)) s"
+}
+
+# Losses by position with one method: positions up to 512 from windows of 512, which are many, the
+# others from windows of 4096. Every position is an average over the whole text.
+measure_loss() { # name option...
+    method=$1
+    shift
+    measure perplexity "$method.short" -c 512 -f "$text" --windows "$short" "$@"
+    measure perplexity "$method.long" -c 4096 -f "$text" --windows "$windows" "$@"
+    awk 'NR == FNR || (FNR > 1 && $2 >= 511)' "$raw/$method.short.perplexity.tsv" \
+        "$raw/$method.long.perplexity.tsv" > "$raw/$method.loss.tsv"
+}
+
+# Runs an instrument with each of the methods named and draws the picture, then shows its numbers.
+draw() { # kind picture title names instrument option...
+    kind=$1 picture=$figures/$2 title=$3 names=$4 instrument=$5
+    shift 5
+    common=$*
+    set --
+    for name in $names; do
+        row=$(echo "$methods" | grep "^$name |")
+        label=${row#*| }
+        if [ "$instrument" = loss ]; then measure_loss "$name" ${row##*|}
+        else measure "$instrument" "$name" $common ${row##*|}; fi
+        set -- "$@" "${label% |*}=$raw/$name.$instrument.tsv"
+    done
+    "$build/plot" "$kind" "$picture.svg" 512:4096 "$title" "$@" > "$raw/table"
+    mv "$raw/table" "$picture.tsv"
+    echo "$picture.svg"
+    cat "$picture.tsv"
+}
+
+mkdir -p "$raw" "$figures"
+rm -f "$raw"/*
+
+draw waves waves "Wavelengths of the rotary pairs, stretched 8 times
+Slow pairs have to be stretched; fast ones tell neighbours apart. dynamic: as at 4,096 tokens." \
+    "none linear ntk dynamic by-parts yarn llama3" rope -c 4096
+
+note="Lower is better. The Wind in the Willows: $short windows up to 512 tokens, $windows past it."
+draw loss loss-frequencies "Loss against position: scaling the frequencies
+$note" "none linear ntk dynamic dynamic-logn by-parts yarn llama3" loss
+draw loss loss-distances "Loss against position: limiting distances
+$note" "none window sinks self-extend rerope leaky-rerope" loss
+draw gain loss-gain "What a method makes of text more than 512 tokens back
+Loss above that of the same tokens with only the last 512 in view. Below 0, the far text helps." \
+    "window dynamic yarn sinks self-extend rerope leaky-rerope" loss
+
+draw grid passkey "Passkey: per cent of right answers
+Five digits within filler text, asked for at its end; $trials texts a cell." \
+    "none linear ntk dynamic dynamic-logn by-parts yarn llama3
+     sinks self-extend rerope leaky-rerope" \
+    passkey --lengths 256,512,1024,2048,4096 --depths 5 --trials "$trials"
+
+# Harder questions, within the trained context: % right by task and length.
+measure retrieval none --lengths 128,256,512 --depths 5 --trials $((4 * trials))
+awk -F '\t' 'NR > 1 { n[$1 "\t" $2]++; right[$1 "\t" $2] += $6 }
+    END { for (k in n) printf "%s\t%.0f\t%d\n", k, 100 * right[k] / n[k], n[k] }' \
+    "$raw/none.retrieval.tsv" | sort -k 1,1 -t "$tab" -k 2,2n > "$raw/table"
+{ printf 'task\tlength\tright\tof\n'; cat "$raw/table"; } > "$figures/retrieval.tsv"
+cat "$figures/retrieval.tsv"
