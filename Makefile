@@ -49,3 +49,9 @@ clean:
 	rm -rf build run
 
 .PHONY: demo tools test clean
+
+# The pictures of the README and the numbers behind them, in models/figures: about 12 minutes.
+figures: run $(BUILD)/plot
+	sh tests/figures.sh $(BUILD)
+
+.PHONY: figures
