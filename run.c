@@ -2662,10 +2662,11 @@ static void run_chat(Session *s, const char *system, const char *first)
 // fact among several and for a chain of them, since passkey saturates early. The rope table shows
 // what a method does to each pair, bench what the machine does. Ctrl-C keeps what was measured.
 
-// A table for other programs: written beside its place and moved there when complete.
+// A table for other programs: written beside its place and moved there when complete, unless the
+// place is a device or a pipe.
 typedef struct {
     const char *path; // NULL: not wanted
-    char *tmp;
+    char *tmp;        // NULL: written directly
     FILE *f;
 } Tsv;
 
@@ -2681,10 +2682,13 @@ __attribute__((format(printf, 2, 3))) static void tsv_row(Tsv *t, const char *fm
 static Tsv tsv_open(const char *path, const char *header)
 {
     Tsv t = {.path = path};
+    struct stat st;
     if (!path) return t;
-    t.tmp = xrealloc(NULL, strlen(path) + 5, 1);
-    sprintf(t.tmp, "%s.tmp", path);
-    t.f = fopen(t.tmp, "w");
+    if (stat(path, &st) || S_ISREG(st.st_mode)) {
+        t.tmp = xrealloc(NULL, strlen(path) + 5, 1);
+        sprintf(t.tmp, "%s.tmp", path);
+    }
+    t.f = fopen(t.tmp ? t.tmp : path, "w");
     if (!t.f) die(EXIT_DATA, path, "cannot write (%s)", strerror(errno));
     unfinished = t.tmp;
     tsv_row(&t, "%s\n", header);
@@ -2695,7 +2699,7 @@ static void tsv_close(Tsv *t)
 {
     if (!t->path) return;
     int bad = ferror(t->f);
-    if (fclose(t->f) || bad || rename(t->tmp, t->path))
+    if (fclose(t->f) || bad || (t->tmp && rename(t->tmp, t->path)))
         die(EXIT_DATA, t->path, "cannot write (%s)", strerror(errno));
     unfinished = NULL;
     free(t->tmp);
@@ -3059,7 +3063,7 @@ static double run_cell(Session *s, const TaskKind *kind, const Filler *f, const 
         for (int i = 0; i < 4; i++) next_random(&rng);
         Task task = {0};
         char got[32];
-        size_t n, room = g->lengths[l] - 8; // room for the answer
+        size_t n, room = g->lengths[l] - 8; // 8 tokens for the answer
         kind->make(&task, depth, &rng);
         size_t first = (size_t)random_below(&rng, (int)min_size(f->n, 1 << 20));
         int *ids = fit_task(s, &task, f, first, room, &n);
@@ -3480,7 +3484,7 @@ static int64_t set_lengths(Grid *g, const char *list, int64_t ctx)
     }
     free(copy);
     if (list && !most) die(EXIT_USAGE, "--lengths", "none given");
-    for (int64_t n = list ? ctx + 1 : ctx / 8; n <= ctx; n = n ? 2 * n : ctx)
+    for (int64_t n = list ? ctx + 1 : ctx < 256 ? ctx : ctx / 8; n <= ctx; n *= 2)
         g->lengths[g->n_lengths++] = (size_t)n;
     return list ? most : ctx;
 }
@@ -3490,7 +3494,10 @@ static int64_t set_lengths(Grid *g, const char *list, int64_t ctx)
 static int64_t choose_context(Config *c, Grid *g, Mode mode)
 {
     int64_t ctx = opt.ctx ? opt.ctx : c->train_ctx;
-    if (mode == M_PASSKEY || mode == M_RETRIEVAL) return set_lengths(g, opt.lengths, ctx);
+    if (mode == M_PASSKEY || mode == M_RETRIEVAL) {
+        if (ctx < 32) die(EXIT_USAGE, "-c", "too short for a test (got %lld)", (long long)ctx);
+        return set_lengths(g, opt.lengths, ctx);
+    }
     if ((mode == M_GENERATE || mode == M_CHAT) && c->rope.window && !opt.ctx) {
         rope_resolve(&c->rope, c->train_ctx, ctx); // the factor is that of the trained context
         return 1 << 28;
