@@ -6,13 +6,13 @@
 # Text: tests/heldout.txt, chapters I to IX of Kenneth Grahame, The Wind in the Willows (1908), in
 # the public domain; the model has not seen it.
 #
-# From the environment: MODEL, TOKENIZER, TEXT, FIGURES (the folder), WINDOWS (of 4096 tokens),
-# TRIALS (in a cell of the passkey grid).
+# From the environment: MODEL, TOKENIZER, FIGURES (the folder), WINDOWS (of 4096 tokens), TRIALS (in
+# a cell of the passkey grid).
 
 set -e
 build=$1
 model=${MODEL:-models/tales.bin}
-text=${TEXT:-tests/heldout.txt}
+text=tests/heldout.txt
 figures=${FIGURES:-models/figures}
 windows=${WINDOWS:-15}
 short=$((8 * windows)) # windows of 512 tokens
