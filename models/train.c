@@ -68,8 +68,17 @@ static inline v16 exp16(v16 x)
     return select16(tiny, splat(0), p * (v16)((n + 127) << 23));
 }
 
-enum { USE_PACK_A, USE_PACK_B, USE_KEYS, USE_VALUES, USE_SCORES, USE_D_SCORES, USE_QUERIES,
-       USE_D_OUT, N_USES };
+enum {
+    USE_PACK_A,
+    USE_PACK_B,
+    USE_KEYS,
+    USE_VALUES,
+    USE_SCORES,
+    USE_D_SCORES,
+    USE_QUERIES,
+    USE_D_OUT,
+    N_USES
+};
 
 // A buffer of n floats that belongs to the calling thread until its next call with the same use.
 static float *thread_buffer(int use, size_t n)
@@ -1137,8 +1146,8 @@ static int draw_source(Text *x)
 // 9  Synthetic documents
 //
 // Texts that can only be continued by looking back, so that the model learns to retrieve. Filler
-// is whole sentences of the books; statements stand at random places between them; the question
-// and its answer end the text. N is a random number without leading zero; D its digits.
+// is whole sentences of the books; statements stand at random places between them; the questions
+// and their answers end the text. N is a random number without leading zero; D its digits.
 //
 // passkey (D = 5), one statement:
 //     The pass key is N. Remember it. N is the pass key.
@@ -1146,13 +1155,16 @@ static int draw_source(Text *x)
 // magic number (D = 4), 2 to 6 statements with different names and numbers:
 //     The magic number for Anna is N.
 //     ... What is the magic number for Anna? The magic number for Anna is N.
+//     ... (1 to 3 of them asked for)
 // boxes (D = 4), a chain of 1 to 3 boxes, in this order, and 1 to 3 others, anywhere:
 //     The box A holds N.
 //     The box C holds what the box A holds.
 //     ... What does the box C hold? The box C holds N.
-// Boxes are letters A to Z. The names are those of the list below. A text has 128 to T tokens.
+//     ... (1 to 3 of them asked for)
+// Boxes are letters A to Z. The names are those of the list below. A text has up to T tokens, but
+// short ones are frequent: a model learns to look back over a few words first.
 
-enum { MAX_FACTS = 8, MAX_FACT_TOKENS = 96 };
+enum { MAX_FACTS = 8, MAX_QUESTIONS = 3, MAX_TOKENS = 96 };
 
 static const char *const names[] = {
     "Anna", "Ben",  "Clara", "David", "Emma",  "Frank", "Grace", "Henry", "Ida", "Jack",
@@ -1161,8 +1173,8 @@ static const char *const names[] = {
 enum { N_NAMES = sizeof names / sizeof *names };
 
 typedef struct {
-    char fact[MAX_FACTS][128], question[160];
-    int n_facts, digits;
+    char fact[MAX_FACTS][128], question[MAX_QUESTIONS][128];
+    int n_facts, n_questions, digits;
 } Retrieval;
 
 static int draw_number(uint64_t *rng, int digits)
@@ -1185,56 +1197,60 @@ static void choose_different(uint64_t *rng, int *order, int n, int below)
 static void write_passkey(Retrieval *d, uint64_t *rng)
 {
     int key = draw_number(rng, d->digits = 5);
-    d->n_facts = 1;
-    snprintf(d->fact[0], sizeof d->fact[0], "The pass key is %d. Remember it. %d is the pass key.",
+    d->n_facts = d->n_questions = 1;
+    snprintf(d->fact[0], sizeof *d->fact, "The pass key is %d. Remember it. %d is the pass key.",
              key, key);
-    snprintf(d->question, sizeof d->question, "What is the pass key? The pass key is %d.", key);
+    snprintf(d->question[0], sizeof *d->question, "What is the pass key? The pass key is %d.", key);
 }
 
 static void write_magic_numbers(Retrieval *d, uint64_t *rng)
 {
-    int who[MAX_FACTS], number = 0;
+    int who[MAX_FACTS], number[MAX_FACTS], asked[MAX_QUESTIONS];
     d->digits = 4;
     d->n_facts = 2 + draw_below(rng, 5);
+    d->n_questions = 1 + draw_below(rng, d->n_facts < MAX_QUESTIONS ? d->n_facts : MAX_QUESTIONS);
     choose_different(rng, who, d->n_facts, N_NAMES);
-    int asked = draw_below(rng, d->n_facts);
-    for (int i = 0; i < d->n_facts; i++) {
-        int value = draw_number(rng, 4);
-        if (i == asked) number = value;
-        snprintf(d->fact[i], sizeof d->fact[i], "The magic number for %s is %d.", names[who[i]],
-                 value);
+    choose_different(rng, asked, d->n_questions, d->n_facts);
+    for (int i = 0; i < d->n_facts; i++)
+        snprintf(d->fact[i], sizeof *d->fact, "The magic number for %s is %d.", names[who[i]],
+                 number[i] = draw_number(rng, 4));
+    for (int i = 0; i < d->n_questions; i++) {
+        const char *name = names[who[asked[i]]];
+        snprintf(d->question[i], sizeof *d->question,
+                 "What is the magic number for %s? The magic number for %s is %d.", name, name,
+                 number[asked[i]]);
     }
-    snprintf(d->question, sizeof d->question,
-             "What is the magic number for %s? The magic number for %s is %d.", names[who[asked]],
-             names[who[asked]], number);
 }
 
+// box[0..chain) is the chain; the others follow in the order of their statements.
 static void write_boxes(Retrieval *d, uint64_t *rng)
 {
-    int box[MAX_FACTS], chain = 1 + draw_below(rng, 3), others = 1 + draw_below(rng, 3);
-    int number = draw_number(rng, 4), linked = 0, n = chain + others;
+    int box[MAX_FACTS], number[MAX_FACTS], asked[MAX_QUESTIONS], linked = 0;
+    int chain = 1 + draw_below(rng, 3), n = chain + 1 + draw_below(rng, 3);
     d->digits = 4;
     d->n_facts = n;
+    d->n_questions = 1 + draw_below(rng, n < MAX_QUESTIONS ? n : MAX_QUESTIONS);
     choose_different(rng, box, n, 26);
-    for (int i = 0; i < n; i++) { // shuffle the others in between the chain
-        int left = chain - linked;
-        char *fact = d->fact[i], letter = (char)('A' + box[chain + i - linked]);
-        if (draw_below(rng, n - i) >= left)
-            snprintf(fact, sizeof *d->fact, "The box %c holds %d.", letter, draw_number(rng, 4));
-        else if (linked++ == 0)
-            snprintf(fact, sizeof *d->fact, "The box %c holds %d.", 'A' + box[0], number);
+    choose_different(rng, asked, d->n_questions, n);
+    for (int i = 0; i < n; i++) number[i] = i && i < chain ? number[0] : draw_number(rng, 4);
+    for (int i = 0; i < n; i++) { // the others come in between the chain at random
+        int next = draw_below(rng, n - i) < chain - linked ? linked++ : chain + i - linked;
+        if (next && next < chain)
+            snprintf(d->fact[i], sizeof *d->fact, "The box %c holds what the box %c holds.",
+                     'A' + box[next], 'A' + box[next - 1]);
         else
-            snprintf(fact, sizeof *d->fact, "The box %c holds what the box %c holds.",
-                     'A' + box[linked - 1], 'A' + box[linked - 2]);
+            snprintf(d->fact[i], sizeof *d->fact, "The box %c holds %d.", 'A' + box[next],
+                     number[next]);
     }
-    int last = 'A' + box[chain - 1];
-    snprintf(d->question, sizeof d->question, "What does the box %c hold? The box %c holds %d.",
-             last, last, number);
+    for (int i = 0; i < d->n_questions; i++)
+        snprintf(d->question[i], sizeof *d->question,
+                 "What does the box %c hold? The box %c holds %d.", 'A' + box[asked[i]],
+                 'A' + box[asked[i]], number[asked[i]]);
 }
 
 static size_t put_statement(const Text *x, const char *text, uint16_t *out)
 {
-    int ids[2 * sizeof((Retrieval *)0)->question];
+    int ids[2 * sizeof *((Retrieval *)0)->question];
     int n = tokenizer_encode(x->tokenizer, text, strlen(text), ids);
     for (int i = 0; i < n; i++) out[i] = (uint16_t)ids[i];
     return (size_t)n;
@@ -1254,58 +1270,61 @@ static size_t put_sentences(const Text *x, const Source *s, size_t *at, size_t l
     return end;
 }
 
-// Writes one document of at most `room` tokens (BOS not counted), question last; *answer: where
-// its number begins. Filler is cut between the statements in random shares.
-static size_t put_document(Text *x, const Retrieval *d, const Source *s, size_t room, uint16_t *out,
-                           size_t *answer)
+// A random place in the source where a sentence starts.
+static size_t sentence_start(Text *x, const Source *s)
 {
-    uint16_t fact[MAX_FACTS + 1][MAX_FACT_TOKENS];
-    size_t len[MAX_FACTS + 1], filler = room, n = 0, at;
-    double cut[MAX_FACTS + 1], total = 0;
-    for (int i = 0; i <= d->n_facts; i++) {
-        len[i] = put_statement(x, i < d->n_facts ? d->fact[i] : d->question, fact[i]);
-        filler -= len[i] < filler ? len[i] : filler;
-        total += cut[i] = -log(1 - draw_real(&x->rng));
-    }
-    at = (size_t)(draw_real(&x->rng) * (double)(s->n - 4096));
+    size_t at = (size_t)(draw_real(&x->rng) * (double)(s->n - 4096));
     for (size_t stop = at + 1024; at < stop; at++)
         if (x->starts_sentence[s->token[at + 1]] && x->ends_sentence[s->token[at]]) break;
-    at++;
-    for (int i = 0; i <= d->n_facts; i++) {
-        size_t want = (size_t)((double)filler * cut[i] / total);
-        size_t got = put_sentences(x, s, &at, want > 24 ? want - 24 : 0, want, out + n);
-        memcpy(out + n + got, fact[i], len[i] * sizeof *out);
-        n += got + len[i];
+    return at + 1;
+}
+
+// Writes one document of at most `room` tokens (BOS not counted) and the weights of its tokens;
+// returns its length, or 0 if it has no room. Filler is cut between the statements in random
+// shares.
+static size_t put_document(Text *x, const Retrieval *d, const Source *s, size_t room, uint16_t *out,
+                           float *weight)
+{
+    uint16_t statement[MAX_FACTS + MAX_QUESTIONS][MAX_TOKENS];
+    size_t len[MAX_FACTS + MAX_QUESTIONS], need = 0, n = 0, at = sentence_start(x, s);
+    double cut[MAX_FACTS + 1], total = 0, share = draw_real(&x->rng);
+    for (int i = 0; i < d->n_facts + d->n_questions; i++)
+        need += len[i] = put_statement(x, i < d->n_facts ? d->fact[i] : d->question[i - d->n_facts],
+                                       statement[i]);
+    if (need > room) return 0;
+    double filler = share * share * (double)(room - need);
+    for (int i = 0; i <= d->n_facts; i++) total += cut[i] = -log(1 - draw_real(&x->rng));
+    for (int i = 0; i < d->n_facts + d->n_questions; i++) {
+        size_t want = i <= d->n_facts ? (size_t)(filler * cut[i] / total) : 0;
+        n += put_sentences(x, s, &at, want > 24 ? want - 24 : 0, want, out + n);
+        memcpy(out + n, statement[i], len[i] * sizeof *out);
+        n += len[i];
+        for (size_t k = 0; i >= d->n_facts && k < (size_t)d->digits; k++)
+            weight[n - 2 - k] = x->answer_weight; // the number's digits, then the full stop
     }
-    *answer = n - 1 - (size_t)d->digits; // the number's digits, then the full stop
     return n;
 }
 
-// Fills one window with synthetic documents, each after its own BOS, and the rest with book text
-// where less than 128 tokens are left. The answers' digits weigh answer_weight.
+// Fills one window with synthetic documents, each after its own BOS, and the rest, when one no
+// longer fits, with book text. The answers' digits weigh answer_weight.
 static void fill_synthetic_window(Text *x, int which, size_t T, uint16_t *token, uint16_t *target,
                                   float *weight)
 {
     fill_book_window(x, which, T, token, target, weight);
-    for (size_t begin = 0; begin + 256 <= T;) {
+    for (size_t begin = 0; begin + 64 <= T;) {
         Retrieval d;
-        uint16_t text[1024];
-        size_t room = T - begin - 1, answer;
-        room = 128 + (size_t)(draw_real(&x->rng) * (double)(room - 127));
         switch (draw_below(&x->rng, 3)) {
         case 0: write_passkey(&d, &x->rng); break;
         case 1: write_magic_numbers(&d, &x->rng); break;
         default: write_boxes(&d, &x->rng); break;
         }
-        size_t n = put_document(x, &d, &x->source[which], room, text, &answer);
+        size_t n =
+            put_document(x, &d, &x->source[which], T - begin - 1, target + begin, weight + begin);
+        if (!n) return;
         token[begin] = ID_BOS;
-        for (size_t i = 0; i < n; i++) { // n <= room < T - begin
-            token[begin + i + 1] = text[i];
-            target[begin + i] = text[i];
-            weight[begin + i] = i >= answer && i < answer + (size_t)d.digits ? x->answer_weight : 1;
-        }
-        begin += n; // the answer's full stop, then the next BOS
-        target[begin] = ID_BOS;
+        memcpy(token + begin + 1, target + begin, n * sizeof *token); // n < T - begin
+        begin += n;
+        target[begin] = ID_BOS; // the last full stop, then the next BOS
         weight[begin++] = 0;
         if (begin < T) token[begin] = ID_BOS;
     }
