@@ -448,17 +448,23 @@ static size_t tensor_bytes(const Tensor *t)
 #if defined(__AVX512F__)
 #define LANES 16
 #define TILE_TOKENS 6 // 4 rows x 6 tokens: 24 of 32 vector registers are sums
+#define GEMM_VECTORS 4 // 4 rows x 4 vectors
 #elif defined(__AVX__)
 #define LANES 8
 #define TILE_TOKENS 3 // 16 registers
+#define GEMM_VECTORS 2
 #else
 #define LANES 4
 #define TILE_TOKENS 3
+#define GEMM_VECTORS 2
 #endif
 enum { TILE_ROWS = 4 };
 
 typedef float vf __attribute__((vector_size(4 * LANES)));
 typedef int32_t vi __attribute__((vector_size(4 * LANES)));
+typedef int8_t vb __attribute__((vector_size(LANES)));
+typedef float v4 __attribute__((vector_size(16)));
+typedef int32_t v4i __attribute__((vector_size(16)));
 typedef float vf_unaligned __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 
 #define INLINE static inline __attribute__((always_inline))
@@ -477,7 +483,18 @@ INLINE vf vload(const float *p) { return *(const vf_unaligned *)p; }
 INLINE void vstore(float *p, vf v) { *(vf_unaligned *)p = v; }
 INLINE vf vset(float f) { return f - (vf){0}; }
 INLINE vf vselect(vi mask, vf a, vf b) { return (vf)((mask & (vi)a) | (~mask & (vi)b)); }
+
+// a > b ? a : b and a < b ? a : b by lanes: b where either is NaN.
+#if defined(__AVX512F__)
+INLINE vf vmax(vf a, vf b) { return (vf)_mm512_max_ps((__m512)a, (__m512)b); }
+INLINE vf vmin(vf a, vf b) { return (vf)_mm512_min_ps((__m512)a, (__m512)b); }
+#elif defined(__AVX2__)
+INLINE vf vmax(vf a, vf b) { return (vf)_mm256_max_ps((__m256)a, (__m256)b); }
+INLINE vf vmin(vf a, vf b) { return (vf)_mm256_min_ps((__m256)a, (__m256)b); }
+#else
 INLINE vf vmax(vf a, vf b) { return vselect(a > b, a, b); }
+INLINE vf vmin(vf a, vf b) { return vselect(a < b, a, b); }
+#endif
 
 // Loads n < LANES floats and fills up with zeros.
 INLINE vf vload_part(const float *p, size_t n)
@@ -487,20 +504,33 @@ INLINE vf vload_part(const float *p, size_t n)
     return v;
 }
 
-// Sum of the lanes as a balanced tree: the one reduction used everywhere.
+// Loads LANES floats or, where fewer are left, those.
+INLINE vf vload_up_to(const float *p, size_t left)
+{
+    return left >= LANES ? vload(p) : vload_part(p, left);
+}
+
+// Sum and largest of the lanes, as a balanced tree: the one reduction used everywhere.
 INLINE float vsum(vf v)
 {
-    float a[LANES];
-    memcpy(a, &v, sizeof a);
-    for (int half = LANES / 2; half; half /= 2)
+    v4 a[LANES / 4];
+    memcpy(a, &v, sizeof v);
+    for (int half = LANES / 8; half; half /= 2)
         for (int i = 0; i < half; i++) a[i] += a[i + half];
-    return a[0];
+    return (a[0][0] + a[0][2]) + (a[0][1] + a[0][3]);
 }
 
 INLINE float vmax_lane(vf v)
 {
-    float m = v[0];
-    for (int i = 1; i < LANES; i++) m = v[i] > m ? v[i] : m;
+    v4 a[LANES / 4];
+    memcpy(a, &v, sizeof v);
+    for (int half = LANES / 8; half; half /= 2)
+        for (int i = 0; i < half; i++) {
+            v4i larger = a[i] > a[i + half];
+            a[i] = (v4)((larger & (v4i)a[i]) | (~larger & (v4i)a[i + half]));
+        }
+    float m = a[0][0];
+    for (int i = 1; i < 4; i++) m = a[0][i] > m ? a[0][i] : m;
     return m;
 }
 
@@ -510,8 +540,7 @@ INLINE float vmax_lane(vf v)
 INLINE vf vexp(vf x)
 {
     const vf shift = vset(12582912.0f); // 1.5 * 2^23: adding it rounds to an integer
-    vf y = vselect(x > vset(88), vset(88), x); // written so that NaN stays NaN
-    y = vselect(y < vset(-87), vset(-87), y);
+    vf y = vmax(vset(-87), vmin(vset(88), x)); // in this order, NaN stays NaN
     vf shifted = y * vset(1.44269504f) + shift, n = shifted - shift;
     vf r = (y - n * vset(0.693359375f)) + n * vset(2.12194440e-4f);
     vf p = vset(1.0f / 5040);
@@ -542,7 +571,9 @@ static float dot(const float *a, const float *b, size_t n)
 INLINE void tile_f32_n(int nt, const float *const w[TILE_ROWS], const float *x, size_t cols,
                        float *out, size_t stride, int n_rows)
 {
-    vf sum[TILE_ROWS][TILE_TOKENS] = {0};
+    vf sum[TILE_ROWS][TILE_TOKENS];
+    for (int r = 0; r < TILE_ROWS; r++)
+        for (int t = 0; t < nt; t++) sum[r][t] = (vf){0};
     size_t k = 0;
     for (; k + LANES <= cols; k += LANES) {
         vf xk[TILE_TOKENS];
@@ -561,8 +592,9 @@ INLINE void tile_f32_n(int nt, const float *const w[TILE_ROWS], const float *x, 
             for (int t = 0; t < nt; t++)
                 sum[r][t] += wk * vload_part(x + (size_t)t * cols + k, cols - k);
         }
-    for (int r = 0; r < n_rows; r++)
-        for (int t = 0; t < nt; t++) out[(size_t)t * stride + (size_t)r] = vsum(sum[r][t]);
+    for (int r = 0; r < TILE_ROWS; r++)
+        for (int t = 0; t < nt; t++)
+            if (r < n_rows) out[(size_t)t * stride + (size_t)r] = vsum(sum[r][t]);
 }
 
 // The same for any number of tokens. rows: [n_rows <= TILE_ROWS] pointers.
@@ -582,11 +614,11 @@ static void tile_f32(const float *const *rows, int n_rows, const float *x, size_
 INLINE void gemm_rows_n(int nt, int nv, const float *a, size_t lda, const float *b, size_t K,
                         size_t N, float *c)
 {
-    vf sum[4][4];
+    vf sum[4][GEMM_VECTORS];
     for (int t = 0; t < nt; t++)
         for (int v = 0; v < nv; v++) sum[t][v] = vload(c + (size_t)t * N + (size_t)v * LANES);
     for (size_t k = 0; k < K; k++) {
-        vf row[4];
+        vf row[GEMM_VECTORS];
         for (int v = 0; v < nv; v++) {
             row[v] = vload(b + k * N + (size_t)v * LANES);
             if (nt > 1) KEEP(row[v]);
@@ -600,21 +632,27 @@ INLINE void gemm_rows_n(int nt, int nv, const float *a, size_t lda, const float 
         for (int v = 0; v < nv; v++) vstore(c + (size_t)t * N + (size_t)v * LANES, sum[t][v]);
 }
 
+// The same for any n: columns in vectors of nv.
+INLINE void gemm_columns(int nv, size_t n, const float *a, size_t lda, const float *b, size_t K,
+                         size_t N, float *c)
+{
+    size_t t = 0;
+    for (; t + 4 <= n; t += 4) gemm_rows_n(4, nv, a + t * lda, lda, b, K, N, c + t * N);
+    a += t * lda;
+    c += t * N;
+    if (n - t == 3) gemm_rows_n(3, nv, a, lda, b, K, N, c);
+    if (n - t == 2) gemm_rows_n(2, nv, a, lda, b, K, N, c);
+    if (n - t == 1) gemm_rows_n(1, nv, a, lda, b, K, N, c);
+}
+
 // c[n][N] += a[n][K] b[K][N].
 static void gemm_rows(size_t n, const float *a, size_t lda, const float *b, size_t K, size_t N,
                       float *c)
 {
-    for (size_t v = 0; v < N;) {
-        int wide = N - v >= 4 * LANES;
-        size_t t = 0;
-        for (; t + 4 <= n; t += 4)
-            if (wide) gemm_rows_n(4, 4, a + t * lda, lda, b + v, K, N, c + t * N + v);
-            else gemm_rows_n(4, 1, a + t * lda, lda, b + v, K, N, c + t * N + v);
-        for (; t < n; t++)
-            if (wide) gemm_rows_n(1, 4, a + t * lda, lda, b + v, K, N, c + t * N + v);
-            else gemm_rows_n(1, 1, a + t * lda, lda, b + v, K, N, c + t * N + v);
-        v += wide ? 4 * LANES : LANES;
-    }
+    size_t v = 0;
+    for (; v + GEMM_VECTORS * LANES <= N; v += GEMM_VECTORS * LANES)
+        gemm_columns(GEMM_VECTORS, n, a, lda, b + v, K, N, c + v);
+    for (; v < N; v += LANES) gemm_columns(1, n, a, lda, b + v, K, N, c + v);
 }
 
 // Half to float and back, n values.
@@ -656,20 +694,22 @@ typedef struct {
 // Halves round to even.
 static void quantize_row(const float *x, size_t t, Quantized *a)
 {
-    for (size_t g = 0; g < a->n_groups; g++, x += a->group) {
-        size_t flat = t * a->n_groups + g;
-        int8_t *q = a->q + flat * a->group;
-        float max = 0;
-        for (size_t k = 0; k < a->group; k++) max = fabsf(x[k]) > max ? fabsf(x[k]) : max;
-        float inverse = max > 0 ? 127 / max : 0;
-        int32_t sum = 0;
-        for (size_t k = 0; k < a->group; k++) {
-            float r = (x[k] * inverse + 12582912.0f) - 12582912.0f; // 1.5 * 2^23 rounds
-            q[k] = (int8_t)r;
-            sum += q[k];
+    const vf round = vset(12582912.0f); // 1.5 * 2^23: adding it rounds to an integer
+    for (size_t g = t * a->n_groups; g < (t + 1) * a->n_groups; g++, x += a->group) {
+        vf max = {0}, sum = {0};
+        for (size_t k = 0; k < a->group; k += LANES) {
+            vf v = vload_up_to(x + k, a->group - k);
+            max = vmax(vmax(v, -v), max);
         }
-        a->scale[flat] = max / 127;
-        a->bias[flat] = -128 * sum;
+        float largest = vmax_lane(max), inverse = largest > 0 ? 127 / largest : 0;
+        for (size_t k = 0; k < a->group; k += LANES) {
+            vf q = (vload_up_to(x + k, a->group - k) * vset(inverse) + round) - round;
+            vb bytes = __builtin_convertvector(__builtin_convertvector(q, vi), vb);
+            memcpy(a->q + g * a->group + k, &bytes, min_size(LANES, a->group - k));
+            sum += q;
+        }
+        a->scale[g] = largest / 127;
+        a->bias[g] = -128 * (int32_t)vsum(sum); // exact: groups are short of 2^17 values
     }
 }
 
@@ -701,69 +741,114 @@ __attribute__((unused)) static void tile_q8_plain(const Panel *p, const Quantize
 
 #if defined(__AVX512VNNI__) && defined(__AVX512BW__)
 
-// Transposes PANEL rows of 64 bytes into 16 vectors, each with four neighbouring bytes of every
-// row in that row's lane, and flips the sign bits: VNNI multiplies unsigned by signed bytes, so
-// weights are read as w + 128, and tile_q8 starts its sums at -128 * sum(x) to make up for it.
-static void pack_panel(const int8_t *const rows[PANEL], size_t at, __m512i *out)
+// Transposes the 128-bit lanes of four vectors: out[q * step] = lane q of a, b, c and d.
+INLINE void transpose_lanes(__m512i a, __m512i b, __m512i c, __m512i d, size_t step, __m512i *out)
+{
+    __m512i ab = _mm512_shuffle_i32x4(a, b, 0x44), cd = _mm512_shuffle_i32x4(c, d, 0x44);
+    __m512i ab2 = _mm512_shuffle_i32x4(a, b, 0xee), cd2 = _mm512_shuffle_i32x4(c, d, 0xee);
+    out[0] = _mm512_shuffle_i32x4(ab, cd, 0x88);
+    out[step] = _mm512_shuffle_i32x4(ab, cd, 0xdd);
+    out[2 * step] = _mm512_shuffle_i32x4(ab2, cd2, 0x88);
+    out[3 * step] = _mm512_shuffle_i32x4(ab2, cd2, 0xdd);
+}
+
+// Transposes 16 words of 32 bits from byte `at` of each row: out[c] has word c of every row in
+// that row's lane, with the bits of `flip` flipped.
+static void transpose_words(const int8_t *const rows[PANEL], size_t at, __m512i flip, __m512i *out)
 {
     __m512i a[16], b[16];
-    const __m512i flip = _mm512_set1_epi8((char)0x80);
     for (int r = 0; r < 16; r++) a[r] = _mm512_xor_si512(_mm512_loadu_si512(rows[r] + at), flip);
     for (int r = 0; r < 16; r += 2) {
         b[r] = _mm512_unpacklo_epi32(a[r], a[r + 1]);
         b[r + 1] = _mm512_unpackhi_epi32(a[r], a[r + 1]);
     }
-    for (int r = 0; r < 16; r += 4) // a[r + c]: rows r..r+3 of column 4 * lane128 + c
+    for (int r = 0; r < 16; r += 4) // a[r + c]: rows r..r+3 of word 4 * lane128 + c
         for (int h = 0; h < 2; h++) {
             a[r + 2 * h] = _mm512_unpacklo_epi64(b[r + h], b[r + h + 2]);
             a[r + 2 * h + 1] = _mm512_unpackhi_epi64(b[r + h], b[r + h + 2]);
         }
-    for (int c = 0; c < 4; c++) {
-        __m512i lo = _mm512_shuffle_i32x4(a[c], a[4 + c], 0x44);
-        __m512i hi = _mm512_shuffle_i32x4(a[c], a[4 + c], 0xee);
-        __m512i lo2 = _mm512_shuffle_i32x4(a[8 + c], a[12 + c], 0x44);
-        __m512i hi2 = _mm512_shuffle_i32x4(a[8 + c], a[12 + c], 0xee);
-        out[c] = _mm512_shuffle_i32x4(lo, lo2, 0x88);
-        out[4 + c] = _mm512_shuffle_i32x4(lo, lo2, 0xdd);
-        out[8 + c] = _mm512_shuffle_i32x4(hi, hi2, 0x88);
-        out[12 + c] = _mm512_shuffle_i32x4(hi, hi2, 0xdd);
-    }
+    for (int c = 0; c < 4; c++) transpose_lanes(a[c], a[4 + c], a[8 + c], a[12 + c], 4, out + c);
 }
 
-// One packed panel (panel: [cols / 4] vectors) against nt tokens from token t on.
+// sum + d * (w * x) by lanes: one group's part of a product.
+INLINE __m512 add_group(__m512 sum, __m512i d, const float *w, float x)
+{
+    __m512 scale = _mm512_mul_ps(_mm512_loadu_ps(w), _mm512_set1_ps(x));
+    return _mm512_fmadd_ps(_mm512_cvtepi32_ps(d), scale, sum);
+}
+
+// One packed panel (panel: [cols / 4] vectors of four values a row) against nt tokens from token
+// t on. VNNI multiplies unsigned by signed bytes, so weights are read as w + 128 (their sign bit
+// flipped), and sums start at the bias, -128 * sum(x), to make up for it.
 INLINE void tile_q8_n(int nt, const __m512i *panel, const Panel *p, const Quantized *x, size_t t,
                       float *out, size_t stride, __mmask16 mask)
 {
     __m512 sum[8];
-    size_t quads = x->group / 4, cols = x->n_groups * x->group;
+    size_t quads = x->group / 4, n_groups = x->n_groups, cols = n_groups * x->group;
     const int8_t *q = x->q + t * cols;
     for (int i = 0; i < nt; i++) sum[i] = _mm512_setzero_ps();
-    for (size_t g = 0; g < x->n_groups; g++, panel += quads, q += x->group) {
-        const float *xs = x->scale + t * x->n_groups + g;
-        const int32_t *bias = x->bias + t * x->n_groups + g;
+    for (size_t g = 0; g < n_groups; g++, panel += quads, q += x->group) {
+        const float *xs = x->scale + t * n_groups + g;
+        const int32_t *bias = x->bias + t * n_groups + g;
         __m512i d[8];
-        for (int i = 0; i < nt; i++) d[i] = _mm512_set1_epi32(bias[(size_t)i * x->n_groups]);
+        for (int i = 0; i < nt; i++) d[i] = _mm512_set1_epi32(bias[(size_t)i * n_groups]);
         for (size_t k = 0; k < quads; k++)
             for (int i = 0; i < nt; i++) {
                 int32_t four;
                 memcpy(&four, q + (size_t)i * cols + 4 * k, 4);
                 d[i] = _mm512_dpbusd_epi32(d[i], panel[k], _mm512_set1_epi32(four));
             }
-        __m512 ws = _mm512_loadu_ps(p->scales + g * PANEL);
-        for (int i = 0; i < nt; i++) {
-            __m512 s = _mm512_mul_ps(ws, _mm512_set1_ps(xs[(size_t)i * x->n_groups]));
-            sum[i] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(d[i]), s, sum[i]);
-        }
-        if (!p->mins) continue;
-        __m512 wm = _mm512_loadu_ps(p->mins + g * PANEL);
-        for (int i = 0; i < nt; i++) {
-            size_t at = (size_t)i * x->n_groups;
-            __m512 s = _mm512_mul_ps(wm, _mm512_set1_ps(xs[at]));
-            sum[i] = _mm512_fmadd_ps(_mm512_set1_ps((float)bias[at]), s, sum[i]);
-        }
+        for (int i = 0; i < nt; i++)
+            sum[i] = add_group(sum[i], d[i], p->scales + g * PANEL, xs[(size_t)i * n_groups]);
+        for (int i = 0; p->mins && i < nt; i++)
+            sum[i] = add_group(sum[i], _mm512_set1_epi32(bias[(size_t)i * n_groups]),
+                               p->mins + g * PANEL, xs[(size_t)i * n_groups]);
     }
     for (int i = 0; i < nt; i++)
         _mm512_mask_storeu_ps(out + (t + (size_t)i) * stride, mask, sum[i]);
+}
+
+// Dot products of 64 columns of every row, as w + 128, with x: out[q] has in lane r the sum over
+// columns 16q .. 16q + 15 of row r.
+INLINE void fold_columns(const int8_t *const rows[PANEL], size_t at, __m512i x, __m512i out[4])
+{
+    const __m512i flip = _mm512_set1_epi8((char)0x80), zero = _mm512_setzero_si512();
+    __m512i four_rows[4];
+    for (int r = 0; r < 16; r += 4) {
+        __m512i a[4];
+        for (int i = 0; i < 4; i++) {
+            const int8_t *w = rows[r + i] + at;
+            a[i] = _mm512_dpbusd_epi32(zero, _mm512_xor_si512(_mm512_loadu_si512(w), flip), x);
+        }
+        __m512i b = _mm512_unpacklo_epi32(a[0], a[1]), c = _mm512_unpackhi_epi32(a[0], a[1]);
+        __m512i d = _mm512_unpacklo_epi32(a[2], a[3]), e = _mm512_unpackhi_epi32(a[2], a[3]);
+        b = _mm512_add_epi32(b, c);
+        d = _mm512_add_epi32(d, e);
+        four_rows[r / 4] = _mm512_add_epi32(_mm512_unpacklo_epi64(b, d), _mm512_unpackhi_epi64(b, d));
+    }
+    transpose_lanes(four_rows[0], four_rows[1], four_rows[2], four_rows[3], 1, out);
+}
+
+// For one token it is cheaper to multiply the rows as they lie and to transpose the sums.
+static void tile_q8_one(const Panel *p, const Quantized *x, float *out, __mmask16 mask)
+{
+    __m512 sum = _mm512_setzero_ps();
+    __m512i d = _mm512_setzero_si512(), part[4];
+    size_t cols = x->n_groups * x->group, left = x->group, g = 0;
+    for (size_t k = 0; k < cols; k += 64) {
+        fold_columns(p->rows, k, _mm512_loadu_si512(x->q + k), part);
+        for (int c = 0; c < 4; c++) {
+            d = _mm512_add_epi32(d, part[c]);
+            if (left -= 16) continue;
+            __m512i bias = _mm512_set1_epi32(x->bias[g]);
+            sum = add_group(sum, _mm512_add_epi32(d, bias), p->scales + g * PANEL, x->scale[g]);
+            if (p->mins) sum = add_group(sum, bias, p->mins + g * PANEL, x->scale[g]);
+            d = _mm512_setzero_si512();
+            left = x->group;
+            g++;
+        }
+    }
+    _mm512_mask_storeu_ps(out, mask, sum);
 }
 
 // The plain version's equal, on a panel repacked into `scratch` ([cols / 4] vectors).
@@ -775,15 +860,40 @@ static void tile_q8(const Panel *p, const Quantized *x, size_t n, float *out, si
         tile_q8_plain(p, x, n, out, stride, n_rows);
         return;
     }
-    __m512i *panel = scratch;
-    for (size_t k = 0; k < cols; k += 64) pack_panel(p->rows, k, panel + k / 4);
     __mmask16 mask = (__mmask16)((1u << n_rows) - 1);
+    if (n == 1 && x->group % 16 == 0) {
+        tile_q8_one(p, x, out, mask);
+        return;
+    }
+    const __m512i flip = _mm512_set1_epi8((char)0x80);
+    __m512i *panel = scratch;
+    for (size_t k = 0; k < cols; k += 64) transpose_words(p->rows, k, flip, panel + k / 4);
     for (; t + 8 <= n; t += 8) tile_q8_n(8, panel, p, x, t, out, stride, mask);
     for (; t + 4 <= n; t += 4) tile_q8_n(4, panel, p, x, t, out, stride, mask);
     for (; t < n; t++) tile_q8_n(1, panel, p, x, t, out, stride, mask);
 }
 
+// out[i][r] = rows[r][i] * factor for i < n.
+static void transpose_floats(const float *const rows[PANEL], size_t n, float factor, float *out)
+{
+    size_t i = 0;
+    for (; n >= 16 && i < n; i += 16) {
+        __m512i *block = (__m512i *)(out + min_size(i, n - 16) * PANEL);
+        transpose_words((const int8_t *const *)rows, min_size(i, n - 16) * 4, _mm512_setzero_si512(), block);
+        for (int c = 0; factor != 1 && c < 16; c++)
+            block[c] = (__m512i)((__m512)block[c] * _mm512_set1_ps(factor));
+    }
+    for (; i < n; i++)
+        for (int r = 0; r < PANEL; r++) out[i * PANEL + (size_t)r] = rows[r][i] * factor;
+}
+
 #else
+
+static void transpose_floats(const float *const rows[PANEL], size_t n, float factor, float *out)
+{
+    for (size_t i = 0; i < n; i++)
+        for (int r = 0; r < PANEL; r++) out[i * PANEL + (size_t)r] = rows[r][i] * factor;
+}
 
 static void tile_q8(const Panel *p, const Quantized *x, size_t n, float *out, size_t stride,
                     int n_rows, void *scratch)
@@ -941,38 +1051,38 @@ static size_t int8_group(const Tensor *w)
     return w->group && w->cols % w->group == 0 ? w->group : 0;
 }
 
-// Row `row` of w as lane r of a panel: planar values stay where they lie, blocks are taken apart
-// into q[cols].
-static const int8_t *panel_row(const Tensor *w, size_t row, float *scales, float *mins, int8_t *q)
+// Takes the blocks of one row apart into q[cols], scale[n_groups] and, for types that have them,
+// min[n_groups].
+static void decode_row(const Tensor *w, size_t row, int8_t *q, float *scale, float *min)
 {
     const TensorType *type = w->type;
-    size_t n_groups = w->cols / w->group;
-    if (!type->decode) {
-        for (size_t g = 0; g < n_groups; g++) scales[g * PANEL] = w->scales[row * n_groups + g];
-        return (const int8_t *)w->data + row * w->cols;
-    }
     const uint8_t *b = w->data + row * (w->cols / type->block) * type->bytes;
-    for (size_t k = 0; k < w->cols; k += type->block, b += type->bytes) {
-        size_t at = k / w->group * PANEL;
-        type->decode(b, q + k, scales + at, mins + at, PANEL);
-    }
-    return q;
+    for (size_t k = 0; k < w->cols; k += type->block, b += type->bytes)
+        type->decode(b, q + k, scale + k / w->group, min + k / w->group, 1);
 }
 
-// Rows [r0, r0 + n_rows) of one product in int8; n_rows <= PANEL.
+// Rows [r0, r0 + n_rows) of one product in int8; n_rows <= PANEL. Planar rows are used where they
+// lie, blocks are taken apart first.
 static void product_q8(const Matmul *m, const Product *p, size_t r0, int n_rows)
 {
     const Tensor *w = p->w;
-    size_t n = PANEL * (w->cols / w->group), bytes = PANEL * w->cols;
-    float *scales = scratch(2 * n * 4 + 2 * bytes), *mins = scales + n;
-    int8_t *q = (int8_t *)(mins + n);
+    size_t n_groups = w->cols / w->group, n = PANEL * n_groups, bytes = PANEL * w->cols;
+    float *scales = scratch(4 * n * 4 + 2 * bytes), *mins = scales + n, *blocks = mins + n;
+    int8_t *q = (int8_t *)(blocks + 2 * n);
+    const float *scale_rows[PANEL], *min_rows[PANEL];
     Panel panel = {.scales = scales, .mins = w->type->has_min ? mins : NULL};
-    for (int r = 0; r < PANEL; r++)
-        panel.rows[r] = r < n_rows ? panel_row(w, r0 + (size_t)r, scales + r, mins + r,
-                                               q + (size_t)r * w->cols)
-                                   : panel.rows[0];
-    if (panel.mins)
-        for (size_t i = 0; i < n; i++) mins[i] /= 128;
+    for (int r = 0; r < PANEL; r++) {
+        size_t row = r0 + (size_t)(r < n_rows ? r : 0), at = (size_t)r * n_groups;
+        panel.rows[r] = (const int8_t *)w->data + row * w->cols;
+        scale_rows[r] = w->scales + row * n_groups;
+        if (!w->type->decode) continue;
+        panel.rows[r] = q + (size_t)r * w->cols;
+        scale_rows[r] = blocks + at;
+        min_rows[r] = blocks + n + at;
+        if (r < n_rows) decode_row(w, row, q + (size_t)r * w->cols, blocks + at, blocks + n + at);
+    }
+    transpose_floats(scale_rows, n_groups, 1, scales);
+    if (panel.mins) transpose_floats(min_rows, n_groups, 1.0f / 128, mins);
     tile_q8(&panel, m->act, m->n, p->out + r0, w->rows, n_rows, q + bytes);
 }
 
@@ -1973,18 +2083,22 @@ static void softmax_step(float *score, float *o, float *ml, size_t v_dim, int en
 {
     vf max = vset(ml[0]), sum = {0}, weighted = {0};
     for (size_t k = 0; k < TILE; k += LANES) max = vmax(max, vload(score + k));
-    float m = vmax_lane(max), shrink = ml[1] == 0 ? 0 : expf(ml[0] - m);
+    float m = vmax_lane(max);
+    if (m != ml[0]) {
+        float shrink = vexp(vset(ml[0] - m))[0]; // 0 for an empty state
+        for (size_t k = 0; k < v_dim; k += LANES) vstore(o + k, vload(o + k) * vset(shrink));
+        ml[0] = m;
+        ml[1] *= shrink;
+        ml[2] *= shrink;
+    }
     for (size_t k = 0; k < TILE; k += LANES) {
         vf s = vload(score + k), p = vexp(s - vset(m));
         sum += p;
         if (entropy) weighted += p * s;
         vstore(score + k, p);
     }
-    ml[0] = m;
-    ml[1] = ml[1] * shrink + vsum(sum);
-    ml[2] = ml[2] * shrink + vsum(weighted);
-    if (shrink != 1)
-        for (size_t k = 0; k < v_dim; k += LANES) vstore(o + k, vload(o + k) * vset(shrink));
+    ml[1] += vsum(sum);
+    if (entropy) ml[2] += vsum(weighted);
 }
 
 // Attention of a block's rows over the keys of one tile.
