@@ -449,14 +449,17 @@ static size_t tensor_bytes(const Tensor *t)
 #define LANES 16
 #define TILE_TOKENS 6 // 4 rows x 6 tokens: 24 of 32 vector registers are sums
 #define GEMM_VECTORS 4 // 4 rows x 4 vectors
+#define Q8_TOKENS 8
 #elif defined(__AVX__)
 #define LANES 8
 #define TILE_TOKENS 3 // 16 registers
 #define GEMM_VECTORS 2
+#define Q8_TOKENS 4
 #else
 #define LANES 4
 #define TILE_TOKENS 3
 #define GEMM_VECTORS 2
+#define Q8_TOKENS 4
 #endif
 enum { TILE_ROWS = 4 };
 
@@ -510,6 +513,12 @@ INLINE vf vload_up_to(const float *p, size_t left)
     return left >= LANES ? vload(p) : vload_part(p, left);
 }
 
+INLINE void vstore_part(float *p, vf v, int n)
+{
+    if (n == LANES) vstore(p, v);
+    else memcpy(p, &v, (size_t)n * 4);
+}
+
 // Sum and largest of the lanes, as a balanced tree: the one reduction used everywhere.
 INLINE float vsum(vf v)
 {
@@ -532,6 +541,67 @@ INLINE float vmax_lane(vf v)
     float m = a[0][0];
     for (int i = 1; i < 4; i++) m = a[0][i] > m ? a[0][i] : m;
     return m;
+}
+
+// Vectors consist of quarters of four words (16 bytes): LANES / 4 of them, whatever the name says.
+// zip_low and zip_high interleave the lower and the upper words of each quarter of a and b;
+// EVEN_QUARTERS and ODD_QUARTERS take quarters: on every processor these are the cheap shuffles.
+#if defined(__clang__) || __GNUC__ >= 12
+#define SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define SHUFFLE(a, b, ...) __builtin_shuffle(a, b, (vi){__VA_ARGS__})
+#endif
+#if LANES == 16
+#define ZIP_LOW 0, 16, 1, 17, 4, 20, 5, 21, 8, 24, 9, 25, 12, 28, 13, 29
+#define ZIP_HIGH 2, 18, 3, 19, 6, 22, 7, 23, 10, 26, 11, 27, 14, 30, 15, 31
+#define EVEN_QUARTERS 0, 1, 2, 3, 8, 9, 10, 11, 16, 17, 18, 19, 24, 25, 26, 27
+#define ODD_QUARTERS 4, 5, 6, 7, 12, 13, 14, 15, 20, 21, 22, 23, 28, 29, 30, 31
+#elif LANES == 8
+#define ZIP_LOW 0, 8, 1, 9, 4, 12, 5, 13
+#define ZIP_HIGH 2, 10, 3, 11, 6, 14, 7, 15
+#define EVEN_QUARTERS 0, 1, 2, 3, 8, 9, 10, 11
+#define ODD_QUARTERS 4, 5, 6, 7, 12, 13, 14, 15
+#else
+#define ZIP_LOW 0, 4, 1, 5
+#define ZIP_HIGH 2, 6, 3, 7
+#define EVEN_QUARTERS ZIP_LOW // not used
+#define ODD_QUARTERS ZIP_HIGH
+#endif
+INLINE vi zip_low(vi a, vi b) { return SHUFFLE(a, b, ZIP_LOW); }
+INLINE vi zip_high(vi a, vi b) { return SHUFFLE(a, b, ZIP_HIGH); }
+
+// out[q] = quarter q of each a[LANES / 4].
+INLINE void transpose_quarters(const vi *a, vi *out)
+{
+    vi b[4];
+    if (LANES == 4) out[0] = a[0];
+    for (int i = 0; i < LANES / 8; i++) {
+        vi *to = LANES == 8 ? out : b;
+        to[i] = SHUFFLE(a[2 * i], a[2 * i + 1], EVEN_QUARTERS);
+        to[i + LANES / 8] = SHUFFLE(a[2 * i], a[2 * i + 1], ODD_QUARTERS);
+    }
+    for (int i = 0; LANES == 16 && i < 2; i++) {
+        out[i] = SHUFFLE(b[2 * i], b[2 * i + 1], EVEN_QUARTERS);
+        out[i + 2] = SHUFFLE(b[2 * i], b[2 * i + 1], ODD_QUARTERS);
+    }
+}
+
+// out[c] = word c of each a[LANES]: four rows at a time inside the quarters, then the quarters.
+INLINE void transpose(const vi *a, vi *out)
+{
+    vi b[4][LANES / 4], c[LANES / 4];
+    for (int r = 0; r < LANES; r += 4) {
+        vi even = zip_low(a[r], a[r + 2]), odd = zip_low(a[r + 1], a[r + 3]);
+        b[0][r / 4] = zip_low(even, odd);
+        b[1][r / 4] = zip_high(even, odd);
+        even = zip_high(a[r], a[r + 2]), odd = zip_high(a[r + 1], a[r + 3]);
+        b[2][r / 4] = zip_low(even, odd);
+        b[3][r / 4] = zip_high(even, odd);
+    }
+    for (int w = 0; w < 4; w++) {
+        transpose_quarters(b[w], c);
+        for (int q = 0; q < LANES / 4; q++) out[4 * q + w] = c[q];
+    }
 }
 
 // e^x by lanes: x = n ln 2 + r with |r| <= ln 2 / 2, e^r by its Taylor polynomial of degree 7,
@@ -681,7 +751,7 @@ static void halves_to_floats(const uint16_t *h, float *f, size_t n)
 // of fused multiply-adds, the second line only for types with a minimum. Weights are read in
 // panels of PANEL rows, one row a lane.
 
-enum { PANEL = 16 };
+enum { PANEL = LANES };
 
 typedef struct {
     size_t group, n_groups; // values in a group, groups in a row
@@ -720,8 +790,8 @@ typedef struct {
 } Panel;
 
 // out[t][r] for PANEL rows and n tokens, as the equation above says. The plain version.
-__attribute__((unused)) static void tile_q8_plain(const Panel *p, const Quantized *x, size_t n,
-                                                  float *out, size_t stride, int n_rows)
+static void tile_q8_plain(const Panel *p, const Quantized *x, size_t n, float *out,
+                          size_t stride, int n_rows)
 {
     for (size_t t = 0; t < n; t++)
         for (int r = 0; r < n_rows; r++) {
@@ -739,170 +809,160 @@ __attribute__((unused)) static void tile_q8_plain(const Panel *p, const Quantize
         }
 }
 
-#if defined(__AVX512VNNI__) && defined(__AVX512BW__)
-
-// Transposes the 128-bit lanes of four vectors: out[q * step] = lane q of a, b, c and d.
-INLINE void transpose_lanes(__m512i a, __m512i b, __m512i c, __m512i d, size_t step, __m512i *out)
+// Words are four int8 that are multiplied together: dot_words() adds, in each lane, the products of
+// the four bytes of w and x. Some processors multiply unsigned by signed bytes; there FLIP turns
+// w into w + 128, and sums start at the bias, -128 * sum(x), to make up for it.
+#if defined(__AVX512VNNI__) || defined(__AVXVNNI__)
+#define HAVE_DOT 1
+#define FLIP 0x80808080u
+INLINE vi dot_words(vi sum, vi w, vi x)
 {
-    __m512i ab = _mm512_shuffle_i32x4(a, b, 0x44), cd = _mm512_shuffle_i32x4(c, d, 0x44);
-    __m512i ab2 = _mm512_shuffle_i32x4(a, b, 0xee), cd2 = _mm512_shuffle_i32x4(c, d, 0xee);
-    out[0] = _mm512_shuffle_i32x4(ab, cd, 0x88);
-    out[step] = _mm512_shuffle_i32x4(ab, cd, 0xdd);
-    out[2 * step] = _mm512_shuffle_i32x4(ab2, cd2, 0x88);
-    out[3 * step] = _mm512_shuffle_i32x4(ab2, cd2, 0xdd);
+#if defined(__AVX512VNNI__)
+    return (vi)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)w, (__m512i)x);
+#else
+    return (vi)_mm256_dpbusd_avx_epi32((__m256i)sum, (__m256i)w, (__m256i)x);
+#endif
 }
-
-// Transposes 16 words of 32 bits from byte `at` of each row: out[c] has word c of every row in
-// that row's lane, with the bits of `flip` flipped.
-static void transpose_words(const int8_t *const rows[PANEL], size_t at, __m512i flip, __m512i *out)
+#elif defined(__AVX2__) && !defined(__AVX512F__)
+#define HAVE_DOT 1
+#define FLIP 0u
+INLINE vi dot_words(vi sum, vi w, vi x) // |w| (x sign w): two products fit in 16 bits
 {
-    __m512i a[16], b[16];
-    for (int r = 0; r < 16; r++) a[r] = _mm512_xor_si512(_mm512_loadu_si512(rows[r] + at), flip);
-    for (int r = 0; r < 16; r += 2) {
-        b[r] = _mm512_unpacklo_epi32(a[r], a[r + 1]);
-        b[r + 1] = _mm512_unpackhi_epi32(a[r], a[r + 1]);
-    }
-    for (int r = 0; r < 16; r += 4) // a[r + c]: rows r..r+3 of word 4 * lane128 + c
-        for (int h = 0; h < 2; h++) {
-            a[r + 2 * h] = _mm512_unpacklo_epi64(b[r + h], b[r + h + 2]);
-            a[r + 2 * h + 1] = _mm512_unpackhi_epi64(b[r + h], b[r + h + 2]);
-        }
-    for (int c = 0; c < 4; c++) transpose_lanes(a[c], a[4 + c], a[8 + c], a[12 + c], 4, out + c);
+    __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8((__m256i)w),
+                                         _mm256_sign_epi8((__m256i)x, (__m256i)w));
+    return sum + (vi)_mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
+}
+#elif defined(__ARM_FEATURE_DOTPROD)
+#define HAVE_DOT 1
+#define FLIP 0u
+INLINE vi dot_words(vi sum, vi w, vi x)
+{
+    return vdotq_s32(sum, vreinterpretq_s8_s32(w), vreinterpretq_s8_s32(x));
+}
+#else
+#define HAVE_DOT 0
+#define FLIP 0u
+INLINE vi dot_words(vi sum, vi w, vi x) { return sum + w * x; } // not used
+#endif
+
+INLINE vi load_words(const void *p)
+{
+    vi v;
+    memcpy(&v, p, sizeof v);
+    return v;
 }
 
 // sum + d * (w * x) by lanes: one group's part of a product.
-INLINE __m512 add_group(__m512 sum, __m512i d, const float *w, float x)
+INLINE vf add_group(vf sum, vi d, const float *w, float x)
 {
-    __m512 scale = _mm512_mul_ps(_mm512_loadu_ps(w), _mm512_set1_ps(x));
-    return _mm512_fmadd_ps(_mm512_cvtepi32_ps(d), scale, sum);
+    return __builtin_convertvector(d, vf) * (vload(w) * vset(x)) + sum;
 }
 
-// One packed panel (panel: [cols / 4] vectors of four values a row) against nt tokens from token
-// t on. VNNI multiplies unsigned by signed bytes, so weights are read as w + 128 (their sign bit
-// flipped), and sums start at the bias, -128 * sum(x), to make up for it.
-INLINE void tile_q8_n(int nt, const __m512i *panel, const Panel *p, const Quantized *x, size_t t,
-                      float *out, size_t stride, __mmask16 mask)
+// One packed panel against nt tokens from token t on. words: [cols / 4] vectors, each with four
+// neighbouring values of every row in that row's lane.
+INLINE void tile_q8_n(int nt, const vi *words, const Panel *p, const Quantized *x, size_t t,
+                      float *out, size_t stride, int n_rows)
 {
-    __m512 sum[8];
+    vf sum[Q8_TOKENS];
     size_t quads = x->group / 4, n_groups = x->n_groups, cols = n_groups * x->group;
     const int8_t *q = x->q + t * cols;
-    for (int i = 0; i < nt; i++) sum[i] = _mm512_setzero_ps();
-    for (size_t g = 0; g < n_groups; g++, panel += quads, q += x->group) {
+    for (int i = 0; i < nt; i++) sum[i] = (vf){0};
+    for (size_t g = 0; g < n_groups; g++, words += quads, q += x->group) {
         const float *xs = x->scale + t * n_groups + g;
         const int32_t *bias = x->bias + t * n_groups + g;
-        __m512i d[8];
-        for (int i = 0; i < nt; i++) d[i] = _mm512_set1_epi32(bias[(size_t)i * n_groups]);
+        vi d[Q8_TOKENS];
+        for (int i = 0; i < nt; i++) d[i] = (FLIP ? bias[(size_t)i * n_groups] : 0) - (vi){0};
         for (size_t k = 0; k < quads; k++)
             for (int i = 0; i < nt; i++) {
                 int32_t four;
                 memcpy(&four, q + (size_t)i * cols + 4 * k, 4);
-                d[i] = _mm512_dpbusd_epi32(d[i], panel[k], _mm512_set1_epi32(four));
+                d[i] = dot_words(d[i], words[k], four - (vi){0});
             }
         for (int i = 0; i < nt; i++)
             sum[i] = add_group(sum[i], d[i], p->scales + g * PANEL, xs[(size_t)i * n_groups]);
         for (int i = 0; p->mins && i < nt; i++)
-            sum[i] = add_group(sum[i], _mm512_set1_epi32(bias[(size_t)i * n_groups]),
-                               p->mins + g * PANEL, xs[(size_t)i * n_groups]);
+            sum[i] = add_group(sum[i], bias[(size_t)i * n_groups] - (vi){0}, p->mins + g * PANEL,
+                               xs[(size_t)i * n_groups]);
     }
-    for (int i = 0; i < nt; i++)
-        _mm512_mask_storeu_ps(out + (t + (size_t)i) * stride, mask, sum[i]);
+    for (int i = 0; i < nt; i++) vstore_part(out + (t + (size_t)i) * stride, sum[i], n_rows);
 }
 
-// Dot products of 64 columns of every row, as w + 128, with x: out[q] has in lane r the sum over
-// columns 16q .. 16q + 15 of row r.
-INLINE void fold_columns(const int8_t *const rows[PANEL], size_t at, __m512i x, __m512i out[4])
+// Dot products of 4 * LANES columns of every row with x, FLIPped: out[c] has in lane r the sum
+// over columns 16c .. 16c + 15 of row r.
+INLINE void fold_columns(const int8_t *const rows[PANEL], size_t at, vi x, vi out[LANES / 4])
 {
-    const __m512i flip = _mm512_set1_epi8((char)0x80), zero = _mm512_setzero_si512();
-    __m512i four_rows[4];
-    for (int r = 0; r < 16; r += 4) {
-        __m512i a[4];
-        for (int i = 0; i < 4; i++) {
-            const int8_t *w = rows[r + i] + at;
-            a[i] = _mm512_dpbusd_epi32(zero, _mm512_xor_si512(_mm512_loadu_si512(w), flip), x);
-        }
-        __m512i b = _mm512_unpacklo_epi32(a[0], a[1]), c = _mm512_unpackhi_epi32(a[0], a[1]);
-        __m512i d = _mm512_unpacklo_epi32(a[2], a[3]), e = _mm512_unpackhi_epi32(a[2], a[3]);
-        b = _mm512_add_epi32(b, c);
-        d = _mm512_add_epi32(d, e);
-        four_rows[r / 4] = _mm512_add_epi32(_mm512_unpacklo_epi64(b, d), _mm512_unpackhi_epi64(b, d));
+    vi sums[LANES / 4];
+    for (int r = 0; r < LANES; r += 4) {
+        vi a[4];
+        for (int i = 0; i < 4; i++)
+            a[i] = dot_words((vi){0}, load_words(rows[r + i] + at) ^ (int32_t)FLIP, x);
+        vi even = zip_low(a[0], a[2]) + zip_high(a[0], a[2]);
+        vi odd = zip_low(a[1], a[3]) + zip_high(a[1], a[3]);
+        sums[r / 4] = zip_low(even, odd) + zip_high(even, odd); // rows r..r+3 in each quarter
     }
-    transpose_lanes(four_rows[0], four_rows[1], four_rows[2], four_rows[3], 1, out);
+    transpose_quarters(sums, out);
 }
 
 // For one token it is cheaper to multiply the rows as they lie and to transpose the sums.
-static void tile_q8_one(const Panel *p, const Quantized *x, float *out, __mmask16 mask)
+static void tile_q8_one(const Panel *p, const Quantized *x, float *out, int n_rows)
 {
-    __m512 sum = _mm512_setzero_ps();
-    __m512i d = _mm512_setzero_si512(), part[4];
+    vf sum = {0};
+    vi d = {0}, part[LANES / 4];
     size_t cols = x->n_groups * x->group, left = x->group, g = 0;
-    for (size_t k = 0; k < cols; k += 64) {
-        fold_columns(p->rows, k, _mm512_loadu_si512(x->q + k), part);
-        for (int c = 0; c < 4; c++) {
-            d = _mm512_add_epi32(d, part[c]);
+    for (size_t k = 0; k < cols; k += 4 * LANES) {
+        fold_columns(p->rows, k, load_words(x->q + k), part);
+        for (int c = 0; c < LANES / 4; c++) {
+            d += part[c];
             if (left -= 16) continue;
-            __m512i bias = _mm512_set1_epi32(x->bias[g]);
-            sum = add_group(sum, _mm512_add_epi32(d, bias), p->scales + g * PANEL, x->scale[g]);
-            if (p->mins) sum = add_group(sum, bias, p->mins + g * PANEL, x->scale[g]);
-            d = _mm512_setzero_si512();
+            sum = add_group(sum, FLIP ? d + x->bias[g] : d, p->scales + g * PANEL, x->scale[g]);
+            if (p->mins)
+                sum = add_group(sum, x->bias[g] - (vi){0}, p->mins + g * PANEL, x->scale[g]);
+            d = (vi){0};
             left = x->group;
             g++;
         }
     }
-    _mm512_mask_storeu_ps(out, mask, sum);
+    vstore_part(out, sum, n_rows);
 }
 
-// The plain version's equal, on a panel repacked into `scratch` ([cols / 4] vectors).
+// The plain version's equal. room: for a repacked panel, [cols / 4] vectors.
 static void tile_q8(const Panel *p, const Quantized *x, size_t n, float *out, size_t stride,
-                    int n_rows, void *scratch)
+                    int n_rows, void *room)
 {
     size_t cols = x->n_groups * x->group, t = 0;
-    if (x->group % 4 || cols % 64) {
+    if (!HAVE_DOT || x->group % 4 || cols % (4 * LANES)) {
         tile_q8_plain(p, x, n, out, stride, n_rows);
         return;
     }
-    __mmask16 mask = (__mmask16)((1u << n_rows) - 1);
     if (n == 1 && x->group % 16 == 0) {
-        tile_q8_one(p, x, out, mask);
+        tile_q8_one(p, x, out, n_rows);
         return;
     }
-    const __m512i flip = _mm512_set1_epi8((char)0x80);
-    __m512i *panel = scratch;
-    for (size_t k = 0; k < cols; k += 64) transpose_words(p->rows, k, flip, panel + k / 4);
-    for (; t + 8 <= n; t += 8) tile_q8_n(8, panel, p, x, t, out, stride, mask);
-    for (; t + 4 <= n; t += 4) tile_q8_n(4, panel, p, x, t, out, stride, mask);
-    for (; t < n; t++) tile_q8_n(1, panel, p, x, t, out, stride, mask);
-}
-
-// out[i][r] = rows[r][i] * factor for i < n.
-static void transpose_floats(const float *const rows[PANEL], size_t n, float factor, float *out)
-{
-    size_t i = 0;
-    for (; n >= 16 && i < n; i += 16) {
-        __m512i *block = (__m512i *)(out + min_size(i, n - 16) * PANEL);
-        transpose_words((const int8_t *const *)rows, min_size(i, n - 16) * 4, _mm512_setzero_si512(), block);
-        for (int c = 0; factor != 1 && c < 16; c++)
-            block[c] = (__m512i)((__m512)block[c] * _mm512_set1_ps(factor));
+    vi *words = room;
+    for (size_t k = 0; k < cols; k += 4 * LANES) {
+        vi a[LANES];
+        for (int r = 0; r < LANES; r++) a[r] = load_words(p->rows[r] + k) ^ (int32_t)FLIP;
+        transpose(a, words + k / 4);
     }
-    for (; i < n; i++)
-        for (int r = 0; r < PANEL; r++) out[i * PANEL + (size_t)r] = rows[r][i] * factor;
+    for (; t + Q8_TOKENS <= n; t += Q8_TOKENS)
+        tile_q8_n(Q8_TOKENS, words, p, x, t, out, stride, n_rows);
+    for (; t + 4 <= n; t += 4) tile_q8_n(4, words, p, x, t, out, stride, n_rows);
+    for (; t < n; t++) tile_q8_n(1, words, p, x, t, out, stride, n_rows);
 }
 
-#else
-
+// out[i][r] = rows[r][i] * factor for i < n; the last block may do a part of its neighbour again.
 static void transpose_floats(const float *const rows[PANEL], size_t n, float factor, float *out)
 {
-    for (size_t i = 0; i < n; i++)
-        for (int r = 0; r < PANEL; r++) out[i * PANEL + (size_t)r] = rows[r][i] * factor;
+    for (size_t i = 0; n >= LANES && i < n; i += LANES) {
+        size_t at = min_size(i, n - LANES);
+        vi a[LANES], b[LANES];
+        for (int r = 0; r < PANEL; r++) a[r] = load_words(rows[r] + at);
+        transpose(a, b);
+        for (size_t k = 0; k < LANES; k++) vstore(out + (at + k) * PANEL, (vf)b[k] * vset(factor));
+    }
+    for (size_t i = 0; n < LANES && i < n; i++)
+        for (size_t r = 0; r < PANEL; r++) out[i * PANEL + r] = rows[r][i] * factor;
 }
-
-static void tile_q8(const Panel *p, const Quantized *x, size_t n, float *out, size_t stride,
-                    int n_rows, void *scratch)
-{
-    (void)scratch;
-    tile_q8_plain(p, x, n, out, stride, n_rows);
-}
-
-#endif
 
 // ================================================================================================
 // 4  Threads

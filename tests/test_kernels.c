@@ -259,13 +259,13 @@ static void test_tile_q8(void)
             check_tile_q8(13, 256, group, n_rows, has_min);
             check_tile_q8(1, 256, group, n_rows, has_min);
         }
-        check_tile_q8(9, 3 * group, group, 16, has_min); // cols no multiple of 64
-        check_tile_q8(2, 64 * group, group, 5, has_min);
+        check_tile_q8(9, 3 * group, group, PANEL, has_min); // cols no multiple of 64
+        check_tile_q8(2, 64 * group, group, PANEL - 1, has_min);
     }
-    check_tile_q8(5, 60, 12, 16, 0);
-    check_tile_q8(5, 192, 12, 16, 0);
-    check_tile_q8(1, 192, 48, 16, 1); // groups that straddle 64 columns
-    check_tile_q8(1, 192, 96, 16, 1);
+    check_tile_q8(5, 60, 12, PANEL, 0);
+    check_tile_q8(5, 192, 12, PANEL, 0);
+    check_tile_q8(1, 192, 48, PANEL, 1); // groups that straddle 64 columns
+    check_tile_q8(1, 192, 96, PANEL, 1);
 }
 
 // Rows into lanes, for every length and both places in memory.
