@@ -1035,6 +1035,8 @@ static void read_extension(Model *m)
         r->window = field_int(m, H_WINDOW, "window", 0, 1 << 28);
         r->sinks = field_int(m, H_SINKS, "sinks", 0, 1 << 20);
         r->logn = field_int(m, H_LOGN, "logn", 0, 1);
+        if (r->sinks && !r->window)
+            die(EXIT_DATA, m->path, "sinks without a window in the header (got %d)", r->sinks);
     } else if (m->version > 100)
         die(EXIT_DATA, m->path, "version %d without an extension block", m->version);
 }
@@ -3344,13 +3346,13 @@ static void parse_options(int argc, char **argv)
 }
 
 // tokenizer.bin beside the checkpoint, or in the folder above.
-static char *find_tokenizer(const char *checkpoint)
+static const char *find_tokenizer(const char *checkpoint)
 {
+    static char path[PATH_MAX];
     const char *slash = strrchr(checkpoint, '/');
     int len = slash ? (int)(slash - checkpoint) + 1 : 0;
-    char *path = xrealloc(NULL, (size_t)len + 32, 1);
     for (int up = 0; up < 2; up++) {
-        sprintf(path, "%.*s%stokenizer.bin", len, checkpoint, up ? "../" : "");
+        snprintf(path, sizeof path, "%.*s%stokenizer.bin", len, checkpoint, up ? "../" : "");
         if (!access(path, R_OK)) return path;
     }
     die(EXIT_DATA, checkpoint, "no tokenizer.bin beside it or in the folder above; use -z");
@@ -3425,7 +3427,8 @@ static void set_distance(RopeConfig *r)
     }
     if (near != floor(near)) die(EXIT_USAGE, "--self-extend, --leaky-rerope", "W is not whole");
     if (r->distance != DIST_FULL) r->near = (int)near;
-    if (r->sinks && !r->window) die(EXIT_USAGE, "--sinks", "needs --window");
+    if (opt.sinks > 0 && !r->window) die(EXIT_USAGE, "--sinks", "needs --window");
+    if (!r->window) r->sinks = 0;
     if (r->sinks && r->distance != DIST_FULL)
         die(EXIT_USAGE, "--sinks", "cannot be used with another distance method");
 }
