@@ -1028,7 +1028,8 @@ typedef struct {
 typedef struct {
     Tokenizer *tokenizer;
     uint8_t *starts_sentence, *ends_sentence; // of each piece
-    uint16_t newline;
+    uint16_t newline, full_stop, *word;       // word: the pieces that are a space and letters
+    int n_words;
     Source source[MAX_SOURCES];
     int n;
     uint64_t rng, cursor[MAX_SOURCES]; // all the state that a resumed run needs
@@ -1078,6 +1079,8 @@ static void classify_pieces(Text *x, int vocab_size)
 {
     x->starts_sentence = xcalloc((size_t)vocab_size, 1);
     x->ends_sentence = xcalloc((size_t)vocab_size, 1);
+    x->word = xcalloc((size_t)vocab_size, sizeof *x->word);
+    x->n_words = 0;
     for (int i = 3 + 256; i < vocab_size; i++) {
         Piece p = x->tokenizer->pieces[i];
         x->starts_sentence[i] = p.len > 1 && p.text[0] == ' ' && isupper((unsigned char)p.text[1]);
@@ -1089,6 +1092,9 @@ static void classify_pieces(Text *x, int vocab_size)
             }
         }
         if (p.len == 1 && p.text[0] == '\n') x->newline = (uint16_t)i;
+        if (p.len == 1 && p.text[0] == '.') x->full_stop = (uint16_t)i;
+        if (p.len > 2 && p.text[0] == ' ' && isalpha((unsigned char)p.text[1]))
+            x->word[x->n_words++] = (uint16_t)i;
     }
 }
 
@@ -1161,6 +1167,9 @@ static int draw_source(Text *x)
 //     The box C holds what the box A holds.
 //     ... What does the box C hold? The box C holds N.
 //     ... (1 to 3 of them asked for)
+// repetition, 8 to 120 words drawn at random from the vocabulary, then the same again; the first
+// time they do not count, as nobody could know them:
+//     Say after me: W W W ... W. W W W ... W.
 // Boxes are letters A to Z. The names are those of the list below. A text has up to T tokens, but
 // short ones are frequent: a model learns to look back over a few words first.
 
@@ -1305,6 +1314,34 @@ static size_t put_document(Text *x, const Retrieval *d, const Source *s, size_t 
     return n;
 }
 
+// A repetition of at most `room` tokens; see put_document.
+static size_t put_repetition(Text *x, size_t room, uint16_t *out, float *weight)
+{
+    uint16_t order[MAX_TOKENS];
+    double share = draw_real(&x->rng);
+    size_t n = put_statement(x, "Say after me:", order), words = 8 + (size_t)(112 * share * share);
+    if (n + 2 * (words + 1) > room) return 0;
+    memcpy(out, order, n * sizeof *out);
+    for (size_t i = 0; i < words; i++) {
+        out[n + i] = x->word[draw_below(&x->rng, x->n_words)];
+        weight[n + i] = 0;
+    }
+    out[n + words] = x->full_stop;
+    memcpy(out + n + words + 1, out + n, (words + 1) * sizeof *out);
+    return n + 2 * (words + 1);
+}
+
+static size_t put_retrieval(Text *x, const Source *s, size_t room, uint16_t *out, float *weight)
+{
+    Retrieval d;
+    switch (draw_below(&x->rng, 3)) {
+    case 0: write_passkey(&d, &x->rng); break;
+    case 1: write_magic_numbers(&d, &x->rng); break;
+    default: write_boxes(&d, &x->rng); break;
+    }
+    return put_document(x, &d, s, room, out, weight);
+}
+
 // Fills one window with synthetic documents, each after its own BOS, and the rest, when one no
 // longer fits, with book text. The answers' digits weigh answer_weight.
 static void fill_synthetic_window(Text *x, int which, size_t T, uint16_t *token, uint16_t *target,
@@ -1312,14 +1349,10 @@ static void fill_synthetic_window(Text *x, int which, size_t T, uint16_t *token,
 {
     fill_book_window(x, which, T, token, target, weight);
     for (size_t begin = 0; begin + 64 <= T;) {
-        Retrieval d;
-        switch (draw_below(&x->rng, 3)) {
-        case 0: write_passkey(&d, &x->rng); break;
-        case 1: write_magic_numbers(&d, &x->rng); break;
-        default: write_boxes(&d, &x->rng); break;
-        }
-        size_t n =
-            put_document(x, &d, &x->source[which], T - begin - 1, target + begin, weight + begin);
+        size_t room = T - begin - 1;
+        size_t n = draw_real(&x->rng) < 0.25
+                       ? put_repetition(x, room, target + begin, weight + begin)
+                       : put_retrieval(x, &x->source[which], room, target + begin, weight + begin);
         if (!n) return;
         token[begin] = ID_BOS;
         memcpy(token + begin + 1, target + begin, n * sizeof *token); // n < T - begin
@@ -1566,8 +1599,8 @@ typedef struct {
 static void add_losses(Means *m, const Net *n, size_t R, float answer_weight)
 {
     for (size_t r = 0; r < R; r++) {
-        m->all += n->loss[r];
-        m->n_all++;
+        m->all += n->weight[r] > 0 ? n->loss[r] : 0;
+        m->n_all += n->weight[r] > 0;
         if (n->weight[r] == answer_weight && answer_weight != 1) {
             m->answers += n->loss[r];
             m->n_answers++;
