@@ -292,6 +292,7 @@ enum { TILE_ROWS = 4 };
 
 typedef float vf __attribute__((vector_size(4 * LANES)));
 typedef int32_t vi __attribute__((vector_size(4 * LANES)));
+typedef uint32_t vu __attribute__((vector_size(4 * LANES)));
 typedef float vf_unaligned __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 
 #define INLINE static inline __attribute__((always_inline))
@@ -338,7 +339,7 @@ INLINE float vmax_lane(vf v)
 }
 
 // e^x by lanes: x = n ln 2 + r with |r| <= ln 2 / 2, e^r by its Taylor polynomial of degree 7,
-// 2^n put into the exponent. Relative error below 3e-7 for -87 <= x <= 88; 0 below (so a score of
+// times 2^n made of its exponent. Relative error below 3e-7 for -87 <= x <= 88; 0 below (so a score of
 // minus a lot gets exactly no weight), e^88 above.
 INLINE vf vexp(vf x)
 {
@@ -355,7 +356,7 @@ INLINE vf vexp(vf x)
     p = p * r + vset(0.5f);
     p = p * r + vset(1);
     p = p * r + vset(1);
-    vf e = (vf)((vi)p + ((vi)shifted << 23)); // the low bits of `shifted` are n
+    vf e = p * (vf)(((vu)shifted << 23) + 0x3f800000u); // the low bits of `shifted` are n
     return vselect(x < vset(-87), vset(0), e);
 }
 
