@@ -181,22 +181,30 @@ static char *read_text(const char *path, size_t *len)
 // A weight matrix stays in the file, in the type it was stored in. A Tensor says where it is and
 // how to read it; everything that depends on the type is one row of tensor_types. Q8_0 here is
 // llama2.c's planar layout: all int8 values, then one f32 scale a group, with groups running over
-// the flattened tensor, so that a group may begin in one row and end in the next.
+// the flattened tensor, so that a group may begin in one row and end in the next. GGUF's types are
+// blocks, each with its own scales; all of them mean value = q * scale - min, with q an int8 and
+// scale and min those of the value's group, so one function a type takes a block apart.
 
 typedef struct Tensor Tensor;
 
 typedef struct {
     const char *name;
     size_t block;   // values in a block, and
-    size_t bytes;   // bytes in a block (without Q8_0's separate scales)
+    size_t bytes;   // bytes in a block (without planar Q8_0's separate scales)
     void (*unpack)(const Tensor *t, size_t row, float *out); // out[cols]: the row, exactly
+    size_t group;   // block types: values that share a scale
+    int has_min;
+    // Block types: q[block], and for group g of the block scale[g * stride] and min[g * stride]
+    // (untouched unless has_min).
+    void (*decode)(const uint8_t *block, int8_t *q, float *scale, float *min, size_t stride);
+    int gguf;       // its number in GGUF files, -1: none
 } TensorType;
 
 struct Tensor {
     const TensorType *type;
     const uint8_t *data;  // [rows][cols] in the type's layout
     const float *scales;  // planar Q8_0: [rows * cols / group]
-    size_t group;         // planar Q8_0: values that share a scale
+    size_t group;         // values that share a scale; 0: floats
     size_t rows, cols;    // out, in
 };
 
@@ -249,19 +257,178 @@ static void unpack_q8(const Tensor *t, size_t row, float *out)
         out[i] = (float)(int8_t)t->data[flat] * t->scales[flat / t->group];
 }
 
-enum { T_F32, T_F16, T_Q8 };
+static void unpack_bf16(const Tensor *t, size_t row, float *out)
+{
+    const uint16_t *h = (const uint16_t *)t->data + row * t->cols;
+    for (size_t i = 0; i < t->cols; i++) {
+        uint32_t bits = (uint32_t)h[i] << 16;
+        memcpy(&out[i], &bits, 4);
+    }
+}
+
+// The half at p, which need not be aligned.
+static float read_half(const uint8_t *p)
+{
+    uint16_t h;
+    memcpy(&h, p, 2);
+#ifdef __F16C__
+    return _cvtsh_ss(h);
+#else
+    return half_to_float(h);
+#endif
+}
+
+// half d, int8 q[32]
+static void decode_q8_0(const uint8_t *b, int8_t *q, float *scale, float *min, size_t stride)
+{
+    (void)min, (void)stride;
+    *scale = read_half(b);
+    memcpy(q, b + 2, 32);
+}
+
+// The low and high halves of 16 bytes are values 0..15 and 16..31; bit k of `fifth`, if there is
+// one, is value k's fifth bit.
+static void decode_nibbles(const uint8_t *b, int8_t *q, const uint8_t *fifth, int minus)
+{
+    uint32_t high = 0;
+    if (fifth) memcpy(&high, fifth, 4);
+    for (int k = 0; k < 16; k++) {
+        q[k] = (int8_t)((b[k] & 15) | (int)(high >> k & 1) << 4);
+        q[k + 16] = (int8_t)(b[k] >> 4 | (int)(high >> (k + 16) & 1) << 4);
+    }
+    if (minus)
+        for (int k = 0; k < 32; k++) q[k] = (int8_t)(q[k] - minus);
+}
+
+// half d, nibbles: q - 8
+static void decode_q4_0(const uint8_t *b, int8_t *q, float *scale, float *min, size_t stride)
+{
+    (void)min, (void)stride;
+    *scale = read_half(b);
+    decode_nibbles(b + 2, q, NULL, 8);
+}
+
+// half d, half m, nibbles: q * d + m
+static void decode_q4_1(const uint8_t *b, int8_t *q, float *scale, float *min, size_t stride)
+{
+    (void)stride;
+    *scale = read_half(b);
+    *min = -read_half(b + 2);
+    decode_nibbles(b + 4, q, NULL, 0);
+}
+
+// half d, fifth bits, nibbles: q - 16
+static void decode_q5_0(const uint8_t *b, int8_t *q, float *scale, float *min, size_t stride)
+{
+    (void)min, (void)stride;
+    *scale = read_half(b);
+    decode_nibbles(b + 6, q, b + 2, 16);
+}
+
+// half d, half m, fifth bits, nibbles: q * d + m
+static void decode_q5_1(const uint8_t *b, int8_t *q, float *scale, float *min, size_t stride)
+{
+    (void)stride;
+    *scale = read_half(b);
+    *min = -read_half(b + 2);
+    decode_nibbles(b + 8, q, b + 4, 0);
+}
+
+// The heads of Q4_K and Q5_K: half d, half dmin, and for each of 8 groups of 32 a scale and a
+// minimum of six bits in 12 bytes: those of groups 0..3 in the low bits of bytes 0..7, those of
+// groups 4..7 in bytes 8..11 (four bits each) and the high bits of bytes 0..7 (two each).
+static void decode_k_scales(const uint8_t *b, float *scale, float *min, size_t stride)
+{
+    float d = read_half(b), dmin = read_half(b + 2);
+    const uint8_t *p = b + 4;
+    for (size_t g = 0; g < 4; g++) {
+        scale[g * stride] = d * (float)(p[g] & 63);
+        min[g * stride] = dmin * (float)(p[g + 4] & 63);
+        scale[(g + 4) * stride] = d * (float)((p[g + 8] & 15) | p[g] >> 6 << 4);
+        min[(g + 4) * stride] = dmin * (float)(p[g + 8] >> 4 | p[g + 4] >> 6 << 4);
+    }
+}
+
+// 16 bytes of head; each 32 bytes hold a group in the low nibbles and the next in the high ones.
+static void decode_q4_k(const uint8_t *b, int8_t *q, float *scale, float *min, size_t stride)
+{
+    decode_k_scales(b, scale, min, stride);
+    for (int pair = 0; pair < 4; pair++, q += 64)
+        for (int k = 0; k < 32; k++) {
+            q[k] = (int8_t)(b[16 + 32 * pair + k] & 15);
+            q[k + 32] = (int8_t)(b[16 + 32 * pair + k] >> 4);
+        }
+}
+
+// The same with a plane of 32 bytes between: bit g of byte k is the fifth bit of group g's k.
+static void decode_q5_k(const uint8_t *b, int8_t *q, float *scale, float *min, size_t stride)
+{
+    decode_k_scales(b, scale, min, stride);
+    const uint8_t *fifth = b + 16, *low = b + 48;
+    for (int g = 0; g < 8; g++)
+        for (int k = 0; k < 32; k++) {
+            int nibble = g % 2 ? low[g / 2 * 32 + k] >> 4 : low[g / 2 * 32 + k] & 15;
+            q[g * 32 + k] = (int8_t)(nibble | (fifth[k] >> g & 1) << 4);
+        }
+}
+
+// 128 bytes of nibbles, 64 of upper pairs of bits, an int8 scale for each of 16 groups of 16, and
+// half d: (q - 32) * scale * d. Each half of the block is four rows of 32 values: rows 0 and 1 in
+// the low nibbles of 64 bytes, 2 and 3 in the high ones, row r's upper bits at bit 2r of 32 bytes.
+static void decode_q6_k(const uint8_t *b, int8_t *q, float *scale, float *min, size_t stride)
+{
+    (void)min;
+    float d = read_half(b + 208);
+    for (size_t g = 0; g < 16; g++) scale[g * stride] = d * (float)(int8_t)b[192 + g];
+    for (int half = 0; half < 2; half++, q += 128) {
+        const uint8_t *low = b + 64 * half, *high = b + 128 + 32 * half;
+        for (int k = 0; k < 32; k++) {
+            q[k] = (int8_t)(((low[k] & 15) | (high[k] & 3) << 4) - 32);
+            q[k + 32] = (int8_t)(((low[k + 32] & 15) | (high[k] >> 2 & 3) << 4) - 32);
+            q[k + 64] = (int8_t)((low[k] >> 4 | (high[k] >> 4 & 3) << 4) - 32);
+            q[k + 96] = (int8_t)((low[k + 32] >> 4 | high[k] >> 6 << 4) - 32);
+        }
+    }
+}
+
+static void unpack_blocks(const Tensor *t, size_t row, float *out)
+{
+    const TensorType *type = t->type;
+    size_t n = t->cols / type->block;
+    const uint8_t *b = t->data + row * n * type->bytes;
+    for (; n; n--, b += type->bytes) {
+        int8_t q[256];
+        float scale[16], min[16] = {0};
+        type->decode(b, q, scale, min, 1);
+        for (size_t i = 0; i < type->block; i++)
+            *out++ = (float)q[i] * scale[i / type->group] - min[i / type->group];
+    }
+}
+
+enum { T_F32, T_F16, T_Q8, T_BF16, T_BLOCKS };
 static const TensorType tensor_types[] = {
-    [T_F32] = {"f32", 1, 4, unpack_f32},
-    [T_F16] = {"f16", 1, 2, unpack_f16},
-    [T_Q8] = {"q8_0 (planar)", 1, 1, unpack_q8},
+    [T_F32] = {"f32", 1, 4, unpack_f32, 0, 0, NULL, 0},
+    [T_F16] = {"f16", 1, 2, unpack_f16, 0, 0, NULL, 1},
+    [T_Q8] = {"q8_0 (planar)", 1, 1, unpack_q8, 0, 0, NULL, -1},
+    [T_BF16] = {"bf16", 1, 2, unpack_bf16, 0, 0, NULL, 30},
+    [T_BLOCKS] = {"q8_0", 32, 34, unpack_blocks, 32, 0, decode_q8_0, 8},
+    {"q4_0", 32, 18, unpack_blocks, 32, 0, decode_q4_0, 2},
+    {"q4_1", 32, 20, unpack_blocks, 32, 1, decode_q4_1, 3},
+    {"q5_0", 32, 22, unpack_blocks, 32, 0, decode_q5_0, 6},
+    {"q5_1", 32, 24, unpack_blocks, 32, 1, decode_q5_1, 7},
+    {"q4_k", 256, 144, unpack_blocks, 32, 1, decode_q4_k, 12},
+    {"q5_k", 256, 176, unpack_blocks, 32, 1, decode_q5_k, 13},
+    {"q6_k", 256, 210, unpack_blocks, 16, 0, decode_q6_k, 14},
 };
+enum { N_TENSOR_TYPES = sizeof tensor_types / sizeof *tensor_types };
 
 // Bytes that the tensor takes in the file, or SIZE_MAX when that does not fit in a size_t.
 static size_t tensor_bytes(const Tensor *t)
 {
     size_t n = mul_size(t->rows, t->cols);
     size_t bytes = mul_size(n / t->type->block, t->type->bytes);
-    return t->group ? add_size(bytes, mul_size(n / t->group, 4)) : bytes;
+    int planar = t->type == &tensor_types[T_Q8];
+    return planar ? add_size(bytes, mul_size(n / t->group, 4)) : bytes;
 }
 
 // ================================================================================================
@@ -472,8 +639,10 @@ static void halves_to_floats(const uint16_t *h, float *f, size_t n)
 // A vector of activations is rounded to int8 with one scale a group, the group being that of the
 // weights it will meet. The product of a row with it is then
 //   y = sum over groups g, in order, of  (sum over k in g of w_k x_k)  *  (scale_w[g] scale_x[g])
-// where the inner sum is of integers, hence exact and free of order, and the outer one a chain of
-// fused multiply-adds. Weights are read in panels of PANEL rows, one row a lane.
+//                                          - (sum over k in g of x_k)  *  (min_w[g] scale_x[g])
+// where the inner sums are of integers, hence exact and free of order, and the outer one a chain
+// of fused multiply-adds, the second line only for types with a minimum. Weights are read in
+// panels of PANEL rows, one row a lane.
 
 enum { PANEL = 16 };
 
@@ -505,22 +674,27 @@ static void quantize_row(const float *x, size_t t, Quantized *a)
     }
 }
 
-// out[t][r] for PANEL rows and n tokens, as the equation above says. rows: the rows' int8 values;
-// scales: [n_groups][PANEL]. The plain version.
-__attribute__((unused)) static void tile_q8_plain(const int8_t *const rows[PANEL],
-                                                  const float *scales, const Quantized *x,
-                                                  size_t n, float *out, size_t stride, int n_rows)
+// PANEL rows of weights; mins is NULL for types without.
+typedef struct {
+    const int8_t *rows[PANEL];  // [cols] each
+    const float *scales, *mins; // [n_groups][PANEL]; mins / 128, since bias is -128 * sum(x)
+} Panel;
+
+// out[t][r] for PANEL rows and n tokens, as the equation above says. The plain version.
+__attribute__((unused)) static void tile_q8_plain(const Panel *p, const Quantized *x, size_t n,
+                                                  float *out, size_t stride, int n_rows)
 {
     for (size_t t = 0; t < n; t++)
         for (int r = 0; r < n_rows; r++) {
             float sum = 0;
             for (size_t g = 0; g < x->n_groups; g++) {
-                const int8_t *w = rows[r] + g * x->group;
-                const int8_t *q = x->q + (t * x->n_groups + g) * x->group;
+                const int8_t *w = p->rows[r] + g * x->group;
+                size_t at = t * x->n_groups + g, lane = g * PANEL + (size_t)r;
+                const int8_t *q = x->q + at * x->group;
                 int32_t d = 0;
                 for (size_t k = 0; k < x->group; k++) d += w[k] * q[k];
-                float s = scales[g * PANEL + (size_t)r] * x->scale[t * x->n_groups + g];
-                sum = fmaf((float)d, s, sum);
+                sum = fmaf((float)d, p->scales[lane] * x->scale[at], sum);
+                if (p->mins) sum = fmaf((float)x->bias[at], p->mins[lane] * x->scale[at], sum);
             }
             out[t * stride + (size_t)r] = sum;
         }
@@ -558,8 +732,8 @@ static void pack_panel(const int8_t *const rows[PANEL], size_t at, __m512i *out)
 }
 
 // One packed panel (panel: [cols / 4] vectors) against nt tokens from token t on.
-INLINE void tile_q8_n(int nt, const __m512i *panel, const float *scales, const Quantized *x,
-                      size_t t, float *out, size_t stride, __mmask16 mask)
+INLINE void tile_q8_n(int nt, const __m512i *panel, const Panel *p, const Quantized *x, size_t t,
+                      float *out, size_t stride, __mmask16 mask)
 {
     __m512 sum[8];
     size_t quads = x->group / 4, cols = x->n_groups * x->group;
@@ -576,10 +750,17 @@ INLINE void tile_q8_n(int nt, const __m512i *panel, const float *scales, const Q
                 memcpy(&four, q + (size_t)i * cols + 4 * k, 4);
                 d[i] = _mm512_dpbusd_epi32(d[i], panel[k], _mm512_set1_epi32(four));
             }
-        __m512 ws = _mm512_loadu_ps(scales + g * PANEL);
+        __m512 ws = _mm512_loadu_ps(p->scales + g * PANEL);
         for (int i = 0; i < nt; i++) {
             __m512 s = _mm512_mul_ps(ws, _mm512_set1_ps(xs[(size_t)i * x->n_groups]));
             sum[i] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(d[i]), s, sum[i]);
+        }
+        if (!p->mins) continue;
+        __m512 wm = _mm512_loadu_ps(p->mins + g * PANEL);
+        for (int i = 0; i < nt; i++) {
+            size_t at = (size_t)i * x->n_groups;
+            __m512 s = _mm512_mul_ps(wm, _mm512_set1_ps(xs[at]));
+            sum[i] = _mm512_fmadd_ps(_mm512_set1_ps((float)bias[at]), s, sum[i]);
         }
     }
     for (int i = 0; i < nt; i++)
@@ -587,29 +768,29 @@ INLINE void tile_q8_n(int nt, const __m512i *panel, const float *scales, const Q
 }
 
 // The plain version's equal, on a panel repacked into `scratch` ([cols / 4] vectors).
-static void tile_q8(const int8_t *const rows[PANEL], const float *scales, const Quantized *x,
-                    size_t n, float *out, size_t stride, int n_rows, void *scratch)
+static void tile_q8(const Panel *p, const Quantized *x, size_t n, float *out, size_t stride,
+                    int n_rows, void *scratch)
 {
     size_t cols = x->n_groups * x->group, t = 0;
     if (x->group % 4 || cols % 64) {
-        tile_q8_plain(rows, scales, x, n, out, stride, n_rows);
+        tile_q8_plain(p, x, n, out, stride, n_rows);
         return;
     }
     __m512i *panel = scratch;
-    for (size_t k = 0; k < cols; k += 64) pack_panel(rows, k, panel + k / 4);
+    for (size_t k = 0; k < cols; k += 64) pack_panel(p->rows, k, panel + k / 4);
     __mmask16 mask = (__mmask16)((1u << n_rows) - 1);
-    for (; t + 8 <= n; t += 8) tile_q8_n(8, panel, scales, x, t, out, stride, mask);
-    for (; t + 4 <= n; t += 4) tile_q8_n(4, panel, scales, x, t, out, stride, mask);
-    for (; t < n; t++) tile_q8_n(1, panel, scales, x, t, out, stride, mask);
+    for (; t + 8 <= n; t += 8) tile_q8_n(8, panel, p, x, t, out, stride, mask);
+    for (; t + 4 <= n; t += 4) tile_q8_n(4, panel, p, x, t, out, stride, mask);
+    for (; t < n; t++) tile_q8_n(1, panel, p, x, t, out, stride, mask);
 }
 
 #else
 
-static void tile_q8(const int8_t *const rows[PANEL], const float *scales, const Quantized *x,
-                    size_t n, float *out, size_t stride, int n_rows, void *scratch)
+static void tile_q8(const Panel *p, const Quantized *x, size_t n, float *out, size_t stride,
+                    int n_rows, void *scratch)
 {
     (void)scratch;
-    tile_q8_plain(rows, scales, x, n, out, stride, n_rows);
+    tile_q8_plain(p, x, n, out, stride, n_rows);
 }
 
 #endif
@@ -761,21 +942,39 @@ static size_t int8_group(const Tensor *w)
     return w->group && w->cols % w->group == 0 ? w->group : 0;
 }
 
+// Row `row` of w as lane r of a panel: planar values stay where they lie, blocks are taken apart
+// into q[cols].
+static const int8_t *panel_row(const Tensor *w, size_t row, float *scales, float *mins, int8_t *q)
+{
+    const TensorType *type = w->type;
+    size_t n_groups = w->cols / w->group;
+    if (!type->decode) {
+        for (size_t g = 0; g < n_groups; g++) scales[g * PANEL] = w->scales[row * n_groups + g];
+        return (const int8_t *)w->data + row * w->cols;
+    }
+    const uint8_t *b = w->data + row * (w->cols / type->block) * type->bytes;
+    for (size_t k = 0; k < w->cols; k += type->block, b += type->bytes) {
+        size_t at = k / w->group * PANEL;
+        type->decode(b, q + k, scales + at, mins + at, PANEL);
+    }
+    return q;
+}
+
 // Rows [r0, r0 + n_rows) of one product in int8; n_rows <= PANEL.
 static void product_q8(const Matmul *m, const Product *p, size_t r0, int n_rows)
 {
     const Tensor *w = p->w;
-    size_t n_groups = w->cols / w->group;
-    const int8_t *rows[PANEL];
-    float *scales = scratch(PANEL * (n_groups * 4 + w->cols));
-    for (int r = 0; r < PANEL; r++) {
-        size_t row = r0 + (size_t)(r < n_rows ? r : 0);
-        rows[r] = (const int8_t *)w->data + row * w->cols;
-        const float *s = w->scales + row * n_groups;
-        for (size_t g = 0; g < n_groups; g++) scales[g * PANEL + (size_t)r] = s[g];
-    }
-    tile_q8(rows, scales, m->act, m->n, p->out + r0, w->rows, n_rows,
-            scales + PANEL * n_groups);
+    size_t n = PANEL * (w->cols / w->group), bytes = PANEL * w->cols;
+    float *scales = scratch(2 * n * 4 + 2 * bytes), *mins = scales + n;
+    int8_t *q = (int8_t *)(mins + n);
+    Panel panel = {.scales = scales, .mins = w->type->has_min ? mins : NULL};
+    for (int r = 0; r < PANEL; r++)
+        panel.rows[r] = r < n_rows ? panel_row(w, r0 + (size_t)r, scales + r, mins + r,
+                                               q + (size_t)r * w->cols)
+                                   : panel.rows[0];
+    if (panel.mins)
+        for (size_t i = 0; i < n; i++) mins[i] /= 128;
+    tile_q8(&panel, m->act, m->n, p->out + r0, w->rows, n_rows, q + bytes);
 }
 
 // The same in float: f32 rows are used where they lie, others are unpacked, exactly, first.
