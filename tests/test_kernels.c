@@ -221,20 +221,21 @@ static void test_quantize_row(void)
 }
 
 // One shape: the fast tile equals the plain one bit for bit, and both the definition in double.
-static void check_tile_q8(size_t n, size_t cols, size_t group, int n_rows)
+static void check_panel(size_t n, size_t cols, size_t group, int n_rows, int has_min)
 {
     enum { STRIDE = 19 };
     Quantized x = quantized(n, cols, group);
     float *act = random_floats(n * cols), *scales = random_floats(cols / group * PANEL);
     int8_t *w = xcalloc(PANEL * cols, 1);
-    const int8_t *rows[PANEL];
+    float *mins = has_min ? random_floats(cols / group * PANEL) : NULL; // divided by 128
+    Panel p = {.scales = scales, .mins = mins};
     for (size_t i = 0; i < PANEL * cols; i++) w[i] = (int8_t)(random_bits() >> 24); // -128 too
-    for (int r = 0; r < PANEL; r++) rows[r] = w + (size_t)(r < n_rows ? r : 0) * cols;
+    for (int r = 0; r < PANEL; r++) p.rows[r] = w + (size_t)(r < n_rows ? r : 0) * cols;
     for (size_t t = 0; t < n; t++) quantize_row(act + t * cols, t, &x);
     float *fast = xcalloc(n * STRIDE, 4), *plain = xcalloc(n * STRIDE, 4);
     void *panel = xcalloc(PANEL * cols, 1);
-    tile_q8(rows, scales, &x, n, fast, STRIDE, n_rows, panel);
-    tile_q8_plain(rows, scales, &x, n, plain, STRIDE, n_rows);
+    tile_q8(&p, &x, n, fast, STRIDE, n_rows, panel);
+    tile_q8_plain(&p, &x, n, plain, STRIDE, n_rows);
     int before = n_failed, bad = 0;
     CHECK_BITS(fast, plain, n * STRIDE); // beyond n_rows both still hold zeros
     for (size_t t = 0; t < n; t++)
@@ -242,16 +243,25 @@ static void check_tile_q8(size_t n, size_t cols, size_t group, int n_rows)
             double want = 0, size = 0;
             for (size_t k = 0; k < cols; k++) {
                 size_t g = k / group;
-                double p = (double)rows[r][k] * scales[g * PANEL + (size_t)r] *
-                           x.q[t * cols + k] * x.scale[t * x.n_groups + g];
-                want += p, size += fabs(p);
+                double min = mins ? 128.0 * mins[g * PANEL + (size_t)r] : 0;
+                double value = (double)p.rows[r][k] * scales[g * PANEL + (size_t)r];
+                double act_k = (double)x.q[t * cols + k] * x.scale[t * x.n_groups + g];
+                want += (value - min) * act_k;
+                size += (fabs(value) + fabs(min)) * fabs(act_k);
             }
             bad += !(fabs(fast[t * STRIDE + (size_t)r] - want) <= 1e-6 * size);
         }
     CHECK_INT(bad, 0);
-    note_failures(before, "n %zu, cols %zu, group %zu, rows %d", n, cols, group, n_rows);
+    note_failures(before, "n %zu, cols %zu, group %zu, rows %d, min %d", n, cols, group, n_rows,
+                  has_min);
     free_quantized(&x);
-    free(act), free(scales), free(w), free(fast), free(plain), free(panel);
+    free(act), free(scales), free(mins), free(w), free(fast), free(plain), free(panel);
+}
+
+static void check_tile_q8(size_t n, size_t cols, size_t group, int n_rows)
+{
+    check_panel(n, cols, group, n_rows, 0);
+    check_panel(n, cols, group, n_rows, 1);
 }
 
 static void test_tile_q8(void)
@@ -383,14 +393,19 @@ static void test_rmsnorm(void)
     }
 }
 
-static void test_swiglu(void)
+static void test_gated(void)
 {
+    float gate[3] = {-1.5f, 0.25f, 3}, up[3] = {1, 1, 2};
+    gated(gate, up, 3, 1); // gelu by tanh
+    CHECK_NEAR(gate[0], -0.100428, 1e-6);
+    CHECK_NEAR(gate[1], 0.149675, 1e-6);
+    CHECK_NEAR(gate[2], 2 * 2.996363, 4e-6);
     for (size_t n = 1; n < 70; n += 3) {
         float *gate = random_floats(n + 1), *up = random_floats(n), *was = xcalloc(n + 1, 4);
         int bad = 0;
         gate[0] = -100; // e^100 is out of range: must be 0, not NaN
         memcpy(was, gate, (n + 1) * 4);
-        swiglu(gate, up, n);
+        gated(gate, up, n, 0);
         for (size_t i = 0; i < n; i++) {
             double want = was[i] / (1 + exp(-(double)was[i])) * up[i];
             bad += !(fabs(gate[i] - want) <= 2e-6 * fabs(want) + 1e-30);
@@ -484,7 +499,7 @@ int main(void)
     test_tile_q8();
     test_unpack();
     test_rmsnorm();
-    test_swiglu();
+    test_gated();
     test_cross_entropy();
     test_scratch();
     test_matmul(); // on one thread, and
