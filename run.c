@@ -2773,7 +2773,7 @@ static void state_free(State *s)
     void *arrays[] = {s->x, s->xb, s->q, s->k, s->v, s->att, s->gate, s->up, s->entropy,
                       s->entropy_sum, s->act.q, s->act.scale, s->act.bias};
     for (size_t i = 0; i < sizeof arrays / sizeof *arrays; i++) free(arrays[i]);
-    munmap(s->cache.k, s->cache.bytes);
+    if (s->cache.k) munmap(s->cache.k, s->cache.bytes);
     if (s->partial) munmap(s->partial, s->partial_bytes);
 }
 
@@ -4515,6 +4515,72 @@ static void run_bench(Session *s, size_t ctx)
     free(ids);
 }
 
+// --- info ---------------------------------------------------------------------------------------
+
+// Parameters and bytes of all matrices, by type.
+static void print_weights(const Model *m)
+{
+    size_t bytes[N_TENSOR_TYPES] = {0}, total = 0;
+    double parameters = 0;
+    for (int l = -1; l < m->config.n_layers; l++) {
+        const Layer *y = &m->layers[l < 0 ? 0 : l];
+        const Tensor *of_layer[] = {&y->wq, &y->wk, &y->wv, &y->wo, &y->w1, &y->w2, &y->w3};
+        const Tensor *of_model[] = {&m->tok_emb, &m->classifier};
+        int n = l >= 0 ? 7 : m->shared_classifier ? 1 : 2;
+        for (int i = 0; i < n; i++) {
+            const Tensor *t = l < 0 ? of_model[i] : of_layer[i];
+            bytes[t->type - tensor_types] += tensor_bytes(t);
+            parameters += (double)t->rows * (double)t->cols;
+        }
+    }
+    printf("weights       ");
+    for (int i = 0; i < N_TENSOR_TYPES; i++) {
+        if (bytes[i]) printf("%s %.1f MB, ", tensor_types[i].name, (double)bytes[i] / 1e6);
+        total += bytes[i];
+    }
+    printf("together %.1f MB, %.1fM parameters\n", (double)total / 1e6, parameters / 1e6);
+}
+
+static void print_rope(const char *what, const RopeConfig *r)
+{
+    printf("%-14s%s, base %g, L %d, factor %g, attention factor %g", what,
+           rope_methods[r->method].name, r->theta, r->orig_ctx, r->factor, attention_factor(r));
+    if (r->window) printf(", window %d", r->window);
+    printf("\n");
+}
+
+// What the model is, and what a context of ctx tokens takes.
+static void run_info(Session *s, size_t chunk, int f32_cache)
+{
+    const Model *m = &s->model;
+    const Tokenizer *t = &s->tokenizer;
+    Config c = m->config;
+    Cache cache = {0};
+    rope_resolve(&c.rope, c.train_ctx, s->ctx);
+    rope_resolve(&c.local, c.train_ctx, s->ctx);
+    cache_layout(&cache, &c, s->ctx, chunk, f32_cache);
+    const ChatFormat *f = find_chat_format(&m->vocab, NULL);
+    printf("architecture  %s\nlayers        %d, dim %d, hidden %d, %d heads (%d for keys) of %d\n",
+           m->arch, c.n_layers, c.dim, c.hidden_dim, c.n_heads, c.n_kv_heads, c.head_dim);
+    print_weights(m);
+    printf("trained       %d tokens\n", c.train_ctx);
+    if (c.encoding == ENC_ROPE) print_rope("RoPE", &c.rope);
+    else printf("positions     none\n");
+    if (c.global_every) {
+        print_rope("local layers", &c.local);
+        printf("              all but every %dth\n", c.global_every);
+    }
+    printf("tokenizer     %s%s, %d tokens, %s; chat format %s\n",
+           t->words ? "byte-level BPE, words as " : "SentencePiece-style",
+           t->words ? t->words->name : "", t->vocab_size, t->add_bos ? "BOS" : "no BOS",
+           f ? f->name : "unknown");
+    size_t row = 2 * (size_t)c.dim + 2 * (size_t)c.hidden_dim +
+                 2 * (size_t)(c.n_heads + c.n_kv_heads) * (size_t)c.head_dim;
+    printf("memory        %.1f MB file (mapped), %.1f MB KV cache at -c %lld, %.1f MB besides\n",
+           (double)m->size / 1e6, (double)cache.bytes / 1e6, (long long)s->ctx,
+           4 * (double)(chunk * row + (size_t)c.vocab_size) / 1e6);
+}
+
 // ================================================================================================
 // 16  Options and main
 //
@@ -4557,7 +4623,7 @@ static const struct {
     {'z', "tokenizer", O_TEXT, &opt.tokenizer, 0, 0, "PATH", "default: tokenizer.bin beside the"
      " model or a folder up"},
     {'m', "mode", O_TEXT, &opt.mode, 0, 0, "MODE", "generate, chat, perplexity, passkey,"
-     " retrieval, rope, bench"},
+     " retrieval, rope, bench, info"},
     {0, "chat-format", O_TEXT, &opt.chat_format, 0, 0, "NAME", "chatml, llama2, llama3, gemma,"
      " mistral, zephyr; default: the model's"},
     {'y', "system", O_TEXT, &opt.system, 0, 0, "TEXT", "chat: the system's text"},
@@ -4776,10 +4842,10 @@ static void set_rope(Config *c)
     set_distance(r);
 }
 
-typedef enum { M_GENERATE, M_CHAT, M_PERPLEXITY, M_PASSKEY, M_RETRIEVAL, M_ROPE, M_BENCH,
+typedef enum { M_GENERATE, M_CHAT, M_PERPLEXITY, M_PASSKEY, M_RETRIEVAL, M_ROPE, M_BENCH, M_INFO,
                N_MODES } Mode;
 static const char *const mode_names[N_MODES] = {"generate", "chat", "perplexity", "passkey",
-                                                "retrieval", "rope", "bench"};
+                                                "retrieval", "rope", "bench", "info"};
 
 static Mode parse_mode(const char *name)
 {
@@ -4843,6 +4909,7 @@ static void open_session(Session *s, Grid *g, Mode mode)
     else
         tokenizer_load(&s->tokenizer, opt.tokenizer ? opt.tokenizer
                                                     : find_tokenizer(opt.checkpoint), c->vocab_size);
+    if (mode == M_INFO) return; // whether or not it fits into memory
     pool_start(opt.threads ? (int)opt.threads : processors());
     state_init(&s->state, &s->model, s->ctx, (size_t)opt.chunk, !strcmp(opt.kv, "f32"), opt.exact);
     warn_past_context(c, s->ctx);
@@ -4873,6 +4940,7 @@ static void run_mode(Mode mode, Session *s, Grid *g, const char *text, size_t le
     case M_PASSKEY: run_retrieval(s, task_kinds, 1, g, text, len, opt.tsv); break;
     case M_RETRIEVAL: run_retrieval(s, task_kinds + 1, 2, g, text, len, opt.tsv); break;
     case M_ROPE: run_rope(&s->state, opt.tsv); break;
+    case M_INFO: run_info(s, (size_t)opt.chunk, opt.exact || !strcmp(opt.kv, "f32")); break;
     default: run_bench(s, (size_t)s->ctx);
     }
     check_stdout();
