@@ -3291,7 +3291,7 @@ static void offer_merge(Encoder *e, const char *text, int left)
         if (p->left >= 0) push_merge(&e->merges, (Merge){p->score, left, right, len, p->id});
     } else if (t->id_byte[a] < 0 && t->id_byte[b] < 0) {
         int id = find_piece(t, text + s[left].start, (size_t)len);
-        if (id >= 0 && t->pieces[id].kind != TOKEN_CONTROL && t->id_byte[id] < 0)
+        if (id >= 0 && t->pieces[id].kind == TOKEN_TEXT && t->id_byte[id] < 0)
             push_merge(&e->merges, (Merge){t->pieces[id].score, left, right, len, id});
     }
 }
