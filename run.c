@@ -3394,16 +3394,14 @@ static int encode_template(const Tokenizer *t, const char *text, const char *tem
 {
     if (len >= INT_MAX / 2) die(EXIT_DATA, "text", "too long (got %zu bytes)", len);
     Encoder e = {.t = t, .ids = ids};
-    size_t from = 0, at = 0, n;
-    while (at <= len) {
-        int id = at < len ? match_special(t, text + at, len - at, template && template[at], &n) : -1;
-        if (id < 0 && at < len) {
+    for (size_t from = 0, at = 0, n; from < len; at = from = at + n) {
+        int id = -1; // of the next special token, if any
+        while (at < len &&
+               (id = match_special(t, text + at, len - at, template && template[at], &n)) < 0)
             at++;
-            continue;
-        }
+        if (at == len) n = 0;
         if (at > from) (t->words ? encode_words : encode_pieces)(&e, text + from, at - from);
         if (id >= 0) e.ids[e.count++] = id;
-        at = from = at + (at < len ? n : 1);
     }
     free(e.merges.heap);
     free(e.symbols);
@@ -4589,7 +4587,8 @@ static void run_info(Session *s, size_t chunk, int f32_cache)
 
 typedef struct {
     const char *checkpoint, *tokenizer, *prompt, *file, *mode, *system, *kv;
-    const char *chat_format, *scaling, *long_factors, *short_factors, *self_extend, *leaky, *lengths, *tsv;
+    const char *chat_format, *scaling, *long_factors, *short_factors, *self_extend, *leaky;
+    const char *lengths, *tsv;
     long long steps, ctx, threads, seed, top_k, chunk, orig_ctx, window, sinks, rerope;
     long long windows, stride, depths, trials;
     double temperature, top_p, min_p, repeat_penalty;
@@ -4904,11 +4903,11 @@ static void open_session(Session *s, Grid *g, Mode mode)
     Config *c = &s->model.config;
     set_rope(c);
     s->ctx = choose_context(c, g, mode);
-    if (s->model.vocab.tokens.n && !opt.tokenizer)
+    const char *path = opt.tokenizer;
+    if (!path && s->model.vocab.tokens.n)
         tokenizer_from_vocab(&s->tokenizer, opt.checkpoint, &s->model.vocab);
     else
-        tokenizer_load(&s->tokenizer, opt.tokenizer ? opt.tokenizer
-                                                    : find_tokenizer(opt.checkpoint), c->vocab_size);
+        tokenizer_load(&s->tokenizer, path ? path : find_tokenizer(opt.checkpoint), c->vocab_size);
     if (mode == M_INFO) return; // whether or not it fits into memory
     pool_start(opt.threads ? (int)opt.threads : processors());
     state_init(&s->state, &s->model, s->ctx, (size_t)opt.chunk, !strcmp(opt.kv, "f32"), opt.exact);

@@ -140,7 +140,8 @@ static void test_words(void)
     CHECK_INT(unicode_class(0x301), C_OTHER);
     CHECK_INT(unicode_class(0x1f600), C_OTHER);
     CHECK_INT(unicode_class(0x10ffff), C_OTHER);
-    check_words("gpt-2", "I'll go, DON'T  2024x \n\n\n y", "I|'ll| go|,| DON|'|T| | 2024|x| \n\n\n| y|");
+    check_words("gpt-2", "I'll go, DON'T  2024x \n\n\n y",
+                "I|'ll| go|,| DON|'|T| | 2024|x| \n\n\n| y|");
     check_words("llama-bpe", "I'LL go(x) 12345  a\n\n b", "I|'LL| go|(x|)| |123|45| | a|\n\n| b|");
     check_words("qwen2", "a=12\r\n\tif {\n}  ", "a|=|1|2|\r\n|\tif| {\n|}|  |");
     check_words("gpt-2", "\xff\xfe" "a", "\xff\xfe|a|");
@@ -175,7 +176,8 @@ static void test_special_tokens(void)
 // Decoding gives the text back.
 static void test_round_trip(void)
 {
-    static const char text[] = "caf\xc3\xa9 \xe6\x97\xa5\xe6\x9c\xac \xf0\x9f\x98\x80\n\n  1 2\t\xff abab";
+    static const char text[] = "caf\xc3\xa9 \xe6\x97\xa5\xe6\x9c\xac \xf0\x9f\x98\x80\n\n  1 2\t"
+                               "\xff abab";
     for (int k = 0; k < N_MODELS; k++) {
         Session s;
         char got[256];
@@ -353,9 +355,11 @@ static const struct {
     int ids[24], n; // by the tokenizers Python package, or llama.cpp
 } real[] = {
     {"SmolLM2-135M-Instruct.Q4_1.gguf", "Ça va? x=12 日本 👋\n\n  don't",
-     {142, 225, 81, 46316, 47, 1792, 45, 33, 34, 17097, 241, 115, 40993, 15107, 235, 229, 8866, 1326, 982}, 19},
+     {142, 225, 81, 46316, 47, 1792, 45, 33, 34, 17097, 241, 115,
+      40993, 15107, 235, 229, 8866, 1326, 982}, 19},
     {"gemma-3-270m-q4_k_m.gguf", "Ça va? x=12 日本 👋\n\n  don't",
-     {231436, 5380, 236881, 1123, 236784, 236770, 236778, 33375, 155818, 108, 138, 13246, 236789, 236745}, 14},
+     {231436, 5380, 236881, 1123, 236784, 236770, 236778, 33375, 155818,
+      108, 138, 13246, 236789, 236745}, 14},
 };
 
 static void test_real(void)
