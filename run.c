@@ -3394,7 +3394,7 @@ static int encode_template(const Tokenizer *t, const char *text, const char *tem
 {
     if (len >= INT_MAX / 2) die(EXIT_DATA, "text", "too long (got %zu bytes)", len);
     Encoder e = {.t = t, .ids = ids};
-    for (size_t from = 0, at = 0, n; from < len; at = from = at + n) {
+    for (size_t from = 0, at = 0, n = 0; from < len; at = from = at + n) {
         int id = -1; // of the next special token, if any
         while (at < len &&
                (id = match_special(t, text + at, len - at, template && template[at], &n)) < 0)
