@@ -4191,7 +4191,7 @@ typedef struct {
 typedef struct {
     Fact facts[8];
     int n_facts;
-    char question[96], answer[16];
+    char question[64], lead[64], answer[16]; // lead: how the reply begins
 } Task;
 
 typedef struct {
@@ -4217,7 +4217,8 @@ static void make_passkey(Task *t, double depth, uint64_t *rng)
 {
     int key = 10000 + random_below(rng, 90000);
     add_fact(t, depth, "The pass key is %d. Remember it. %d is the pass key.", key, key);
-    snprintf(t->question, sizeof t->question, "What is the pass key? The pass key is");
+    snprintf(t->question, sizeof t->question, "What is the pass key?");
+    snprintf(t->lead, sizeof t->lead, "The pass key is");
     snprintf(t->answer, sizeof t->answer, "%d", key);
 }
 
@@ -4232,8 +4233,8 @@ static void make_multikey(Task *t, double depth, uint64_t *rng)
         int number = 1000 + random_below(rng, 9000);
         add_fact(t, i ? random_unit(rng) : depth, "The magic number for %s is %d.", name, number);
         if (i) continue;
-        snprintf(t->question, sizeof t->question,
-                 "What is the magic number for %s? The magic number for %s is", name, name);
+        snprintf(t->question, sizeof t->question, "What is the magic number for %s?", name);
+        snprintf(t->lead, sizeof t->lead, "The magic number for %s is", name);
         snprintf(t->answer, sizeof t->answer, "%d", number);
     }
 }
@@ -4251,8 +4252,8 @@ static void make_tracking(Task *t, double depth, uint64_t *rng)
     add_fact(t, other, "The box %c holds %d.", 'A' + c, 1000 + random_below(rng, 9000));
     add_fact(t, other + (1 - other) * random_unit(rng), "The box %c holds what the box %c holds.",
              'A' + d, 'A' + c);
-    snprintf(t->question, sizeof t->question, "What does the box %c hold? The box %c holds",
-             'A' + b, 'A' + b);
+    snprintf(t->question, sizeof t->question, "What does the box %c hold?", 'A' + b);
+    snprintf(t->lead, sizeof t->lead, "The box %c holds", 'A' + b);
     snprintf(t->answer, sizeof t->answer, "%d", number);
 }
 
@@ -4314,6 +4315,19 @@ static char *write_task(const Task *t, const Filler *f, size_t first, size_t n, 
     return text;
 }
 
+// The ids of a task's text[len], which has room for the lead: as a user's turn and the beginning
+// of the reply if the model has a turn format, as one text otherwise.
+static int *encode_task(const Session *s, const Task *t, char *text, size_t len, size_t *n)
+{
+    const Vocab *v = &s->model.vocab;
+    const ChatFormat *f = v->chat ? find_chat_format(v, NULL) : NULL;
+    if (!f) return encode_prompt(s, text, len + (size_t)sprintf(text + len, " %s", t->lead), n);
+    int *ids = encode_turn(s, f, NULL, text, n);
+    ids = xrealloc(ids, *n + 2 * sizeof t->lead, sizeof *ids);
+    *n += (size_t)tokenizer_encode(&s->tokenizer, t->lead, strlen(t->lead), ids + *n);
+    return ids;
+}
+
 // The ids of the longest such text that fits into `room` tokens; NULL if none does.
 static int *fit_task(const Session *s, const Task *t, const Filler *f, size_t first, size_t room,
                      size_t *n_ids)
@@ -4322,7 +4336,7 @@ static int *fit_task(const Session *s, const Task *t, const Filler *f, size_t fi
     for (;;) {
         size_t mid = lo + (hi - lo + 1) / 2, len;
         char *text = write_task(t, f, first, mid, &len);
-        int *ids = encode_prompt(s, text, len, n_ids);
+        int *ids = encode_task(s, t, text, len, n_ids);
         free(text);
         if (*n_ids <= room && lo == hi) return ids;
         if (*n_ids <= room) lo = mid;
@@ -4337,7 +4351,6 @@ static int *fit_task(const Session *s, const Task *t, const Filler *f, size_t fi
 static int answers(Session *s, const int *ids, size_t n, const char *answer, char *got, size_t room)
 {
     size_t row, used = 0, want = strlen(answer), vocab = (size_t)s->model.config.vocab_size;
-    s->pos = 0;
     row = feed(s, ids, n);
     while (used < want + 1 && used + 1 < room && !interrupted && s->pos < s->ctx) {
         size_t len;
@@ -4373,6 +4386,7 @@ static double run_cell(Session *s, const TaskKind *kind, const Filler *f, const 
         char got[32];
         size_t n, room = g->lengths[l] - 8; // 8 tokens for the answer
         kind->make(&task, depth, &rng);
+        s->pos = 0;
         size_t first = (size_t)random_below(&rng, (int)min_size(f->n, 1 << 20));
         int *ids = fit_task(s, &task, f, first, room, &n);
         int ok = ids ? answers(s, ids, n, task.answer, got, sizeof got) : 0;
