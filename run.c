@@ -3,6 +3,7 @@
 //   cc -O3 -march=native -ffp-contract=fast -o run run.c -lm -lpthread
 //   ./run models/tales.bin -i "Once upon a time"          generate text
 //   ./run models/tales.bin -c 2048 --rope-scaling yarn ... past the trained context
+//   ./run SmolLM2-135M-Instruct.Q4_1.gguf -m chat          a GGUF model, as it is
 //   ./run -h                                               everything else
 //
 // It memory-maps a decoder-only checkpoint and runs it on CPU threads with libc, libm and

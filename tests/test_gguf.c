@@ -352,14 +352,15 @@ static void test_damage(void)
 
 static const struct {
     const char *file, *text;
-    int ids[24], n; // by the tokenizers Python package, or llama.cpp
+    int ids[24], n; // by llama.cpp
+    double loss;    // of some_text, by numpy
 } real[] = {
     {"SmolLM2-135M-Instruct.Q4_1.gguf", "Ça va? x=12 日本 👋\n\n  don't",
      {142, 225, 81, 46316, 47, 1792, 45, 33, 34, 17097, 241, 115,
-      40993, 15107, 235, 229, 8866, 1326, 982}, 19},
+      40993, 15107, 235, 229, 8866, 1326, 982}, 19, 5.9201506},
     {"gemma-3-270m-q4_k_m.gguf", "Ça va? x=12 日本 👋\n\n  don't",
      {231436, 5380, 236881, 1123, 236784, 236770, 236778, 33375, 155818,
-      108, 138, 13246, 236789, 236745}, 14},
+      108, 138, 13246, 236789, 236745}, 14, 7.0752364},
 };
 
 static void test_real(void)
@@ -372,19 +373,24 @@ static void test_real(void)
     for (int k = 0; k < 2; k++) {
         char path[4096];
         int ids[256];
-        Model m;
-        Tokenizer t;
+        size_t count;
+        float nll[256];
+        Session s = {0};
         snprintf(path, sizeof path, "%s/%s", folder, real[k].file);
         double start = seconds();
-        model_load(&m, path);
-        tokenizer_from_vocab(&t, path, &m.vocab);
+        model_load(&s.model, path);
+        tokenizer_from_vocab(&s.tokenizer, path, &s.model.vocab);
         CHECK(seconds() - start < 5);
-        int n = tokenizer_encode(&t, real[k].text, strlen(real[k].text), ids), bad = 0;
+        int n = tokenizer_encode(&s.tokenizer, real[k].text, strlen(real[k].text), ids), bad = 0;
         CHECK_INT(n, real[k].n);
         for (int i = 0; i < real[k].n; i++) bad += ids[i] != real[k].ids[i];
         CHECK_INT(bad, 0);
-        tokenizer_free(&t);
-        model_free(&m);
+        int *prompt = encode_prompt(&s, some_text, sizeof some_text - 1, &count);
+        CHECK_NEAR(losses(&s, prompt, count, 32, 1, nll), real[k].loss, 1e-5);
+        CHECK_NEAR(losses(&s, prompt, count, 32, 0, nll), real[k].loss, 0.1);
+        free(prompt);
+        tokenizer_free(&s.tokenizer);
+        model_free(&s.model);
     }
 }
 
