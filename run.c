@@ -450,18 +450,27 @@ static size_t tensor_bytes(const Tensor *t)
 #if defined(__AVX512F__)
 #define LANES 16
 #define TILE_TOKENS 6 // 4 rows x 6 tokens: 24 of 32 vector registers are sums
+#define GEMM_VECTORS 4 // 4 rows x 4 vectors
+#define Q8_TOKENS 8
 #elif defined(__AVX__)
 #define LANES 8
 #define TILE_TOKENS 3 // 16 registers
+#define GEMM_VECTORS 2
+#define Q8_TOKENS 4
 #else
 #define LANES 4
 #define TILE_TOKENS 3
+#define GEMM_VECTORS 2
+#define Q8_TOKENS 4
 #endif
 enum { TILE_ROWS = 4 };
 
 typedef float vf __attribute__((vector_size(4 * LANES)));
 typedef int32_t vi __attribute__((vector_size(4 * LANES)));
 typedef uint32_t vu __attribute__((vector_size(4 * LANES)));
+typedef int8_t vb __attribute__((vector_size(LANES)));
+typedef float v4 __attribute__((vector_size(16)));
+typedef int32_t v4i __attribute__((vector_size(16)));
 typedef float vf_unaligned __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 
 #define INLINE static inline __attribute__((always_inline))
@@ -480,7 +489,18 @@ INLINE vf vload(const float *p) { return *(const vf_unaligned *)p; }
 INLINE void vstore(float *p, vf v) { *(vf_unaligned *)p = v; }
 INLINE vf vset(float f) { return f - (vf){0}; }
 INLINE vf vselect(vi mask, vf a, vf b) { return (vf)((mask & (vi)a) | (~mask & (vi)b)); }
+
+// a > b ? a : b and a < b ? a : b by lanes: b where either is NaN.
+#if defined(__AVX512F__)
+INLINE vf vmax(vf a, vf b) { return (vf)_mm512_max_ps((__m512)a, (__m512)b); }
+INLINE vf vmin(vf a, vf b) { return (vf)_mm512_min_ps((__m512)a, (__m512)b); }
+#elif defined(__AVX2__)
+INLINE vf vmax(vf a, vf b) { return (vf)_mm256_max_ps((__m256)a, (__m256)b); }
+INLINE vf vmin(vf a, vf b) { return (vf)_mm256_min_ps((__m256)a, (__m256)b); }
+#else
 INLINE vf vmax(vf a, vf b) { return vselect(a > b, a, b); }
+INLINE vf vmin(vf a, vf b) { return vselect(a < b, a, b); }
+#endif
 
 // Loads n < LANES floats and fills up with zeros.
 INLINE vf vload_part(const float *p, size_t n)
@@ -490,31 +510,110 @@ INLINE vf vload_part(const float *p, size_t n)
     return v;
 }
 
-// Sum of the lanes as a balanced tree: the one reduction used everywhere.
+// Loads LANES floats or, where fewer are left, those.
+INLINE vf vload_up_to(const float *p, size_t left)
+{
+    return left >= LANES ? vload(p) : vload_part(p, left);
+}
+
+INLINE void vstore_part(float *p, vf v, int n)
+{
+    if (n == LANES) vstore(p, v);
+    else memcpy(p, &v, (size_t)n * 4);
+}
+
+// Sum and largest of the lanes, as a balanced tree: the one reduction used everywhere.
 INLINE float vsum(vf v)
 {
-    float a[LANES];
-    memcpy(a, &v, sizeof a);
-    for (int half = LANES / 2; half; half /= 2)
+    v4 a[LANES / 4];
+    memcpy(a, &v, sizeof v);
+    for (int half = LANES / 8; half; half /= 2)
         for (int i = 0; i < half; i++) a[i] += a[i + half];
-    return a[0];
+    return (a[0][0] + a[0][2]) + (a[0][1] + a[0][3]);
 }
 
 INLINE float vmax_lane(vf v)
 {
-    float m = v[0];
-    for (int i = 1; i < LANES; i++) m = v[i] > m ? v[i] : m;
+    v4 a[LANES / 4];
+    memcpy(a, &v, sizeof v);
+    for (int half = LANES / 8; half; half /= 2)
+        for (int i = 0; i < half; i++) {
+            v4i larger = a[i] > a[i + half];
+            a[i] = (v4)((larger & (v4i)a[i]) | (~larger & (v4i)a[i + half]));
+        }
+    float m = a[0][0];
+    for (int i = 1; i < 4; i++) m = a[0][i] > m ? a[0][i] : m;
     return m;
 }
 
+// Vectors consist of quarters of four words (16 bytes): LANES / 4 of them, whatever the name says.
+// zip_low and zip_high interleave the lower and the upper words of each quarter of a and b;
+// EVEN_QUARTERS and ODD_QUARTERS take quarters: on every processor these are the cheap shuffles.
+#if defined(__clang__) || __GNUC__ >= 12
+#define SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define SHUFFLE(a, b, ...) __builtin_shuffle(a, b, (vi){__VA_ARGS__})
+#endif
+#if LANES == 16
+#define ZIP_LOW 0, 16, 1, 17, 4, 20, 5, 21, 8, 24, 9, 25, 12, 28, 13, 29
+#define ZIP_HIGH 2, 18, 3, 19, 6, 22, 7, 23, 10, 26, 11, 27, 14, 30, 15, 31
+#define EVEN_QUARTERS 0, 1, 2, 3, 8, 9, 10, 11, 16, 17, 18, 19, 24, 25, 26, 27
+#define ODD_QUARTERS 4, 5, 6, 7, 12, 13, 14, 15, 20, 21, 22, 23, 28, 29, 30, 31
+#elif LANES == 8
+#define ZIP_LOW 0, 8, 1, 9, 4, 12, 5, 13
+#define ZIP_HIGH 2, 10, 3, 11, 6, 14, 7, 15
+#define EVEN_QUARTERS 0, 1, 2, 3, 8, 9, 10, 11
+#define ODD_QUARTERS 4, 5, 6, 7, 12, 13, 14, 15
+#else
+#define ZIP_LOW 0, 4, 1, 5
+#define ZIP_HIGH 2, 6, 3, 7
+#define EVEN_QUARTERS ZIP_LOW // not used
+#define ODD_QUARTERS ZIP_HIGH
+#endif
+INLINE vi zip_low(vi a, vi b) { return SHUFFLE(a, b, ZIP_LOW); }
+INLINE vi zip_high(vi a, vi b) { return SHUFFLE(a, b, ZIP_HIGH); }
+
+// out[q] = quarter q of each a[LANES / 4].
+INLINE void transpose_quarters(const vi *a, vi *out)
+{
+    vi b[4];
+    if (LANES == 4) out[0] = a[0];
+    for (int i = 0; i < LANES / 8; i++) {
+        vi *to = LANES == 8 ? out : b;
+        to[i] = SHUFFLE(a[2 * i], a[2 * i + 1], EVEN_QUARTERS);
+        to[i + LANES / 8] = SHUFFLE(a[2 * i], a[2 * i + 1], ODD_QUARTERS);
+    }
+    for (int i = 0; LANES == 16 && i < 2; i++) {
+        out[i] = SHUFFLE(b[2 * i], b[2 * i + 1], EVEN_QUARTERS);
+        out[i + 2] = SHUFFLE(b[2 * i], b[2 * i + 1], ODD_QUARTERS);
+    }
+}
+
+// out[c] = word c of each a[LANES]: four rows at a time inside the quarters, then the quarters.
+INLINE void transpose(const vi *a, vi *out)
+{
+    vi b[4][LANES / 4], c[LANES / 4];
+    for (int r = 0; r < LANES; r += 4) {
+        vi even = zip_low(a[r], a[r + 2]), odd = zip_low(a[r + 1], a[r + 3]);
+        b[0][r / 4] = zip_low(even, odd);
+        b[1][r / 4] = zip_high(even, odd);
+        even = zip_high(a[r], a[r + 2]), odd = zip_high(a[r + 1], a[r + 3]);
+        b[2][r / 4] = zip_low(even, odd);
+        b[3][r / 4] = zip_high(even, odd);
+    }
+    for (int w = 0; w < 4; w++) {
+        transpose_quarters(b[w], c);
+        for (int q = 0; q < LANES / 4; q++) out[4 * q + w] = c[q];
+    }
+}
+
 // e^x by lanes: x = n ln 2 + r with |r| <= ln 2 / 2, e^r by its Taylor polynomial of degree 7,
-// times 2^n made of its exponent. Relative error below 3e-7 for -87 <= x <= 88; 0 below (so a score of
-// minus a lot gets exactly no weight), e^88 above.
+// times 2^n made of its exponent. Relative error below 3e-7 for -87 <= x <= 88; 0 below (so a
+// score of minus a lot gets exactly no weight), e^88 above.
 INLINE vf vexp(vf x)
 {
     const vf shift = vset(12582912.0f); // 1.5 * 2^23: adding it rounds to an integer
-    vf y = vselect(x > vset(88), vset(88), x); // written so that NaN stays NaN
-    y = vselect(y < vset(-87), vset(-87), y);
+    vf y = vmax(vset(-87), vmin(vset(88), x)); // in this order, NaN stays NaN
     vf shifted = y * vset(1.44269504f) + shift, n = shifted - shift;
     vf r = (y - n * vset(0.693359375f)) + n * vset(2.12194440e-4f);
     vf p = vset(1.0f / 5040);
@@ -545,7 +644,9 @@ static float dot(const float *a, const float *b, size_t n)
 INLINE void tile_f32_n(int nt, const float *const w[TILE_ROWS], const float *x, size_t cols,
                        float *out, size_t stride, int n_rows)
 {
-    vf sum[TILE_ROWS][TILE_TOKENS] = {0};
+    vf sum[TILE_ROWS][TILE_TOKENS];
+    for (int r = 0; r < TILE_ROWS; r++)
+        for (int t = 0; t < nt; t++) sum[r][t] = (vf){0};
     size_t k = 0;
     for (; k + LANES <= cols; k += LANES) {
         vf xk[TILE_TOKENS];
@@ -564,8 +665,9 @@ INLINE void tile_f32_n(int nt, const float *const w[TILE_ROWS], const float *x, 
             for (int t = 0; t < nt; t++)
                 sum[r][t] += wk * vload_part(x + (size_t)t * cols + k, cols - k);
         }
-    for (int r = 0; r < n_rows; r++)
-        for (int t = 0; t < nt; t++) out[(size_t)t * stride + (size_t)r] = vsum(sum[r][t]);
+    for (int r = 0; r < TILE_ROWS; r++)
+        for (int t = 0; t < nt; t++)
+            if (r < n_rows) out[(size_t)t * stride + (size_t)r] = vsum(sum[r][t]);
 }
 
 // The same for any number of tokens. rows: [n_rows <= TILE_ROWS] pointers.
@@ -585,11 +687,11 @@ static void tile_f32(const float *const *rows, int n_rows, const float *x, size_
 INLINE void gemm_rows_n(int nt, int nv, const float *a, size_t lda, const float *b, size_t K,
                         size_t N, float *c)
 {
-    vf sum[4][4];
+    vf sum[4][GEMM_VECTORS];
     for (int t = 0; t < nt; t++)
         for (int v = 0; v < nv; v++) sum[t][v] = vload(c + (size_t)t * N + (size_t)v * LANES);
     for (size_t k = 0; k < K; k++) {
-        vf row[4];
+        vf row[GEMM_VECTORS];
         for (int v = 0; v < nv; v++) {
             row[v] = vload(b + k * N + (size_t)v * LANES);
             if (nt > 1) KEEP(row[v]);
@@ -603,21 +705,27 @@ INLINE void gemm_rows_n(int nt, int nv, const float *a, size_t lda, const float 
         for (int v = 0; v < nv; v++) vstore(c + (size_t)t * N + (size_t)v * LANES, sum[t][v]);
 }
 
+// The same for any n: columns in vectors of nv.
+INLINE void gemm_columns(int nv, size_t n, const float *a, size_t lda, const float *b, size_t K,
+                         size_t N, float *c)
+{
+    size_t t = 0;
+    for (; t + 4 <= n; t += 4) gemm_rows_n(4, nv, a + t * lda, lda, b, K, N, c + t * N);
+    a += t * lda;
+    c += t * N;
+    if (n - t == 3) gemm_rows_n(3, nv, a, lda, b, K, N, c);
+    if (n - t == 2) gemm_rows_n(2, nv, a, lda, b, K, N, c);
+    if (n - t == 1) gemm_rows_n(1, nv, a, lda, b, K, N, c);
+}
+
 // c[n][N] += a[n][K] b[K][N].
 static void gemm_rows(size_t n, const float *a, size_t lda, const float *b, size_t K, size_t N,
                       float *c)
 {
-    for (size_t v = 0; v < N;) {
-        int wide = N - v >= 4 * LANES;
-        size_t t = 0;
-        for (; t + 4 <= n; t += 4)
-            if (wide) gemm_rows_n(4, 4, a + t * lda, lda, b + v, K, N, c + t * N + v);
-            else gemm_rows_n(4, 1, a + t * lda, lda, b + v, K, N, c + t * N + v);
-        for (; t < n; t++)
-            if (wide) gemm_rows_n(1, 4, a + t * lda, lda, b + v, K, N, c + t * N + v);
-            else gemm_rows_n(1, 1, a + t * lda, lda, b + v, K, N, c + t * N + v);
-        v += wide ? 4 * LANES : LANES;
-    }
+    size_t v = 0;
+    for (; v + GEMM_VECTORS * LANES <= N; v += GEMM_VECTORS * LANES)
+        gemm_columns(GEMM_VECTORS, n, a, lda, b + v, K, N, c + v);
+    for (; v < N; v += LANES) gemm_columns(1, n, a, lda, b + v, K, N, c + v);
 }
 
 // Half to float and back, n values.
@@ -646,7 +754,7 @@ static void halves_to_floats(const uint16_t *h, float *f, size_t n)
 // of fused multiply-adds, the second line only for types with a minimum. Weights are read in
 // panels of PANEL rows, one row a lane.
 
-enum { PANEL = 16 };
+enum { PANEL = LANES };
 
 typedef struct {
     size_t group, n_groups; // values in a group, groups in a row
@@ -659,20 +767,22 @@ typedef struct {
 // Halves round to even.
 static void quantize_row(const float *x, size_t t, Quantized *a)
 {
-    for (size_t g = 0; g < a->n_groups; g++, x += a->group) {
-        size_t flat = t * a->n_groups + g;
-        int8_t *q = a->q + flat * a->group;
-        float max = 0;
-        for (size_t k = 0; k < a->group; k++) max = fabsf(x[k]) > max ? fabsf(x[k]) : max;
-        float inverse = max > 0 ? 127 / max : 0;
-        int32_t sum = 0;
-        for (size_t k = 0; k < a->group; k++) {
-            float r = (x[k] * inverse + 12582912.0f) - 12582912.0f; // 1.5 * 2^23 rounds
-            q[k] = (int8_t)r;
-            sum += q[k];
+    const vf round = vset(12582912.0f); // 1.5 * 2^23: adding it rounds to an integer
+    for (size_t g = t * a->n_groups; g < (t + 1) * a->n_groups; g++, x += a->group) {
+        vf max = {0}, sum = {0};
+        for (size_t k = 0; k < a->group; k += LANES) {
+            vf v = vload_up_to(x + k, a->group - k);
+            max = vmax(vmax(v, -v), max);
         }
-        a->scale[flat] = max / 127;
-        a->bias[flat] = -128 * sum;
+        float largest = vmax_lane(max), inverse = largest > 0 ? 127 / largest : 0;
+        for (size_t k = 0; k < a->group; k += LANES) {
+            vf q = (vload_up_to(x + k, a->group - k) * vset(inverse) + round) - round;
+            vb bytes = __builtin_convertvector(__builtin_convertvector(q, vi), vb);
+            memcpy(a->q + g * a->group + k, &bytes, min_size(LANES, a->group - k));
+            sum += q;
+        }
+        a->scale[g] = largest / 127;
+        a->bias[g] = -128 * (int32_t)vsum(sum); // exact: groups are short of 2^17 values
     }
 }
 
@@ -683,8 +793,8 @@ typedef struct {
 } Panel;
 
 // out[t][r] for PANEL rows and n tokens, as the equation above says. The plain version.
-__attribute__((unused)) static void tile_q8_plain(const Panel *p, const Quantized *x, size_t n,
-                                                  float *out, size_t stride, int n_rows)
+static void tile_q8_plain(const Panel *p, const Quantized *x, size_t n, float *out,
+                          size_t stride, int n_rows)
 {
     for (size_t t = 0; t < n; t++)
         for (int r = 0; r < n_rows; r++) {
@@ -702,100 +812,160 @@ __attribute__((unused)) static void tile_q8_plain(const Panel *p, const Quantize
         }
 }
 
-#if defined(__AVX512VNNI__) && defined(__AVX512BW__)
-
-// Transposes PANEL rows of 64 bytes into 16 vectors, each with four neighbouring bytes of every
-// row in that row's lane, and flips the sign bits: VNNI multiplies unsigned by signed bytes, so
-// weights are read as w + 128, and tile_q8 starts its sums at -128 * sum(x) to make up for it.
-static void pack_panel(const int8_t *const rows[PANEL], size_t at, __m512i *out)
+// Words are four int8 that are multiplied together: dot_words() adds, in each lane, the products of
+// the four bytes of w and x. Some processors multiply unsigned by signed bytes; there FLIP turns
+// w into w + 128, and sums start at the bias, -128 * sum(x), to make up for it.
+#if defined(__AVX512VNNI__) || defined(__AVXVNNI__)
+#define HAVE_DOT 1
+#define FLIP 0x80808080u
+INLINE vi dot_words(vi sum, vi w, vi x)
 {
-    __m512i a[16], b[16];
-    const __m512i flip = _mm512_set1_epi8((char)0x80);
-    for (int r = 0; r < 16; r++) a[r] = _mm512_xor_si512(_mm512_loadu_si512(rows[r] + at), flip);
-    for (int r = 0; r < 16; r += 2) {
-        b[r] = _mm512_unpacklo_epi32(a[r], a[r + 1]);
-        b[r + 1] = _mm512_unpackhi_epi32(a[r], a[r + 1]);
-    }
-    for (int r = 0; r < 16; r += 4) // a[r + c]: rows r..r+3 of column 4 * lane128 + c
-        for (int h = 0; h < 2; h++) {
-            a[r + 2 * h] = _mm512_unpacklo_epi64(b[r + h], b[r + h + 2]);
-            a[r + 2 * h + 1] = _mm512_unpackhi_epi64(b[r + h], b[r + h + 2]);
-        }
-    for (int c = 0; c < 4; c++) {
-        __m512i lo = _mm512_shuffle_i32x4(a[c], a[4 + c], 0x44);
-        __m512i hi = _mm512_shuffle_i32x4(a[c], a[4 + c], 0xee);
-        __m512i lo2 = _mm512_shuffle_i32x4(a[8 + c], a[12 + c], 0x44);
-        __m512i hi2 = _mm512_shuffle_i32x4(a[8 + c], a[12 + c], 0xee);
-        out[c] = _mm512_shuffle_i32x4(lo, lo2, 0x88);
-        out[4 + c] = _mm512_shuffle_i32x4(lo, lo2, 0xdd);
-        out[8 + c] = _mm512_shuffle_i32x4(hi, hi2, 0x88);
-        out[12 + c] = _mm512_shuffle_i32x4(hi, hi2, 0xdd);
-    }
+#if defined(__AVX512VNNI__)
+    return (vi)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)w, (__m512i)x);
+#else
+    return (vi)_mm256_dpbusd_avx_epi32((__m256i)sum, (__m256i)w, (__m256i)x);
+#endif
+}
+#elif defined(__AVX2__) && !defined(__AVX512F__)
+#define HAVE_DOT 1
+#define FLIP 0u
+INLINE vi dot_words(vi sum, vi w, vi x) // |w| (x sign w): two products fit in 16 bits
+{
+    __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8((__m256i)w),
+                                         _mm256_sign_epi8((__m256i)x, (__m256i)w));
+    return sum + (vi)_mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
+}
+#elif defined(__ARM_FEATURE_DOTPROD)
+#define HAVE_DOT 1
+#define FLIP 0u
+INLINE vi dot_words(vi sum, vi w, vi x)
+{
+    return vdotq_s32(sum, vreinterpretq_s8_s32(w), vreinterpretq_s8_s32(x));
+}
+#else
+#define HAVE_DOT 0
+#define FLIP 0u
+INLINE vi dot_words(vi sum, vi w, vi x) { return sum + w * x; } // not used
+#endif
+
+INLINE vi load_words(const void *p)
+{
+    vi v;
+    memcpy(&v, p, sizeof v);
+    return v;
 }
 
-// One packed panel (panel: [cols / 4] vectors) against nt tokens from token t on.
-INLINE void tile_q8_n(int nt, const __m512i *panel, const Panel *p, const Quantized *x, size_t t,
-                      float *out, size_t stride, __mmask16 mask)
+// sum + d * (w * x) by lanes: one group's part of a product.
+INLINE vf add_group(vf sum, vi d, const float *w, float x)
 {
-    __m512 sum[8];
-    size_t quads = x->group / 4, cols = x->n_groups * x->group;
+    return __builtin_convertvector(d, vf) * (vload(w) * vset(x)) + sum;
+}
+
+// One packed panel against nt tokens from token t on. words: [cols / 4] vectors, each with four
+// neighbouring values of every row in that row's lane.
+INLINE void tile_q8_n(int nt, const vi *words, const Panel *p, const Quantized *x, size_t t,
+                      float *out, size_t stride, int n_rows)
+{
+    vf sum[Q8_TOKENS];
+    size_t quads = x->group / 4, n_groups = x->n_groups, cols = n_groups * x->group;
     const int8_t *q = x->q + t * cols;
-    for (int i = 0; i < nt; i++) sum[i] = _mm512_setzero_ps();
-    for (size_t g = 0; g < x->n_groups; g++, panel += quads, q += x->group) {
-        const float *xs = x->scale + t * x->n_groups + g;
-        const int32_t *bias = x->bias + t * x->n_groups + g;
-        __m512i d[8];
-        for (int i = 0; i < nt; i++) d[i] = _mm512_set1_epi32(bias[(size_t)i * x->n_groups]);
+    for (int i = 0; i < nt; i++) sum[i] = (vf){0};
+    for (size_t g = 0; g < n_groups; g++, words += quads, q += x->group) {
+        const float *xs = x->scale + t * n_groups + g;
+        const int32_t *bias = x->bias + t * n_groups + g;
+        vi d[Q8_TOKENS];
+        for (int i = 0; i < nt; i++) d[i] = (FLIP ? bias[(size_t)i * n_groups] : 0) - (vi){0};
         for (size_t k = 0; k < quads; k++)
             for (int i = 0; i < nt; i++) {
                 int32_t four;
                 memcpy(&four, q + (size_t)i * cols + 4 * k, 4);
-                d[i] = _mm512_dpbusd_epi32(d[i], panel[k], _mm512_set1_epi32(four));
+                d[i] = dot_words(d[i], words[k], four - (vi){0});
             }
-        __m512 ws = _mm512_loadu_ps(p->scales + g * PANEL);
-        for (int i = 0; i < nt; i++) {
-            __m512 s = _mm512_mul_ps(ws, _mm512_set1_ps(xs[(size_t)i * x->n_groups]));
-            sum[i] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(d[i]), s, sum[i]);
-        }
-        if (!p->mins) continue;
-        __m512 wm = _mm512_loadu_ps(p->mins + g * PANEL);
-        for (int i = 0; i < nt; i++) {
-            size_t at = (size_t)i * x->n_groups;
-            __m512 s = _mm512_mul_ps(wm, _mm512_set1_ps(xs[at]));
-            sum[i] = _mm512_fmadd_ps(_mm512_set1_ps((float)bias[at]), s, sum[i]);
-        }
+        for (int i = 0; i < nt; i++)
+            sum[i] = add_group(sum[i], d[i], p->scales + g * PANEL, xs[(size_t)i * n_groups]);
+        for (int i = 0; p->mins && i < nt; i++)
+            sum[i] = add_group(sum[i], bias[(size_t)i * n_groups] - (vi){0}, p->mins + g * PANEL,
+                               xs[(size_t)i * n_groups]);
     }
-    for (int i = 0; i < nt; i++)
-        _mm512_mask_storeu_ps(out + (t + (size_t)i) * stride, mask, sum[i]);
+    for (int i = 0; i < nt; i++) vstore_part(out + (t + (size_t)i) * stride, sum[i], n_rows);
 }
 
-// The plain version's equal, on a panel repacked into `scratch` ([cols / 4] vectors).
+// Dot products of 4 * LANES columns of every row with x, FLIPped: out[c] has in lane r the sum
+// over columns 16c .. 16c + 15 of row r.
+INLINE void fold_columns(const int8_t *const rows[PANEL], size_t at, vi x, vi out[LANES / 4])
+{
+    vi sums[LANES / 4];
+    for (int r = 0; r < LANES; r += 4) {
+        vi a[4];
+        for (int i = 0; i < 4; i++)
+            a[i] = dot_words((vi){0}, load_words(rows[r + i] + at) ^ (int32_t)FLIP, x);
+        vi even = zip_low(a[0], a[2]) + zip_high(a[0], a[2]);
+        vi odd = zip_low(a[1], a[3]) + zip_high(a[1], a[3]);
+        sums[r / 4] = zip_low(even, odd) + zip_high(even, odd); // rows r..r+3 in each quarter
+    }
+    transpose_quarters(sums, out);
+}
+
+// For one token it is cheaper to multiply the rows as they lie and to transpose the sums.
+static void tile_q8_one(const Panel *p, const Quantized *x, float *out, int n_rows)
+{
+    vf sum = {0};
+    vi d = {0}, part[LANES / 4];
+    size_t cols = x->n_groups * x->group, left = x->group, g = 0;
+    for (size_t k = 0; k < cols; k += 4 * LANES) {
+        fold_columns(p->rows, k, load_words(x->q + k), part);
+        for (int c = 0; c < LANES / 4; c++) {
+            d += part[c];
+            if (left -= 16) continue;
+            sum = add_group(sum, FLIP ? d + x->bias[g] : d, p->scales + g * PANEL, x->scale[g]);
+            if (p->mins)
+                sum = add_group(sum, x->bias[g] - (vi){0}, p->mins + g * PANEL, x->scale[g]);
+            d = (vi){0};
+            left = x->group;
+            g++;
+        }
+    }
+    vstore_part(out, sum, n_rows);
+}
+
+// The plain version's equal. room: for a repacked panel, [cols / 4] vectors.
 static void tile_q8(const Panel *p, const Quantized *x, size_t n, float *out, size_t stride,
-                    int n_rows, void *scratch)
+                    int n_rows, void *room)
 {
     size_t cols = x->n_groups * x->group, t = 0;
-    if (x->group % 4 || cols % 64) {
+    if (!HAVE_DOT || x->group % 4 || cols % (4 * LANES)) {
         tile_q8_plain(p, x, n, out, stride, n_rows);
         return;
     }
-    __m512i *panel = scratch;
-    for (size_t k = 0; k < cols; k += 64) pack_panel(p->rows, k, panel + k / 4);
-    __mmask16 mask = (__mmask16)((1u << n_rows) - 1);
-    for (; t + 8 <= n; t += 8) tile_q8_n(8, panel, p, x, t, out, stride, mask);
-    for (; t + 4 <= n; t += 4) tile_q8_n(4, panel, p, x, t, out, stride, mask);
-    for (; t < n; t++) tile_q8_n(1, panel, p, x, t, out, stride, mask);
+    if (n == 1 && x->group % 16 == 0) {
+        tile_q8_one(p, x, out, n_rows);
+        return;
+    }
+    vi *words = room;
+    for (size_t k = 0; k < cols; k += 4 * LANES) {
+        vi a[LANES];
+        for (int r = 0; r < LANES; r++) a[r] = load_words(p->rows[r] + k) ^ (int32_t)FLIP;
+        transpose(a, words + k / 4);
+    }
+    for (; t + Q8_TOKENS <= n; t += Q8_TOKENS)
+        tile_q8_n(Q8_TOKENS, words, p, x, t, out, stride, n_rows);
+    for (; t + 4 <= n; t += 4) tile_q8_n(4, words, p, x, t, out, stride, n_rows);
+    for (; t < n; t++) tile_q8_n(1, words, p, x, t, out, stride, n_rows);
 }
 
-#else
-
-static void tile_q8(const Panel *p, const Quantized *x, size_t n, float *out, size_t stride,
-                    int n_rows, void *scratch)
+// out[i][r] = rows[r][i] * factor for i < n; the last block may do a part of its neighbour again.
+static void transpose_floats(const float *const rows[PANEL], size_t n, float factor, float *out)
 {
-    (void)scratch;
-    tile_q8_plain(p, x, n, out, stride, n_rows);
+    for (size_t i = 0; n >= LANES && i < n; i += LANES) {
+        size_t at = min_size(i, n - LANES);
+        vi a[LANES], b[LANES];
+        for (int r = 0; r < PANEL; r++) a[r] = load_words(rows[r] + at);
+        transpose(a, b);
+        for (size_t k = 0; k < LANES; k++) vstore(out + (at + k) * PANEL, (vf)b[k] * vset(factor));
+    }
+    for (size_t i = 0; n < LANES && i < n; i++)
+        for (size_t r = 0; r < PANEL; r++) out[i * PANEL + r] = rows[r][i] * factor;
 }
-
-#endif
 
 // ================================================================================================
 // 4  Threads
@@ -944,38 +1114,38 @@ static size_t int8_group(const Tensor *w)
     return w->group && w->cols % w->group == 0 ? w->group : 0;
 }
 
-// Row `row` of w as lane r of a panel: planar values stay where they lie, blocks are taken apart
-// into q[cols].
-static const int8_t *panel_row(const Tensor *w, size_t row, float *scales, float *mins, int8_t *q)
+// Takes the blocks of one row apart into q[cols], scale[n_groups] and, for types that have them,
+// min[n_groups].
+static void decode_row(const Tensor *w, size_t row, int8_t *q, float *scale, float *min)
 {
     const TensorType *type = w->type;
-    size_t n_groups = w->cols / w->group;
-    if (!type->decode) {
-        for (size_t g = 0; g < n_groups; g++) scales[g * PANEL] = w->scales[row * n_groups + g];
-        return (const int8_t *)w->data + row * w->cols;
-    }
     const uint8_t *b = w->data + row * (w->cols / type->block) * type->bytes;
-    for (size_t k = 0; k < w->cols; k += type->block, b += type->bytes) {
-        size_t at = k / w->group * PANEL;
-        type->decode(b, q + k, scales + at, mins + at, PANEL);
-    }
-    return q;
+    for (size_t k = 0; k < w->cols; k += type->block, b += type->bytes)
+        type->decode(b, q + k, scale + k / w->group, min + k / w->group, 1);
 }
 
-// Rows [r0, r0 + n_rows) of one product in int8; n_rows <= PANEL.
+// Rows [r0, r0 + n_rows) of one product in int8; n_rows <= PANEL. Planar rows are used where they
+// lie, blocks are taken apart first.
 static void product_q8(const Matmul *m, const Product *p, size_t r0, int n_rows)
 {
     const Tensor *w = p->w;
-    size_t n = PANEL * (w->cols / w->group), bytes = PANEL * w->cols;
-    float *scales = scratch(2 * n * 4 + 2 * bytes), *mins = scales + n;
-    int8_t *q = (int8_t *)(mins + n);
+    size_t n_groups = w->cols / w->group, n = PANEL * n_groups, bytes = PANEL * w->cols;
+    float *scales = scratch(4 * n * 4 + 2 * bytes), *mins = scales + n, *blocks = mins + n;
+    int8_t *q = (int8_t *)(blocks + 2 * n);
+    const float *scale_rows[PANEL], *min_rows[PANEL];
     Panel panel = {.scales = scales, .mins = w->type->has_min ? mins : NULL};
-    for (int r = 0; r < PANEL; r++)
-        panel.rows[r] = r < n_rows ? panel_row(w, r0 + (size_t)r, scales + r, mins + r,
-                                               q + (size_t)r * w->cols)
-                                   : panel.rows[0];
-    if (panel.mins)
-        for (size_t i = 0; i < n; i++) mins[i] /= 128;
+    for (int r = 0; r < PANEL; r++) {
+        size_t row = r0 + (size_t)(r < n_rows ? r : 0), at = (size_t)r * n_groups;
+        panel.rows[r] = (const int8_t *)w->data + row * w->cols;
+        scale_rows[r] = w->scales + row * n_groups;
+        if (!w->type->decode) continue;
+        panel.rows[r] = q + (size_t)r * w->cols;
+        scale_rows[r] = blocks + at;
+        min_rows[r] = blocks + n + at;
+        if (r < n_rows) decode_row(w, row, q + (size_t)r * w->cols, blocks + at, blocks + n + at);
+    }
+    transpose_floats(scale_rows, n_groups, 1, scales);
+    if (panel.mins) transpose_floats(min_rows, n_groups, 1.0f / 128, mins);
     tile_q8(&panel, m->act, m->n, p->out + r0, w->rows, n_rows, q + bytes);
 }
 
@@ -2520,18 +2690,22 @@ static void softmax_step(float *score, float *o, float *ml, size_t v_dim, int en
 {
     vf max = vset(ml[0]), sum = {0}, weighted = {0};
     for (size_t k = 0; k < TILE; k += LANES) max = vmax(max, vload(score + k));
-    float m = vmax_lane(max), shrink = ml[1] == 0 ? 0 : expf(ml[0] - m);
+    float m = vmax_lane(max);
+    if (m != ml[0]) {
+        float shrink = vexp(vset(ml[0] - m))[0]; // 0 for an empty state
+        for (size_t k = 0; k < v_dim; k += LANES) vstore(o + k, vload(o + k) * vset(shrink));
+        ml[0] = m;
+        ml[1] *= shrink;
+        ml[2] *= shrink;
+    }
     for (size_t k = 0; k < TILE; k += LANES) {
         vf s = vload(score + k), p = vexp(s - vset(m));
         sum += p;
         if (entropy) weighted += p * s;
         vstore(score + k, p);
     }
-    ml[0] = m;
-    ml[1] = ml[1] * shrink + vsum(sum);
-    ml[2] = ml[2] * shrink + vsum(weighted);
-    if (shrink != 1)
-        for (size_t k = 0; k < v_dim; k += LANES) vstore(o + k, vload(o + k) * vset(shrink));
+    ml[1] += vsum(sum);
+    if (entropy) ml[2] += vsum(weighted);
 }
 
 // Attention of a block's rows over the keys of one tile.

@@ -221,33 +221,32 @@ static void test_quantize_row(void)
 }
 
 // One shape: the fast tile equals the plain one bit for bit, and both the definition in double.
-static void check_panel(size_t n, size_t cols, size_t group, int n_rows, int has_min)
+static void check_tile_q8(size_t n, size_t cols, size_t group, int n_rows, int has_min)
 {
     enum { STRIDE = 19 };
     Quantized x = quantized(n, cols, group);
     float *act = random_floats(n * cols), *scales = random_floats(cols / group * PANEL);
+    float *mins = random_floats(cols / group * PANEL);
     int8_t *w = xcalloc(PANEL * cols, 1);
-    float *mins = has_min ? random_floats(cols / group * PANEL) : NULL; // divided by 128
-    Panel p = {.scales = scales, .mins = mins};
+    Panel panel = {.scales = scales, .mins = has_min ? mins : NULL};
     for (size_t i = 0; i < PANEL * cols; i++) w[i] = (int8_t)(random_bits() >> 24); // -128 too
-    for (int r = 0; r < PANEL; r++) p.rows[r] = w + (size_t)(r < n_rows ? r : 0) * cols;
+    for (int r = 0; r < PANEL; r++) panel.rows[r] = w + (size_t)(r < n_rows ? r : 0) * cols;
     for (size_t t = 0; t < n; t++) quantize_row(act + t * cols, t, &x);
     float *fast = xcalloc(n * STRIDE, 4), *plain = xcalloc(n * STRIDE, 4);
-    void *panel = xcalloc(PANEL * cols, 1);
-    tile_q8(&p, &x, n, fast, STRIDE, n_rows, panel);
-    tile_q8_plain(&p, &x, n, plain, STRIDE, n_rows);
+    void *room = xcalloc(PANEL * cols, 1);
+    tile_q8(&panel, &x, n, fast, STRIDE, n_rows, room);
+    tile_q8_plain(&panel, &x, n, plain, STRIDE, n_rows);
     int before = n_failed, bad = 0;
     CHECK_BITS(fast, plain, n * STRIDE); // beyond n_rows both still hold zeros
     for (size_t t = 0; t < n; t++)
         for (int r = 0; r < n_rows; r++) {
             double want = 0, size = 0;
             for (size_t k = 0; k < cols; k++) {
-                size_t g = k / group;
-                double min = mins ? 128.0 * mins[g * PANEL + (size_t)r] : 0;
-                double value = (double)p.rows[r][k] * scales[g * PANEL + (size_t)r];
-                double act_k = (double)x.q[t * cols + k] * x.scale[t * x.n_groups + g];
-                want += (value - min) * act_k;
-                size += (fabs(value) + fabs(min)) * fabs(act_k);
+                size_t lane = k / group * PANEL + (size_t)r;
+                double weight = (double)panel.rows[r][k] * scales[lane];
+                if (has_min) weight -= 128.0 * mins[lane];
+                double p = weight * x.q[t * cols + k] * x.scale[t * x.n_groups + k / group];
+                want += p, size += fabs(p);
             }
             bad += !(fabs(fast[t * STRIDE + (size_t)r] - want) <= 1e-6 * size);
         }
@@ -255,26 +254,44 @@ static void check_panel(size_t n, size_t cols, size_t group, int n_rows, int has
     note_failures(before, "n %zu, cols %zu, group %zu, rows %d, min %d", n, cols, group, n_rows,
                   has_min);
     free_quantized(&x);
-    free(act), free(scales), free(mins), free(w), free(fast), free(plain), free(panel);
-}
-
-static void check_tile_q8(size_t n, size_t cols, size_t group, int n_rows)
-{
-    check_panel(n, cols, group, n_rows, 0);
-    check_panel(n, cols, group, n_rows, 1);
+    free(act), free(scales), free(mins), free(w), free(fast), free(plain), free(room);
 }
 
 static void test_tile_q8(void)
 {
     size_t groups[] = {1, 2, 4, 8, 16, 32, 64, 128};
-    for (size_t g = 0; g < sizeof groups / sizeof *groups; g++) {
-        for (size_t n = 1; n <= 20; n++) check_tile_q8(n, 128, groups[g], PANEL);
-        for (int n_rows = 1; n_rows < PANEL; n_rows += 3) check_tile_q8(13, 256, groups[g], n_rows);
-        check_tile_q8(9, 3 * groups[g], groups[g], 16);  // cols no multiple of 64
-        check_tile_q8(2, 64 * groups[g], groups[g], 5);
+    for (size_t i = 0; i < 2 * (sizeof groups / sizeof *groups); i++) {
+        size_t group = groups[i / 2];
+        int has_min = i % 2;
+        for (size_t n = 1; n <= 20; n++) check_tile_q8(n, 128, group, PANEL, has_min);
+        for (int n_rows = 1; n_rows < PANEL; n_rows += 3) {
+            check_tile_q8(13, 256, group, n_rows, has_min);
+            check_tile_q8(1, 256, group, n_rows, has_min);
+        }
+        check_tile_q8(9, 3 * group, group, PANEL, has_min); // cols no multiple of 64
+        check_tile_q8(2, 64 * group, group, PANEL - 1, has_min);
     }
-    check_tile_q8(5, 60, 12, 16);
-    check_tile_q8(5, 192, 12, 16);
+    check_tile_q8(5, 60, 12, PANEL, 0);
+    check_tile_q8(5, 192, 12, PANEL, 0);
+    check_tile_q8(1, 192, 48, PANEL, 1); // groups that straddle 64 columns
+    check_tile_q8(1, 192, 96, PANEL, 1);
+}
+
+// Rows into lanes, for every length and both places in memory.
+static void test_transpose_floats(void)
+{
+    float *a = random_floats(PANEL * 50), *out = xcalloc(PANEL * 50, 4);
+    for (size_t n = 1; n <= 50; n++) {
+        const float *rows[PANEL];
+        int bad = 0;
+        for (int r = 0; r < PANEL; r++) rows[r] = a + (size_t)r * n;
+        transpose_floats(rows, n, n % 2 ? 1 : 0.25f, out);
+        for (size_t i = 0; i < n; i++)
+            for (int r = 0; r < PANEL; r++)
+                bad += out[i * PANEL + (size_t)r] != rows[r][i] * (n % 2 ? 1 : 0.25f);
+        CHECK_INT(bad, 0);
+    }
+    free(a), free(out);
 }
 
 // Groups run over the flat tensor: here they straddle rows, as hidden_dim 172 with group 8 does.
@@ -497,6 +514,7 @@ int main(void)
     test_gemm_rows();
     test_quantize_row();
     test_tile_q8();
+    test_transpose_floats();
     test_unpack();
     test_rmsnorm();
     test_gated();
