@@ -54,4 +54,6 @@ clean:
 figures: run $(BUILD)/plot
 	sh tests/figures.sh $(BUILD)
 
+$(BUILD)/test_plot: tests/plot.c
+
 .PHONY: figures

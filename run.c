@@ -3,6 +3,7 @@
 //   cc -O3 -march=native -ffp-contract=fast -o run run.c -lm -lpthread
 //   ./run models/tales.bin -i "Once upon a time"          generate text
 //   ./run models/tales.bin -c 2048 --rope-scaling yarn ... past the trained context
+//   ./run SmolLM2-135M-Instruct.Q4_1.gguf -m chat          a GGUF model, as it is
 //   ./run -h                                               everything else
 //
 // It memory-maps a decoder-only checkpoint and runs it on CPU threads with libc, libm and
@@ -18,7 +19,7 @@
 // per token); i is the query's position, j <= i the key's, both 0-based, in tokens; L is the
 // trained context; s is the factor by which it is stretched; n = i + 1 the current length.
 //
-//   1  Errors, memory, numbers        7  (GGUF: not in this version)    12  Tokenizer
+//   1  Errors, memory, numbers        7  GGUF                           12  Tokenizer
 //   2  Tensor types                   8  Position I: rotation           13  Sampler
 //   3  Kernels                        9  Position II: past the          14  Generate and chat
 //   4  Threads                           trained length                 15  Measure
@@ -53,6 +54,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <strings.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <time.h>
@@ -465,6 +467,7 @@ enum { TILE_ROWS = 4 };
 
 typedef float vf __attribute__((vector_size(4 * LANES)));
 typedef int32_t vi __attribute__((vector_size(4 * LANES)));
+typedef uint32_t vu __attribute__((vector_size(4 * LANES)));
 typedef int8_t vb __attribute__((vector_size(LANES)));
 typedef float v4 __attribute__((vector_size(16)));
 typedef int32_t v4i __attribute__((vector_size(16)));
@@ -610,8 +613,8 @@ INLINE void transpose(const vi *a, vi *out)
 }
 
 // e^x by lanes: x = n ln 2 + r with |r| <= ln 2 / 2, e^r by its Taylor polynomial of degree 7,
-// 2^n put into the exponent. Relative error below 3e-7 for -87 <= x <= 88; 0 below (so a score of
-// minus a lot gets exactly no weight), e^88 above.
+// times 2^n made of its exponent. Relative error below 3e-7 for -87 <= x <= 88; 0 below (so a
+// score of minus a lot gets exactly no weight), e^88 above.
 INLINE vf vexp(vf x)
 {
     const vf shift = vset(12582912.0f); // 1.5 * 2^23: adding it rounds to an integer
@@ -626,7 +629,7 @@ INLINE vf vexp(vf x)
     p = p * r + vset(0.5f);
     p = p * r + vset(1);
     p = p * r + vset(1);
-    vf e = (vf)((vi)p + ((vi)shifted << 23)); // the low bits of `shifted` are n
+    vf e = p * (vf)(((vu)shifted << 23) + 0x3f800000u); // the low bits of `shifted` are n
     return vselect(x < vset(-87), vset(0), e);
 }
 
@@ -1230,17 +1233,22 @@ static void rmsnorm(float *out, const float *x, const float *weight, size_t dim,
     for (size_t i = 0; i < dim; i++) out[i] = x[i] * scale * weight[i];
 }
 
-// gate[n] = silu(gate) * up, silu(x) = x / (1 + e^-x). n is rounded up to LANES: rows are padded.
-static void swiglu(float *gate, const float *up, size_t n)
+// silu(x) = x / (1 + e^-x), or gelu(x) = x / (1 + e^-z) with z = sqrt(8/pi) (x + 0.044715 x^3),
+// which is its approximation by tanh: (1 + tanh y) / 2 = 1 / (1 + e^-2y).
+INLINE vf activate(vf x, int gelu)
+{
+    vf z = gelu ? vset(1.59576912f) * (x + vset(0.044715f) * x * x * x) : x;
+    return x / (vset(1) + vexp(-z));
+}
+
+// gate[n] = silu(gate) * up, or with gelu in its place.
+static void gated(float *gate, const float *up, size_t n, int gelu)
 {
     size_t i = 0;
-    for (; i + LANES <= n; i += LANES) {
-        vf g = vload(gate + i);
-        vstore(gate + i, g / (vset(1) + vexp(-g)) * vload(up + i));
-    }
+    for (; i + LANES <= n; i += LANES)
+        vstore(gate + i, activate(vload(gate + i), gelu) * vload(up + i));
     if (i < n) {
-        vf g = vload_part(gate + i, n - i);
-        g = g / (vset(1) + vexp(-g)) * vload_part(up + i, n - i);
+        vf g = activate(vload_part(gate + i, n - i), gelu) * vload_part(up + i, n - i);
         memcpy(gate + i, &g, (n - i) * 4);
     }
 }
@@ -1288,6 +1296,8 @@ static double cross_entropy(const float *logits, size_t n, int target)
 // longrope's short and long factors [head_dim / 2] each.
 
 typedef enum { ENC_ROPE, ENC_NOPE, N_ENCODINGS } Encoding;
+enum { ROPE_NONE, ROPE_LINEAR, ROPE_NTK, ROPE_DYNAMIC, ROPE_BY_PARTS, ROPE_YARN, ROPE_LLAMA3,
+       ROPE_LONGROPE, N_ROPE_METHODS };
 typedef enum { DIST_FULL, DIST_SELF_EXTEND, DIST_REROPE, DIST_LEAKY } Distance;
 
 // How positions are computed: the checkpoint's values, overridden by the command line. 0 is
@@ -1307,25 +1317,55 @@ typedef struct {
     int logn;
 } RopeConfig;
 
+// 0 is what llama2.c's models have, for every field from rope_split on.
 typedef struct {
     int dim, hidden_dim, n_layers, n_heads, n_kv_heads, head_dim, vocab_size;
     int train_ctx;
     float norm_eps;
     Encoding encoding;
     RopeConfig rope;
+    int rope_split;    // pairs are (m, m + head_dim / 2), not (2m, 2m + 1)
+    int gelu;          // the feed-forward gate's activation: gelu, not silu
+    float emb_scale;   // embeddings are multiplied by it, unless 0
+    float score_scale; // scores are multiplied by it; 0: 1 / sqrt(head_dim)
+    int global_every;  // every so many layers one is global, the others are local; 0: all global
+    RopeConfig local;  // positions in local layers
 } Config;
 
 typedef struct {
     const float *att_norm, *ffn_norm; // [dim]
+    const float *post_att_norm, *post_ffn_norm; // [dim], of what is added to the residual; or NULL
+    const float *q_norm, *k_norm;     // [head_dim], of each head before rotation; or NULL
+    const float *bq, *bk, *bv;        // biases, as long as wq, wk, wv have rows; or NULL
     Tensor wq, wk, wv;                // [n_heads | n_kv_heads | n_kv_heads * head_dim][dim]
     Tensor wo;                        // [dim][n_heads * head_dim]
     Tensor w1, w3;                    // gate, up: [hidden_dim][dim]
     Tensor w2;                        // down: [dim][hidden_dim]
 } Layer;
 
+// Strings one after the other as GGUF has them, each behind its length in 64 bits; checked.
 typedef struct {
-    const char *path;
+    const uint8_t *at;
+    size_t n;
+} Strings;
+
+// The tokenizer that came with the model, raw; section 12 makes use of it. tokens.n 0: none did.
+typedef struct {
+    Strings tokens, merges;
+    const uint8_t *scores; // [tokens.n] floats, or NULL
+    const uint8_t *types;  // [tokens.n] int32, or NULL
+    int bpe;               // merges by rank over bytes (GPT-2), not pieces by score (SentencePiece)
+    char pre[32];          // bpe: how text is cut into words
+    int bos, eos, eot;     // ids, or -1
+    int add_bos, space_prefix;
+    const char *chat;      // the chat template's text [chat_len], or NULL
+    size_t chat_len;
+} Vocab;
+
+typedef struct {
+    const char *path, *arch;
     Config config;
+    Vocab vocab;
     Tensor tok_emb, classifier; // [vocab_size][dim]
     const float *final_norm;    // [dim]
     Layer *layers;              // [n_layers]
@@ -1419,6 +1459,8 @@ static void read_extension(Model *m)
         r->window = field_int(m, H_WINDOW, "window", 0, 1 << 28);
         r->sinks = field_int(m, H_SINKS, "sinks", 0, 1 << 20);
         r->logn = field_int(m, H_LOGN, "logn", 0, 1);
+        if (r->sinks && !r->window)
+            die(EXIT_DATA, m->path, "sinks without a window in the header (got %d)", r->sinks);
     } else if (m->version > 100)
         die(EXIT_DATA, m->path, "version %d without an extension block", m->version);
 }
@@ -1512,8 +1554,6 @@ static void read_header(Model *m)
 {
     if (m->size < 28)
         die(EXIT_DATA, m->path, "too short for a checkpoint (got %zu bytes)", m->size);
-    if (!memcmp(m->map, "GGUF", 4))
-        die(EXIT_DATA, m->path, "a GGUF file (want a llama2.c checkpoint, version 0, 1 or 2)");
     if (read_i32(m->map) == MAGIC) {
         if (m->size < HEADER)
             die(EXIT_DATA, m->path, "cut off in the header (got %zu bytes, want %d)", m->size,
@@ -1549,19 +1589,519 @@ static const uint8_t *map_file(const char *path, size_t *size)
     return map;
 }
 
+static void load_checkpoint(Model *m)
+{
+    m->arch = "llama2.c";
+    read_header(m);
+    m->layers = xcalloc((size_t)m->config.n_layers, sizeof *m->layers);
+    size_t extent = lay_out(m, NULL);
+    if (extent != m->size)
+        die(EXIT_DATA, m->path, "its size does not fit its header (got %zu bytes, want %zu)",
+            m->size, extent);
+    lay_out(m, m->map);
+    m->weight_bytes = m->size - (m->shared_classifier ? 0 : tensor_bytes(&m->tok_emb));
+}
+
+// ================================================================================================
+// 7  GGUF
+//
+// Another door to the same Config and Weights: nothing after this section knows which door was
+// used. A GGUF file is a list of typed keys, a list of tensor names with types, shapes and
+// offsets, and the data, aligned:
+//   "GGUF", u32 version, u64 n_tensors, u64 n_keys
+//   key:     string name, u32 type, value (of an array: u32 element type, u64 count, elements)
+//   tensor:  string name, u32 n_dims, u64 dims[n_dims] (the inner one first), u32 type, u64 offset
+//   string:  u64 length, bytes
+// A count is held against the bytes that are left before anything is allocated or skipped, and
+// every tensor against the end of the file when it is taken. A tensor that the architecture does
+// not use is an error, since a model that needs it would be computed wrongly without.
+
+enum { G_U8, G_I8, G_U16, G_I16, G_U32, G_I32, G_F32, G_BOOL, G_STRING, G_ARRAY, G_U64, G_I64,
+       G_F64, G_TYPES };
+static const uint8_t gguf_sizes[G_TYPES] = {1, 1, 2, 2, 4, 4, 4, 1, 0, 0, 8, 8, 8};
+
+typedef struct {
+    const char *s; // in the file: no zero behind it
+    int len;
+} Name;
+
+typedef struct {
+    Name name; // first: keys and tensors are sorted and found by it
+    uint32_t type, elem; // of arrays: G_ARRAY and its elements' type; else the same twice
+    size_t n;            // values
+    const uint8_t *data;
+} GgufKey;
+
+typedef struct {
+    Name name;
+    uint32_t n_dims, type;
+    uint64_t dims[4], offset;
+    int used;
+} GgufTensor;
+
+typedef struct {
+    Model *m;
+    size_t at;   // while reading
+    GgufKey *keys;
+    GgufTensor *tensors;
+    size_t n_keys, n_tensors, data; // data: where offsets begin
+} Gguf;
+
+// Moves past n items of `size` bytes.
+static const uint8_t *gguf_skip(Gguf *g, uint64_t n, size_t size)
+{
+    const uint8_t *p = g->m->map + g->at;
+    if (n > (g->m->size - g->at) / size)
+        die(EXIT_DATA, g->m->path, "cut off, or a wrong count (got %zu bytes, want %llu x %zu at "
+            "byte %zu)", g->m->size, (unsigned long long)n, size, g->at);
+    g->at += (size_t)n * size;
+    return p;
+}
+
+static uint32_t gguf_u32(Gguf *g)
+{
+    uint32_t v;
+    memcpy(&v, gguf_skip(g, 4, 1), 4);
+    return v;
+}
+
+static uint64_t gguf_u64(Gguf *g)
+{
+    uint64_t v;
+    memcpy(&v, gguf_skip(g, 8, 1), 8);
+    return v;
+}
+
+// A key's or tensor's name: printable, so that it can stand in a message.
+static Name gguf_name(Gguf *g)
+{
+    uint64_t len = gguf_u64(g);
+    Name name = {(const char *)gguf_skip(g, len, 1), (int)min_size(len, 256)};
+    int bad = len < 1 || len > 255;
+    for (int i = 0; i < name.len && !bad; i++) bad = name.s[i] < 33 || name.s[i] > 126;
+    if (bad) die(EXIT_DATA, g->m->path, "a broken name before byte %zu", g->at);
+    return name;
+}
+
+static void gguf_key(Gguf *g, GgufKey *k)
+{
+    k->name = gguf_name(g);
+    k->type = k->elem = gguf_u32(g);
+    k->n = 1;
+    if (k->type == G_ARRAY) {
+        k->elem = gguf_u32(g);
+        k->n = gguf_u64(g);
+    }
+    if (k->elem >= G_TYPES || k->elem == G_ARRAY)
+        die(EXIT_DATA, g->m->path, "key %.*s has an unknown type (got %u)", k->name.len, k->name.s,
+            k->elem);
+    k->data = g->m->map + g->at;
+    if (k->elem != G_STRING) gguf_skip(g, k->n, gguf_sizes[k->elem]);
+    else
+        for (size_t i = 0; i < k->n; i++) gguf_skip(g, gguf_u64(g), 1);
+}
+
+static void gguf_tensor(Gguf *g, GgufTensor *t)
+{
+    t->name = gguf_name(g);
+    t->n_dims = gguf_u32(g);
+    if (t->n_dims < 1 || t->n_dims > 4)
+        die(EXIT_DATA, g->m->path, "tensor %.*s: dimensions (got %u, want 1 to 4)", t->name.len,
+            t->name.s, t->n_dims);
+    for (uint32_t i = 0; i < 4; i++) t->dims[i] = i < t->n_dims ? gguf_u64(g) : 1;
+    t->type = gguf_u32(g);
+    t->offset = gguf_u64(g);
+}
+
+static int compare_names(const void *a, const void *b)
+{
+    const Name *x = a, *y = b;
+    int order = memcmp(x->s, y->s, (size_t)(x->len < y->len ? x->len : y->len));
+    return order ? order : x->len - y->len;
+}
+
+// Sorts n items that begin with a Name, and refuses two of the same.
+static void sort_names(const Gguf *g, void *items, size_t n, size_t size)
+{
+    qsort(items, n, size, compare_names);
+    for (size_t i = 1; i < n; i++) {
+        const Name *name = (const Name *)(const void *)((char *)items + i * size);
+        if (!compare_names((char *)items + (i - 1) * size, name))
+            die(EXIT_DATA, g->m->path, "%.*s is there twice", name->len, name->s);
+    }
+}
+
+static const GgufKey *find_key(const Gguf *g, const char *name)
+{
+    char full[128]; // ".name" stands for "architecture.name"
+    snprintf(full, sizeof full, "%s%s", *name == '.' ? g->m->arch : "", name);
+    Name key = {full, (int)strlen(full)};
+    return g->n_keys ? bsearch(&key, g->keys, g->n_keys, sizeof *g->keys, compare_names) : NULL;
+}
+
+__attribute__((noreturn)) static void bad_key(const Gguf *g, const char *name, const char *want)
+{
+    die(EXIT_DATA, g->m->path, "key %s%s (%s, want %s)", *name == '.' ? g->m->arch : "", name,
+        find_key(g, name) ? "of another type or size" : "got none", want);
+}
+
+#define REQUIRED LLONG_MIN
+
+static int64_t scalar_int(const Gguf *g, const char *name, const GgufKey *k)
+{
+    uint64_t v = 0;
+    memcpy(&v, k->data, gguf_sizes[k->type]);
+    switch (k->type) {
+    case G_U8: case G_U16: case G_U32: case G_BOOL: case G_I64: return (int64_t)v;
+    case G_I8: return (int8_t)v;
+    case G_I16: return (int16_t)v;
+    case G_I32: return (int32_t)v;
+    case G_U64: return v > INT64_MAX ? INT64_MAX : (int64_t)v; // out of any range
+    default: bad_key(g, name, "a whole number");
+    }
+}
+
+static int key_int(const Gguf *g, const char *name, int64_t lo, int64_t hi, int64_t absent)
+{
+    const GgufKey *k = find_key(g, name);
+    if (!k && absent != REQUIRED) return (int)absent;
+    if (!k) bad_key(g, name, "a whole number");
+    int64_t v = scalar_int(g, name, k);
+    if (v < lo || v > hi)
+        die(EXIT_DATA, g->m->path, "key %.*s (got %lld, want %lld to %lld)", k->name.len, k->name.s,
+            (long long)v, (long long)lo, (long long)hi);
+    return (int)v;
+}
+
+static double key_float(const Gguf *g, const char *name, double lo, double hi, double absent)
+{
+    const GgufKey *k = find_key(g, name);
+    float f;
+    double v;
+    if (!k && absent >= 0) return absent;
+    if (!k || (k->type != G_F32 && k->type != G_F64)) bad_key(g, name, "a float");
+    memcpy(&f, k->data, 4);
+    if (k->type == G_F64) memcpy(&v, k->data, 8);
+    else v = f;
+    if (!(v >= lo && v <= hi))
+        die(EXIT_DATA, g->m->path, "key %.*s (got %g, want %g to %g)", k->name.len, k->name.s, v,
+            lo, hi);
+    return v;
+}
+
+// A string's bytes and length, or NULL.
+static const char *key_string(const Gguf *g, const char *name, size_t *len)
+{
+    const GgufKey *k = find_key(g, name);
+    if (!k) return NULL;
+    if (k->type != G_STRING) bad_key(g, name, "a string");
+    uint64_t n;
+    memcpy(&n, k->data, 8);
+    *len = (size_t)n;
+    return (const char *)k->data + 8;
+}
+
+// A short string copied to out[32], or `absent`.
+static void key_word(const Gguf *g, const char *name, const char *absent, char out[32])
+{
+    size_t len = strlen(absent);
+    const char *s = key_string(g, name, &len);
+    if (len > 31) bad_key(g, name, "a short string");
+    memcpy(out, s ? s : absent, len);
+    out[len] = 0;
+    for (size_t i = 0; i < len; i++)
+        if (out[i] < 33 || out[i] > 126) bad_key(g, name, "a printable string");
+}
+
+// An array of n values (0: any number, *n gets it); NULL if there is none.
+static const uint8_t *key_array(const Gguf *g, const char *name, uint32_t elem, size_t *n)
+{
+    const GgufKey *k = find_key(g, name);
+    if (!k) return NULL;
+    if (k->type != G_ARRAY || k->elem != elem || (*n && k->n != *n) || k->n > 1 << 24)
+        bad_key(g, name, "an array as long as the vocabulary");
+    *n = k->n;
+    return k->data;
+}
+
+// The tensor [rows][cols] of that name, all of it in the file; rows 1: one dimension will do.
+static int take_tensor(Gguf *g, const char *name, size_t rows, size_t cols, Tensor *out)
+{
+    const Model *m = g->m;
+    Name key = {name, (int)strlen(name)};
+    GgufTensor *t = g->n_tensors ? bsearch(&key, g->tensors, g->n_tensors, sizeof *t, compare_names)
+                                 : NULL;
+    if (!t) return 0;
+    const TensorType *type = NULL;
+    for (int i = 0; i < N_TENSOR_TYPES; i++)
+        if ((uint32_t)tensor_types[i].gguf == t->type) type = &tensor_types[i];
+    if (!type) die(EXIT_DATA, m->path, "tensor %s has an unknown type (got %u)", name, t->type);
+    if (t->dims[0] != cols || t->dims[1] != rows || t->dims[2] != 1 || t->dims[3] != 1)
+        die(EXIT_DATA, m->path, "tensor %s: shape (got %llu x %llu, want %zu x %zu)", name,
+            (unsigned long long)t->dims[1], (unsigned long long)t->dims[0], rows, cols);
+    if (cols % type->block)
+        die(EXIT_DATA, m->path, "tensor %s: rows of %zu values (want whole blocks of %zu)", name,
+            cols, type->block);
+    *out = (Tensor){type, NULL, NULL, type->group, rows, cols};
+    size_t room = m->size - g->data, bytes = tensor_bytes(out);
+    if (t->offset > room || bytes > room - t->offset)
+        die(EXIT_DATA, m->path, "tensor %s ends behind the file's end (got %zu bytes at %llu, want "
+            "%zu at most)", name, bytes, (unsigned long long)t->offset, room);
+    out->data = m->map + g->data + t->offset;
+    if (t->offset % 4) die(EXIT_DATA, m->path, "tensor %s is not aligned", name);
+    t->used = 1;
+    g->m->weight_bytes += bytes;
+    return 1;
+}
+
+// The same for part `part` of layer l (l < 0: of the whole model), which has to be there.
+static Tensor take_matrix(Gguf *g, int l, const char *part, size_t rows, size_t cols)
+{
+    Tensor t;
+    char name[64];
+    if (l < 0) snprintf(name, sizeof name, "%s.weight", part);
+    else snprintf(name, sizeof name, "blk.%d.%s", l, part);
+    if (!take_tensor(g, name, rows, cols, &t))
+        die(EXIT_DATA, g->m->path, "no tensor %s", name);
+    return t;
+}
+
+// n floats.
+static const float *take_vector(Gguf *g, int l, const char *part, size_t n)
+{
+    Tensor t = take_matrix(g, l, part, 1, n);
+    if (t.type != &tensor_types[T_F32])
+        die(EXIT_DATA, g->m->path, "tensor %s (got type %s, want f32)", part, t.type->name);
+    return (const float *)(const void *)t.data;
+}
+
+// What architectures differ in. All of them are pre-norm Transformers with RMSNorm, grouped-query
+// attention, RoPE and a gated feed-forward layer.
+static const struct {
+    const char *name;
+    int rope_split, bias, qk_norm, gemma;
+} archs[] = {
+    {"llama", 0, 0, 0, 0}, // its converters permute wq and wk to interleaved pairs
+    {"qwen2", 1, 1, 0, 0},
+    {"qwen3", 1, 0, 1, 0},
+    {"gemma3", 1, 0, 1, 1}, // also: scaled embeddings, norms behind, GeGLU, local layers
+};
+enum { N_ARCHS = sizeof archs / sizeof *archs };
+
+static int gguf_arch(Gguf *g)
+{
+    static char name[32]; // lives as long as the model
+    key_word(g, "general.architecture", "?", name);
+    g->m->arch = name;
+    for (int i = 0; i < N_ARCHS; i++)
+        if (!strcmp(name, archs[i].name)) return i;
+    die(EXIT_DATA, g->m->path, "unknown architecture (got %s, want llama, qwen2, qwen3 or gemma3)",
+        name);
+}
+
+static void gguf_shape(Gguf *g, Config *c)
+{
+    const int big = 1 << 24;
+    c->dim = key_int(g, ".embedding_length", 1, big, REQUIRED);
+    c->hidden_dim = key_int(g, ".feed_forward_length", 1, big, REQUIRED);
+    c->n_layers = key_int(g, ".block_count", 1, 4096, REQUIRED);
+    c->n_heads = key_int(g, ".attention.head_count", 1, 1 << 16, REQUIRED);
+    c->n_kv_heads = key_int(g, ".attention.head_count_kv", 1, c->n_heads, c->n_heads);
+    c->head_dim = key_int(g, ".attention.key_length", 2, 1 << 14, c->dim / c->n_heads);
+    c->train_ctx = key_int(g, ".context_length", 1, 1 << 28, REQUIRED);
+    c->norm_eps = (float)key_float(g, ".attention.layer_norm_rms_epsilon", 1e-12, 1, -1);
+    key_int(g, ".attention.value_length", c->head_dim, c->head_dim, c->head_dim);
+    key_int(g, ".rope.dimension_count", c->head_dim, c->head_dim, c->head_dim);
+    key_int(g, "split.count", 0, 1, 0); // the other files would be missing
+    if (c->n_heads % c->n_kv_heads || c->head_dim % 2 || c->head_dim < 2)
+        die(EXIT_DATA, g->m->path, "heads (got %d, %d for keys, of %d values; want a multiple, and "
+            "an even size)", c->n_heads, c->n_kv_heads, c->head_dim);
+}
+
+// The factors of tensor `name`, one a pair, or NULL.
+static const float *take_factors(Gguf *g, const char *name, size_t pairs)
+{
+    Tensor t;
+    if (!take_tensor(g, name, 1, pairs, &t)) return NULL;
+    if (t.type != &tensor_types[T_F32]) die(EXIT_DATA, g->m->path, "tensor %s is not f32", name);
+    const float *f = (const float *)(const void *)t.data;
+    for (size_t m = 0; m < pairs; m++)
+        if (!(f[m] > 0 && f[m] < 1e6f)) die(EXIT_DATA, g->m->path, "%s (got %g)", name, f[m]);
+    return f;
+}
+
+// The file's attention factor multiplies the one that goes with the method.
+static void gguf_attention_factor(Gguf *g, RopeConfig *r)
+{
+    double a = key_float(g, ".rope.scaling.attn_factor", 1e-3, 1e3, 1);
+    if (r->method == ROPE_LONGROPE) r->attn_factor = a; // which here is all of it, or 1
+    else if (a != 1) r->attn_factor = a * (r->factor > 1 ? 0.1 * log(r->factor) + 1 : 1);
+}
+
+static void gguf_rope(Gguf *g, Config *c)
+{
+    RopeConfig *r = &c->rope;
+    char type[32];
+    size_t pairs = (size_t)c->head_dim / 2;
+    r->theta = key_float(g, ".rope.freq_base", 1.5, 1e12, 10000);
+    double factor = key_float(g, ".rope.scale_linear", 0, 1e6, 0); // its name in old files
+    key_word(g, ".rope.scaling.type", factor > 1 ? "linear" : "none", type);
+    factor = key_float(g, ".rope.scaling.factor", 0, 1e6, factor);
+    r->orig_ctx = key_int(g, ".rope.scaling.original_context_length", 0, 1 << 28, 0);
+    if (strcmp(type, "none")) {
+        r->method = !strcmp(type, "linear") ? ROPE_LINEAR : !strcmp(type, "yarn") ? ROPE_YARN
+                  : !strcmp(type, "longrope") ? ROPE_LONGROPE : N_ROPE_METHODS;
+        if (r->method == N_ROPE_METHODS)
+            die(EXIT_DATA, g->m->path, "unknown RoPE scaling (got %s, want none, linear, yarn or "
+                "longrope)", type);
+        double ratio = r->orig_ctx ? (double)c->train_ctx / r->orig_ctx : 1;
+        r->factor = factor > 0 ? factor : fmax(1, ratio);
+        r->beta_fast = key_float(g, ".rope.scaling.yarn_beta_fast", 0, 1e6, 0);
+        r->beta_slow = key_float(g, ".rope.scaling.yarn_beta_slow", 0, 1e6, 0);
+        if (r->method != ROPE_LINEAR) gguf_attention_factor(g, r);
+    }
+    r->long_factors = take_factors(g, "rope_factors_long.weight", pairs);
+    r->short_factors = take_factors(g, "rope_factors_short.weight", pairs);
+    const float *freqs = take_factors(g, "rope_freqs.weight", pairs); // Llama 3.1's, at any length
+    if (freqs) {
+        r->method = ROPE_LONGROPE;
+        r->factor = 1;
+        r->long_factors = r->short_factors = freqs;
+    }
+    if (r->method == ROPE_LONGROPE && !(r->long_factors && r->short_factors))
+        die(EXIT_DATA, g->m->path, "longrope without its tensors of factors");
+}
+
+static void gguf_gemma(Gguf *g, Config *c)
+{
+    c->gelu = 1;
+    c->emb_scale = sqrtf((float)c->dim);
+    if (c->n_layers == 62) c->score_scale = sqrtf((float)c->n_heads / (float)c->dim); // the 27B
+    if (!c->rope.window) return;
+    c->local.theta = key_float(g, ".rope.freq_base_swa", 1.5, 1e12, 10000);
+    c->local.window = c->rope.window;
+    c->rope.window = 0;
+    c->global_every = key_int(g, ".attention.sliding_window_pattern", 1, 4096, 6);
+}
+
+static void gguf_layer(Gguf *g, int arch, int i)
+{
+    const Config *c = &g->m->config;
+    Layer *l = &g->m->layers[i];
+    size_t dim = (size_t)c->dim, hidden = (size_t)c->hidden_dim, d = (size_t)c->head_dim;
+    size_t q_dim = (size_t)c->n_heads * d, kv_dim = (size_t)c->n_kv_heads * d;
+    l->att_norm = take_vector(g, i, "attn_norm.weight", dim);
+    l->ffn_norm = take_vector(g, i, "ffn_norm.weight", dim);
+    l->wq = take_matrix(g, i, "attn_q.weight", q_dim, dim);
+    l->wk = take_matrix(g, i, "attn_k.weight", kv_dim, dim);
+    l->wv = take_matrix(g, i, "attn_v.weight", kv_dim, dim);
+    l->wo = take_matrix(g, i, "attn_output.weight", dim, q_dim);
+    l->w1 = take_matrix(g, i, "ffn_gate.weight", hidden, dim);
+    l->w2 = take_matrix(g, i, "ffn_down.weight", dim, hidden);
+    l->w3 = take_matrix(g, i, "ffn_up.weight", hidden, dim);
+    if (archs[arch].bias) {
+        l->bq = take_vector(g, i, "attn_q.bias", q_dim);
+        l->bk = take_vector(g, i, "attn_k.bias", kv_dim);
+        l->bv = take_vector(g, i, "attn_v.bias", kv_dim);
+    }
+    if (archs[arch].qk_norm) {
+        l->q_norm = take_vector(g, i, "attn_q_norm.weight", d);
+        l->k_norm = take_vector(g, i, "attn_k_norm.weight", d);
+    }
+    if (archs[arch].gemma) {
+        l->post_att_norm = take_vector(g, i, "post_attention_norm.weight", dim);
+        l->post_ffn_norm = take_vector(g, i, "post_ffw_norm.weight", dim);
+    }
+}
+
+static void gguf_vocab(Gguf *g, Vocab *v)
+{
+    char model[32];
+    size_t n = 0, any = 0;
+    key_word(g, "tokenizer.ggml.model", "?", model);
+    v->bpe = !strcmp(model, "gpt2");
+    if (!v->bpe && strcmp(model, "llama"))
+        die(EXIT_DATA, g->m->path, "unknown tokenizer (got %s, want llama or gpt2)", model);
+    key_word(g, "tokenizer.ggml.pre", "default", v->pre);
+    v->tokens.at = key_array(g, "tokenizer.ggml.tokens", G_STRING, &n);
+    if (!n) bad_key(g, "tokenizer.ggml.tokens", "an array of strings");
+    v->tokens.n = n;
+    v->scores = key_array(g, "tokenizer.ggml.scores", G_F32, &n);
+    v->types = key_array(g, "tokenizer.ggml.token_type", G_I32, &n);
+    v->merges.at = key_array(g, "tokenizer.ggml.merges", G_STRING, &any);
+    v->merges.n = any;
+    if (v->bpe ? !v->merges.at : !v->scores)
+        bad_key(g, v->bpe ? "tokenizer.ggml.merges" : "tokenizer.ggml.scores", "an array");
+    int llama3 = v->bpe && !strcmp(v->pre, "llama-bpe"), last = (int)n - 1;
+    v->bos = key_int(g, "tokenizer.ggml.bos_token_id", 0, last, -1);
+    v->eos = key_int(g, "tokenizer.ggml.eos_token_id", 0, last, -1);
+    v->eot = key_int(g, "tokenizer.ggml.eot_token_id", 0, last, -1);
+    v->add_bos = key_int(g, "tokenizer.ggml.add_bos_token", 0, 1, !v->bpe || llama3) && v->bos >= 0;
+    v->space_prefix = key_int(g, "tokenizer.ggml.add_space_prefix", 0, 1, !v->bpe);
+    v->chat = key_string(g, "tokenizer.chat_template", &v->chat_len);
+}
+
+// Reads the lists of keys and tensors.
+static void gguf_lists(Gguf *g)
+{
+    const Model *m = g->m;
+    g->at = 4;
+    uint32_t version = gguf_u32(g);
+    if (version != 2 && version != 3)
+        die(EXIT_DATA, m->path, "unknown GGUF version (got %u, want 2 or 3)", version);
+    uint64_t n_tensors = gguf_u64(g), n_keys = gguf_u64(g), left = m->size - g->at;
+    if (n_keys > min_size(left / 13, 1 << 20) || n_tensors > min_size(left / 32, 1 << 20))
+        die(EXIT_DATA, m->path, "more keys or tensors than fit the file (got %llu, %llu)",
+            (unsigned long long)n_keys, (unsigned long long)n_tensors);
+    g->keys = xcalloc(g->n_keys = n_keys, sizeof *g->keys);
+    g->tensors = xcalloc(g->n_tensors = n_tensors, sizeof *g->tensors);
+    for (size_t i = 0; i < n_keys; i++) gguf_key(g, &g->keys[i]);
+    for (size_t i = 0; i < n_tensors; i++) gguf_tensor(g, &g->tensors[i]);
+    sort_names(g, g->keys, n_keys, sizeof *g->keys);
+    sort_names(g, g->tensors, n_tensors, sizeof *g->tensors);
+    int align = key_int(g, "general.alignment", 4, 1 << 20, 32);
+    if (align & (align - 1))
+        die(EXIT_DATA, m->path, "key general.alignment (got %d, want a power of two)", align);
+    g->data = round_up(g->at, (size_t)align);
+    if (g->data > m->size) die(EXIT_DATA, m->path, "cut off before the data");
+}
+
+static void load_gguf(Model *m)
+{
+    Gguf g = {.m = m};
+    Config *c = &m->config;
+    gguf_lists(&g);
+    int arch = gguf_arch(&g);
+    gguf_shape(&g, c);
+    c->rope_split = archs[arch].rope_split;
+    c->rope.window = key_int(&g, ".attention.sliding_window", 0, 1 << 28, 0);
+    gguf_rope(&g, c);
+    if (archs[arch].gemma) gguf_gemma(&g, c);
+    gguf_vocab(&g, &m->vocab);
+    size_t dim = (size_t)c->dim, vocab = m->vocab.tokens.n;
+    c->vocab_size = (int)vocab;
+    m->layers = xcalloc((size_t)c->n_layers, sizeof *m->layers);
+    m->final_norm = take_vector(&g, -1, "output_norm", dim);
+    m->tok_emb = take_matrix(&g, -1, "token_embd", vocab, dim);
+    m->shared_classifier = !take_tensor(&g, "output.weight", vocab, dim, &m->classifier);
+    if (m->shared_classifier) m->classifier = m->tok_emb;
+    else m->weight_bytes -= tensor_bytes(&m->tok_emb);
+    for (int l = 0; l < c->n_layers; l++) gguf_layer(&g, arch, l);
+    for (size_t i = 0; i < g.n_tensors; i++)
+        if (!g.tensors[i].used)
+            die(EXIT_DATA, m->path, "tensor %.*s is none of a %s model", g.tensors[i].name.len,
+                g.tensors[i].name.s, m->arch);
+    free(g.keys);
+    free(g.tensors);
+}
+
 static void model_load(Model *m, const char *path)
 {
     memset(m, 0, sizeof *m);
     m->path = path;
     m->map = map_file(path, &m->size);
-    read_header(m);
-    m->layers = xcalloc((size_t)m->config.n_layers, sizeof *m->layers);
-    size_t extent = lay_out(m, NULL);
-    if (extent != m->size)
-        die(EXIT_DATA, path, "its size does not fit its header (got %zu bytes, want %zu)", m->size,
-            extent);
-    lay_out(m, m->map);
-    m->weight_bytes = m->size - (m->shared_classifier ? 0 : tensor_bytes(&m->tok_emb));
+    if (m->size >= 4 && !memcmp(m->map, "GGUF", 4)) load_gguf(m);
+    else load_checkpoint(m);
 }
 
 static void model_free(Model *m)
@@ -1745,9 +2285,6 @@ static double longrope_attention(const RopeConfig *r)
     return r->factor <= 1 || r->orig_ctx < 2 ? 1 : sqrt(1 + log(r->factor) / log(r->orig_ctx));
 }
 
-enum { ROPE_NONE, ROPE_LINEAR, ROPE_NTK, ROPE_DYNAMIC, ROPE_BY_PARTS, ROPE_YARN, ROPE_LLAMA3,
-       ROPE_LONGROPE, N_ROPE_METHODS };
-
 static const struct {
     const char *name, *what;
     RopeFrequency frequency;
@@ -1830,9 +2367,8 @@ static void rope_resolve(RopeConfig *r, int train_ctx, int64_t ctx)
 }
 
 // Applies the method: sets the frequencies for length n, and with them all tables.
-static void set_angles(Angles *a, const Config *c, size_t n_slots, int64_t n)
+static void set_angles(Angles *a, const Config *c, const RopeConfig *r, size_t n_slots, int64_t n)
 {
-    const RopeConfig *r = &c->rope;
     size_t pairs = (size_t)c->head_dim / 2;
     int epoch = rope_epoch(r, n), maps = 1 + has_far_map(r);
     if (a->epoch == epoch) return;
@@ -1904,6 +2440,15 @@ typedef struct {
     const Angles *angles;
 } Block;
 
+// Positions of the layers of one kind: their method, and what it needs for the chunk.
+typedef struct {
+    RopeConfig rope;
+    Angles *angles;      // [chunk], used as far as epochs differ in a chunk
+    Block *blocks;       // [chunk]
+    size_t n_blocks;
+    float *phase[2];     // [chunk][2][pairs]: each query's phases under the near and far map
+} Plan;
+
 // A running model: the resolved config, the cache, and room for one chunk of tokens.
 typedef struct {
     const Model *model;
@@ -1912,10 +2457,8 @@ typedef struct {
     int64_t max_seq_len; // positions the cache can serve
     int exact;
     Cache cache;
-    Angles *angles;      // [chunk], used as far as epochs differ in a chunk
-    Block *blocks;       // [chunk]
-    size_t n_blocks;
-    float *phase[2];     // [chunk][2][pairs]: each query's phases under the near and far map
+    Plan plans[2];       // of global and of local layers
+    Plan *plan;          // the current layer's
     float *partial;      // [n_segments][n_heads][v_dim + 3]: states of a split query
     size_t partial_bytes;
     float *x, *xb;       // [chunk][dim]: the residual stream, and its normed copy
@@ -1966,9 +2509,8 @@ static size_t available_memory(void)
     return mul_size((size_t)sysconf(_SC_PHYS_PAGES), (size_t)sysconf(_SC_PAGESIZE));
 }
 
-// Lays out a cache for max_seq_len positions, or for the window if there is one; dies with the
-// numbers if it cannot fit. Memory is reserved here but touched only as it is used.
-static void cache_init(Cache *c, const Config *cfg, int64_t max_seq_len, size_t chunk, int f32)
+// Lays out a cache for max_seq_len positions, or for the window if there is one.
+static void cache_layout(Cache *c, const Config *cfg, int64_t max_seq_len, size_t chunk, int f32)
 {
     const RopeConfig *r = &cfg->rope;
     size_t d = (size_t)cfg->head_dim;
@@ -1988,13 +2530,18 @@ static void cache_init(Cache *c, const Config *cfg, int64_t max_seq_len, size_t 
     c->k_bytes = TILE * d * c->elem;
     c->v_bytes = TILE * c->v_dim * c->elem;
     size_t rows = (size_t)cfg->n_layers * (size_t)cfg->n_kv_heads;
-    size_t tiles = mul_size(rows, c->n_slots);
-    c->bytes = mul_size(tiles, c->k_bytes + c->v_bytes);
+    c->bytes = mul_size(mul_size(rows, c->n_slots), c->k_bytes + c->v_bytes);
+}
+
+// Reserves it; dies with the numbers if it cannot fit. Memory is touched only as it is used.
+static void cache_reserve(Cache *c, int64_t max_seq_len)
+{
     size_t have = available_memory();
     if (c->bytes > have)
         die(EXIT_DATA, "-c", "the KV cache does not fit (got %.1f GB available, want %.1f GB for "
             "%lld tokens); use a smaller -c or --window", (double)have / 1e9,
             (double)c->bytes / 1e9, (long long)max_seq_len);
+    size_t tiles = c->bytes / (c->k_bytes + c->v_bytes);
     c->k = reserve(c->bytes);
     c->v = c->k + tiles * c->k_bytes;
 }
@@ -2005,7 +2552,7 @@ static void floats_to_halves(const float *f, uint16_t *h, size_t n)
 }
 
 // Writes k and v of chunk tokens [begin, end) into the cache. The projection gives pairs
-// interleaved (2m, 2m+1); the cache has them split (m, m + pairs).
+// interleaved (2m, 2m+1), or not; the cache has them split (m, m + pairs).
 static void store_kv(void *arg, size_t begin, size_t end)
 {
     State *s = arg;
@@ -2018,7 +2565,7 @@ static void store_kv(void *arg, size_t begin, size_t end)
             const float *k = s->k + (t * n_kv + h) * d, *v = s->v + (t * n_kv + h) * d;
             void *kt = c->k + tile * c->k_bytes, *vt = c->v + tile * c->v_bytes;
             for (size_t e = 0; e < d; e++) {
-                size_t at = ((e % 2) * d / 2 + e / 2) * TILE + r;
+                size_t at = (s->config.rope_split ? e : (e % 2) * d / 2 + e / 2) * TILE + r;
                 if (c->elem == 4) ((float *)kt)[at] = k[e];
                 else ((uint16_t *)kt)[at] = float_to_half(k[e]);
             }
@@ -2103,11 +2650,11 @@ static void load_queries(const State *s, Work_area *w, size_t q0, size_t head)
         size_t query = q0 + row / w->group;
         const float *q = s->q + (query * n_heads + head * w->group + row % w->group) * d;
         for (size_t m = 0; m < pairs; m++) {
-            re[m] = q[2 * m];
-            im[m] = q[2 * m + 1];
+            re[m] = q[s->config.rope_split ? m : 2 * m];
+            im[m] = q[s->config.rope_split ? m + pairs : 2 * m + 1];
         }
-        for (int map = 0; map <= has_far_map(&s->config.rope); map++) {
-            const float *p = s->phase[map] + query * d;
+        for (int map = 0; map <= has_far_map(&s->plan->rope); map++) {
+            const float *p = s->plan->phase[map] + query * d;
             float *out = w->q[map] + row * d;
             rotate(re, im, p, p + pairs, 1, pairs, out, out + pairs);
         }
@@ -2180,7 +2727,7 @@ static void softmax_step(float *score, float *o, float *ml, size_t v_dim, int en
 static void attend_tile(const State *s, Work_area *w, const Angles *a, size_t head, int64_t t)
 {
     const Cache *c = &s->cache;
-    const RopeConfig *r = &s->config.rope;
+    const RopeConfig *r = &s->plan->rope;
     size_t tile = tile_index(s, head, t), slot = tile_slot(c, t);
     int64_t t0 = t * TILE, last = w->first + (int64_t)(w->rows / w->group) - 1;
     const float *keys = read_tile(c, c->k + tile * c->k_bytes, TILE * w->d, w->raw);
@@ -2207,7 +2754,7 @@ static void attend_tile(const State *s, Work_area *w, const Angles *a, size_t he
 // The first tile after t that some query from position `first` on can see.
 static int64_t next_tile(const State *s, int64_t first, int64_t t)
 {
-    const RopeConfig *r = &s->config.rope;
+    const RopeConfig *r = &s->plan->rope;
     if (!r->window || t * TILE < r->sinks) return t;
     int64_t window_tile = (first - r->window + 1) / TILE;
     return t > window_tile ? t : window_tile;
@@ -2242,8 +2789,8 @@ static void attend_parts(void *arg, size_t begin, size_t end)
     size_t n_kv = (size_t)s->config.n_kv_heads, n_heads = (size_t)s->config.n_heads;
     int64_t per = SEGMENT / TILE;
     for (size_t item = begin; item < end; item++) {
-        size_t head = item % n_kv, part = item / n_kv / s->n_blocks;
-        const Block *b = &s->blocks[item / n_kv % s->n_blocks];
+        size_t head = item % n_kv, part = item / n_kv / s->plan->n_blocks;
+        const Block *b = &s->plan->blocks[item / n_kv % s->plan->n_blocks];
         Work_area w = work_area(s, b->nq, s->pos + (int64_t)b->q0);
         int64_t n_tiles = (w.first + (int64_t)b->nq - 1) / TILE + 1, t = 0;
         if (s->split) {
@@ -2287,11 +2834,11 @@ static void merge_parts(State *s, size_t n_parts)
 // att = softmax(q k^T) v for all queries and heads of the chunk.
 static void attention(State *s)
 {
-    const RopeConfig *r = &s->config.rope;
+    const RopeConfig *r = &s->plan->rope;
     size_t n_kv = (size_t)s->config.n_kv_heads, seen = (size_t)s->pos + s->n;
     if (r->window) seen = min_size(seen, (size_t)r->window + s->n);
     s->split = s->n == 1 && !r->window;
-    size_t n_parts = s->split ? ceil_div(seen, SEGMENT) : 1, n = n_parts * s->n_blocks * n_kv;
+    size_t n_parts = s->split ? ceil_div(seen, SEGMENT) : 1, n = n_parts * s->plan->n_blocks * n_kv;
     size_t cost = 2 * (size_t)s->config.dim * seen * s->n / n; // multiplications an item
     parallel_for(n, ceil_div(MIN_BLOCK / 4, cost), attend_parts, s);
     if (s->split) merge_parts(s, n_parts);
@@ -2304,7 +2851,7 @@ static void fill_both(const State *s, const Angles *a, float *const table[2], si
 {
     size_t pairs = (size_t)s->config.head_dim / 2;
     const double position[2] = {near, far};
-    for (int map = 0; map <= has_far_map(&s->config.rope); map++) {
+    for (int map = 0; map <= has_far_map(&s->plan->rope); map++) {
         float *p = table[map] + at * 2 * pairs;
         fill_phases(a->freq, pairs, position[map], amplitude, p, p + pairs);
     }
@@ -2318,32 +2865,35 @@ static void plan_tiles(const State *s, Angles *a)
         size_t slot = tile_slot(&s->cache, t);
         if (a->slot_tile[slot] == t) continue;
         a->slot_tile[slot] = t;
-        fill_both(s, a, a->tile, slot, (double)(t * TILE), far_key(&s->config.rope, t * TILE), 1);
+        fill_both(s, a, a->tile, slot, (double)(t * TILE), far_key(&s->plan->rope, t * TILE), 1);
     }
 }
 
-// Cuts the chunk into blocks of queries that share their angles, and prepares all angles.
+// Cuts the chunk into blocks of queries that share their angles, and prepares all angles, for the
+// current plan.
 static void plan_positions(State *s)
 {
-    const RopeConfig *r = &s->config.rope;
+    const RopeConfig *r = &s->plan->rope;
     size_t n_kv = (size_t)s->config.n_kv_heads, group = (size_t)s->config.n_heads / n_kv;
     size_t fair = ceil_div(s->n * n_kv, 3 * (size_t)pool.n_threads); // three items a thread
     size_t most = max_size(1, min_size(BLOCK_ROWS / group, fair));
-    double scale = attention_factor(r) * attention_factor(r) / sqrt(s->config.head_dim);
+    double scale = attention_factor(r) * attention_factor(r) *
+                   (s->config.score_scale > 0 ? s->config.score_scale
+                                              : 1 / sqrt(s->config.head_dim));
     Angles *a = NULL;
-    s->n_blocks = 0;
+    s->plan->n_blocks = 0;
     for (size_t t = 0; t < s->n; t++) {
         int64_t i = s->pos + (int64_t)t;
         int same = a && a->epoch == rope_epoch(r, i + 1);
         if (!same) {
-            a = a ? a + 1 : s->angles;
-            set_angles(a, &s->config, s->cache.n_slots, i + 1);
+            a = a ? a + 1 : s->plan->angles;
+            set_angles(a, &s->config, r, s->cache.n_slots, i + 1);
             plan_tiles(s, a);
         }
-        if (!same || s->blocks[s->n_blocks - 1].nq == most)
-            s->blocks[s->n_blocks++] = (Block){t, 0, a};
-        s->blocks[s->n_blocks - 1].nq++;
-        fill_both(s, a, s->phase, t, (double)i, far_query(r, i), scale * logn_scale(r, i));
+        if (!same || s->plan->blocks[s->plan->n_blocks - 1].nq == most)
+            s->plan->blocks[s->plan->n_blocks++] = (Block){t, 0, a};
+        s->plan->blocks[s->plan->n_blocks - 1].nq++;
+        fill_both(s, a, s->plan->phase, t, (double)i, far_query(r, i), scale * logn_scale(r, i));
     }
 }
 
@@ -2353,33 +2903,56 @@ static void plan_positions(State *s)
 // The whole model is the list of steps in forward(): a chunk of a prompt and a single token take
 // the same path. Logits are computed only for the tokens that need them, by classify().
 
+static void plan_init(Plan *p, const RopeConfig *r, size_t chunk, size_t head_dim)
+{
+    p->rope = *r;
+    p->angles = xcalloc(chunk, sizeof *p->angles);
+    for (size_t i = 0; i < chunk; i++) p->angles[i].epoch = -1;
+    p->blocks = xcalloc(chunk, sizeof *p->blocks);
+    for (int map = 0; map < 2; map++) p->phase[map] = xcalloc(chunk * head_dim, 4);
+}
+
+static void plan_free(Plan *p, size_t chunk)
+{
+    for (size_t i = 0; p->angles && i < chunk; i++) {
+        Angles *a = &p->angles[i];
+        void *tables[] = {a->freq, a->slot_tile, a->key[0], a->key[1], a->tile[0], a->tile[1]};
+        for (int k = 0; k < 6; k++) free(tables[k]);
+    }
+    void *arrays[] = {p->angles, p->blocks, p->phase[0], p->phase[1]};
+    for (int i = 0; i < 4; i++) free(arrays[i]);
+}
+
 static void state_init(State *s, const Model *m, int64_t max_seq_len, size_t chunk, int f32_cache,
                        int exact)
 {
     const Config *c = &m->config;
     size_t dim = (size_t)c->dim, hidden = (size_t)c->hidden_dim, n_heads = (size_t)c->n_heads;
     size_t kv_dim = (size_t)c->n_kv_heads * (size_t)c->head_dim;
+    size_t q_dim = n_heads * (size_t)c->head_dim;
     memset(s, 0, sizeof *s);
     s->model = m;
     s->config = *c;
     s->chunk = chunk;
     s->max_seq_len = max_seq_len;
     s->exact = exact;
-    rope_resolve(&s->config.rope, c->train_ctx, max_seq_len);
-    cache_init(&s->cache, &s->config, max_seq_len, chunk, f32_cache || exact);
-    s->angles = xcalloc(chunk, sizeof *s->angles);
-    for (size_t i = 0; i < chunk; i++) s->angles[i].epoch = -1;
-    s->blocks = xcalloc(chunk, sizeof *s->blocks);
-    for (int map = 0; map < 2; map++) s->phase[map] = xcalloc(chunk * (size_t)c->head_dim, 4);
-    if (!s->config.rope.window) {
+    RopeConfig *rope = &s->config.rope, *local = &s->config.local;
+    if (rope->window && local->window > rope->window) local->window = rope->window;
+    rope_resolve(rope, c->train_ctx, max_seq_len);
+    rope_resolve(local, c->train_ctx, max_seq_len);
+    plan_init(&s->plans[0], rope, chunk, (size_t)c->head_dim);
+    if (c->global_every) plan_init(&s->plans[1], local, chunk, (size_t)c->head_dim);
+    cache_layout(&s->cache, &s->config, max_seq_len, chunk, f32_cache || exact);
+    cache_reserve(&s->cache, max_seq_len);
+    if (!rope->window) {
         size_t n_segments = ceil_div((size_t)max_seq_len, SEGMENT);
         s->partial_bytes = n_segments * n_heads * (s->cache.v_dim + 3) * 4;
         s->partial = reserve(s->partial_bytes);
     }
     float **parts[] = {&s->x, &s->xb, &s->q, &s->att, &s->k, &s->v, &s->gate, &s->up};
-    size_t sizes[] = {dim, dim, dim, dim, kv_dim, kv_dim, hidden, hidden};
+    size_t sizes[] = {dim, dim, q_dim, q_dim, kv_dim, kv_dim, hidden, hidden};
     for (int i = 0; i < 8; i++) *parts[i] = xcalloc(mul_size(chunk, sizes[i]), 4);
-    size_t widest = mul_size(chunk, max_size(dim, hidden));
+    size_t widest = mul_size(chunk, max_size(dim, max_size(q_dim, hidden)));
     if (exact) return;
     s->act.q = xcalloc(widest, 1);
     s->act.scale = xcalloc(widest, 4);
@@ -2388,16 +2961,11 @@ static void state_init(State *s, const Model *m, int64_t max_seq_len, size_t chu
 
 static void state_free(State *s)
 {
-    for (size_t i = 0; i < s->chunk; i++) {
-        Angles *a = &s->angles[i];
-        void *tables[] = {a->freq, a->slot_tile, a->key[0], a->key[1], a->tile[0], a->tile[1]};
-        for (int k = 0; k < 6; k++) free(tables[k]);
-    }
-    void *arrays[] = {s->angles, s->blocks, s->phase[0], s->phase[1], s->x, s->xb, s->q, s->k, s->v,
-                      s->att, s->gate, s->up, s->entropy, s->entropy_sum, s->act.q, s->act.scale,
-                      s->act.bias};
+    for (int kind = 0; kind < 2; kind++) plan_free(&s->plans[kind], s->chunk);
+    void *arrays[] = {s->x, s->xb, s->q, s->k, s->v, s->att, s->gate, s->up, s->entropy,
+                      s->entropy_sum, s->act.q, s->act.scale, s->act.bias};
     for (size_t i = 0; i < sizeof arrays / sizeof *arrays; i++) free(arrays[i]);
-    munmap(s->cache.k, s->cache.bytes);
+    if (s->cache.k) munmap(s->cache.k, s->cache.bytes);
     if (s->partial) munmap(s->partial, s->partial_bytes);
 }
 
@@ -2414,31 +2982,74 @@ static void add_entropy(State *s)
 }
 
 typedef struct {
-    const State *s;
-    const float *weight; // rmsnorm's
-} Rows;
+    float *out;
+    const float *in, *weight; // rmsnorm's
+    size_t dim;
+    float eps;
+} Norm;
 
 static void norm_rows(void *arg, size_t begin, size_t end)
 {
-    const Rows *a = arg;
-    size_t dim = (size_t)a->s->config.dim;
+    const Norm *a = arg;
     for (size_t t = begin; t < end; t++)
-        rmsnorm(a->s->xb + t * dim, a->s->x + t * dim, a->weight, dim, a->s->config.norm_eps);
+        rmsnorm(a->out + t * a->dim, a->in + t * a->dim, a->weight, a->dim, a->eps);
 }
 
-static void swiglu_rows(void *arg, size_t begin, size_t end)
+// out[n][dim] = rmsnorm of the rows of in, if the model has this norm; out may be in.
+static void norm(const State *s, float *out, const float *in, const float *weight, size_t n,
+                 int dim)
+{
+    Norm arg = {out, in, weight, (size_t)dim, s->config.norm_eps};
+    if (weight) parallel_for(n, ceil_div(MIN_BLOCK / 8, arg.dim), norm_rows, &arg);
+}
+
+static void gate_rows(void *arg, size_t begin, size_t end)
 {
     const State *s = arg;
     size_t hidden = (size_t)s->config.hidden_dim;
     for (size_t t = begin; t < end; t++)
-        swiglu(s->gate + t * hidden, s->up + t * hidden, hidden);
+        gated(s->gate + t * hidden, s->up + t * hidden, hidden, s->config.gelu);
 }
 
-// xb = norm(x) for all tokens of the chunk.
-static void norm(const State *s, const float *weight)
+static void add_bias(float *x, const float *bias, size_t n, size_t dim)
 {
-    Rows arg = {s, weight};
-    parallel_for(s->n, ceil_div(MIN_BLOCK / 8, (size_t)s->config.dim), norm_rows, &arg);
+    for (size_t t = 0; bias && t < n; t++) add_rows(x + t * dim, bias, dim);
+}
+
+// The chunk's tokens as rows of x.
+static void embed_tokens(State *s, const int *tokens)
+{
+    const Tensor *table = &s->model->tok_emb;
+    size_t dim = table->cols;
+    for (size_t t = 0; t < s->n; t++) table->type->unpack(table, (size_t)tokens[t], s->x + t * dim);
+    if (s->config.emb_scale > 0)
+        for (size_t i = 0; i < s->n * dim; i++) s->x[i] *= s->config.emb_scale;
+}
+
+static void plan_chunk(State *s)
+{
+    for (int kind = s->config.global_every ? 1 : 0; kind >= 0; kind--) {
+        s->plan = &s->plans[kind];
+        plan_positions(s);
+    }
+}
+
+static int is_local(const Config *c, int layer)
+{
+    return c->global_every && (layer + 1) % c->global_every;
+}
+
+// q, k and v of the chunk from xb, as attention wants them.
+static void project(State *s, const Layer *l, Quantized *act)
+{
+    size_t n = s->n, n_heads = (size_t)s->config.n_heads, n_kv = (size_t)s->config.n_kv_heads;
+    matmul(act, (Product[]){{&l->wq, s->q}, {&l->wk, s->k}, {&l->wv, s->v}}, 3, s->xb, n);
+    add_bias(s->q, l->bq, n, l->wq.rows);
+    add_bias(s->k, l->bk, n, l->wk.rows);
+    add_bias(s->v, l->bv, n, l->wv.rows);
+    norm(s, s->q, s->q, l->q_norm, n * n_heads, s->config.head_dim);
+    norm(s, s->k, s->k, l->k_norm, n * n_kv, s->config.head_dim);
+    parallel_for(n, 16, store_kv, s);
 }
 
 // Runs tokens[n <= chunk] at positions pos .. pos + n - 1, all of whose predecessors are in the
@@ -2446,31 +3057,33 @@ static void norm(const State *s, const float *weight)
 static void forward(State *s, const int *tokens, size_t n, int64_t pos)
 {
     const Model *m = s->model;
-    size_t dim = (size_t)s->config.dim, hidden = (size_t)s->config.hidden_dim;
+    int dim = s->config.dim;
+    size_t hidden = (size_t)s->config.hidden_dim;
     Quantized *act = s->exact ? NULL : &s->act;
     s->pos = pos;
     s->n = n;
-    for (size_t t = 0; t < n; t++)
-        m->tok_emb.type->unpack(&m->tok_emb, (size_t)tokens[t], s->x + t * dim);
-    plan_positions(s);
+    embed_tokens(s, tokens);
+    plan_chunk(s);
     if (s->entropy) memset(s->entropy_sum, 0, n * sizeof *s->entropy_sum);
     for (s->layer = 0; s->layer < s->config.n_layers; s->layer++) {
         const Layer *l = &m->layers[s->layer];
-        norm(s, l->att_norm);
-        matmul(act, (Product[]){{&l->wq, s->q}, {&l->wk, s->k}, {&l->wv, s->v}}, 3, s->xb, n);
-        parallel_for(n, 16, store_kv, s);
+        s->plan = &s->plans[is_local(&s->config, s->layer)];
+        norm(s, s->xb, s->x, l->att_norm, n, dim);
+        project(s, l, act);
         attention(s);
         if (s->entropy) add_entropy(s);
         matmul(act, &(Product){&l->wo, s->xb}, 1, s->att, n);
-        add_rows(s->x, s->xb, n * dim);
+        norm(s, s->xb, s->xb, l->post_att_norm, n, dim);
+        add_rows(s->x, s->xb, n * (size_t)dim);
 
-        norm(s, l->ffn_norm);
+        norm(s, s->xb, s->x, l->ffn_norm, n, dim);
         matmul(act, (Product[]){{&l->w1, s->gate}, {&l->w3, s->up}}, 2, s->xb, n);
-        parallel_for(n, ceil_div(MIN_BLOCK / 8, hidden), swiglu_rows, s);
+        parallel_for(n, ceil_div(MIN_BLOCK / 8, hidden), gate_rows, s);
         matmul(act, &(Product){&l->w2, s->xb}, 1, s->gate, n);
-        add_rows(s->x, s->xb, n * dim);
+        norm(s, s->xb, s->xb, l->post_ffn_norm, n, dim);
+        add_rows(s->x, s->xb, n * (size_t)dim);
     }
-    norm(s, m->final_norm);
+    norm(s, s->xb, s->x, m->final_norm, n, dim);
 }
 
 // logits[count][vocab_size] for tokens [first, first + count) of the last chunk.
@@ -2483,18 +3096,42 @@ static void classify(State *s, size_t first, size_t count, float *logits)
 // ================================================================================================
 // 12  Tokenizer
 //
-// llama2.c's tokenizer.bin: int32 longest piece, then for each id f32 score, int32 length, bytes.
-// Text becomes characters, bytes where the vocabulary lacks the character, and then the
-// neighbours whose joined piece has the best score are merged, the leftmost first among equals,
-// until nothing can be. A heap of candidate merges makes that O(n log n).
+// Text becomes small symbols, and then the neighbours that come first in the vocabulary's order
+// are merged, the leftmost first among equals, until none can be. There are two kinds:
+//   SentencePiece-style   symbols are characters (bytes where the vocabulary lacks one), any two
+//                         whose joined text is a piece can merge, the best score first
+//   byte-level BPE        text is cut into words, symbols are bytes, a list of merges says which
+//                         pairs of pieces can merge, and its order which first
+// A heap of candidate merges makes both O(n log n). Pieces come from llama2.c's tokenizer.bin
+// (int32 longest piece, then for each id f32 score, int32 length, bytes) or from the model file.
+// Here they are plain bytes of text: GPT-2's stand-ins for bytes and SentencePiece's for the
+// space are taken back on loading, so decoding is concatenation.
 
-enum { ID_UNK, ID_BOS, ID_EOS };
+enum { ID_UNK, ID_BOS, ID_EOS }; // of tokenizer.bin
+
+// Control tokens are no text and recognised in templates only; user-defined ones in any text.
+typedef enum { TOKEN_TEXT, TOKEN_CONTROL, TOKEN_USER } TokenKind;
 
 typedef struct {
     const char *text;
     int len;
     float score;
+    TokenKind kind;
 } Piece;
+
+typedef struct {
+    int left, right, id; // pieces `left` and `right` make piece `id`; left -1: a free place
+    float score;         // minus the rank
+} MergeRule;
+
+// How byte-level BPE cuts text into words.
+typedef struct {
+    const char *name;
+    int modern;      // Llama 3's pattern, not GPT-2's
+    int max_digits;  // in a word; 0: any number
+    int lone_digits; // every digit by itself, before all else
+    int whole_words; // a word that is a piece needs no merges
+} WordStyle;
 
 typedef struct {
     const char *path;
@@ -2503,8 +3140,14 @@ typedef struct {
     int vocab_size;
     int *table;         // hash table of ids, -1: free
     size_t table_size;  // a power of two
-    int byte_id[256];
+    int byte_id[256];   // -1: none
     int *id_byte;       // [vocab_size]: the byte that a token stands for, or -1
+    const WordStyle *words; // byte-level BPE; NULL: SentencePiece-style
+    MergeRule *rules;    // hash table of merges
+    size_t rules_size;  // a power of two
+    uint8_t special_len[256]; // the longest user-defined or control token that begins so
+    int bos, eos, add_bos, space_prefix;
+    int stops[12], n_stops; // tokens that end a turn or a text
 } Tokenizer;
 
 static size_t hash_bytes(const char *s, size_t len) // FNV-1a
@@ -2532,6 +3175,16 @@ static void add_piece(Tokenizer *t, int id)
     t->table[at] = id;
 }
 
+// The place of a pair in the table of merges, or the free one where it would be.
+static MergeRule *find_rule(const Tokenizer *t, int left, int right)
+{
+    uint64_t h = ((uint64_t)(uint32_t)left << 32 | (uint32_t)right) * 0x9e3779b97f4a7c15;
+    size_t at = (size_t)(h >> 32) & (t->rules_size - 1);
+    while (t->rules[at].left >= 0 && (t->rules[at].left != left || t->rules[at].right != right))
+        at = (at + 1) & (t->rules_size - 1);
+    return &t->rules[at];
+}
+
 static void read_pieces(Tokenizer *t, size_t size)
 {
     size_t at = 4;
@@ -2551,29 +3204,42 @@ static void read_pieces(Tokenizer *t, size_t size)
             id < t->vocab_size ? "fewer" : "more", t->vocab_size);
 }
 
-static void tokenizer_load(Tokenizer *t, const char *path, int vocab_size)
+static void tokenizer_init(Tokenizer *t, const char *path, int vocab_size)
 {
-    size_t size;
+    memset(t, 0, sizeof *t);
     t->path = path;
-    t->file = read_text(path, &size);
     t->vocab_size = vocab_size;
     t->pieces = xcalloc((size_t)vocab_size, sizeof *t->pieces);
     t->id_byte = xcalloc((size_t)vocab_size, sizeof *t->id_byte);
-    read_pieces(t, size);
+    memset(t->id_byte, -1, (size_t)vocab_size * sizeof *t->id_byte);
     for (t->table_size = 64; t->table_size < 2 * (size_t)vocab_size;) t->table_size *= 2;
     t->table = xcalloc(t->table_size, sizeof *t->table);
     memset(t->table, -1, t->table_size * sizeof *t->table);
-    for (int id = 0; id < vocab_size; id++) {
-        t->id_byte[id] = -1;
-        if (id > ID_EOS) add_piece(t, id);
-    }
+}
+
+// The pieces that stand for bytes, named <0x00> to <0xFF>; all of them have to be there.
+static void find_byte_pieces(Tokenizer *t)
+{
     for (int byte = 0; byte < 256; byte++) {
         char name[8];
         snprintf(name, sizeof name, "<0x%02X>", (unsigned)byte);
         int id = t->byte_id[byte] = find_piece(t, name, 6);
-        if (id < 0) die(EXIT_DATA, path, "no piece for byte %d (want %s)", byte, name);
+        if (id < 0) die(EXIT_DATA, t->path, "no piece for byte %d (want %s)", byte, name);
         t->id_byte[id] = byte;
     }
+}
+
+static void tokenizer_load(Tokenizer *t, const char *path, int vocab_size)
+{
+    size_t size;
+    tokenizer_init(t, path, vocab_size);
+    t->file = read_text(path, &size);
+    read_pieces(t, size);
+    for (int id = ID_EOS + 1; id < vocab_size; id++) add_piece(t, id);
+    find_byte_pieces(t);
+    t->bos = t->stops[t->n_stops++] = ID_BOS;
+    t->eos = t->stops[t->n_stops++] = ID_EOS;
+    t->add_bos = t->space_prefix = 1;
 }
 
 static void tokenizer_free(Tokenizer *t)
@@ -2582,6 +3248,7 @@ static void tokenizer_free(Tokenizer *t)
     free(t->pieces);
     free(t->id_byte);
     free(t->table);
+    free(t->rules);
 }
 
 // Bytes in the UTF-8 sequence that begins with this byte: 1 to 4; 1 for a byte that begins none.
@@ -2590,6 +3257,166 @@ static size_t utf8_length(char lead)
     uint8_t b = (uint8_t)lead;
     return b < 0xc2 ? 1 : b < 0xe0 ? 2 : b < 0xf0 ? 3 : b < 0xf5 ? 4 : 1;
 }
+
+// The character at the beginning of s[len > 0] and its bytes; a byte that is no UTF-8 is a
+// character that belongs to no class.
+static uint32_t read_char(const char *s, size_t len, size_t *n)
+{
+    size_t want = utf8_length(*s);
+    uint32_t c = (uint8_t)*s;
+    *n = 1;
+    if (c < 0x80) return c;
+    if (want == 1 || want > len) return 0xfffd;
+    c &= 0x7fu >> want;
+    for (size_t i = 1; i < want; i++) {
+        if (((uint8_t)s[i] & 0xc0) != 0x80) return 0xfffd;
+        c = c << 6 | ((uint8_t)s[i] & 0x3f);
+    }
+    *n = want;
+    return c;
+}
+
+// --- words --------------------------------------------------------------------------------------
+// Unicode's letters and numbers (general categories L* and N*, Unicode 14.0) as runs of characters
+// from U+0000 on: 3 * length + class in digits of five bits, low ones first, each written as the
+// character 35 + digit, + 32 if another digit follows. Made from Python's unicodedata by a loop
+// over all characters that counts while category(c)[0] stays the same.
+
+typedef enum { C_OTHER, C_LETTER, C_NUMBER, C_SPACE } CharClass;
+
+static const char unicode_runs[] =
+    "S'C$8R%5R%P''8+&',('&.&I%&a%&bM$/H$M$38'&'F/3&*)0&'5'&-&'&`$&]*&E0;V2&V&)'5_&X)U%/0J'E'b$C$/"
+    "*&M,&'P$*8*C$-)'S$'&^%Z%O+D$'M$C$G&>*/'2F%/'>','H%O%8E$2L%&6V$b&Q(F(,'Y$'8B/C$&T$/<)*)F%&9&'"
+    ",0,'S$'J$*&-/C$*)7)';6/*)F%&9&*&*&*`%0&'8C$)-S$?&-&F%&9&*&3,'Y$'P$*/C$>'D$<)*)F%&9&*&3,']%*&"
+    "-/C$&'7D$'&6,-&0,*&'&*,*,-,H$E%'b$L$Y$<&-&I%&T$,'Q%-)')*/C$;:&'/<&-&I%&B&3,'`%*&*/C$&*V$?&-&"
+    "_&)'S$'2-&:-/^$&62Z$,L%&?&')9`%C$V$T'&*G$9>C$X&*&'&3&L%&'&B&*>')3&'>C$)0C&'`%a$G$<&P&T%3\\-E"
+    "'_$'C$56/0,',*8-/K$G$'&C$5V&&'2')E'&KB&0)9&'&0)_&&0)G&&0)9&'&0)Q$&O(&0)M)M$a$,T$S$F+)6,H]$)W"
+    "$&R%2E*,.<8Z$J$]$M$Z$M$K$&-P$`'L&'/',C$5C$E%C$5O+83)J&&'2V)Aa%X&C$^%)3D$H'/R%5F$R&I%>C(D'C$5"
+    "C$J$'Z+Q'V$<,C$^&^%J$*C$H'Q%P&W%C$,-C$P&)?8E')-^&0&6&*,'2D5C)F=)6)V&)6)<&'&'&'&a%)C(&9&',-&9"
+    ",0)6/K$2-&9\\-(')72'C$5K$R,'/')B&',35'&'&'&0&E$)023/'&^'*4EG%Y(M*G%E^$_%GM&S850,*>()V&&'2')L"
+    "(8'S$I%>9&9&9&9&9&9&9&9S*'bN$*(N%@83).*/F+5-&R+&02E'&^+,1AD&S'T$C&C$]%=&R$C&C$X&R$CADM6C)K`C"
+    "%L)N')K<,T$C$*_$Q'S$a%)V)C$X&?)Y,)D)2*&'&3K%T$&-&0&I%J$7A`'M$Z'W%C$K%6,'&*&C$X%AI%N%[%8Q'W%'"
+    "C$53&BC$3&_&H%-&</C$5I%,',Z'&',*)3)'&'K%-)E$8-G$6)6)6>9&9&E'&N$5]-J$C$5PZC$G$I%/W'O[;NE$)b,U"
+    "&9G$32'&B&K$&3&'&*&*&H-F&EE$Y$D))F([&H$_-3&Y/\\$C$8R%5R%D$O+,6)6)6)-L&H$&R%&]$&*&Q$)N$I&U.G$"
+    "L'G$P(V$+_9[%,W'S$V%/D&1>`$(<(2V&A^%)P&/<&4a&^1)C$5P&/P&/\\&;`'G$E$&Q$&9&*&E$&Q$&9&*L)I@>F%A"
+    "<K%6&b&&?R)6)'&H'&*,')I%)=I%):a%;@S']$&*24F%7/R%U)L(/+*U$)O''P$0&-&[%A@H%[%+&[%.C&<&X%54S$F("
+    "AF%)=]$2=Z$H%:S*_)H(]'J$]'87P&G$C$U>b%&b&5*M*[%C$';F%D$1T%Z$M'C%:_$I%G$C(Q%_%&*)'J$K'C&O%8C$"
+    ">P&P$C$/')';M&,'G$T'M$0D$C$'&'/a$D$Z$&O%_*9&'&0&Q$&B8Q'V$C$D$<)*)F%&9&*&3,'Y$'G$3]1C(Y$02C$2"
+    "-]%T'_$*&';C$U2Q'^&0O&T'_$'D$C$U&E'J$'8C$E(U%b$I$/9N4H'_-D)^$G$<)')<&*&L%P$'&'M$C$U)<)Y&S$'&"
+    "'W%'A\\&8'b$'D$N'\\$'Y$_)X;?&S&V$'P$\\%2^%S-9&*&V&b$'>C$56&*&D&M$'8C$E@]$Z4'P$D%D'RY%U,R-V$P"
+    "5GZ*G,P$QG&V^.YY$NL<OX$8a%&C$5Q*&C$5^%Y$T'S$0G$C$&:&C%2]$SC%D)J%^,E*2'I)K$C)*&'W%Lb4;FW&a&?X"
+    "H=0&9&*&M>J'-V$0;HH$O[)E-2K$,?8BUY3a$G-P%X/C+&Y)&*)')*)0&H$&'&9&G)&0)<&9&X%&0&3&',9&`B)O%&O%"
+    "&a%&O%&a%&O%&a%&O%&a%&O%&<)['CK(a%FP$K'A9)C$/'FA^%Y$H'/C$UX&9&0&*&Q$&S5)@S'P)8'/C$HM%V(&.&1G"
+    "*L'&R$I50&U%&*&')'&B&0&'&'5'/'&'&'&-&*&')'&'&'&'&'&*&')0&9&0&0&'&B&W$2-&3&W$OY$L$LH+C$UC&DH`"
+    "&C&OH/8^7)J_3M$W_8`E,^U$IP'ER1";
+
+static struct {
+    uint32_t begin;
+    CharClass class;
+} char_runs[2048];
+static size_t n_char_runs;
+
+static void read_char_runs(void)
+{
+    uint32_t begin = 0;
+    for (const char *p = unicode_runs; *p && !n_char_runs; ) {
+        size_t n = 0;
+        for (; *p; n++) {
+            uint32_t value = 0, digit, shift = 0;
+            do {
+                digit = (uint32_t)(*p++ - 35);
+                value |= (digit & 31) << shift;
+                shift += 5;
+            } while (digit & 32);
+            char_runs[n].begin = begin;
+            char_runs[n].class = (CharClass)(value % 3);
+            begin += value / 3;
+        }
+        char_runs[n].begin = begin; // all the rest
+        n_char_runs = n + 1;
+    }
+}
+
+static CharClass unicode_class(uint32_t c)
+{
+    if ((c >= 9 && c <= 13) || c == ' ' || c == 0x85 || c == 0xa0 || c == 0x1680 ||
+        (c >= 0x2000 && c <= 0x200a) || c == 0x2028 || c == 0x2029 || c == 0x202f || c == 0x205f ||
+        c == 0x3000)
+        return C_SPACE;
+    size_t lo = 0, hi = n_char_runs;
+    while (hi - lo > 1) {
+        size_t mid = (lo + hi) / 2;
+        if (char_runs[mid].begin <= c) lo = mid;
+        else hi = mid;
+    }
+    return char_runs[lo].class;
+}
+
+// `default` is GPT-2's pattern here.
+static const WordStyle word_styles[] = {
+    {"gpt-2", 0, 0, 0, 0},
+    {"default", 0, 0, 0, 0},
+    {"smollm", 0, 0, 1, 0},
+    {"llama-bpe", 1, 3, 0, 1},
+    {"qwen2", 1, 1, 0, 0},
+};
+enum { N_WORD_STYLES = sizeof word_styles / sizeof *word_styles };
+
+// The end of the run of characters of one class from `at` on, `most` of them at most (0: any).
+// *last: where its last character begins.
+static size_t class_run(const char *s, size_t len, size_t at, CharClass class, int most,
+                        size_t *last)
+{
+    size_t n;
+    for (int i = 0; at < len && (!most || i < most); i++, at += n) {
+        if (unicode_class(read_char(s + at, len - at, &n)) != class) break;
+        *last = at;
+    }
+    return at;
+}
+
+// The length of an English ending at s, 's 't 're 've 'm 'll 'd, or 0.
+static size_t contraction(const char *s, size_t len, int any_case)
+{
+    static const char *const endings[] = {"'s", "'t", "'re", "'ve", "'m", "'ll", "'d"};
+    for (size_t i = 0; i < 7; i++) {
+        size_t n = strlen(endings[i]);
+        if (n <= len && !(any_case ? strncasecmp : strncmp)(s, endings[i], n)) return n;
+    }
+    return 0;
+}
+
+// The length of the first word of s[len > 0]. GPT-2's pattern:
+//   's|'t|'re|'ve|'m|'ll|'d | ?\p{L}+ | ?\p{N}+ | ?[^\s\p{L}\p{N}]+ | \s+(?!\S) | \s+
+// and Llama 3's, with D the most digits:
+//   (the same endings) | [^\r\n\p{L}\p{N}]?\p{L}+ | \p{N}{1,D} | ?[^\s\p{L}\p{N}]+[\r\n]*
+//   | \s*[\r\n]+ | \s+(?!\S) | \s+
+static size_t cut_word(const WordStyle *w, const char *s, size_t len)
+{
+    size_t n, next = 0, last = 0, end = contraction(s, len, w->modern);
+    if (end) return end;
+    CharClass class = unicode_class(read_char(s, len, &n)), second = C_SPACE;
+    int newline = *s == '\n' || *s == '\r';
+    if (n < len) second = unicode_class(read_char(s + n, len - n, &next));
+    if (w->modern) {
+        if (second == C_LETTER && class != C_NUMBER && !newline) class = C_LETTER;
+        if (class == C_LETTER) return class_run(s, len, n, C_LETTER, 0, &last);
+        if (class == C_NUMBER) return class_run(s, len, 0, C_NUMBER, w->max_digits, &last);
+        if (class == C_OTHER || (*s == ' ' && second == C_OTHER)) {
+            end = class_run(s, len, n, C_OTHER, 0, &last);
+            while (end < len && (s[end] == '\n' || s[end] == '\r')) end++;
+            return end;
+        }
+    } else if (class != C_SPACE || (*s == ' ' && second != C_SPACE))
+        return class_run(s, len, class == C_SPACE ? 1 : 0, class == C_SPACE ? second : class, 0,
+                         &last);
+    end = class_run(s, len, 0, C_SPACE, 0, &last);
+    for (size_t i = end; w->modern && i > 0; i--)
+        if (s[i - 1] == '\n' || s[i - 1] == '\r') return i;
+    return end < len && last > 0 ? last : end; // the last blank goes with the word behind it
+}
+
+// --- merging ------------------------------------------------------------------------------------
 
 // A piece of the text while merging: a list in text order. len 0: merged away.
 typedef struct {
@@ -2634,24 +3461,42 @@ static Merge pop_merge(Merges *m)
     return top;
 }
 
-// Offers the pair (left, next of left), if it makes a piece. Bytes do not merge.
-static void offer_merge(const Tokenizer *t, Merges *m, const Symbol *s, const char *text, int left)
+// Text on its way to ids.
+typedef struct {
+    const Tokenizer *t;
+    Symbol *symbols;
+    size_t room;
+    Merges merges;
+    int *ids, count;
+} Encoder;
+
+// Offers the pair (left, next of left), if it makes a piece. SentencePiece's bytes do not merge.
+static void offer_merge(Encoder *e, const char *text, int left)
 {
+    const Tokenizer *t = e->t;
+    const Symbol *s = e->symbols;
     if (left < 0 || s[left].next < 0) return;
-    int right = s[left].next, len = s[left].len + s[right].len;
-    if (t->id_byte[s[left].id] >= 0 || t->id_byte[s[right].id] >= 0) return;
-    int id = find_piece(t, text + s[left].start, (size_t)len);
-    if (id >= 0) push_merge(m, (Merge){t->pieces[id].score, left, right, len, id});
+    int right = s[left].next, len = s[left].len + s[right].len, a = s[left].id, b = s[right].id;
+    if (a < 0 || b < 0) return;
+    if (t->words) {
+        const MergeRule *p = find_rule(t, a, b);
+        if (p->left >= 0) push_merge(&e->merges, (Merge){p->score, left, right, len, p->id});
+    } else if (t->id_byte[a] < 0 && t->id_byte[b] < 0) {
+        int id = find_piece(t, text + s[left].start, (size_t)len);
+        if (id >= 0 && t->pieces[id].kind == TOKEN_TEXT && t->id_byte[id] < 0)
+            push_merge(&e->merges, (Merge){t->pieces[id].score, left, right, len, id});
+    }
 }
 
-// Splits text[len] into characters or, where those have no piece, bytes. Returns how many.
+// Splits text[len] into characters or, where those have no piece, bytes; for BPE all into bytes.
+// Returns how many.
 static int split_symbols(const Tokenizer *t, const char *text, size_t len, Symbol *s)
 {
     int n = 0;
     for (size_t at = 0; at < len;) {
-        size_t want = min_size(utf8_length(text[at]), len - at), have = 1;
+        size_t want = min_size(t->words ? 1 : utf8_length(text[at]), len - at), have = 1;
         while (have < want && ((uint8_t)text[at + have] & 0xc0) == 0x80) have++;
-        int id = find_piece(t, text + at, have);
+        int id = t->words ? -1 : find_piece(t, text + at, have);
         size_t step = id < 0 ? 1 : have;
         for (size_t end = at + have; at < end; at += step, n++)
             s[n] = (Symbol){at, (int)step, id < 0 ? t->byte_id[(uint8_t)text[at]] : id, n - 1,
@@ -2661,21 +3506,17 @@ static int split_symbols(const Tokenizer *t, const char *text, size_t len, Symbo
     return n;
 }
 
-// Encodes text[len] into ids (room for len + 1) without BOS or EOS and returns how many. As in
-// llama2.c a space is put before the text: words are pieces that begin with one.
-static int tokenizer_encode(const Tokenizer *t, const char *text, size_t len, int *ids)
+// Adds the ids of text[len] within which anything may merge. A byte that the vocabulary lacks
+// is dropped.
+static void encode_word(Encoder *e, const char *text, size_t len)
 {
-    if (!len) return 0;
-    if (len >= INT_MAX) die(EXIT_DATA, "text", "too long (got %zu bytes)", len);
-    char *spaced = xrealloc(NULL, len + 1, 1);
-    spaced[0] = ' ';
-    memcpy(spaced + 1, text, len);
-    Symbol *s = xrealloc(NULL, len + 1, sizeof *s);
-    Merges m = {0};
-    int n = split_symbols(t, spaced, len + 1, s), count = 0;
-    for (int i = 0; i < n; i++) offer_merge(t, &m, s, spaced, i);
-    while (m.n) {
-        Merge best = pop_merge(&m);
+    if (e->room < len) e->symbols = xrealloc(e->symbols, e->room = 2 * len, sizeof *e->symbols);
+    Symbol *s = e->symbols;
+    Merges *m = &e->merges;
+    int n = split_symbols(e->t, text, len, s);
+    for (int i = 0; i < n; i++) offer_merge(e, text, i);
+    while (m->n) {
+        Merge best = pop_merge(m);
         Symbol *left = &s[best.left], *right = &s[best.right];
         // Stale: one of the two has been merged with something else since.
         if (!left->len || left->next != best.right || left->len + right->len != best.len) continue;
@@ -2684,30 +3525,233 @@ static int tokenizer_encode(const Tokenizer *t, const char *text, size_t len, in
         left->next = right->next;
         if (right->next >= 0) s[right->next].prev = best.left;
         right->len = 0;
-        offer_merge(t, &m, s, spaced, best.left);
-        offer_merge(t, &m, s, spaced, left->prev);
+        offer_merge(e, text, best.left);
+        offer_merge(e, text, left->prev);
     }
-    for (int i = 0; i >= 0; i = s[i].next) ids[count++] = s[i].id;
-    free(m.heap);
-    free(s);
-    free(spaced);
-    return count;
+    for (int i = n ? 0 : -1; i >= 0; i = s[i].next)
+        if (s[i].id >= 0) e->ids[e->count++] = s[i].id;
 }
 
-// The bytes of a token, given the one before it: after BOS a leading space is not text.
+// Text without special tokens, SentencePiece-style: one word, perhaps with a space before it.
+static void encode_pieces(Encoder *e, const char *text, size_t len)
+{
+    char *copy = xrealloc(NULL, len + 1, 1);
+    size_t n = 0;
+    int stand_in = !e->t->file; // SentencePiece reads U+2581 as a space, llama2.c does not
+    if (e->t->space_prefix) copy[n++] = ' ';
+    for (size_t i = 0; i < len; i++)
+        if (stand_in && len - i >= 3 && !memcmp(text + i, "\xe2\x96\x81", 3)) copy[n++] = ' ', i += 2;
+        else copy[n++] = text[i];
+    encode_word(e, copy, n);
+    free(copy);
+}
+
+// The same for byte-level BPE: word by word.
+static void encode_words(Encoder *e, const char *text, size_t len)
+{
+    const WordStyle *w = e->t->words;
+    size_t end = w->lone_digits ? 0 : len, n, unused;
+    for (size_t at = 0; at < len; at += n) {
+        if (at == end) { // at a digit, or the beginning
+            end = class_run(text, len, at, C_NUMBER, 1, &unused);
+            if (end == at)
+                while (end < len && unicode_class(read_char(text + end, len - end, &n)) != C_NUMBER)
+                    end += n;
+        }
+        n = cut_word(w, text + at, end - at);
+        int id = w->whole_words ? find_piece(e->t, text + at, n) : -1;
+        if (id >= 0) e->ids[e->count++] = id;
+        else encode_word(e, text + at, n);
+    }
+}
+
+// The special token at the beginning of s[len], the longest of them, or -1. In templates that
+// includes control tokens, and the bytes 1 and 2 stand for BOS and EOS.
+static int match_special(const Tokenizer *t, const char *s, size_t len, int template, size_t *n)
+{
+    *n = 1;
+    if (template && *s == 1 && t->bos >= 0) return t->bos;
+    if (template && *s == 2 && t->eos >= 0) return t->eos;
+    for (*n = min_size(t->special_len[(uint8_t)*s], len); *n; --*n) {
+        int id = find_piece(t, s, *n);
+        TokenKind kind = id < 0 ? TOKEN_TEXT : t->pieces[id].kind;
+        if (kind == TOKEN_USER || (template && kind == TOKEN_CONTROL)) return id;
+    }
+    return -1;
+}
+
+// Encodes text[len] into ids (room for 2 * len + 1), without BOS or EOS, and returns how many.
+// template[len]: 1 for the bytes that are a template's, not the user's; NULL: all are the user's.
+static int encode_template(const Tokenizer *t, const char *text, const char *template, size_t len,
+                           int *ids)
+{
+    if (len >= INT_MAX / 2) die(EXIT_DATA, "text", "too long (got %zu bytes)", len);
+    Encoder e = {.t = t, .ids = ids};
+    for (size_t from = 0, at = 0, n = 0; from < len; at = from = at + n) {
+        int id = -1; // of the next special token, if any
+        while (at < len &&
+               (id = match_special(t, text + at, len - at, template && template[at], &n)) < 0)
+            at++;
+        if (at == len) n = 0;
+        if (at > from) (t->words ? encode_words : encode_pieces)(&e, text + from, at - from);
+        if (id >= 0) e.ids[e.count++] = id;
+    }
+    free(e.merges.heap);
+    free(e.symbols);
+    return e.count;
+}
+
+static int tokenizer_encode(const Tokenizer *t, const char *text, size_t len, int *ids)
+{
+    return encode_template(t, text, NULL, len, ids);
+}
+
+// The bytes of a token, given the one before it: the space put before the text is not text.
 static const char *tokenizer_decode(const Tokenizer *t, int prev, int id, size_t *len)
 {
     static char bytes[256];
     const Piece *p = &t->pieces[id];
+    *len = 1;
     if (t->id_byte[id] >= 0) {
         char *byte = &bytes[t->id_byte[id]];
         *byte = (char)t->id_byte[id];
-        *len = 1;
         return byte;
     }
-    int strip = prev == ID_BOS && p->len && p->text[0] == ' ';
-    *len = (size_t)(p->len - strip);
+    int strip = t->space_prefix && prev == t->bos && p->len && p->text[0] == ' ';
+    *len = p->kind == TOKEN_CONTROL ? 0 : (size_t)(p->len - strip);
     return p->text + strip;
+}
+
+static int is_stop(const Tokenizer *t, int id)
+{
+    for (int i = 0; i < t->n_stops; i++)
+        if (t->stops[i] == id) return 1;
+    return 0;
+}
+
+// --- from the model file ------------------------------------------------------------------------
+
+// The next of a list of strings.
+static const char *next_string(Strings *list, size_t *len)
+{
+    uint64_t n;
+    memcpy(&n, list->at, 8);
+    const char *s = (const char *)list->at + 8;
+    list->at += 8 + n;
+    *len = (size_t)n;
+    return s;
+}
+
+// The byte that GPT-2 writes as character c, or -1: printable ones stand for themselves, the
+// others are numbered from 256 on.
+static int byte_of_char(uint32_t c)
+{
+    if ((c > 32 && c < 127) || (c > 160 && c < 173) || (c > 173 && c < 256)) return (int)c;
+    if (c < 256 || c > 323) return -1;
+    return c <= 288 ? (int)c - 256 : c <= 322 ? (int)c - 289 + 127 : 173;
+}
+
+// s[len] as plain text, to out[len]; returns its length. bpe: characters are bytes; else U+2581
+// is a space.
+static size_t plain_text(const char *s, size_t len, int bpe, char *out)
+{
+    size_t n = 0, step;
+    for (size_t at = 0; at < len; at += step) {
+        uint32_t c = read_char(s + at, len - at, &step);
+        int byte = bpe ? byte_of_char(c) : c == 0x2581 ? ' ' : -1;
+        if (byte >= 0) out[n++] = (char)byte;
+        else memcpy(out + n, s + at, step), n += step;
+    }
+    return n;
+}
+
+// Type numbers in the file: 1 normal, 2 unknown, 3 control, 4 user-defined, 5 unused, 6 byte.
+static void read_vocab_pieces(Tokenizer *t, const Vocab *v)
+{
+    Strings list = v->tokens;
+    size_t total = 0, len, at = 0;
+    for (size_t i = 0; i < v->tokens.n; i++) next_string(&list, &len), total += len;
+    t->file = xcalloc(total, 1);
+    list = v->tokens;
+    for (int id = 0; id < t->vocab_size; id++) {
+        Piece *p = &t->pieces[id];
+        const char *s = next_string(&list, &len);
+        int type = v->types ? read_i32(v->types + 4 * (size_t)id) : 1;
+        if (len > 1 << 16) die(EXIT_DATA, t->path, "token %d is too long (got %zu)", id, len);
+        p->kind = type == 2 || type == 3 ? TOKEN_CONTROL : type == 4 ? TOKEN_USER : TOKEN_TEXT;
+        p->text = t->file + at;
+        if (p->kind != TOKEN_TEXT) memcpy(t->file + at, s, len);
+        else len = plain_text(s, len, v->bpe, t->file + at);
+        if (v->scores) memcpy(&p->score, v->scores + 4 * (size_t)id, 4);
+        if (p->score != p->score) die(EXIT_DATA, t->path, "token %d has no score (got nan)", id);
+        p->len = (int)len;
+        at += len;
+        if (!len) continue;
+        add_piece(t, id);
+        uint8_t *most = &t->special_len[(uint8_t)*p->text];
+        if (p->kind != TOKEN_TEXT && len < 256 && len > *most) *most = (uint8_t)len;
+    }
+}
+
+// A merge is two pieces with a space between; its place in the list is its rank.
+static void read_vocab_merges(Tokenizer *t, const Vocab *v)
+{
+    for (t->rules_size = 64; t->rules_size < 2 * v->merges.n;) t->rules_size *= 2;
+    t->rules = xcalloc(t->rules_size, sizeof *t->rules);
+    for (size_t i = 0; i < t->rules_size; i++) t->rules[i].left = -1;
+    Strings list = v->merges;
+    for (size_t rank = 0, len; rank < v->merges.n; rank++) {
+        char both[512];
+        const char *s = next_string(&list, &len);
+        const char *space = len ? memchr(s + 1, ' ', len - 1) : NULL;
+        if (!space || len > sizeof both)
+            die(EXIT_DATA, t->path, "merge %zu is not two pieces", rank);
+        size_t a = plain_text(s, (size_t)(space - s), 1, both);
+        size_t b = plain_text(space + 1, len - 1 - (size_t)(space - s), 1, both + a);
+        int left = find_piece(t, both, a), right = find_piece(t, both + a, b);
+        int id = find_piece(t, both, a + b);
+        if (left < 0 || right < 0 || id < 0) continue; // it can never happen
+        MergeRule *p = find_rule(t, left, right);
+        if (p->left < 0) *p = (MergeRule){left, right, id, -(float)rank};
+    }
+}
+
+// Tokens that end a turn, whatever the file says about them.
+static void find_stops(Tokenizer *t, const Vocab *v)
+{
+    static const char *const names[] = {"<|im_end|>", "<|eot_id|>", "<|end_of_text|>",
+                                        "<|endoftext|>", "<end_of_turn>", "<eos>", "</s>"};
+    const int given[] = {v->bos, v->eos, v->eot};
+    for (int i = 0; i < 3; i++)
+        if (given[i] >= 0) t->stops[t->n_stops++] = given[i];
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
+        int id = find_piece(t, names[i], strlen(names[i]));
+        if (id >= 0 && t->pieces[id].kind != TOKEN_TEXT) t->stops[t->n_stops++] = id;
+    }
+}
+
+static void tokenizer_from_vocab(Tokenizer *t, const char *path, const Vocab *v)
+{
+    read_char_runs();
+    tokenizer_init(t, path, (int)v->tokens.n);
+    read_vocab_pieces(t, v);
+    t->bos = v->bos;
+    t->eos = v->eos;
+    t->add_bos = v->add_bos;
+    t->space_prefix = v->space_prefix && !v->bpe;
+    find_stops(t, v);
+    if (!v->bpe) {
+        find_byte_pieces(t);
+        return;
+    }
+    for (int i = 0; i < N_WORD_STYLES; i++)
+        if (!strcmp(v->pre, word_styles[i].name)) t->words = &word_styles[i];
+    if (!t->words)
+        die(EXIT_DATA, path, "unknown cut into words (got %s, want gpt-2, smollm, llama-bpe, qwen2 "
+            "or default)", v->pre);
+    for (int byte = 0; byte < 256; byte++)
+        t->byte_id[byte] = find_piece(t, (char[]){(char)byte}, 1);
+    read_vocab_merges(t, v);
 }
 
 // Text on its way out: an incomplete UTF-8 sequence at the end waits for its other bytes.
@@ -2942,7 +3986,7 @@ static size_t generate_reply(Session *s, size_t row, Stream *out)
     while (!interrupted && (s->steps == 0 || made < (size_t)s->steps)) {
         next_logits(s, row);
         int id = sample(&s->sampler, s->logits, vocab, s->recent, s->n_recent);
-        if (id == ID_BOS || id == ID_EOS) break;
+        if (is_stop(&s->tokenizer, id)) break;
         write_token(s, out, last_token(s), id);
         made++;
         if (s->pos >= s->ctx) break;
@@ -2952,12 +3996,15 @@ static size_t generate_reply(Session *s, size_t row, Stream *out)
     return made;
 }
 
-// BOS and the text's tokens; the caller frees them.
+// BOS, if the model has it, and the text's tokens; at least one. The caller frees them.
 static int *encode_prompt(const Session *s, const char *text, size_t len, size_t *n)
 {
-    int *ids = xrealloc(NULL, add_size(len, 3), sizeof *ids);
-    ids[0] = ID_BOS;
-    *n = 1 + (size_t)tokenizer_encode(&s->tokenizer, text, len, ids + 1);
+    const Tokenizer *t = &s->tokenizer;
+    int *ids = xrealloc(NULL, add_size(mul_size(len, 2), 2), sizeof *ids);
+    ids[0] = t->bos >= 0 ? t->bos : t->eos >= 0 ? t->eos : 0;
+    *n = (size_t)t->add_bos;
+    *n += (size_t)tokenizer_encode(t, text, len, ids + *n);
+    if (!*n) *n = 1;
     return ids;
 }
 
@@ -2977,7 +4024,8 @@ static void run_generate(Session *s, const char *prompt, size_t len)
     double start = seconds();
     size_t row = feed(s, ids, n);
     double middle = seconds();
-    for (size_t i = 1; i < n; i++) write_token(s, &out, ids[i - 1], ids[i]); // echo, as llama2.c
+    for (size_t i = (size_t)s->tokenizer.add_bos; i < n; i++) // echo, as llama2.c
+        write_token(s, &out, i ? ids[i - 1] : -1, ids[i]);
     if (!interrupted) made = generate_reply(s, row, &out);
     fputc('\n', stdout);
     say_speed(n, middle - start, made, seconds() - middle);
@@ -2985,15 +4033,79 @@ static void run_generate(Session *s, const char *prompt, size_t len)
     check_stdout();
 }
 
-// How a turn of a conversation is written, as in Llama 2: the system's text comes within the
-// first user turn.
-static char *format_turn(const char *system, const char *user)
+// How a conversation is written; bytes 1 and 2 stand for BOS and EOS.
+typedef struct {
+    const char *name;
+    const char *mark;                 // what the template's text in the model file contains
+    const char *system, *system_user; // a system's text goes between, and then the first user turn
+    const char *user, *reply;         // any other user turn goes between, and then the reply
+    const char *end;                  // behind a reply
+} ChatFormat;
+
+static const ChatFormat chat_formats[] = {
+    {"chatml", "<|im_start|>", "<|im_start|>system\n", "<|im_end|>\n<|im_start|>user\n",
+     "<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n", "<|im_end|>\n"},
+    {"llama3", "<|start_header_id|>", "<|start_header_id|>system<|end_header_id|>\n\n",
+     "<|eot_id|><|start_header_id|>user<|end_header_id|>\n\n",
+     "<|start_header_id|>user<|end_header_id|>\n\n",
+     "<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n", "<|eot_id|>"},
+    {"gemma", "<start_of_turn>", "<start_of_turn>user\n", "\n\n", "<start_of_turn>user\n",
+     "<end_of_turn>\n<start_of_turn>model\n", "<end_of_turn>\n"},
+    {"llama2", "<<SYS>>", "[INST] <<SYS>>\n", "\n<</SYS>>\n\n", "[INST] ", " [/INST]", "\2\1"},
+    {"mistral", "[INST]", "[INST] ", "\n\n", "[INST] ", " [/INST]", "\2"},
+    {"zephyr", "<|user|>", "<|system|>\n", "\2\n<|user|>\n", "<|user|>\n", "\2\n<|assistant|>\n",
+     "\2\n"},
+};
+enum { N_CHAT_FORMATS = sizeof chat_formats / sizeof *chat_formats };
+
+// The format called `name`, or without one the model's own; NULL if that is unknown.
+static const ChatFormat *find_chat_format(const Vocab *v, const char *name)
 {
-    size_t room = strlen(user) + (system ? strlen(system) : 0) + 64;
-    char *text = xrealloc(NULL, room, 1);
-    if (system) snprintf(text, room, "[INST] <<SYS>>\n%s\n<</SYS>>\n\n%s [/INST]", system, user);
-    else snprintf(text, room, "[INST] %s [/INST]", user);
-    return text;
+    if (!name && !v->tokens.n) name = "llama2"; // as llama2.c
+    for (int i = 0; i < N_CHAT_FORMATS; i++) {
+        const ChatFormat *f = &chat_formats[i];
+        if (name ? !strcmp(name, f->name)
+                 : v->chat && memmem(v->chat, v->chat_len, f->mark, strlen(f->mark)))
+            return f;
+    }
+    return NULL;
+}
+
+// A turn as text, and which of its bytes are the template's: a user cannot write control tokens.
+typedef struct {
+    char *text, *template;
+    size_t len;
+} Turn;
+
+static void add_text(Turn *t, const char *s, char template)
+{
+    size_t n = strlen(s);
+    t->text = xrealloc(t->text, t->len + n, 1);
+    t->template = xrealloc(t->template, t->len + n, 1);
+    memcpy(t->text + t->len, s, n);
+    memset(t->template + t->len, template, n);
+    t->len += n;
+}
+
+// The ids of a turn; the caller frees them.
+static int *encode_turn(const Session *s, const ChatFormat *f, const char *system,
+                        const char *user, size_t *n)
+{
+    Turn t = {0};
+    if (s->pos) add_text(&t, f->end, 1);
+    else if (s->tokenizer.add_bos) add_text(&t, "\1", 1);
+    if (system) {
+        add_text(&t, f->system, 1);
+        add_text(&t, system, 0);
+    }
+    add_text(&t, system ? f->system_user : f->user, 1);
+    add_text(&t, user, 0);
+    add_text(&t, f->reply, 1);
+    int *ids = xrealloc(NULL, 2 * t.len + 1, sizeof *ids);
+    *n = (size_t)encode_template(&s->tokenizer, t.text, t.template, t.len, ids);
+    free(t.text);
+    free(t.template);
+    return ids;
 }
 
 // Reads a line of any length without its newline into *line; 0 at the end of input.
@@ -3008,20 +4120,20 @@ static int read_line(char **line, size_t *room)
 
 // Turn by turn on stdin and stdout; the cache keeps the conversation. `first`: the first user
 // turn, or NULL to read it.
-static void run_chat(Session *s, const char *system, const char *first)
+static void run_chat(Session *s, const char *format, const char *system, const char *first)
 {
+    const ChatFormat *f = find_chat_format(&s->model.vocab, format);
+    if (!f)
+        die(format ? EXIT_USAGE : EXIT_DATA, format ? "--chat-format" : s->model.path,
+            "%s; use --chat-format chatml, llama2, llama3, gemma, mistral or zephyr",
+            format ? "no such format" : "no chat template that is known");
     char *line = NULL;
     size_t room = 0, read = 0, made = 0;
     double read_s = 0, made_s = 0;
     Stream out = {.out = stdout};
     while (!interrupted && (first || read_line(&line, &room))) {
-        char *text = format_turn(s->pos ? NULL : system, first ? first : line);
         size_t n;
-        int *ids = encode_prompt(s, text, strlen(text), &n);
-        if (s->pos) { // the turn before ends with EOS
-            memmove(ids + 1, ids, n++ * sizeof *ids);
-            ids[0] = ID_EOS;
-        }
+        int *ids = encode_turn(s, f, s->pos ? NULL : system, first ? first : line, &n);
         if (s->pos + (int64_t)n >= s->ctx) {
             fprintf(stderr, "%s: the context is full (got %lld tokens, want %lld at most)\n", prog,
                     (long long)s->pos + (long long)n, (long long)s->ctx);
@@ -3036,7 +4148,6 @@ static void run_chat(Session *s, const char *system, const char *first)
         read_s += middle - start;
         fputc('\n', stdout);
         first = NULL;
-        free(text);
         free(ids);
     }
     free(line);
@@ -3249,7 +4360,7 @@ static void run_perplexity(Session *s, const char *text, size_t len, size_t wind
     p.start = seconds();
     for (size_t w = 0; w < p.total && !interrupted; w++) {
         int *window = ids + w * step, saved = *window;
-        *window = ID_BOS;
+        if (s->tokenizer.add_bos) *window = s->tokenizer.bos;
         size_t done = score_window(s, &p, window);
         if (done == p.n || (w == 0 && done > p.from)) add_window(s, &p, window, done, &tsv);
         *window = saved;
@@ -3273,7 +4384,7 @@ typedef struct {
 typedef struct {
     Fact facts[8];
     int n_facts;
-    char question[96], answer[16];
+    char question[64], lead[64], answer[16]; // lead: how the reply begins
 } Task;
 
 typedef struct {
@@ -3299,7 +4410,8 @@ static void make_passkey(Task *t, double depth, uint64_t *rng)
 {
     int key = 10000 + random_below(rng, 90000);
     add_fact(t, depth, "The pass key is %d. Remember it. %d is the pass key.", key, key);
-    snprintf(t->question, sizeof t->question, "What is the pass key? The pass key is");
+    snprintf(t->question, sizeof t->question, "What is the pass key?");
+    snprintf(t->lead, sizeof t->lead, "The pass key is");
     snprintf(t->answer, sizeof t->answer, "%d", key);
 }
 
@@ -3314,8 +4426,8 @@ static void make_multikey(Task *t, double depth, uint64_t *rng)
         int number = 1000 + random_below(rng, 9000);
         add_fact(t, i ? random_unit(rng) : depth, "The magic number for %s is %d.", name, number);
         if (i) continue;
-        snprintf(t->question, sizeof t->question,
-                 "What is the magic number for %s? The magic number for %s is", name, name);
+        snprintf(t->question, sizeof t->question, "What is the magic number for %s?", name);
+        snprintf(t->lead, sizeof t->lead, "The magic number for %s is", name);
         snprintf(t->answer, sizeof t->answer, "%d", number);
     }
 }
@@ -3333,8 +4445,8 @@ static void make_tracking(Task *t, double depth, uint64_t *rng)
     add_fact(t, other, "The box %c holds %d.", 'A' + c, 1000 + random_below(rng, 9000));
     add_fact(t, other + (1 - other) * random_unit(rng), "The box %c holds what the box %c holds.",
              'A' + d, 'A' + c);
-    snprintf(t->question, sizeof t->question, "What does the box %c hold? The box %c holds",
-             'A' + b, 'A' + b);
+    snprintf(t->question, sizeof t->question, "What does the box %c hold?", 'A' + b);
+    snprintf(t->lead, sizeof t->lead, "The box %c holds", 'A' + b);
     snprintf(t->answer, sizeof t->answer, "%d", number);
 }
 
@@ -3396,6 +4508,19 @@ static char *write_task(const Task *t, const Filler *f, size_t first, size_t n, 
     return text;
 }
 
+// The ids of a task's text[len], which has room for the lead: as a user's turn and the beginning
+// of the reply if the model has a turn format, as one text otherwise.
+static int *encode_task(const Session *s, const Task *t, char *text, size_t len, size_t *n)
+{
+    const Vocab *v = &s->model.vocab;
+    const ChatFormat *f = v->chat ? find_chat_format(v, NULL) : NULL;
+    if (!f) return encode_prompt(s, text, len + (size_t)sprintf(text + len, " %s", t->lead), n);
+    int *ids = encode_turn(s, f, NULL, text, n);
+    ids = xrealloc(ids, *n + 2 * sizeof t->lead, sizeof *ids);
+    *n += (size_t)tokenizer_encode(&s->tokenizer, t->lead, strlen(t->lead), ids + *n);
+    return ids;
+}
+
 // The ids of the longest such text that fits into `room` tokens; NULL if none does.
 static int *fit_task(const Session *s, const Task *t, const Filler *f, size_t first, size_t room,
                      size_t *n_ids)
@@ -3404,7 +4529,7 @@ static int *fit_task(const Session *s, const Task *t, const Filler *f, size_t fi
     for (;;) {
         size_t mid = lo + (hi - lo + 1) / 2, len;
         char *text = write_task(t, f, first, mid, &len);
-        int *ids = encode_prompt(s, text, len, n_ids);
+        int *ids = encode_task(s, t, text, len, n_ids);
         free(text);
         if (*n_ids <= room && lo == hi) return ids;
         if (*n_ids <= room) lo = mid;
@@ -3419,7 +4544,6 @@ static int *fit_task(const Session *s, const Task *t, const Filler *f, size_t fi
 static int answers(Session *s, const int *ids, size_t n, const char *answer, char *got, size_t room)
 {
     size_t row, used = 0, want = strlen(answer), vocab = (size_t)s->model.config.vocab_size;
-    s->pos = 0;
     row = feed(s, ids, n);
     while (used < want + 1 && used + 1 < room && !interrupted && s->pos < s->ctx) {
         size_t len;
@@ -3428,7 +4552,7 @@ static int answers(Session *s, const int *ids, size_t n, const char *answer, cha
         const char *text = tokenizer_decode(&s->tokenizer, last_token(s), id, &len);
         for (size_t i = 0; i < len && used + 1 < room; i++)
             if (used || text[i] != ' ') got[used++] = isspace((uint8_t)text[i]) ? ' ' : text[i];
-        if (id == ID_EOS || id == ID_BOS) break;
+        if (is_stop(&s->tokenizer, id)) break;
         row = feed(s, &id, 1);
     }
     got[used] = 0;
@@ -3455,6 +4579,7 @@ static double run_cell(Session *s, const TaskKind *kind, const Filler *f, const 
         char got[32];
         size_t n, room = g->lengths[l] - 8; // 8 tokens for the answer
         kind->make(&task, depth, &rng);
+        s->pos = 0;
         size_t first = (size_t)random_below(&rng, (int)min_size(f->n, 1 << 20));
         int *ids = fit_task(s, &task, f, first, room, &n);
         int ok = ids ? answers(s, ids, n, task.answer, got, sizeof got) : 0;
@@ -3561,8 +4686,9 @@ static void run_rope(const State *s, const char *tsv_path)
 static double token_flops(const Config *c, double seen)
 {
     double dim = c->dim, kv_dim = (double)c->n_kv_heads * c->head_dim, hidden = c->hidden_dim;
-    double weights = 2 * dim * dim + 2 * dim * kv_dim + 3 * dim * hidden;
-    return 2 * c->n_layers * (weights + 2 * dim * seen);
+    double q_dim = (double)c->n_heads * c->head_dim;
+    double weights = 2 * dim * q_dim + 2 * dim * kv_dim + 3 * dim * hidden;
+    return 2 * c->n_layers * (weights + 2 * q_dim * seen);
 }
 
 // Prompt and decode speed with 0, 1/4, 1/2, 3/4 and (nearly) all of the context used.
@@ -3594,6 +4720,72 @@ static void run_bench(Session *s, size_t ctx)
     free(ids);
 }
 
+// --- info ---------------------------------------------------------------------------------------
+
+// Parameters and bytes of all matrices, by type.
+static void print_weights(const Model *m)
+{
+    size_t bytes[N_TENSOR_TYPES] = {0}, total = 0;
+    double parameters = 0;
+    for (int l = -1; l < m->config.n_layers; l++) {
+        const Layer *y = &m->layers[l < 0 ? 0 : l];
+        const Tensor *of_layer[] = {&y->wq, &y->wk, &y->wv, &y->wo, &y->w1, &y->w2, &y->w3};
+        const Tensor *of_model[] = {&m->tok_emb, &m->classifier};
+        int n = l >= 0 ? 7 : m->shared_classifier ? 1 : 2;
+        for (int i = 0; i < n; i++) {
+            const Tensor *t = l < 0 ? of_model[i] : of_layer[i];
+            bytes[t->type - tensor_types] += tensor_bytes(t);
+            parameters += (double)t->rows * (double)t->cols;
+        }
+    }
+    printf("weights       ");
+    for (int i = 0; i < N_TENSOR_TYPES; i++) {
+        if (bytes[i]) printf("%s %.1f MB, ", tensor_types[i].name, (double)bytes[i] / 1e6);
+        total += bytes[i];
+    }
+    printf("together %.1f MB, %.1fM parameters\n", (double)total / 1e6, parameters / 1e6);
+}
+
+static void print_rope(const char *what, const RopeConfig *r)
+{
+    printf("%-14s%s, base %g, L %d, factor %g, attention factor %g", what,
+           rope_methods[r->method].name, r->theta, r->orig_ctx, r->factor, attention_factor(r));
+    if (r->window) printf(", window %d", r->window);
+    printf("\n");
+}
+
+// What the model is, and what a context of ctx tokens takes.
+static void run_info(Session *s, size_t chunk, int f32_cache)
+{
+    const Model *m = &s->model;
+    const Tokenizer *t = &s->tokenizer;
+    Config c = m->config;
+    Cache cache = {0};
+    rope_resolve(&c.rope, c.train_ctx, s->ctx);
+    rope_resolve(&c.local, c.train_ctx, s->ctx);
+    cache_layout(&cache, &c, s->ctx, chunk, f32_cache);
+    const ChatFormat *f = find_chat_format(&m->vocab, NULL);
+    printf("architecture  %s\nlayers        %d, dim %d, hidden %d, %d heads (%d for keys) of %d\n",
+           m->arch, c.n_layers, c.dim, c.hidden_dim, c.n_heads, c.n_kv_heads, c.head_dim);
+    print_weights(m);
+    printf("trained       %d tokens\n", c.train_ctx);
+    if (c.encoding == ENC_ROPE) print_rope("RoPE", &c.rope);
+    else printf("positions     none\n");
+    if (c.global_every) {
+        print_rope("local layers", &c.local);
+        printf("              all but every %dth\n", c.global_every);
+    }
+    printf("tokenizer     %s%s, %d tokens, %s; chat format %s\n",
+           t->words ? "byte-level BPE, words as " : "SentencePiece-style",
+           t->words ? t->words->name : "", t->vocab_size, t->add_bos ? "BOS" : "no BOS",
+           f ? f->name : "unknown");
+    size_t row = 2 * (size_t)c.dim + 2 * (size_t)c.hidden_dim +
+                 2 * (size_t)(c.n_heads + c.n_kv_heads) * (size_t)c.head_dim;
+    printf("memory        %.1f MB file (mapped), %.1f MB KV cache at -c %lld, %.1f MB besides\n",
+           (double)m->size / 1e6, (double)cache.bytes / 1e6, (long long)s->ctx,
+           4 * (double)(chunk * row + (size_t)c.vocab_size) / 1e6);
+}
+
 // ================================================================================================
 // 16  Options and main
 //
@@ -3602,7 +4794,8 @@ static void run_bench(Session *s, size_t ctx)
 
 typedef struct {
     const char *checkpoint, *tokenizer, *prompt, *file, *mode, *system, *kv;
-    const char *scaling, *long_factors, *short_factors, *self_extend, *leaky, *lengths, *tsv;
+    const char *chat_format, *scaling, *long_factors, *short_factors, *self_extend, *leaky;
+    const char *lengths, *tsv;
     long long steps, ctx, threads, seed, top_k, chunk, orig_ctx, window, sinks, rerope;
     long long windows, stride, depths, trials;
     double temperature, top_p, min_p, repeat_penalty;
@@ -3636,7 +4829,9 @@ static const struct {
     {'z', "tokenizer", O_TEXT, &opt.tokenizer, 0, 0, "PATH", "default: tokenizer.bin beside the"
      " model or a folder up"},
     {'m', "mode", O_TEXT, &opt.mode, 0, 0, "MODE", "generate, chat, perplexity, passkey,"
-     " retrieval, rope, bench"},
+     " retrieval, rope, bench, info"},
+    {0, "chat-format", O_TEXT, &opt.chat_format, 0, 0, "NAME", "chatml, llama2, llama3, gemma,"
+     " mistral, zephyr; default: the model's"},
     {'y', "system", O_TEXT, &opt.system, 0, 0, "TEXT", "chat: the system's text"},
     {'c', "ctx", O_INT, &opt.ctx, 1, 1 << 28, "N", "context in tokens; default: as trained"},
     {'j', "threads", O_INT, &opt.threads, 1, 1024, "N", "default: processors that may be used"},
@@ -3734,13 +4929,13 @@ static void parse_options(int argc, char **argv)
 }
 
 // tokenizer.bin beside the checkpoint, or in the folder above.
-static char *find_tokenizer(const char *checkpoint)
+static const char *find_tokenizer(const char *checkpoint)
 {
+    static char path[PATH_MAX];
     const char *slash = strrchr(checkpoint, '/');
     int len = slash ? (int)(slash - checkpoint) + 1 : 0;
-    char *path = xrealloc(NULL, (size_t)len + 32, 1);
     for (int up = 0; up < 2; up++) {
-        sprintf(path, "%.*s%stokenizer.bin", len, checkpoint, up ? "../" : "");
+        snprintf(path, sizeof path, "%.*s%stokenizer.bin", len, checkpoint, up ? "../" : "");
         if (!access(path, R_OK)) return path;
     }
     die(EXIT_DATA, checkpoint, "no tokenizer.bin beside it or in the folder above; use -z");
@@ -3815,7 +5010,8 @@ static void set_distance(RopeConfig *r)
     }
     if (near != floor(near)) die(EXIT_USAGE, "--self-extend, --leaky-rerope", "W is not whole");
     if (r->distance != DIST_FULL) r->near = (int)near;
-    if (r->sinks && !r->window) die(EXIT_USAGE, "--sinks", "needs --window");
+    if (opt.sinks > 0 && !r->window) die(EXIT_USAGE, "--sinks", "needs --window");
+    if (!r->window) r->sinks = 0;
     if (r->sinks && r->distance != DIST_FULL)
         die(EXIT_USAGE, "--sinks", "cannot be used with another distance method");
 }
@@ -3828,7 +5024,10 @@ static void set_rope(Config *c)
               opt.self_extend || opt.leaky || opt.rerope > 0;
     if (any && c->encoding != ENC_ROPE)
         die(EXIT_USAGE, "--rope-*", "the model has no rotary encoding to change");
-    if (opt.scaling) r->method = parse_method(opt.scaling);
+    if (opt.scaling && parse_method(opt.scaling) != r->method) { // the model's method ends here
+        r->method = parse_method(opt.scaling);
+        r->factor = r->attn_factor = 0;
+    }
     if (r->method == ROPE_NONE && opt.factor > 0)
         die(EXIT_USAGE, "--rope-factor", "needs --rope-scaling METHOD");
     const double given[] = {opt.factor, opt.theta, opt.attn_factor, opt.beta_fast, opt.beta_slow,
@@ -3849,10 +5048,10 @@ static void set_rope(Config *c)
     set_distance(r);
 }
 
-typedef enum { M_GENERATE, M_CHAT, M_PERPLEXITY, M_PASSKEY, M_RETRIEVAL, M_ROPE, M_BENCH,
+typedef enum { M_GENERATE, M_CHAT, M_PERPLEXITY, M_PASSKEY, M_RETRIEVAL, M_ROPE, M_BENCH, M_INFO,
                N_MODES } Mode;
 static const char *const mode_names[N_MODES] = {"generate", "chat", "perplexity", "passkey",
-                                                "retrieval", "rope", "bench"};
+                                                "retrieval", "rope", "bench", "info"};
 
 static Mode parse_mode(const char *name)
 {
@@ -3911,8 +5110,12 @@ static void open_session(Session *s, Grid *g, Mode mode)
     Config *c = &s->model.config;
     set_rope(c);
     s->ctx = choose_context(c, g, mode);
-    tokenizer_load(&s->tokenizer, opt.tokenizer ? opt.tokenizer : find_tokenizer(opt.checkpoint),
-                   c->vocab_size);
+    const char *path = opt.tokenizer;
+    if (!path && s->model.vocab.tokens.n)
+        tokenizer_from_vocab(&s->tokenizer, opt.checkpoint, &s->model.vocab);
+    else
+        tokenizer_load(&s->tokenizer, path ? path : find_tokenizer(opt.checkpoint), c->vocab_size);
+    if (mode == M_INFO) return; // whether or not it fits into memory
     pool_start(opt.threads ? (int)opt.threads : processors());
     state_init(&s->state, &s->model, s->ctx, (size_t)opt.chunk, !strcmp(opt.kv, "f32"), opt.exact);
     warn_past_context(c, s->ctx);
@@ -3935,7 +5138,7 @@ static void run_mode(Mode mode, Session *s, Grid *g, const char *text, size_t le
 {
     switch (mode) {
     case M_GENERATE: run_generate(s, text ? text : "", len); break;
-    case M_CHAT: run_chat(s, opt.system, text); break;
+    case M_CHAT: run_chat(s, opt.chat_format, opt.system, text); break;
     case M_PERPLEXITY:
         if (!text) die(EXIT_USAGE, "--mode perplexity", "needs a text: -f FILE");
         run_perplexity(s, text, len, (size_t)opt.windows, (size_t)opt.stride, opt.entropy, opt.tsv);
@@ -3943,6 +5146,7 @@ static void run_mode(Mode mode, Session *s, Grid *g, const char *text, size_t le
     case M_PASSKEY: run_retrieval(s, task_kinds, 1, g, text, len, opt.tsv); break;
     case M_RETRIEVAL: run_retrieval(s, task_kinds + 1, 2, g, text, len, opt.tsv); break;
     case M_ROPE: run_rope(&s->state, opt.tsv); break;
+    case M_INFO: run_info(s, (size_t)opt.chunk, opt.exact || !strcmp(opt.kv, "f32")); break;
     default: run_bench(s, (size_t)s->ctx);
     }
     check_stdout();

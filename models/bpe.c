@@ -83,7 +83,7 @@ static int vocab_add(const char *s, int n)
 {
     Entry *e = table_add(&vocab.ids, s, (size_t)n);
     e->value = vocab.n;
-    vocab.piece[vocab.n] = (Piece){e->text, n, 0};
+    vocab.piece[vocab.n] = (Piece){.text = e->text, .len = n};
     return vocab.n++;
 }
 

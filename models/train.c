@@ -1028,11 +1028,12 @@ typedef struct {
 typedef struct {
     Tokenizer *tokenizer;
     uint8_t *starts_sentence, *ends_sentence; // of each piece
-    uint16_t newline;
+    uint16_t newline, full_stop, *word;       // word: the pieces that are a space and letters
+    int n_words;
     Source source[MAX_SOURCES];
     int n;
     uint64_t rng, cursor[MAX_SOURCES]; // all the state that a resumed run needs
-    double synthetic;                  // share of synthetic windows
+    double synthetic, repetition;      // shares: of all windows, of synthetic texts
     float answer_weight;
 } Text;
 
@@ -1078,6 +1079,8 @@ static void classify_pieces(Text *x, int vocab_size)
 {
     x->starts_sentence = xcalloc((size_t)vocab_size, 1);
     x->ends_sentence = xcalloc((size_t)vocab_size, 1);
+    x->word = xcalloc((size_t)vocab_size, sizeof *x->word);
+    x->n_words = 0;
     for (int i = 3 + 256; i < vocab_size; i++) {
         Piece p = x->tokenizer->pieces[i];
         x->starts_sentence[i] = p.len > 1 && p.text[0] == ' ' && isupper((unsigned char)p.text[1]);
@@ -1089,6 +1092,9 @@ static void classify_pieces(Text *x, int vocab_size)
             }
         }
         if (p.len == 1 && p.text[0] == '\n') x->newline = (uint16_t)i;
+        if (p.len == 1 && p.text[0] == '.') x->full_stop = (uint16_t)i;
+        if (p.len > 2 && p.text[0] == ' ' && isalpha((unsigned char)p.text[1]))
+            x->word[x->n_words++] = (uint16_t)i;
     }
 }
 
@@ -1161,6 +1167,9 @@ static int draw_source(Text *x)
 //     The box C holds what the box A holds.
 //     ... What does the box C hold? The box C holds N.
 //     ... (1 to 3 of them asked for)
+// repetition, 8 to 120 words drawn at random from the vocabulary, with a number in place of some,
+// then the same again; the first time they do not count, as nobody could know them:
+//     Say after me: W W N W ... W. W W N W ... W.
 // Boxes are letters A to Z. The names are those of the list below. A text has up to T tokens, but
 // short ones are frequent: a model learns to look back over a few words first.
 
@@ -1305,6 +1314,37 @@ static size_t put_document(Text *x, const Retrieval *d, const Source *s, size_t 
     return n;
 }
 
+// A repetition of at most `room` tokens; see put_document.
+static size_t put_repetition(Text *x, size_t room, uint16_t *out, float *weight)
+{
+    uint16_t order[MAX_TOKENS];
+    double share = draw_real(&x->rng);
+    size_t n = put_statement(x, "Say after me:", order), words = 8 + (size_t)(112 * share * share);
+    if (n + 2 * (words + 1) > room) return 0;
+    memcpy(out, order, n * sizeof *out);
+    for (size_t i = 0; i < words; i++) out[n + i] = x->word[draw_below(&x->rng, x->n_words)];
+    for (size_t i = 0; i + 5 <= words; i += 5) {
+        char number[16];
+        snprintf(number, sizeof number, "%d", draw_number(&x->rng, 4));
+        if (draw_real(&x->rng) < 0.3) put_statement(x, number, out + n + i); // a space, 4 digits
+    }
+    for (size_t i = 0; i < words; i++) weight[n + i] = 0;
+    out[n + words] = x->full_stop;
+    memcpy(out + n + words + 1, out + n, (words + 1) * sizeof *out);
+    return n + 2 * (words + 1);
+}
+
+static size_t put_retrieval(Text *x, const Source *s, size_t room, uint16_t *out, float *weight)
+{
+    Retrieval d;
+    switch (draw_below(&x->rng, 3)) {
+    case 0: write_passkey(&d, &x->rng); break;
+    case 1: write_magic_numbers(&d, &x->rng); break;
+    default: write_boxes(&d, &x->rng); break;
+    }
+    return put_document(x, &d, s, room, out, weight);
+}
+
 // Fills one window with synthetic documents, each after its own BOS, and the rest, when one no
 // longer fits, with book text. The answers' digits weigh answer_weight.
 static void fill_synthetic_window(Text *x, int which, size_t T, uint16_t *token, uint16_t *target,
@@ -1312,14 +1352,10 @@ static void fill_synthetic_window(Text *x, int which, size_t T, uint16_t *token,
 {
     fill_book_window(x, which, T, token, target, weight);
     for (size_t begin = 0; begin + 64 <= T;) {
-        Retrieval d;
-        switch (draw_below(&x->rng, 3)) {
-        case 0: write_passkey(&d, &x->rng); break;
-        case 1: write_magic_numbers(&d, &x->rng); break;
-        default: write_boxes(&d, &x->rng); break;
-        }
-        size_t n =
-            put_document(x, &d, &x->source[which], T - begin - 1, target + begin, weight + begin);
+        size_t room = T - begin - 1;
+        size_t n = draw_real(&x->rng) < x->repetition
+                       ? put_repetition(x, room, target + begin, weight + begin)
+                       : put_retrieval(x, &x->source[which], room, target + begin, weight + begin);
         if (!n) return;
         token[begin] = ID_BOS;
         memcpy(token + begin + 1, target + begin, n * sizeof *token); // n < T - begin
@@ -1502,7 +1538,7 @@ typedef struct {
     const char *out, *out_f32, *tokenizer, *valid, *state, *resume;
     Shape shape;
     Optimizer optimizer;
-    double lr, final_lr, minutes, save_minutes, tokens, synthetic, answer_weight;
+    double lr, final_lr, minutes, save_minutes, tokens, synthetic, repetition, answer_weight;
     long long batch, micro, warmup, log_every, valid_windows, threads, seed;
 } Settings;
 
@@ -1566,8 +1602,8 @@ typedef struct {
 static void add_losses(Means *m, const Net *n, size_t R, float answer_weight)
 {
     for (size_t r = 0; r < R; r++) {
-        m->all += n->loss[r];
-        m->n_all++;
+        m->all += n->weight[r] > 0 ? n->loss[r] : 0;
+        m->n_all += n->weight[r] > 0;
         if (n->weight[r] == answer_weight && answer_weight != 1) {
             m->answers += n->loss[r];
             m->n_answers++;
@@ -1661,6 +1697,7 @@ static Settings settings = {
     .final_lr = 0.05,
     .save_minutes = 10,
     .synthetic = 0.08,
+    .repetition = 0.25,
     .answer_weight = 4,
     .batch = 16,
     .micro = 8,
@@ -1698,6 +1735,7 @@ static const Setting setting_table[] = {
     {"--minutes", &settings.minutes, FLOAT64, 0, 1e6, "time to train for"},
     {"--save-minutes", &settings.save_minutes, FLOAT64, 0.01, 1e6, "time between saves"},
     {"--synthetic", &settings.synthetic, FLOAT64, 0, 1, "share of synthetic windows"},
+    {"--repetition", &settings.repetition, FLOAT64, 0, 1, "share of repetitions among those"},
     {"--answer-weight", &settings.answer_weight, FLOAT64, 0, 100, "weight of an answer's digits"},
     {"--log-every", &settings.log_every, INT64, 1, 1000000, "steps between lines"},
     {"--valid-windows", &settings.valid_windows, INT64, 1, 1000000,
@@ -1772,6 +1810,7 @@ static void load_text(Text *x, const Settings *o, char **paths, int n_paths)
 {
     double total = 0;
     x->synthetic = o->synthetic;
+    x->repetition = o->repetition;
     x->answer_weight = (float)o->answer_weight;
     x->rng = (uint64_t)o->seed * 0x9E3779B97F4A7C15u;
     classify_pieces(x, o->shape.vocab_size);

@@ -216,21 +216,7 @@ static void open_model(Model *m, const TestModel *t)
     unlink(path);
 }
 
-static void close_state(State *s)
-{
-    for (size_t i = 0; i < s->chunk; i++) {
-        Angles *a = &s->angles[i];
-        free(a->freq), free(a->slot_tile);
-        for (int map = 0; map < 2; map++) free(a->key[map]), free(a->tile[map]);
-    }
-    void *parts[] = {s->angles, s->blocks, s->phase[0], s->phase[1], s->x, s->xb, s->q, s->att,
-                     s->k, s->v, s->gate, s->up, s->act.q, s->act.scale, s->act.bias, s->entropy,
-                     s->entropy_sum};
-    for (size_t i = 0; i < sizeof parts / sizeof *parts; i++) free(parts[i]);
-    size_t tiles = (size_t)s->config.n_layers * (size_t)s->config.n_kv_heads * s->cache.n_slots;
-    munmap(s->cache.k, tiles * s->cache.k_bytes);
-    munmap(s->cache.v, tiles * s->cache.v_bytes);
-}
+static void close_state(State *s) { state_free(s); }
 
 // Tokens from the tests' random numbers.
 static int *random_tokens(size_t n, int vocab, int seed)

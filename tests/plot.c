@@ -203,10 +203,10 @@ static void end_picture(const char *path)
     emit("</svg>\n");
     int bad = ferror(out), closed = fclose(out);
     out = NULL;
-    if (!bad && !closed && !rename(out_tmp, path)) return;
-    int err = errno;
-    remove(out_tmp);
-    die(FAILED, path, "cannot write (%s)", strerror(err));
+    int err = bad || closed || rename(out_tmp, path) ? errno ? errno : EIO : 0;
+    if (err) remove(out_tmp);
+    free(out_tmp);
+    if (err) die(FAILED, path, "cannot write (%s)", strerror(err));
 }
 
 // --- frames and labels --------------------------------------------------------------------------
@@ -530,6 +530,7 @@ static Grid count_answers(const char *path)
         g.right[l][d] += row[2];
         g.asked[l][d]++;
     }
+    free(t.cell);
     return g;
 }
 
@@ -633,6 +634,7 @@ static void read_waves(Series *s)
         if (!(t.cell[2 * s->n + 1] > 0)) die(FAILED, s->path, "a wavelength is not above 0");
         s->y[s->n] = log10(t.cell[2 * s->n + 1]);
     }
+    free(t.cell);
 }
 
 static int same_line(const Series *a, const Series *b)
@@ -738,7 +740,7 @@ static const struct {
 };
 
 // Text for the picture: printable ASCII, so that the XML is valid.
-static void check_text(const char *s)
+static void require_ascii(const char *s)
 {
     for (; *s; s++)
         if (*s != '\n' && (*s < ' ' || *s > '~')) die(USAGE, s, "want printable ASCII");
@@ -758,7 +760,7 @@ static Series *parse_series(const char *arg, size_t i)
     Series *s = memset(xrealloc(NULL, sizeof *s), 0, sizeof *s);
     if (!cut || cut == arg || cut - arg > 60) die(USAGE, arg, "want label=file.tsv");
     memcpy(s->label, arg, (size_t)(cut - arg));
-    check_text(s->label);
+    require_ascii(s->label);
     s->path = cut + 1;
     s->colour = find_colour(s->label, i);
     return s;
@@ -768,22 +770,26 @@ int main(int argc, char **argv)
 {
     static const char usage[] =
         "loss|gain|grid|waves OUT.svg TRAINED[:TARGET] TITLE label=file.tsv ...";
-    Series *s[MAX_SERIES];
+    Series *s[MAX_SERIES], *given[MAX_SERIES]; // drawing reorders s
     size_t n = argc > 5 ? (size_t)argc - 5 : 0;
     if (!n || n > MAX_SERIES) die(USAGE, "usage: plot", usage);
     size_t name = strlen(argv[2]);
     if (name < 5 || strcmp(argv[2] + name - 4, ".svg")) die(USAGE, argv[2], "want a name.svg");
-    check_text(argv[4]);
+    require_ascii(argv[4]);
     char *end;
     double trained = strtod(argv[3], &end), target = *end == ':' ? strtod(end + 1, &end) : 0;
     if (*end || !(trained >= 8 && trained <= 1e9) || !(target >= 0 && target <= 1e9))
         die(USAGE, argv[3], "want the trained context in tokens, as 512 or 512:4096");
-    for (size_t i = 0; i < n; i++) s[i] = parse_series(argv[5 + i], i);
+    for (size_t i = 0; i < n; i++) given[i] = s[i] = parse_series(argv[5 + i], i);
     if (!strcmp(argv[1], "loss")) draw_loss(argv[2], trained, argv[4], s, n, 0);
     else if (!strcmp(argv[1], "gain")) draw_loss(argv[2], trained, argv[4], s, n, 1);
     else if (!strcmp(argv[1], "grid")) draw_grid(argv[2], trained, argv[4], s, n);
     else if (!strcmp(argv[1], "waves")) draw_waves(argv[2], trained, target, argv[4], s, n);
     else die(USAGE, argv[1], "no such picture (want loss, gain, grid or waves)");
+    for (size_t i = 0; i < n; i++) {
+        free(given[i]->table.cell);
+        free(given[i]);
+    }
     if (fflush(stdout) || ferror(stdout)) die(FAILED, "stdout", "cannot write");
     return 0;
 }

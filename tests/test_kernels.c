@@ -76,6 +76,14 @@ static void test_vexp(void)
     }
     CHECK_NEAR(worst, 0, 3e-7);
     CHECK(exp_one(NAN) != exp_one(NAN));
+    int bad = 0;
+    for (uint32_t bits = 1; bits < 0x800000; bits += 4097) { // NaNs with something in them
+        uint32_t nan = 0x7f800000 | bits | (bits & 1) << 31;
+        float f;
+        memcpy(&f, &nan, 4);
+        bad += exp_one(f) == exp_one(f);
+    }
+    CHECK_INT(bad, 0);
     CHECK(exp_one(0) == 1);
     CHECK(exp_one(-1e30f) == 0);
     CHECK(exp_one(-INFINITY) == 0);
@@ -243,7 +251,8 @@ static void check_tile_q8(size_t n, size_t cols, size_t group, int n_rows, int h
             bad += !(fabs(fast[t * STRIDE + (size_t)r] - want) <= 1e-6 * size);
         }
     CHECK_INT(bad, 0);
-    note_failures(before, "n %zu, cols %zu, group %zu, rows %d", n, cols, group, n_rows);
+    note_failures(before, "n %zu, cols %zu, group %zu, rows %d, min %d", n, cols, group, n_rows,
+                  has_min);
     free_quantized(&x);
     free(act), free(scales), free(mins), free(w), free(fast), free(plain), free(room);
 }
@@ -401,14 +410,19 @@ static void test_rmsnorm(void)
     }
 }
 
-static void test_swiglu(void)
+static void test_gated(void)
 {
+    float gate[3] = {-1.5f, 0.25f, 3}, up[3] = {1, 1, 2};
+    gated(gate, up, 3, 1); // gelu by tanh
+    CHECK_NEAR(gate[0], -0.100428, 1e-6);
+    CHECK_NEAR(gate[1], 0.149675, 1e-6);
+    CHECK_NEAR(gate[2], 2 * 2.996363, 4e-6);
     for (size_t n = 1; n < 70; n += 3) {
         float *gate = random_floats(n + 1), *up = random_floats(n), *was = xcalloc(n + 1, 4);
         int bad = 0;
         gate[0] = -100; // e^100 is out of range: must be 0, not NaN
         memcpy(was, gate, (n + 1) * 4);
-        swiglu(gate, up, n);
+        gated(gate, up, n, 0);
         for (size_t i = 0; i < n; i++) {
             double want = was[i] / (1 + exp(-(double)was[i])) * up[i];
             bad += !(fabs(gate[i] - want) <= 2e-6 * fabs(want) + 1e-30);
@@ -503,7 +517,7 @@ int main(void)
     test_transpose_floats();
     test_unpack();
     test_rmsnorm();
-    test_swiglu();
+    test_gated();
     test_cross_entropy();
     test_scratch();
     test_matmul(); // on one thread, and

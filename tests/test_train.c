@@ -239,8 +239,12 @@ static void make_text(Text *x, double synthetic)
             n += (size_t)sprintf(text + n, " %s", word[random_bits() % 12]);
         n += (size_t)sprintf(text + n, random_bits() % 6 ? ". " : ".\n\n");
     }
-    *x = (Text){
-        .tokenizer = &tokenizer, .n = 1, .rng = 9, .synthetic = synthetic, .answer_weight = 4};
+    *x = (Text){.tokenizer = &tokenizer,
+                .n = 1,
+                .rng = 9,
+                .synthetic = synthetic,
+                .answer_weight = 4,
+                .repetition = 0.25};
     classify_pieces(x, 4096);
     Source *s = &x->source[0];
     int *ids = xcalloc(n + 2, sizeof *ids), count = tokenizer_encode(&tokenizer, text, n, ids);

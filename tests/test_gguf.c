@@ -1,0 +1,408 @@
+// test_gguf.c: GGUF files. Losses of small models of each architecture and type against a forward
+// pass in float64 (numpy) over weights unpacked by the gguf Python package; tokenizers and chat
+// formats against their definitions; hostile files, each in a process of its own. With GGUF_MODELS
+// set to a folder that has SmolLM2-135M-Instruct.Q4_1.gguf and gemma-3-270m-q4_k_m.gguf, those too.
+#define TESTING
+#include "../run.c"
+#include "check.h"
+#include "gguf.h"
+#include <sys/wait.h>
+
+static const char some_text[] = "the quick abcabc fox dead beef cafe bad face 12345 <user> Hello "
+                                "there, abacadabra and deadbeef";
+
+static const struct {
+    GgufSpec spec;
+    int n;       // tokens predicted, and their
+    double loss; // mean loss in nats, by numpy
+} models[] = {
+    {{"llama", "q4_0 q4_1 q5_0 q5_1 q8_0 f16 bf16", 0, "freqs", NULL}, 91, 5.9240646},
+    {{"qwen2", "q4_k q5_k q6_k", 1, "yarn", "qwen2"}, 69, 6.0474863},
+    {{"qwen3", "q6_k q8_0 f32", 1, NULL, "llama-bpe"}, 70, 5.8275741},
+    {{"gemma3", "q5_k q4_1 q4_k q5_0 q6_k", 0, "linear", NULL}, 91, 6.5068668},
+};
+enum { N_MODELS = sizeof models / sizeof *models };
+
+// Writes bytes to a temporary file.
+static char *write_file(const uint8_t *bytes, size_t size)
+{
+    static char path[32];
+    strcpy(path, "/tmp/run-gguf-XXXXXX");
+    int fd = mkstemp(path);
+    if (fd < 0 || write(fd, bytes, size) != (ssize_t)size || close(fd)) perror(path), exit(1);
+    return path;
+}
+
+static void open_spec(Session *s, const GgufSpec *spec)
+{
+    size_t size;
+    uint8_t *file = build_gguf(spec, 1, &size);
+    memset(s, 0, sizeof *s);
+    char *path = write_file(file, size);
+    model_load(&s->model, path);
+    unlink(path);
+    tokenizer_from_vocab(&s->tokenizer, spec->arch, &s->model.vocab);
+    free(file);
+}
+
+// Losses of ids[n] in chunks of `chunk` tokens; the mean.
+static double losses(Session *s, const int *ids, size_t n, size_t chunk, int exact, float *nll)
+{
+    size_t vocab = (size_t)s->model.config.vocab_size;
+    float *logits = xcalloc(chunk * vocab, 4);
+    double sum = 0;
+    state_init(&s->state, &s->model, 512, chunk, 0, exact);
+    for (size_t at = 0; at < n - 1; at += chunk) {
+        size_t step = min_size(chunk, n - 1 - at);
+        forward(&s->state, ids + at, step, (int64_t)at);
+        classify(&s->state, 0, step, logits);
+        for (size_t t = 0; t < step; t++)
+            sum += nll[at + t] = (float)cross_entropy(logits + t * vocab, vocab, ids[at + t + 1]);
+    }
+    state_free(&s->state);
+    free(logits);
+    return sum / (double)(n - 1);
+}
+
+static void test_losses(void)
+{
+    for (int k = 0; k < N_MODELS; k++) {
+        Session s;
+        float exact[256], chunked[256], one[256];
+        size_t n;
+        int before = n_failed;
+        open_spec(&s, &models[k].spec);
+        int *ids = encode_prompt(&s, some_text, sizeof some_text - 1, &n);
+        CHECK_INT(n - 1, models[k].n);
+        CHECK_NEAR(losses(&s, ids, n, 128, 1, exact), models[k].loss, 2e-6);
+        losses(&s, ids, n, 7, 1, chunked);
+        CHECK_BITS(chunked, exact, n - 1);
+        CHECK_NEAR(losses(&s, ids, n, 64, 0, one), models[k].loss, 0.02);
+        losses(&s, ids, n, 1, 0, chunked);
+        CHECK_BITS(chunked, one, n - 1);
+        note_failures(before, "%s", models[k].spec.arch);
+        free(ids);
+        tokenizer_free(&s.tokenizer);
+        model_free(&s.model);
+    }
+}
+
+// Each block type: rows taken apart for the int8 product mean what unpack says.
+static void test_panels(void)
+{
+    for (int k = T_BLOCKS; k < N_TENSOR_TYPES; k++) {
+        const TensorType *type = &tensor_types[k];
+        uint8_t *data = xcalloc(2 * type->bytes, 1);
+        for (size_t i = 0; i < 2 * type->bytes; i++) data[i] = (uint8_t)(random_bits() >> 26);
+        Tensor t = {type, data, NULL, type->group, 2, type->block};
+        float *row = xcalloc(type->block, 4), scales[16], mins[16] = {0};
+        int8_t *q = xcalloc(type->block, 1);
+        int bad = 0;
+        type->unpack(&t, 1, row);
+        decode_row(&t, 1, q, scales, mins);
+        for (size_t i = 0; i < type->block; i++) {
+            size_t g = i / type->group;
+            bad += fabs((double)q[i] * scales[g] - mins[g] - row[i]) > 1e-6 * fabs(row[i]) + 1e-7;
+        }
+        CHECK_INT(bad, 0);
+        free(data), free(row), free(q);
+    }
+}
+
+// --- tokenizers ---------------------------------------------------------------------------------
+
+// The words of `text` with a bar between, cut as `style` does it.
+static void check_words(const char *style, const char *text, const char *want)
+{
+    char got[256];
+    size_t n = 0, len = strlen(text);
+    const WordStyle *w = word_styles;
+    while (strcmp(w->name, style)) w++;
+    for (size_t at = 0, step; at < len; at += step, got[n++] = '|') {
+        step = cut_word(w, text + at, len - at);
+        memcpy(got + n, text + at, step);
+        n += step;
+    }
+    CHECK_TEXT(got, n, want, strlen(want));
+}
+
+static void test_words(void)
+{
+    read_char_runs();
+    CHECK_INT(unicode_class('a'), C_LETTER);
+    CHECK_INT(unicode_class(0xe9), C_LETTER);
+    CHECK_INT(unicode_class(0x4e2d), C_LETTER);
+    CHECK_INT(unicode_class(0x20000), C_LETTER);
+    CHECK_INT(unicode_class(0x662), C_NUMBER);
+    CHECK_INT(unicode_class(0xbd), C_NUMBER);
+    CHECK_INT(unicode_class(0x3000), C_SPACE);
+    CHECK_INT(unicode_class(0x301), C_OTHER);
+    CHECK_INT(unicode_class(0x1f600), C_OTHER);
+    CHECK_INT(unicode_class(0x10ffff), C_OTHER);
+    check_words("gpt-2", "I'll go, DON'T  2024x \n\n\n y",
+                "I|'ll| go|,| DON|'|T| | 2024|x| \n\n\n| y|");
+    check_words("llama-bpe", "I'LL go(x) 12345  a\n\n b", "I|'LL| go|(x|)| |123|45| | a|\n\n| b|");
+    check_words("qwen2", "a=12\r\n\tif {\n}  ", "a|=|1|2|\r\n|\tif| {\n|}|  |");
+    check_words("gpt-2", "\xff\xfe" "a", "\xff\xfe|a|");
+}
+
+static void test_special_tokens(void)
+{
+    for (int k = 0; k < N_MODELS; k += 2) {
+        Session s;
+        int ids[64];
+        const char text[] = "<s>ab</s><user>";
+        open_spec(&s, &models[k].spec);
+        const Tokenizer *t = &s.tokenizer;
+        int n = tokenizer_encode(t, text, sizeof text - 1, ids), control = 0;
+        for (int i = 0; i < n; i++) control += t->pieces[ids[i]].kind == TOKEN_CONTROL;
+        CHECK_INT(control, 0);       // a user cannot write them
+        CHECK_INT(ids[n - 1], 259);  // but this one is anybody's
+        char template[sizeof text];
+        memset(template, 1, sizeof template);
+        n = encode_template(t, text, template, sizeof text - 1, ids);
+        CHECK_INT(ids[0], 1);
+        CHECK_INT(ids[n - 2], 2);
+        size_t len;
+        tokenizer_decode(t, -1, 2, &len);
+        CHECK_INT(len, 0);
+        CHECK(is_stop(t, 2) && !is_stop(t, 259));
+        tokenizer_free(&s.tokenizer);
+        model_free(&s.model);
+    }
+}
+
+// Decoding gives the text back.
+static void test_round_trip(void)
+{
+    static const char text[] = "caf\xc3\xa9 \xe6\x97\xa5\xe6\x9c\xac \xf0\x9f\x98\x80\n\n  1 2\t"
+                               "\xff abab";
+    for (int k = 0; k < N_MODELS; k++) {
+        Session s;
+        char got[256];
+        int ids[256], prev = 1;
+        size_t n = 0, len;
+        open_spec(&s, &models[k].spec);
+        int count = tokenizer_encode(&s.tokenizer, text, sizeof text - 1, ids);
+        for (int i = 0; i < count; prev = ids[i++]) {
+            const char *piece = tokenizer_decode(&s.tokenizer, prev, ids[i], &len);
+            memcpy(got + n, piece, len);
+            n += len;
+        }
+        size_t space = (size_t)s.tokenizer.space_prefix; // a byte here, so it is not stripped
+        CHECK_TEXT(got + space, n - space, text, sizeof text - 1);
+        tokenizer_free(&s.tokenizer);
+        model_free(&s.model);
+    }
+}
+
+static void test_chat_formats(void)
+{
+    static const char *const templates[][2] = {
+        {"chatml", "{{'<|im_start|>' + message['role']}}"},
+        {"llama3", "{{ '<|start_header_id|>' + message['role'] }}"},
+        {"gemma", "{{ '<start_of_turn>' + role }}"},
+        {"llama2", "{{ '<<SYS>>\\n' }} [INST] "},
+        {"mistral", "{{ '[INST] ' }}"},
+    };
+    for (size_t i = 0; i < sizeof templates / sizeof *templates; i++) {
+        Vocab v = {.tokens.n = 1, .chat = templates[i][1], .chat_len = strlen(templates[i][1])};
+        const ChatFormat *f = find_chat_format(&v, NULL);
+        CHECK(f && !strcmp(f->name, templates[i][0]));
+    }
+    Vocab none = {.tokens.n = 1};
+    CHECK(!find_chat_format(&none, NULL));
+    CHECK(find_chat_format(&none, "llama3"));
+}
+
+// --- bad files ----------------------------------------------------------------------------------
+
+// Loads the file in a process of its own: 0 if accepted (and it runs), 1 if refused in one line,
+// -1 for anything else.
+static int try_file(const uint8_t *bytes, size_t size)
+{
+    char *path = write_file(bytes, size);
+    FILE *err = tmpfile();
+    int status, lines = 0;
+    fflush(stdout);
+    pid_t pid = fork();
+    if (pid == 0) {
+        Model m;
+        Tokenizer t;
+        State s;
+        int ids[64];
+        dup2(fileno(err), STDERR_FILENO);
+        alarm(20);
+        model_load(&m, path);
+        tokenizer_from_vocab(&t, path, &m.vocab);
+        tokenizer_encode(&t, "abc <0x41> \xff 12", 14, ids);
+        state_init(&s, &m, 2, 2, 0, 0);
+        forward(&s, (int[]){0, m.config.vocab_size - 1}, 2, 0);
+        _exit(0);
+    }
+    waitpid(pid, &status, 0);
+    unlink(path);
+    rewind(err);
+    for (int c; (c = fgetc(err)) != EOF;) lines += c == '\n';
+    fclose(err);
+    if (!WIFEXITED(status)) return -1;
+    if (WEXITSTATUS(status) == 0 && lines == 0) return 0;
+    return WEXITSTATUS(status) == 1 && lines == 1 ? 1 : -1;
+}
+
+static uint8_t *find_bytes(uint8_t *file, size_t size, const char *s)
+{
+    uint8_t *p = memmem(file, size, s, strlen(s));
+    if (!p) printf("no %s\n", s), exit(1);
+    return p + strlen(s);
+}
+
+// The file with n bytes of v at `skip` bytes behind the name `key`: must be refused.
+static void check_refused(const char *key, size_t skip, uint64_t v, size_t n)
+{
+    size_t size;
+    uint8_t *file = build_gguf(&models[0].spec, 1, &size);
+    memcpy(find_bytes(file, size, key) + skip, &v, n);
+    int before = n_failed;
+    CHECK_INT(try_file(file, size), 1);
+    note_failures(before, "%s + %zu = %llu", key, skip, (unsigned long long)v);
+    free(file);
+}
+
+static void test_bad_fields(void)
+{
+    static const uint64_t big = UINT64_MAX, wrap = (uint64_t)1 << 61;
+    check_refused("GGUF", 0, 1, 4); // version
+    check_refused("GGUF", 0, 0x03000000, 4);
+    check_refused("GGUF", 4, big, 8); // tensors, keys
+    check_refused("GGUF", 4, wrap, 8);
+    check_refused("GGUF", 12, big, 8);
+    check_refused("GGUF", 12, 5, 8);
+    check_refused("general.architecture", 0, 4, 4); // not a string
+    check_refused("general.architecture", 12, 'z', 1);
+    check_refused("general.architecture", 4, big, 8);
+    check_refused("llama.context_length", 4, 0, 4);
+    check_refused("llama.embedding_length", 0, 6, 4); // float, where a whole number should be
+    check_refused("llama.embedding_length", 4, 0x7fffffff, 4);
+    check_refused("llama.block_count", 4, 4096, 4);
+    check_refused("llama.block_count", 4, 1u << 31, 4);
+    check_refused("llama.block_count", 4, 1, 4); // tensors are left over
+    check_refused("llama.attention.head_count", 4, 0, 4);
+    check_refused("llama.attention.head_count_kv", 4, 3, 4);
+    check_refused("llama.attention.layer_norm_rms_epsilon", 4, 0x7fc00000, 4); // NaN
+    check_refused("llama.rope.freq_base", 4, 0, 4);
+    check_refused("llama.context_length", (size_t)-20, 'x', 1);
+    check_refused("tokenizer.ggml.model", 12, 'x', 1);
+    check_refused("tokenizer.ggml.tokens", 4, 5, 4); // element types
+    check_refused("tokenizer.ggml.tokens", 4, 9, 4);
+    check_refused("tokenizer.ggml.tokens", 4, 99, 4);
+    check_refused("tokenizer.ggml.tokens", 8, big, 8);
+    check_refused("tokenizer.ggml.tokens", 8, wrap, 8);
+    check_refused("tokenizer.ggml.tokens", 16, big - 7, 8); // a string's length
+    check_refused("tokenizer.ggml.scores", 4, 5, 4);
+    check_refused("tokenizer.ggml.scores", 8, ((uint64_t)1 << 62) + 320, 8);
+    check_refused("tokenizer.ggml.token_type", 4, 6, 4);
+    check_refused("tokenizer.ggml.bos_token_id", 4, 320, 4);
+    check_refused("<0x41", 0, 'G', 1); // byte tokens are found by name
+    check_refused("<0x0", 0, '-', 1);
+    check_refused("blk.0.attn_q.weight", 0, 5, 4); // dimensions
+    check_refused("blk.0.attn_q.weight", 0, 0, 4);
+    check_refused("blk.0.attn_q.weight", 4, 128, 8);
+    check_refused("blk.0.attn_q.weight", 4, big, 8);
+    check_refused("blk.0.attn_q.weight", 20, 99, 4); // type
+    check_refused("blk.0.attn_q.weight", 24, big - 31, 8); // offset
+    check_refused("blk.0.attn_q.weight", 24, 1 << 30, 8);
+    check_refused("blk.0.attn_q.weight", 24, 2, 8);
+    check_refused("blk.0.attn_norm.weight", 12, 1, 4); // a norm in f16
+    check_refused("blk.0.attn_q", 0, '_', 1); // a tensor that no llama has
+    check_refused("blk.1.attn_", (size_t)-7, '0', 1); // twice the same name
+    check_refused("llama.embedding_lengt", 0, '\n', 1);
+}
+
+static void test_damage(void)
+{
+    size_t size;
+    int wrong = 0, refused = 0;
+    uint8_t *file = build_gguf(&models[0].spec, 1, &size);
+    size_t head = (size_t)(find_bytes(file, size, "rope_freqs.weight") - file) + 24;
+    CHECK_INT(try_file(file, size), 0);
+    for (size_t n = 5; n < size; n += n < head ? 211 : 90001) {
+        int got = try_file(file, n);
+        wrong += got != 1;
+    }
+    CHECK_INT(wrong, 0);
+    wrong = 0;
+    for (int i = 0; i < 250; i++) { // bits flipped in the head; many are harmless
+        size_t at = 4 + random_bits() % (head - 4);
+        uint8_t bit = (uint8_t)(1u << (random_bits() >> 29));
+        file[at] ^= bit;
+        int got = try_file(file, size);
+        if (got < 0) printf("    byte %zu, bit %d\n", at, bit);
+        wrong += got < 0;
+        refused += got == 1;
+        file[at] ^= bit;
+    }
+    CHECK_INT(wrong, 0);
+    CHECK(refused > 20);
+    free(file);
+}
+
+// --- real models --------------------------------------------------------------------------------
+
+static const struct {
+    const char *file, *text;
+    int ids[24], n; // by llama.cpp
+    double loss;    // of some_text, by numpy
+} real[] = {
+    {"SmolLM2-135M-Instruct.Q4_1.gguf", "Ça va? x=12 日本 👋\n\n  don't",
+     {142, 225, 81, 46316, 47, 1792, 45, 33, 34, 17097, 241, 115,
+      40993, 15107, 235, 229, 8866, 1326, 982}, 19, 5.9201506},
+    {"gemma-3-270m-q4_k_m.gguf", "Ça va? x=12 日本 👋\n\n  don't",
+     {231436, 5380, 236881, 1123, 236784, 236770, 236778, 33375, 155818,
+      108, 138, 13246, 236789, 236745}, 14, 7.0752364},
+};
+
+static void test_real(void)
+{
+    const char *folder = getenv("GGUF_MODELS");
+    if (!folder) {
+        printf("test_gguf: GGUF_MODELS is not set: the public models are skipped\n");
+        return;
+    }
+    for (int k = 0; k < 2; k++) {
+        char path[4096];
+        int ids[256];
+        size_t count;
+        float nll[256];
+        Session s = {0};
+        snprintf(path, sizeof path, "%s/%s", folder, real[k].file);
+        double start = seconds();
+        model_load(&s.model, path);
+        tokenizer_from_vocab(&s.tokenizer, path, &s.model.vocab);
+        CHECK(seconds() - start < 5);
+        int n = tokenizer_encode(&s.tokenizer, real[k].text, strlen(real[k].text), ids), bad = 0;
+        CHECK_INT(n, real[k].n);
+        for (int i = 0; i < real[k].n; i++) bad += ids[i] != real[k].ids[i];
+        CHECK_INT(bad, 0);
+        int *prompt = encode_prompt(&s, some_text, sizeof some_text - 1, &count);
+        CHECK_NEAR(losses(&s, prompt, count, 32, 1, nll), real[k].loss, 1e-5);
+        CHECK_NEAR(losses(&s, prompt, count, 32, 0, nll), real[k].loss, 0.1);
+        free(prompt);
+        tokenizer_free(&s.tokenizer);
+        model_free(&s.model);
+    }
+}
+
+int main(void)
+{
+    test_panels();
+    test_losses();
+    test_words();
+    test_special_tokens();
+    test_round_trip();
+    test_chat_formats();
+    test_bad_fields();
+    test_damage();
+    test_real();
+    return report("test_gguf");
+}
