@@ -494,6 +494,11 @@ typedef float vf_unaligned __attribute__((vector_size(4 * LANES), aligned(4), ma
 #define KEEP(v) (void)(v)
 #endif
 
+// Asks for the line that lies AHEAD bytes on, into the level-2 cache: rows of weights are short,
+// and the processor's own prefetching starts anew in each.
+enum { AHEAD = 16384 };
+INLINE void prefetch(const void *p) { __builtin_prefetch((const char *)p + AHEAD, 0, 2); }
+
 INLINE vf vload(const float *p) { return *(const vf_unaligned *)p; }
 INLINE void vstore(float *p, vf v) { *(vf_unaligned *)p = v; }
 INLINE vf vset(float f) { return f - (vf){0}; }
@@ -665,6 +670,7 @@ INLINE void tile_f32_n(int nt, const float *const w[TILE_ROWS], const float *x, 
         }
         for (int r = 0; r < TILE_ROWS; r++) {
             vf wk = vload(w[r] + k);
+            if (nt == 1) prefetch(w[r] + k);
             for (int t = 0; t < nt; t++) sum[r][t] += wk * xk[t];
         }
     }
@@ -737,10 +743,12 @@ static void gemm_rows(size_t n, const float *a, size_t lda, const float *b, size
     for (; v < N; v += LANES) gemm_columns(1, n, a, lda, b + v, K, N, c + v);
 }
 
-// Half to float and back, n values.
+// Half to float, n values; the next n are asked for, as tiles of the cache follow one another.
 static void halves_to_floats(const uint16_t *h, float *f, size_t n)
 {
     size_t i = 0;
+    for (; i < n; i += 32) __builtin_prefetch(h + n + i, 0, 2);
+    i = 0;
 #if defined(__AVX512F__)
     for (; i + 16 <= n; i += 16)
         _mm512_storeu_ps(f + i, _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(h + i))));
@@ -906,8 +914,10 @@ INLINE void fold_columns(const int8_t *const rows[PANEL], size_t at, vi x, vi ou
     vi sums[LANES / 4];
     for (int r = 0; r < LANES; r += 4) {
         vi a[4];
-        for (int i = 0; i < 4; i++)
+        for (int i = 0; i < 4; i++) {
+            prefetch(rows[r + i] + at);
             a[i] = dot_words((vi){0}, load_words(rows[r + i] + at) ^ (int32_t)FLIP, x);
+        }
         vi even = zip_low(a[0], a[2]) + zip_high(a[0], a[2]);
         vi odd = zip_low(a[1], a[3]) + zip_high(a[1], a[3]);
         sums[r / 4] = zip_low(even, odd) + zip_high(even, odd); // rows r..r+3 in each quarter
@@ -953,7 +963,10 @@ static void tile_q8(const Panel *p, const Quantized *x, size_t n, float *out, si
     vi *words = room;
     for (size_t k = 0; k < cols; k += 4 * LANES) {
         vi a[LANES];
-        for (int r = 0; r < LANES; r++) a[r] = load_words(p->rows[r] + k) ^ (int32_t)FLIP;
+        for (int r = 0; r < LANES; r++) {
+            prefetch(p->rows[r] + k);
+            a[r] = load_words(p->rows[r] + k) ^ (int32_t)FLIP;
+        }
         transpose(a, words + k / 4);
     }
     for (; t + Q8_TOKENS <= n; t += Q8_TOKENS)
@@ -1129,8 +1142,10 @@ static void decode_row(const Tensor *w, size_t row, int8_t *q, float *scale, flo
 {
     const TensorType *type = w->type;
     const uint8_t *b = w->data + row * (w->cols / type->block) * type->bytes;
-    for (size_t k = 0; k < w->cols; k += type->block, b += type->bytes)
+    for (size_t k = 0; k < w->cols; k += type->block, b += type->bytes) {
+        prefetch(b);
         type->decode(b, q + k, scale + k / w->group, min + k / w->group, 1);
+    }
 }
 
 // Rows [r0, r0 + n_rows) of one product in int8; n_rows <= PANEL. Planar rows are used where they
@@ -2693,7 +2708,7 @@ static const float *far_key_table(const Angles *a, const RopeConfig *r, size_t p
 // it goes; a single token, which offers too little work otherwise, hands segments to different
 // threads and merges their states in the same order: the same arithmetic, so the same bits.
 
-enum { SEGMENT = 8 * TILE, BLOCK_ROWS = 64 };
+enum { SEGMENT = 8 * TILE, BLOCK_ROWS = 192 };
 static const float MASKED = -1e30f; // exp(MASKED - m) = 0
 
 typedef struct {
@@ -3166,7 +3181,9 @@ static void plan_tiles(const State *s, Angles *a)
 static void plan_positions(State *s)
 {
     const RopeConfig *r = &s->plan->rope;
-    size_t most = max_size(1, BLOCK_ROWS / (size_t)(s->config.n_heads / s->config.n_kv_heads));
+    size_t n_kv = (size_t)s->config.n_kv_heads, group = (size_t)s->config.n_heads / n_kv;
+    size_t fair = ceil_div(s->n * n_kv, 3 * (size_t)pool.n_threads); // three items a thread
+    size_t most = max_size(1, min_size(BLOCK_ROWS / group, fair));
     double scale = attention_factor(r) * attention_factor(r) *
                    (s->config.score_scale > 0 ? s->config.score_scale
                                               : 1 / sqrt(s->config.head_dim));
