@@ -2232,7 +2232,7 @@ static void fill_key_table(const Angles *a, size_t pairs, double step, float *ta
 {
     for (size_t m = 0; m < pairs; m++)
         for (size_t r = 0; r < TILE; r++) {
-            double at = (double)r * step, grown = exp(-at * a->decay[m]);
+            double at = (double)r * step, grown = a->decay[m] == 0 ? 1 : exp(-at * a->decay[m]);
             table[m * TILE + r] = (float)(grown * cos(at * a->freq[m]));
             table[(pairs + m) * TILE + r] = (float)(grown * sin(at * a->freq[m]));
         }
