@@ -20,7 +20,7 @@
 // trained context; s is the factor by which it is stretched; n = i + 1 the current length.
 //
 //   1  Errors, memory, numbers        7  GGUF                           12  Tokenizer
-//   2  Tensor types                   8  Position I: rotation           13  Sampler
+//   2  Tensor types                   8  Position I: the encodings      13  Sampler
 //   3  Kernels                        9  Position II: past the          14  Generate and chat
 //   4  Threads                           trained length                 15  Measure
 //   5  Linear algebra                10  KV cache and attention         16  Options and main
@@ -36,6 +36,15 @@
 // [SelfExt]   Jin et al. 2024, Self-Extend, arXiv 2401.01325
 // [ReRoPE]    Su Jianlin 2023, ReRoPE and Leaky ReRoPE; log-n scaling, 2021
 // [Flash]     Dao et al. 2022, attention by tiles with an online softmax, arXiv 2205.14135
+// [Sin]       Vaswani et al. 2017, sinusoidal positions, arXiv 1706.03762
+// [GPT-2]     Radford et al. 2019, learned positions
+// [NoPE]      Haviv et al. 2022, arXiv 2203.16634; Kazemnejad et al. 2023, arXiv 2305.19466
+// [ALiBi]     Press et al. 2021, arXiv 2108.12409
+// [T5]        Raffel et al. 2019, arXiv 1910.10683
+// [xPos]      Sun et al. 2022, arXiv 2212.10554
+// [KERPLE]    Chi et al. 2022, arXiv 2205.09921
+// [FIRE]      Li et al. 2023, arXiv 2310.04418
+// [Shaw]      Shaw et al. 2018, arXiv 1803.02155
 // [GQA]       Ainslie et al. 2023, grouped-query attention, arXiv 2305.13245
 
 #define _GNU_SOURCE
@@ -1307,10 +1316,15 @@ static double cross_entropy(const float *logits, size_t n, int target)
 //               layer as planar Q8_0: int8 values, then f32 scales.
 // Our own models carry an extension block in the header's padding (offsets below). A reader that
 // does not know the block would compute some of them wrongly; those have version 101 or 102
-// instead of 1 or 2, the layout being the same. Tables of the encoding come last, in f32:
-// longrope's short and long factors [head_dim / 2] each.
+// instead of 1 or 2, the layout being the same. What the encoding learned comes last, in f32:
+//   learned     [rows][dim]               kerple   r1 [n_heads], r2 [n_heads]
+//   t5          [rows][n_heads]           fire     c, T, w1 [32], b1 [32], w2 [n_heads][32],
+//   shaw        [rows + 1][head_dim]               b2 [n_heads]
+// and behind it longrope's short and long factors, [head_dim / 2] each.
 
-typedef enum { ENC_ROPE, ENC_NOPE, N_ENCODINGS } Encoding;
+typedef enum { ENC_ROPE, ENC_NOPE, ENC_SINUSOIDAL, ENC_LEARNED, ENC_ALIBI, ENC_T5, ENC_XPOS,
+               ENC_KERPLE, ENC_FIRE, ENC_SHAW, N_ENCODINGS } Encoding;
+enum { FIRE_HIDDEN = 32 };
 enum { ROPE_NONE, ROPE_LINEAR, ROPE_NTK, ROPE_DYNAMIC, ROPE_BY_PARTS, ROPE_YARN, ROPE_LLAMA3,
        ROPE_LONGROPE, N_ROPE_METHODS };
 typedef enum { DIST_FULL, DIST_SELF_EXTEND, DIST_REROPE, DIST_LEAKY } Distance;
@@ -1338,6 +1352,9 @@ typedef struct {
     int train_ctx;
     float norm_eps;
     Encoding encoding;
+    int rows;           // learned: of the table; t5: buckets; shaw: K, the farthest distance told
+    int max_distance;   // t5: from here on all distances share the last bucket
+    const float *table; // what the encoding learned, as it lies in the file
     RopeConfig rope;
     int rope_split;    // pairs are (m, m + head_dim / 2), not (2m, 2m + 1)
     int gelu;          // the feed-forward gate's activation: gelu, not silu
@@ -1399,7 +1416,8 @@ enum {
     H_VERSION = 4, H_SHAPE = 8, H_SHARED = 36, H_GROUP = 37, H_EXT = 64,
     H_ENCODING = 68, H_TRAIN_CTX = 72, H_THETA = 76, H_EPS = 80, H_SCALING = 84, H_FACTOR = 88,
     H_ORIG_CTX = 92, H_ATTN_FACTOR = 96, H_BETA_FAST = 100, H_BETA_SLOW = 104, H_LOW_FREQ = 108,
-    H_HIGH_FREQ = 112, H_WINDOW = 116, H_SINKS = 120, H_LOGN = 124
+    H_HIGH_FREQ = 112, H_WINDOW = 116, H_SINKS = 120, H_LOGN = 124, H_ROWS = 128,
+    H_MAX_DISTANCE = 132
 };
 
 static int32_t read_i32(const uint8_t *p)
@@ -1449,6 +1467,26 @@ static void read_shape(Model *m, size_t at)
         die(EXIT_DATA, m->path, "odd head size (got %d, want an even one)", c->head_dim);
 }
 
+static int is_rotary(const Config *c) { return c->encoding == ENC_ROPE || c->encoding == ENC_XPOS; }
+
+// Which encoding, and the sizes of what it learned.
+static void read_encoding(Model *m)
+{
+    Config *c = &m->config;
+    c->encoding = (Encoding)field_int(m, H_ENCODING, "encoding", 0, N_ENCODINGS - 1);
+    int t5 = c->encoding == ENC_T5, shaw = c->encoding == ENC_SHAW;
+    int sized = t5 || shaw || c->encoding == ENC_LEARNED;
+    c->rows = field_int(m, H_ROWS, "rows of the encoding's table", t5 ? 2 : sized && !shaw,
+                        t5 || shaw ? 1 << 12 : sized ? 1 << 24 : INT_MAX);
+    c->max_distance = field_int(m, H_MAX_DISTANCE, "max_distance", t5 ? c->rows / 2 + 1 : 0,
+                                1 << 28);
+    if (t5 && c->rows % 2)
+        die(EXIT_DATA, m->path, "odd number of t5 buckets in the header (got %d)", c->rows);
+    if (!is_rotary(c) && c->rope.method > 1)
+        die(EXIT_DATA, m->path, "scaling of a model that does not rotate (got %d, want 0 or 1)",
+            c->rope.method);
+}
+
 // The extension block, or llama2.c's defaults.
 static void read_extension(Model *m)
 {
@@ -1459,7 +1497,6 @@ static void read_extension(Model *m)
         RopeConfig *r = &c->rope;
         double theta = field_float(m, H_THETA, "rope_theta", 1.5, 1e12);
         double eps = field_float(m, H_EPS, "norm_eps", 1e-12, 1);
-        c->encoding = (Encoding)field_int(m, H_ENCODING, "encoding", 0, N_ENCODINGS - 1);
         c->train_ctx = field_int(m, H_TRAIN_CTX, "train_ctx", 1, 1 << 28);
         if (theta > 0) r->theta = theta;
         if (eps > 0) c->norm_eps = (float)eps;
@@ -1474,6 +1511,7 @@ static void read_extension(Model *m)
         r->window = field_int(m, H_WINDOW, "window", 0, 1 << 28);
         r->sinks = field_int(m, H_SINKS, "sinks", 0, 1 << 20);
         r->logn = field_int(m, H_LOGN, "logn", 0, 1);
+        read_encoding(m);
         if (r->sinks && !r->window)
             die(EXIT_DATA, m->path, "sinks without a window in the header (got %d)", r->sinks);
     } else if (m->version > 100)
@@ -1517,6 +1555,31 @@ static void take_matrices(Cursor *c, Model *m, size_t offset, size_t rows, size_
         *(Tensor *)((char *)&m->layers[l] + offset) = take(c, rows, cols, c->group);
 }
 
+// Numbers in the encoding's table.
+static size_t table_size(const Config *c)
+{
+    size_t n_heads = (size_t)c->n_heads, rows = (size_t)c->rows;
+    switch (c->encoding) {
+    case ENC_LEARNED: return mul_size(rows, (size_t)c->dim);
+    case ENC_T5: return mul_size(rows, n_heads);
+    case ENC_KERPLE: return 2 * n_heads;
+    case ENC_FIRE: return 2 + 2 * FIRE_HIDDEN + n_heads * (FIRE_HIDDEN + 1);
+    case ENC_SHAW: return mul_size(rows + 1, (size_t)c->head_dim);
+    default: return 0;
+    }
+}
+
+// Kerple's r1, r2 and fire's c, T must be positive.
+static void check_table(const Model *m)
+{
+    const Config *c = &m->config;
+    int n = c->encoding == ENC_KERPLE ? 2 * c->n_heads : c->encoding == ENC_FIRE ? 2 : 0;
+    for (int i = 0; i < n; i++)
+        if (!(c->table[i] >= 1e-6f && c->table[i] <= 1e9f))
+            die(EXIT_DATA, m->path, "number %d of the encoding's table (got %g, want 1e-6 to 1e9)",
+                i, c->table[i]);
+}
+
 // Walks the whole file in its order; returns the extent.
 static size_t lay_out(Model *m, const uint8_t *base)
 {
@@ -1545,6 +1608,7 @@ static size_t lay_out(Model *m, const uint8_t *base)
         take_floats(&cur, mul_size((size_t)c->train_ctx, 2 * half));
     }
     m->classifier = m->shared_classifier ? m->tok_emb : take(&cur, vocab, dim, cur.group);
+    m->config.table = take_floats(&cur, table_size(c));
     if (c->rope.method == 7) { // longrope
         m->config.rope.short_factors = take_floats(&cur, half);
         m->config.rope.long_factors = take_floats(&cur, half);
@@ -1614,6 +1678,7 @@ static void load_checkpoint(Model *m)
         die(EXIT_DATA, m->path, "its size does not fit its header (got %zu bytes, want %zu)",
             m->size, extent);
     lay_out(m, m->map);
+    check_table(m);
     m->weight_bytes = m->size - (m->shared_classifier ? 0 : tensor_bytes(&m->tok_emb));
 }
 
@@ -2126,11 +2191,20 @@ static void model_free(Model *m)
 }
 
 // ================================================================================================
-// 8  Position I: rotation
+// 8  Position I: the encodings
 //
-// Attention by itself is blind to order: it sees a set of keys. Position can enter a Transformer
-// at three places: added to the embedding (sinusoidal, learned), by rotating q and k (RoPE), or
-// added to the score (ALiBi, T5). The models of this version use the second, or none at all.
+// Attention by itself is blind to order: it weighs a set of keys by what they are, and any shuffle
+// of the set gives the same sum. Only the mask tells a decoder that some keys lie before others
+// (NoPE leaves it at that). Everything else about position must be put in, and there are three
+// places where it can enter:
+//   1  added to the embedding, before the first layer: the absolute position p
+//   2  by rotating q and k: the score becomes a function of the distance D = i - j
+//   3  added to the score, after 1 / sqrt(head_dim): a function of D, with no part in q and k
+// The table `encodings` at the end of this section has one row for each encoding, and says which
+// of the three it uses; another encoding is one more function and one more row. The rest of the
+// program asks the table and does not know the encodings by name.
+//
+// --- Place 2: rotation --------------------------------------------------------------------------
 //
 // RoPE reads a head's q and k as complex numbers, one for each pair m, and turns them by the
 // angle position * theta_m. The score then depends on the distance D = i - j alone:
@@ -2151,6 +2225,7 @@ enum { TILE = 64 };
 typedef struct {
     int epoch;            // which frequencies these are (section 9), -1: none yet
     double *freq;         // [pairs], radians per token
+    float *decay;         // [pairs], ln zeta_m / 512 a token: 0 but for xPos
     float *key[2];        // [2][pairs][TILE]: cos, sin of r * step * theta_m
     float *tile[2];       // [n_slots][2][pairs]: cos, sin of B(t0) * theta_m
     int64_t *slot_tile;   // [n_slots]: the tile whose phases are there, -1: none
@@ -2166,13 +2241,15 @@ static void fill_phases(const double *freq, size_t n, double position, double am
     }
 }
 
-// Key table of one map: exp(i r step theta_m) for r < TILE, transposed to [2][pairs][TILE].
-static void fill_key_table(const double *freq, size_t pairs, double step, float *table)
+// Key table of one map: zeta_m^(-r step / 512) exp(i r step theta_m) for r < TILE, transposed to
+// [2][pairs][TILE].
+static void fill_key_table(const Angles *a, size_t pairs, double step, float *table)
 {
     for (size_t m = 0; m < pairs; m++)
         for (size_t r = 0; r < TILE; r++) {
-            table[m * TILE + r] = (float)cos((double)r * step * freq[m]);
-            table[(pairs + m) * TILE + r] = (float)sin((double)r * step * freq[m]);
+            double at = (double)r * step, grown = a->decay[m] == 0 ? 1 : exp(-at * a->decay[m]);
+            table[m * TILE + r] = (float)(grown * cos(at * a->freq[m]));
+            table[(pairs + m) * TILE + r] = (float)(grown * sin(at * a->freq[m]));
         }
 }
 
@@ -2193,6 +2270,201 @@ static void rotate(const float *a, const float *b, const float *c, const float *
     memcpy(re + m, &x, (n - m) * 4);
     memcpy(im + m, &y, (n - m) * 4);
 }
+
+// xPos lets pair m fade with the distance: its part of the score times zeta_m^(D / 512), so that
+// fast pairs, whose angle says nothing about far keys, are heard from near ones only. The published
+// form scales q by zeta^(i/512) and k by zeta^(-j/512), which overflows floats after some 30
+// thousand tokens; here the key's part is relative to its tile (in the key table) and q fades by
+// the distance D from there. [xPos] eq. 13
+static double xpos_decay(int head_dim, int m)
+{
+    return log((2.0 * m / head_dim + 0.4) / 1.4) / 512;
+}
+
+// q[2][pairs] *= zeta_m^(D / 512), D in tokens
+static void fade(float *q, const float *decay, float D, size_t pairs)
+{
+    for (size_t m = 0; m < pairs; m += LANES) {
+        size_t n = min_size(LANES, pairs - m);
+        vf amplitude = vexp(vload_part(decay + m, n) * vset(D));
+        vf re = vload_part(q + m, n) * amplitude, im = vload_part(q + pairs + m, n) * amplitude;
+        memcpy(q + m, &re, n * 4);
+        memcpy(q + pairs + m, &im, n * 4);
+    }
+}
+
+// --- Place 1: added to the embedding ------------------------------------------------------------
+//
+// x[dim] += a vector for position p, which linear interpolation (section 9) makes a fraction.
+
+typedef void (*AddEmbedding)(const Config *c, double p, float *x);
+
+// PE[2i] = sin(p / 10000^(2i/dim)), PE[2i+1] = cos of the same. [Sin] 3.5
+static void add_sinusoidal(const Config *c, double p, float *x)
+{
+    for (int i = 0; i < c->dim; i += 2) {
+        double angle = p * pow(10000, -(double)i / c->dim);
+        x[i] += (float)sin(angle);
+        x[i + 1] += (float)cos(angle);
+    }
+}
+
+// Row p of the table, or between two rows. Past the last row it stays there: main refuses such
+// positions unless the user wants that. [GPT-2]
+static void add_learned(const Config *c, double p, float *x)
+{
+    size_t dim = (size_t)c->dim, last = (size_t)c->rows - 1, low = (size_t)fmin(p, (double)last);
+    const float *a = c->table + low * dim, *b = c->table + min_size(low + 1, last) * dim;
+    float share = (float)fmin(p - (double)low, 1);
+    for (size_t i = 0; i < dim; i++) x[i] += (1 - share) * a[i] + share * b[i];
+}
+
+// --- Place 3: added to the score ----------------------------------------------------------------
+//
+// score[TILE] += the bias of one query towards the keys of one tile. D[TILE]: their distances in
+// tokens, of which none is larger than the one before, 0 for keys to come (masked). Distances may
+// be fractions (linear interpolation, leaky-rerope).
+
+typedef struct {
+    const Config *c;
+    const float *prepared; // what the row's prepare() returned
+    size_t head;           // of the query, < n_heads
+    int64_t i;             // its position
+    const float *q;        // [head_dim]: real parts, then imaginary parts; scaled as the score is
+} Query;
+
+typedef void (*AddBias)(const Query *q, const float *D, float *score);
+
+// ln x for x >= 1, by lanes: x = 2^n f, 1/sqrt 2 <= f < sqrt 2, and with t = (f - 1) / (f + 1)
+// ln f = 2 (t + t^3/3 + t^5/5 + ...). Error below 2e-7 of the result or of 1.
+INLINE vf vlog(vf x)
+{
+    vi n = ((vi)x - 0x3f3504f3) >> 23; // the bits of 1/sqrt 2
+    vf f = (vf)((vi)x - (n << 23)), t = (f - vset(1)) / (f + vset(1)), u = t * t;
+    vf p = vset(2.0f / 9) * u + vset(2.0f / 7);
+    p = (p * u + vset(2.0f / 5)) * u + vset(2.0f / 3);
+    return __builtin_convertvector(n, vf) * vset(0.69314718f) + t * (p * u + vset(2));
+}
+
+// Slopes of n_heads = P, a power of two: 2^(-8 (h + 1) / P). Heads past such a P get every second
+// slope of 2P. [ALiBi] 3, and its reference code
+static double alibi_slope(int h, int n_heads)
+{
+    int P = 1;
+    while (2 * P <= n_heads) P *= 2;
+    return h < P ? exp2(-8.0 * (h + 1) / P) : exp2(-4.0 * (2 * (h - P) + 1) / P);
+}
+
+static float *alibi_slopes(const Config *c) // [n_heads]
+{
+    float *slope = xcalloc((size_t)c->n_heads, 4);
+    for (int h = 0; h < c->n_heads; h++) slope[h] = (float)alibi_slope(h, c->n_heads);
+    return slope;
+}
+
+// - slope_h D
+static void bias_alibi(const Query *q, const float *D, float *score)
+{
+    vf slope = vset(q->prepared[q->head]);
+    for (size_t k = 0; k < TILE; k += LANES)
+        vstore(score + k, vload(score + k) - slope * vload(D + k));
+}
+
+// The distance at which bucket b of B begins: b itself up to B/2, then evenly in the logarithm,
+//   bucket(n) = B/2 + floor(ln(n / (B/2)) / ln(max_distance / (B/2)) * B/2),
+// solved for n; the tiny term keeps edges that are whole numbers whole. [T5] 2.1
+static double t5_edge(int b, int B, int max_distance)
+{
+    double half = B / 2;
+    return b <= half ? b : half * pow(max_distance / half, (b - half - 1e-9) / half);
+}
+
+static float *t5_edges(const Config *c) // [rows]
+{
+    float *edge = xcalloc((size_t)c->rows, 4);
+    for (int b = 0; b < c->rows; b++) edge[b] = (float)t5_edge(b, c->rows, c->max_distance);
+    return edge;
+}
+
+// table[bucket(D)][h]: the bucket is walked down while the distance falls
+static void bias_t5(const Query *q, const float *D, float *score)
+{
+    size_t n_heads = (size_t)q->c->n_heads, b = (size_t)q->c->rows - 1;
+    for (size_t k = 0; k < TILE; k++) {
+        while (q->prepared[b] > D[k]) b--; // edge 0 is 0
+        score[k] += q->c->table[b * n_heads + q->head];
+    }
+}
+
+// - r1 ln(1 + r2 D), r1 and r2 of the head. [KERPLE] eq. 7, logarithmic
+static void bias_kerple(const Query *q, const float *D, float *score)
+{
+    const float *r1 = q->c->table + q->head, *r2 = r1 + q->c->n_heads;
+    for (size_t k = 0; k < TILE; k += LANES) {
+        vf log = vlog(vset(1) + vset(*r2) * vload(D + k));
+        vstore(score + k, vload(score + k) - vset(*r1) * log);
+    }
+}
+
+// MLP(psi(D) / psi(max(i, T)))_h, psi(x) = ln(c x + 1): distances as a share of the text so far,
+// so that no input is larger than 1 however long the text. One hidden layer, ReLU. [FIRE] eq. 4
+static void bias_fire(const Query *q, const float *D, float *score)
+{
+    const float *table = q->c->table, *w1 = table + 2, *b1 = w1 + FIRE_HIDDEN;
+    const float *w2 = b1 + FIRE_HIDDEN + q->head * FIRE_HIDDEN;
+    const float *b2 = b1 + FIRE_HIDDEN * (1 + (size_t)q->c->n_heads) + q->head;
+    vf c = vset(table[0]), psi_n = vset(log1pf(table[0] * fmaxf((float)q->i, table[1])));
+    for (size_t k = 0; k < TILE; k += LANES) {
+        vf x = vlog(vset(1) + c * vload(D + k)) / psi_n, sum = vset(*b2);
+        for (size_t u = 0; u < FIRE_HIDDEN; u++)
+            sum += vset(w2[u]) * vmax(vset(w1[u]) * x + vset(b1[u]), vset(0));
+        vstore(score + k, vload(score + k) + sum);
+    }
+}
+
+// The table with each row's real parts before its imaginary ones, as q has them.
+static float *shaw_rows(const Config *c) // [rows + 1][head_dim]
+{
+    size_t d = (size_t)c->head_dim, n = (size_t)(c->rows + 1) * d;
+    float *rows = xcalloc(n, 4);
+    for (size_t e = 0; e < n; e++) rows[e / d * d + e % 2 * (d / 2) + e % d / 2] = c->table[e];
+    return rows;
+}
+
+// q . r[min(D, K)]: a key of its own for each distance. [Shaw] eq. 4, the key side
+static void bias_shaw(const Query *q, const float *D, float *score)
+{
+    size_t d = (size_t)q->c->head_dim, seen = SIZE_MAX;
+    float product = 0;
+    for (size_t k = 0; k < TILE; k++) {
+        size_t n = (size_t)fminf(D[k], (float)q->c->rows);
+        if (n != seen) product = dot(q->q, q->prepared + n * d, d);
+        score[k] += product;
+        seen = n;
+    }
+}
+
+// --- The table ----------------------------------------------------------------------------------
+
+static const struct {
+    const char *name, *what;
+    AddEmbedding add;                   // place 1, or NULL
+    int rotates;                        // place 2
+    AddBias bias;                       // place 3, or NULL
+    float *(*prepare)(const Config *c); // what bias wants worked out once, or NULL
+    int linear;                         // does --rope-scaling linear mean something?
+} encodings[N_ENCODINGS] = {
+    [ENC_ROPE] = {"rope", "q and k rotated", NULL, 1, NULL, NULL, 1},
+    [ENC_NOPE] = {"nope", "none at all", NULL, 0, NULL, NULL, 0},
+    [ENC_SINUSOIDAL] = {"sinusoidal", "sines added", add_sinusoidal, 0, NULL, NULL, 1},
+    [ENC_LEARNED] = {"learned", "a vector a position added", add_learned, 0, NULL, NULL, 1},
+    [ENC_ALIBI] = {"alibi", "score - slope D", NULL, 0, bias_alibi, alibi_slopes, 1},
+    [ENC_T5] = {"t5", "score + table[bucket of D]", NULL, 0, bias_t5, t5_edges, 1},
+    [ENC_XPOS] = {"xpos", "rotated, fast pairs fade with D", NULL, 1, NULL, NULL, 1},
+    [ENC_KERPLE] = {"kerple", "score - r1 ln(1 + r2 D)", NULL, 0, bias_kerple, NULL, 1},
+    [ENC_FIRE] = {"fire", "score + MLP(D as a share of i)", NULL, 0, bias_fire, NULL, 0},
+    [ENC_SHAW] = {"shaw", "score + q . r[min(D, K)]", NULL, 0, bias_shaw, shaw_rows, 0},
+};
 
 // ================================================================================================
 // 9  Position II: past the trained length
@@ -2362,6 +2634,18 @@ static int has_far_map(const RopeConfig *r)
     return r->distance != DIST_FULL || (r->window && r->sinks);
 }
 
+// D under the near (0) or the far map (1)
+static double map_distance(const RopeConfig *r, int map, int64_t i, int64_t j)
+{
+    return map ? far_query(r, i) - far_key(r, j) : (double)(i - j);
+}
+
+// Encodings that do not rotate know one method, linear: positions and distances / s.
+static double position_stretch(const Config *c)
+{
+    return !is_rotary(c) && c->rope.method == ROPE_LINEAR ? c->rope.factor : 1;
+}
+
 // max(1, ln(i+1) / ln L): keeps the entropy of attention level as the text grows. log-n
 static double logn_scale(const RopeConfig *r, int64_t i)
 {
@@ -2390,19 +2674,21 @@ static void set_angles(Angles *a, const Config *c, const RopeConfig *r, size_t n
     a->epoch = epoch;
     if (!a->freq) {
         a->freq = xcalloc(pairs, sizeof *a->freq);
+        a->decay = xcalloc(pairs, sizeof *a->decay);
         a->slot_tile = xcalloc(n_slots, sizeof *a->slot_tile);
         for (int map = 0; map < maps; map++) {
             a->key[map] = xcalloc(2 * pairs * TILE, 4);
             a->tile[map] = xcalloc(n_slots * 2 * pairs, 4);
         }
     }
-    for (size_t m = 0; m < pairs; m++)
-        a->freq[m] = c->encoding == ENC_NOPE ? 0 // no rotation: every angle is 0
-                   : rope_methods[r->method].frequency(r, c->head_dim, (int)m, (double)n);
+    for (size_t m = 0; m < pairs && is_rotary(c); m++) { // else every angle is 0
+        a->freq[m] = rope_methods[r->method].frequency(r, c->head_dim, (int)m, (double)n);
+        if (c->encoding == ENC_XPOS) a->decay[m] = (float)xpos_decay(c->head_dim, (int)m);
+    }
     for (size_t slot = 0; slot < n_slots; slot++) a->slot_tile[slot] = -1;
-    fill_key_table(a->freq, pairs, 1, a->key[0]);
+    fill_key_table(a, pairs, 1, a->key[0]);
     double far_step = r->distance == DIST_LEAKY ? 1 / r->far : 1;
-    if (maps == 2) fill_key_table(a->freq, pairs, far_step, a->key[1]);
+    if (maps == 2) fill_key_table(a, pairs, far_step, a->key[1]);
 }
 
 // The far map's key table for the tile at t0. Only self-extend, whose B is a staircase, and
@@ -2480,6 +2766,7 @@ typedef struct {
     float *q, *k, *v;    // [chunk][n_heads | n_kv_heads * head_dim]
     float *att;          // [chunk][n_heads * head_dim]
     float *gate, *up;    // [chunk][hidden_dim]
+    float *prepared;     // of the encoding (section 8)
     float *entropy;      // [chunk][n_heads], NULL: not measured
     double *entropy_sum; // [chunk]: summed over layers and heads
     Quantized act;
@@ -2676,22 +2963,26 @@ static void load_queries(const State *s, Work_area *w, size_t q0, size_t head)
     }
 }
 
-// Scores of all rows against the tile's keys under one map. table: the map's key table, NULL
-// without rotation; base: the phases of B(t0). out: [rows][TILE].
-static void score_tile(const Work_area *w, const float *q, const float *keys, const float *table,
-                       const float *base, float *out)
+// Scores of all rows against the keys of the tile in `slot` under one map. table: the map's key
+// table, NULL without rotation. out: [rows][TILE].
+static void score_tile(const Work_area *w, const Angles *a, const RopeConfig *r, int map,
+                       size_t slot, const float *keys, const float *table, float *out)
 {
     size_t d = w->d, pairs = w->pairs, n = pairs * TILE;
+    const float *base = a->tile[map] + slot * d; // the phases of B(t0)
     memset(out, 0, w->rows * TILE * 4);
     if (!table) {
-        gemm_rows(w->rows, q, d, keys, d, TILE, out);
+        gemm_rows(w->rows, w->q[map], d, keys, d, TILE, out);
         return;
     }
     rotate(keys, keys + n, table, table + n, 1, n, w->k, w->k + n);
     for (size_t row = 0; row < w->rows; row++) {
-        const float *a = q + row * d;
+        const float *q = w->q[map] + row * d;
         float *b = w->qt + row * d;
-        rotate(a, a + pairs, base, base + pairs, -1, pairs, b, b + pairs);
+        rotate(q, q + pairs, base, base + pairs, -1, pairs, b, b + pairs);
+        if (a->decay[0] == 0) continue;
+        int64_t i = w->first + (int64_t)(row / w->group);
+        fade(b, a->decay, (float)map_distance(r, map, i, a->slot_tile[slot] * TILE), pairs);
     }
     gemm_rows(w->rows, w->qt, d, w->k, d, TILE, out);
 }
@@ -2699,8 +2990,8 @@ static void score_tile(const Work_area *w, const float *q, const float *keys, co
 static int clamp(int64_t v, int lo, int hi) { return v < lo ? lo : v > hi ? hi : (int)v; }
 
 // Puts together in `score` what query i sees of the tile at t0: keys behind the near map's reach
-// get their far score, keys behind the window (the sinks excepted) and keys to come are masked.
-// Returns whether anything is left.
+// get their far score (if there is one), keys behind the window (the sinks excepted) and keys to
+// come are masked. Returns whether anything is left.
 static int mask_row(const RopeConfig *r, int64_t i, int64_t t0, float *score,
                     const float *far_score)
 {
@@ -2708,7 +2999,7 @@ static int mask_row(const RopeConfig *r, int64_t i, int64_t t0, float *score,
     int near = r->near ? clamp(i - r->near + 1 - t0, 0, seen) : 0;
     int hidden = r->window ? clamp(i - r->window + 1 - t0, 0, seen) : 0;
     int sinks = clamp(r->sinks - t0, 0, hidden);
-    if (has_far_map(r)) memcpy(score, far_score, (size_t)near * 4);
+    if (far_score) memcpy(score, far_score, (size_t)near * 4);
     for (int k = sinks; k < hidden; k++) score[k] = MASKED;
     for (int k = seen; k < TILE; k++) score[k] = MASKED;
     return sinks > 0 || seen > hidden;
@@ -2738,6 +3029,23 @@ static void softmax_step(float *score, float *o, float *ml, size_t v_dim, int en
     if (entropy) ml[2] += vsum(weighted);
 }
 
+// Place 3: adds the bias to what query i sees of the tile at t0. The distances are those of the
+// near map and the far map.
+static void add_score_bias(const State *s, const RopeConfig *r, const Work_area *w, size_t head,
+                           size_t row, int64_t t0, float *score)
+{
+    AddBias bias = encodings[s->config.encoding].bias;
+    float D[TILE], stretch = (float)position_stretch(&s->config);
+    if (!bias) return;
+    int64_t i = w->first + (int64_t)(row / w->group);
+    int far = has_far_map(r) ? clamp(i - r->near + 1 - t0, 0, TILE) : 0;
+    for (int k = 0; k < TILE; k++) D[k] = fmaxf((float)(i - t0) - (float)k, 0) / stretch;
+    for (int k = 0; k < far; k++) // no less than W, so that keys hidden after the sinks fit in
+        D[k] = (float)fmax(map_distance(r, 1, i, t0 + k), r->near) / stretch;
+    head = head * w->group + row % w->group;
+    bias(&(Query){&s->config, s->prepared, head, i, w->q[0] + row * w->d}, D, score);
+}
+
 // Attention of a block's rows over the keys of one tile.
 static void attend_tile(const State *s, Work_area *w, const Angles *a, size_t head, int64_t t)
 {
@@ -2746,21 +3054,20 @@ static void attend_tile(const State *s, Work_area *w, const Angles *a, size_t he
     size_t tile = tile_index(s, head, t), slot = tile_slot(c, t);
     int64_t t0 = t * TILE, last = w->first + (int64_t)(w->rows / w->group) - 1;
     const float *keys = read_tile(c, c->k + tile * c->k_bytes, TILE * w->d, w->raw);
-    int rotates = s->config.encoding == ENC_ROPE;
-    int any_near = !r->near || t0 + TILE > w->first - r->near + 1;
-    int any_far = r->near && t0 <= last - r->near && has_far_map(r);
-    if (any_near)
-        score_tile(w, w->q[0], keys, rotates ? a->key[0] : NULL, a->tile[0] + slot * w->d,
-                   w->score);
+    int rotates = is_rotary(&s->config), two_maps = rotates && has_far_map(r);
+    int any_near = !two_maps || t0 + TILE > w->first - r->near + 1;
+    int any_far = two_maps && t0 <= last - r->near;
+    if (any_near) score_tile(w, a, r, 0, slot, keys, rotates ? a->key[0] : NULL, w->score);
     if (any_far)
-        score_tile(w, w->q[1], keys, far_key_table(a, r, w->pairs, t0, w->far_table),
-                   a->tile[1] + slot * w->d, w->far_score);
+        score_tile(w, a, r, 1, slot, keys, far_key_table(a, r, w->pairs, t0, w->far_table),
+                   w->far_score);
     for (size_t row = 0; row < w->rows; row++) {
         float *score = w->score + row * TILE;
         int64_t i = w->first + (int64_t)(row / w->group);
-        if (mask_row(r, i, t0, score, w->far_score + row * TILE))
+        if (mask_row(r, i, t0, score, two_maps ? w->far_score + row * TILE : NULL)) {
+            add_score_bias(s, r, w, head, row, t0, score);
             softmax_step(score, w->o + row * w->v_dim, w->ml + 3 * row, w->v_dim, !!s->entropy);
-        else memset(score, 0, TILE * 4); // this row sees nothing of the tile
+        } else memset(score, 0, TILE * 4); // this row sees nothing of the tile
     }
     const float *v = read_tile(c, c->v + tile * c->v_bytes, TILE * w->v_dim, w->v);
     gemm_rows(w->rows, w->score, TILE, v, TILE, w->v_dim, w->o);
@@ -2931,8 +3238,9 @@ static void plan_free(Plan *p, size_t chunk)
 {
     for (size_t i = 0; p->angles && i < chunk; i++) {
         Angles *a = &p->angles[i];
-        void *tables[] = {a->freq, a->slot_tile, a->key[0], a->key[1], a->tile[0], a->tile[1]};
-        for (int k = 0; k < 6; k++) free(tables[k]);
+        void *tables[] = {a->freq, a->slot_tile, a->key[0], a->key[1], a->tile[0], a->tile[1],
+                          a->decay};
+        for (int k = 0; k < 7; k++) free(tables[k]);
     }
     void *arrays[] = {p->angles, p->blocks, p->phase[0], p->phase[1]};
     for (int i = 0; i < 4; i++) free(arrays[i]);
@@ -2955,6 +3263,7 @@ static void state_init(State *s, const Model *m, int64_t max_seq_len, size_t chu
     if (rope->window && local->window > rope->window) local->window = rope->window;
     rope_resolve(rope, c->train_ctx, max_seq_len);
     rope_resolve(local, c->train_ctx, max_seq_len);
+    if (encodings[c->encoding].prepare) s->prepared = encodings[c->encoding].prepare(c);
     plan_init(&s->plans[0], rope, chunk, (size_t)c->head_dim);
     if (c->global_every) plan_init(&s->plans[1], local, chunk, (size_t)c->head_dim);
     cache_layout(&s->cache, &s->config, max_seq_len, chunk, f32_cache || exact);
@@ -2978,7 +3287,8 @@ static void state_free(State *s)
 {
     for (int kind = 0; kind < 2; kind++) plan_free(&s->plans[kind], s->chunk);
     void *arrays[] = {s->x, s->xb, s->q, s->k, s->v, s->att, s->gate, s->up, s->entropy,
-                      s->entropy_sum, s->act.q, s->act.scale, s->act.bias};
+                      s->entropy_sum, s->act.q, s->act.scale, s->act.bias,
+                      s->prepared};
     for (size_t i = 0; i < sizeof arrays / sizeof *arrays; i++) free(arrays[i]);
     if (s->cache.k) munmap(s->cache.k, s->cache.bytes);
     if (s->partial) munmap(s->partial, s->partial_bytes);
@@ -3067,6 +3377,15 @@ static void project(State *s, const Layer *l, Quantized *act)
     parallel_for(n, 16, store_kv, s);
 }
 
+// Place 1: adds a vector to the embedding of each token of the chunk.
+static void add_positions(State *s)
+{
+    const Config *c = &s->config;
+    AddEmbedding add = encodings[c->encoding].add;
+    for (size_t t = 0; add && t < s->n; t++)
+        add(c, (double)(s->pos + (int64_t)t) / position_stretch(c), s->x + t * (size_t)c->dim);
+}
+
 // Runs tokens[n <= chunk] at positions pos .. pos + n - 1, all of whose predecessors are in the
 // cache. Afterwards xb [n][dim] holds the final normed states, ready for classify().
 static void forward(State *s, const int *tokens, size_t n, int64_t pos)
@@ -3078,6 +3397,7 @@ static void forward(State *s, const int *tokens, size_t n, int64_t pos)
     s->pos = pos;
     s->n = n;
     embed_tokens(s, tokens);
+    add_positions(s);
     plan_chunk(s);
     if (s->entropy) memset(s->entropy_sum, 0, n * sizeof *s->entropy_sum);
     for (s->layer = 0; s->layer < s->config.n_layers; s->layer++) {
@@ -4815,7 +5135,7 @@ typedef struct {
     long long windows, stride, depths, trials;
     double temperature, top_p, min_p, repeat_penalty;
     double factor, theta, attn_factor, beta_fast, beta_slow, low_freq_factor, high_freq_factor;
-    int exact, logn, entropy, help, version;
+    int exact, logn, clamp_positions, entropy, help, version;
 } Options;
 
 static Options opt = {.mode = "generate", .kv = "f16", .steps = 256, .temperature = 1,
@@ -4870,6 +5190,8 @@ static const struct {
     {0, "rerope", O_INT, &opt.rerope, 1, 1 << 28, "W", "no distance above W"},
     {0, "leaky-rerope", O_TEXT, &opt.leaky, 0, 0, "W:K", "past W, distances / K"},
     {0, "logn", O_FLAG, &opt.logn, 0, 0, "", "scale queries past L by ln(n) / ln(L)"},
+    {0, "clamp-positions", O_FLAG, &opt.clamp_positions, 0, 0, "", "learned: past the table, its"
+     " last row"},
     {0, "windows", O_INT, &opt.windows, 1, 1e9, "K", "perplexity: so many windows of -c at most"},
     {0, "stride", O_INT, &opt.stride, 1, 1 << 28, "N", "perplexity: slide by N, score the last N"},
     {0, "entropy", O_FLAG, &opt.entropy, 0, 0, "", "perplexity: entropy of attention, too"},
@@ -4895,6 +5217,9 @@ static void print_help(void)
     printf("--rope-scaling:\n");
     for (int i = 0; i < N_ROPE_METHODS; i++)
         printf("  %-30s %s\n", rope_methods[i].name, rope_methods[i].what);
+    printf("encodings that a checkpoint may have:\n");
+    for (int i = 0; i < N_ENCODINGS; i++)
+        printf("  %-30s %s\n", encodings[i].name, encodings[i].what);
 }
 
 // The row for "-x" or "--name" (up to '='), or -1.
@@ -5031,14 +5356,27 @@ static void set_distance(RopeConfig *r)
         die(EXIT_USAGE, "--sinks", "cannot be used with another distance method");
 }
 
+// Refuses what means nothing for the model's encoding.
+static void check_encoding(const Config *c)
+{
+    const char *name = encodings[c->encoding].name;
+    int maps = c->rope.distance != DIST_FULL;
+    if (is_rotary(c)) return;
+    if (opt.theta > 0 || opt.attn_factor > 0)
+        die(EXIT_USAGE, "--rope-theta, --rope-attn-factor", "the model does not rotate (its "
+            "encoding is %s)", name);
+    if (maps && !encodings[c->encoding].bias)
+        die(EXIT_USAGE, "--self-extend, --rerope, --leaky-rerope", "the model knows no distances "
+            "(its encoding is %s)", name);
+    if (c->rope.method > ROPE_LINEAR || (c->rope.method && !encodings[c->encoding].linear))
+        die(EXIT_USAGE, "--rope-scaling", "%s is not defined for the model's encoding (got %s)",
+            rope_methods[c->rope.method].name, name);
+}
+
 // Lays the command line's position options over the checkpoint's.
 static void set_rope(Config *c)
 {
     RopeConfig *r = &c->rope;
-    int any = opt.scaling || opt.factor > 0 || opt.theta > 0 || opt.attn_factor > 0 ||
-              opt.self_extend || opt.leaky || opt.rerope > 0;
-    if (any && c->encoding != ENC_ROPE)
-        die(EXIT_USAGE, "--rope-*", "the model has no rotary encoding to change");
     if (opt.scaling && parse_method(opt.scaling) != r->method) { // the model's method ends here
         r->method = parse_method(opt.scaling);
         r->factor = r->attn_factor = 0;
@@ -5061,6 +5399,7 @@ static void set_rope(Config *c)
     if (r->method == ROPE_LONGROPE && !(r->long_factors && r->short_factors))
         die(EXIT_USAGE, "--rope-scaling longrope", "needs --long-factors and --short-factors");
     set_distance(r);
+    check_encoding(c);
 }
 
 typedef enum { M_GENERATE, M_CHAT, M_PERPLEXITY, M_PASSKEY, M_RETRIEVAL, M_ROPE, M_BENCH, M_INFO,
@@ -5102,7 +5441,8 @@ static int64_t choose_context(Config *c, Grid *g, Mode mode)
         if (ctx < 32) die(EXIT_USAGE, "-c", "too short for a test (got %lld)", (long long)ctx);
         return set_lengths(g, opt.lengths, ctx);
     }
-    if ((mode == M_GENERATE || mode == M_CHAT) && c->rope.window && !opt.ctx) {
+    int bounded = c->encoding == ENC_LEARNED && !opt.clamp_positions;
+    if ((mode == M_GENERATE || mode == M_CHAT) && c->rope.window && !opt.ctx && !bounded) {
         rope_resolve(&c->rope, c->train_ctx, ctx); // the factor is that of the trained context
         return 1 << 28;
     }
@@ -5116,6 +5456,15 @@ static void warn_past_context(const Config *c, int64_t ctx)
         !c->rope.window && c->encoding == ENC_ROPE)
         fprintf(stderr, "%s: context %lld is past the trained %d, where plain RoPE fails; try "
                 "--rope-scaling dynamic\n", prog, (long long)ctx, c->train_ctx);
+}
+
+// Learned positions end with their table.
+static void check_learned(const Config *c, int64_t ctx)
+{
+    double last = (double)(ctx - 1) / position_stretch(c);
+    if (c->encoding == ENC_LEARNED && !opt.clamp_positions && last >= c->rows)
+        die(EXIT_USAGE, "-c", "past the model's learned positions (got %lld, want at most %d); "
+            "see --clamp-positions", (long long)ctx, c->rows);
 }
 
 static void open_session(Session *s, Grid *g, Mode mode)
@@ -5133,6 +5482,7 @@ static void open_session(Session *s, Grid *g, Mode mode)
     if (mode == M_INFO) return; // whether or not it fits into memory
     pool_start(opt.threads ? (int)opt.threads : processors());
     state_init(&s->state, &s->model, s->ctx, (size_t)opt.chunk, !strcmp(opt.kv, "f32"), opt.exact);
+    check_learned(&s->state.config, s->ctx);
     warn_past_context(c, s->ctx);
     s->logits = xcalloc((size_t)c->vocab_size, 4);
     uint64_t seed = opt.seed >= 0 ? (uint64_t)opt.seed : (uint64_t)time(NULL);
@@ -5160,7 +5510,12 @@ static void run_mode(Mode mode, Session *s, Grid *g, const char *text, size_t le
         break;
     case M_PASSKEY: run_retrieval(s, task_kinds, 1, g, text, len, opt.tsv); break;
     case M_RETRIEVAL: run_retrieval(s, task_kinds + 1, 2, g, text, len, opt.tsv); break;
-    case M_ROPE: run_rope(&s->state, opt.tsv); break;
+    case M_ROPE:
+        if (!is_rotary(&s->state.config))
+            die(EXIT_USAGE, "--mode rope", "the model does not rotate (its encoding is %s)",
+                encodings[s->state.config.encoding].name);
+        run_rope(&s->state, opt.tsv);
+        break;
     case M_INFO: run_info(s, (size_t)opt.chunk, opt.exact || !strcmp(opt.kv, "f32")); break;
     default: run_bench(s, (size_t)s->ctx);
     }

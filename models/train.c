@@ -3,8 +3,8 @@
 //     cc -O3 -march=native -o train models/train.c -lm -lpthread
 //     ./train -o out.bin -z tokenizer.bin --valid path/to/valid --minutes 60 path/to/books
 //
-// How to read it. Sections 1-2 are the machine: vectors and one matrix product. Sections 3-6 are
-// the network, each step followed by its derivative. Sections 7-10 are around it: optimizer, data,
+// How to read it. Sections 1-2 are the machine: vectors and one matrix product. Sections 3-7 are
+// the network, each step followed by its derivative. Sections 8-11 are around it: optimizer, data,
 // files, options. Shapes are row-major; weights are (out, in). The letters in shapes:
 //
 //     R  rows: tokens in one pass = sequences * T        dim, hidden, heads: as in run.c
@@ -12,11 +12,12 @@
 //
 // d_x is the derivative of the loss with respect to x and has the shape of x.
 //
-// Contents: 1 Vectors   2 Matrix product   3 Shape and parameters   4 Steps   5 Attention
-//           6 Forward and backward   7 Optimizer   8 Text   9 Synthetic documents   10 Files
-//           11 Training   12 Settings and main
+// Contents: 1 Vectors   2 Matrix product   3 Shape and parameters   4 Steps   5 Positions
+//           6 Attention   7 Forward and backward   8 Optimizer   9 Text   10 Synthetic documents
+//           11 Files   12 Training   13 Settings and main
 //
 // [Adam] Kingma, Ba 2014, 1412.6980   [AdamW] Loshchilov, Hutter 2017, 1711.05101
+// [Random] Ruoss 2023, 2305.16843   [SHAPE] Kiyono 2021, 2109.05644
 // [Muon] Jordan 2024   [RoPE] Su 2021, 2104.09864   [Flash] Dao 2022, 2205.14135
 // [GEMM] Goto, van de Geijn 2008, "Anatomy of high-performance matrix multiplication"
 #define TESTING
@@ -293,7 +294,8 @@ static void linear_backward(float *d_x, float *d_w, const float *d_y, const floa
 enum { MAX_LAYERS = 48 };
 
 typedef struct {
-    int32_t dim, hidden_dim, n_layers, n_heads, n_kv_heads, vocab_size, train_ctx, encoding;
+    int32_t dim, hidden_dim, n_layers, n_heads, n_kv_heads, vocab_size, train_ctx;
+    uint16_t encoding, spread; // spread: positions come from so many times train_ctx; 0: 0 .. T-1
     float rope_theta, norm_eps;
 } Shape;
 
@@ -313,10 +315,11 @@ typedef struct {
     float *embedding;  // (vocab, dim), also the classifier
     float *final_norm; // (dim)
     NetLayer layer[MAX_LAYERS];
+    float *encoding; // what the encoding learns, as in run.c's table; see place_encoding
 } Params;
 
 // Where the optimizer finds one matrix or vector inside the arrays, and how it treats it.
-enum { KIND_NORM, KIND_EMBEDDING, KIND_MATRIX, MAX_PARTS = 2 + MAX_LAYERS * 9 };
+enum { KIND_NORM, KIND_EMBEDDING, KIND_MATRIX, KIND_TABLE, MAX_PARTS = 8 + MAX_LAYERS * 9 };
 typedef struct {
     size_t at, rows, cols;
     int kind;
@@ -333,6 +336,39 @@ static size_t add_part(Parts *p, size_t rows, size_t cols, int kind)
     p->part[p->n++] = (Part){at, rows, cols, kind};
     p->size += rows * cols;
     return at;
+}
+
+enum { T5_BUCKETS = 32, T5_DISTANCE = 128, SHAW_DISTANCE = 32 };
+
+// Positions that training can meet.
+static size_t n_positions(const Shape *s)
+{
+    return (size_t)s->train_ctx * (s->spread ? s->spread : 1);
+}
+
+// What the encoding learns, in the order of run.c's section 6. Numbers that must be positive are
+// kept as logarithms: of kerple's r1 and r2, of fire's c / 0.1 and T / (train_ctx / 4).
+static void place_encoding(Parts *p, const Shape *s)
+{
+    size_t heads = (size_t)s->n_heads;
+    switch (s->encoding) {
+    case ENC_LEARNED: add_part(p, n_positions(s), (size_t)s->dim, KIND_TABLE); break;
+    case ENC_T5: add_part(p, T5_BUCKETS, heads, KIND_TABLE); break;
+    case ENC_SHAW: add_part(p, SHAW_DISTANCE + 1, head_size(s), KIND_TABLE); break;
+    case ENC_KERPLE:
+        add_part(p, 1, heads, KIND_TABLE);
+        add_part(p, 1, heads, KIND_TABLE);
+        break;
+    case ENC_FIRE:
+        add_part(p, 1, 1, KIND_TABLE);
+        add_part(p, 1, 1, KIND_TABLE);
+        add_part(p, 1, FIRE_HIDDEN, KIND_TABLE);
+        add_part(p, 1, FIRE_HIDDEN, KIND_TABLE);
+        add_part(p, heads, FIRE_HIDDEN, KIND_TABLE);
+        add_part(p, 1, heads, KIND_TABLE);
+        break;
+    default: break;
+    }
 }
 
 // Lists the parts of the network and points `w` into the array at base (which may be NULL, to
@@ -355,6 +391,8 @@ static void place_params(Params *w, Parts *parts, const Shape *s, float *base)
         add_part(parts, hidden, dim, KIND_MATRIX);                 // w3
         y->w2 = base + add_part(parts, dim, hidden, KIND_MATRIX);
     }
+    w->encoding = base + parts->size;
+    place_encoding(parts, s);
 }
 
 // splitmix64: one 64-bit word of state, so that a saved run continues with the same numbers.
@@ -376,16 +414,33 @@ static double draw_normal(uint64_t *state)
     return sqrt(-2 * log(u)) * cos(6.283185307179586 * v);
 }
 
+// Table k of the encoding: normal with deviation 0.02, but kerple's r1 evenly from 0 to 2 and r2
+// from 0 to 1 over the heads, fire's c and T as above and its hidden units spread over the input.
+static void init_table(float *w, Part p, int k, const Shape *s, uint64_t *rng)
+{
+    for (size_t i = 0; i < p.rows * p.cols; i++) {
+        double normal = draw_normal(rng), share = ((double)i + 0.5) / (double)p.cols;
+        w[i] = (float)(0.02 * normal);
+        if (s->encoding == ENC_KERPLE) w[i] = (float)log(k ? share : 2 * share);
+        if (s->encoding == ENC_FIRE)
+            w[i] = (float)(k < 2 || k == 5 ? 0 : k == 4 ? 0.1 * normal : 0.6 * normal);
+    }
+}
+
 // Norms 1, matrices normal with deviation 0.02, those that write into the residual stream (wo, w2)
-// less by 1/sqrt(2 n_layers), because that many of them add up there [GPT-2].
+// less by 1/sqrt(2 n_layers), because that many of them add up there [GPT-2]. The encoding's
+// tables draw their own numbers, so that all else is the same for every encoding.
 static void init_params(float *base, const Parts *parts, const Shape *s, uint64_t *rng)
 {
+    uint64_t own = *rng;
+    int first_table = 2 + 9 * s->n_layers;
     for (int i = 0; i < parts->n; i++) {
         Part p = parts->part[i];
         int in_layer = (i - 2) % 9; // place_params' order
         int writes = i >= 2 && (in_layer == 5 || in_layer == 8);
         double deviation = 0.02 / (writes ? sqrt(2.0 * s->n_layers) : 1);
-        for (size_t k = 0; k < p.rows * p.cols; k++)
+        if (p.kind == KIND_TABLE) init_table(base + p.at, p, i - first_table, s, &own);
+        for (size_t k = 0; p.kind != KIND_TABLE && k < p.rows * p.cols; k++)
             base[p.at + k] = p.kind == KIND_NORM ? 1 : (float)(deviation * draw_normal(rng));
     }
 }
@@ -398,9 +453,8 @@ static void init_params(float *base, const Parts *parts, const Shape *s, uint64_
 typedef struct {
     const float *in, *in2, *in3;
     float *out, *out2;
-    size_t width, T;
+    size_t width;
     float eps;
-    const Shape *shape;
     const float *table;
 } RowStep;
 
@@ -496,47 +550,6 @@ static void swiglu_backward_task(void *arg, size_t begin, size_t end)
         }
 }
 
-// [RoPE] Rotates pair (2i, 2i+1) of every query and key head of out (R, qkv), in place, by the
-// angle pos * theta^(-2i/head_dim); by the opposite angle if eps < 0, which is the derivative.
-// table (T, head_dim): cos and sin of pair i in 2i and 2i+1.
-static void rotate_task(void *arg, size_t begin, size_t end)
-{
-    const RowStep *a = arg;
-    const Shape *s = a->shape;
-    size_t hd = head_size(s), width = (size_t)s->dim + kv_width(s);
-    float sign = a->eps;
-    for (size_t r = begin; r < end; r++) {
-        const float *turn = a->table + r % a->T * hd;
-        float *x = a->out + r * qkv_width(s);
-        for (size_t h = 0; h < width; h += hd)
-            for (size_t i = 0; i < hd; i += 2) {
-                float re = x[h + i], im = x[h + i + 1], c = turn[i], sn = sign * turn[i + 1];
-                x[h + i] = re * c - im * sn;
-                x[h + i + 1] = re * sn + im * c;
-            }
-    }
-}
-
-static void rotate_heads(float *qkv, size_t R, size_t T, const Shape *s, const float *table,
-                         float sign)
-{
-    RowStep a = {.out = qkv, .T = T, .eps = sign, .shape = s, .table = table};
-    if (s->encoding == ENC_ROPE) parallel_for(R, ROW_GRAIN, rotate_task, &a);
-}
-
-static float *rotation_table(const Shape *s)
-{
-    size_t hd = head_size(s);
-    float *table = xcalloc((size_t)s->train_ctx * hd, sizeof(float));
-    for (int pos = 0; pos < s->train_ctx; pos++)
-        for (size_t i = 0; i < hd; i += 2) {
-            double angle = pos * pow(s->rope_theta, -(double)i / (double)hd);
-            table[(size_t)pos * hd + i] = (float)cos(angle);
-            table[(size_t)pos * hd + i + 1] = (float)sin(angle);
-        }
-    return table;
-}
-
 // s[0..n) := e^(s - shift); returns the sum.
 static float exp_row(float *s, size_t n, float shift)
 {
@@ -582,7 +595,321 @@ static void loss_task(void *arg, size_t begin, size_t end)
 }
 
 // ================================================================================================
-// 5  Attention
+// 5  Positions
+//
+// The three places of run.c's section 8, forward and backward. Biases come from run.c's own
+// functions, called with the numbers of the moment as if a file had held them. They depend on the
+// head, the query and the key but not on the text, so they are worked out once a pass, and their
+// derivatives are gathered over all layers and sequences before they reach the parameters.
+//
+// Positions are 0 .. T - 1, or else, with spread > 0, others for each sequence: T of them at
+// random in rising order [Random], or for sinusoidal all moved by one random offset [SHAPE].
+
+typedef struct {
+    Config config;          // for run.c's functions
+    size_t T, pitch;        // pitch: floats of a row of biases
+    int32_t *position;      // (R)
+    const float *added;     // place 1: (positions, dim) or NULL
+    float *rotation;        // place 2: (2, positions, head_dim), of queries and of keys, or NULL
+    float *bias, *d_bias;   // place 3: (heads, T, pitch), (sequences, heads, T, pitch), or NULL
+    float *table, *partial; // kerple, fire: the numbers as in a file; fire: (T, numbers)
+    float *prepared;
+    float *d_shaw;          // (sequences * n_kv_heads, SHAW_DISTANCE + 1, head_dim)
+    size_t table_size;
+} Places;
+
+static void plain_positions(Places *e, size_t R)
+{
+    for (size_t r = 0; r < R; r++) e->position[r] = (int32_t)(r % e->T);
+}
+
+// Positions of R rows for training; the same seed draws the same.
+static void draw_positions(Places *e, size_t R, const Shape *s, uint64_t seed)
+{
+    size_t T = e->T, all = n_positions(s);
+    for (size_t r = 0; s->spread && r < R; r += T) {
+        size_t chosen = 0, p = 0;
+        uint64_t rng = seed + r;
+        rng = draw_bits(&rng);
+        if (s->encoding == ENC_SINUSOIDAL) p = (size_t)draw_below(&rng, (int)(all - T + 1));
+        for (; chosen < T; p++) // selection sampling: position p with the chance wanted / left
+            if (s->encoding == ENC_SINUSOIDAL ||
+                draw_real(&rng) * (double)(all - p) < (double)(T - chosen))
+                e->position[r + chosen++] = (int32_t)p;
+    }
+}
+
+// --- Place 2: rotation --------------------------------------------------------------------------
+
+typedef struct {
+    float *qkv;
+    const Shape *shape;
+    const Places *places;
+    float sign;
+} Rotation;
+
+// [RoPE] Rotates pair (2i, 2i+1) of every query and key head of qkv (R, qkv), in place, by the
+// angle pos * theta^(-2i/head_dim); by the opposite angle if sign < 0, which is the derivative.
+// rotation: cos and sin of pair i in 2i and 2i+1.
+static void rotate_task(void *arg, size_t begin, size_t end)
+{
+    const Rotation *a = arg;
+    const Shape *s = a->shape;
+    size_t hd = head_size(s), dim = (size_t)s->dim, width = dim + kv_width(s);
+    for (size_t r = begin; r < end; r++) {
+        const float *query = a->places->rotation + (size_t)a->places->position[r] * hd;
+        const float *key = query + n_positions(s) * hd;
+        float *x = a->qkv + r * qkv_width(s);
+        for (size_t h = 0; h < width; h += hd)
+            for (size_t i = 0; i < hd; i += 2) {
+                const float *turn = (h < dim ? query : key) + i;
+                float re = x[h + i], im = x[h + i + 1], c = turn[0], sn = a->sign * turn[1];
+                x[h + i] = re * c - im * sn;
+                x[h + i + 1] = re * sn + im * c;
+            }
+    }
+}
+
+static void rotate_heads(float *qkv, size_t R, const Shape *s, const Places *e, float sign)
+{
+    Rotation a = {qkv, s, e, sign};
+    if (e->rotation) parallel_for(R, ROW_GRAIN, rotate_task, &a);
+}
+
+// xPos: query amplitudes zeta^(p/512), key amplitudes the inverse, p from the middle.
+static float *rotation_table(const Shape *s)
+{
+    size_t hd = head_size(s), n = n_positions(s);
+    float *table = xcalloc(2 * n * hd, sizeof(float));
+    for (size_t pos = 0; pos < n; pos++)
+        for (size_t i = 0; i < hd; i += 2) {
+            double angle = (double)pos * pow(s->rope_theta, -(double)i / (double)hd), fade = 0;
+            if (s->encoding == ENC_XPOS)
+                fade = xpos_decay((int)hd, (int)i / 2) * ((double)pos - 0.5 * (double)n);
+            for (size_t key = 0; key < 2; key++) {
+                float *to = table + (key * n + pos) * hd + i;
+                to[0] = (float)(exp(key ? -fade : fade) * cos(angle));
+                to[1] = (float)(exp(key ? -fade : fade) * sin(angle));
+            }
+        }
+    return table;
+}
+
+// --- Place 3: biases ----------------------------------------------------------------------------
+
+// Rows begin..end of the biases, row = head * T + query.
+static void bias_task(void *arg, size_t begin, size_t end)
+{
+    const Places *e = arg;
+    for (size_t row = begin; row < end; row++) {
+        size_t i = row % e->T;
+        Query q = {&e->config, e->prepared, row / e->T, (int64_t)i, NULL};
+        for (size_t t0 = 0; t0 <= i; t0 += TILE) {
+            float D[TILE], *bias = e->bias + row * e->pitch + t0;
+            for (size_t k = 0; k < TILE; k++) D[k] = i > t0 + k ? (float)(i - t0 - k) : 0;
+            memset(bias, 0, sizeof D);
+            encodings[e->config.encoding].bias(&q, D, bias);
+        }
+    }
+}
+
+// Takes over the parameters of the moment, before a pass.
+static void set_places(Places *e, const float *params)
+{
+    int n_positive = e->config.encoding == ENC_FIRE ? 2 : 2 * e->config.n_heads;
+    e->config.table = params;
+    if (e->config.encoding == ENC_LEARNED) e->added = params;
+    if (e->table) {
+        memcpy(e->table, params, e->table_size * sizeof(float));
+        for (int i = 0; i < n_positive; i++) e->table[i] = expf(params[i]);
+        if (e->config.encoding == ENC_FIRE) {
+            e->table[0] *= 0.1f;
+            e->table[1] *= (float)e->T / 4;
+        }
+        e->config.table = e->table;
+    }
+    if (e->bias) parallel_for((size_t)e->config.n_heads * e->T, 16, bias_task, e);
+}
+
+// by[D] = the sum of d_bias over all queries of one head.
+static void sum_by_distance(const Places *e, size_t head, double *by)
+{
+    memset(by, 0, e->T * sizeof *by);
+    for (size_t i = 0; i < e->T; i++)
+        for (size_t j = 0; j <= i; j++) by[i - j] += e->d_bias[(head * e->T + i) * e->pitch + j];
+}
+
+// bias = table[bucket(D)][h]
+static void t5_backward(const Places *e, size_t head, const double *by, float *d)
+{
+    for (size_t D = 0, b = 0; D < e->T; D++) {
+        while (b + 1 < T5_BUCKETS && e->prepared[b + 1] <= (float)D) b++;
+        d[b * (size_t)e->config.n_heads + head] += (float)by[D];
+    }
+}
+
+// bias = -r1 ln(1 + r2 D);  d_ln r1 = d bias,  d_ln r2 = -d r1 r2 D / (1 + r2 D)
+static void kerple_backward(const Places *e, size_t head, const double *by, float *d)
+{
+    size_t heads = (size_t)e->config.n_heads;
+    double r1 = e->table[head], r2 = e->table[heads + head], d_r1 = 0, d_r2 = 0;
+    for (size_t D = 0; D < e->T; D++) {
+        d_r1 -= by[D] * r1 * log1p(r2 * (double)D);
+        d_r2 -= by[D] * r1 * r2 * (double)D / (1 + r2 * (double)D);
+    }
+    d[head] += (float)d_r1;
+    d[heads + head] += (float)d_r2;
+}
+
+// Hidden unit u for query i: h = relu(w1 x + b1), bias_head = sum over u of w2[head][u] h + b2.
+// x, ones [n]; adds to d (laid out as the table) and to d_x [n]; work [2 pitch].
+static void fire_unit(const Places *e, size_t i, size_t u, const float *x, const float *ones,
+                      float *d_x, float *d, float *work)
+{
+    size_t heads = (size_t)e->config.n_heads, n = i + 1, at_w2 = 2 + 2 * FIRE_HIDDEN + u;
+    float *h = work, *d_h = work + e->pitch;
+    float w1 = e->table[2 + u], b1 = e->table[2 + FIRE_HIDDEN + u];
+    for (size_t j = 0; j < n; j++) h[j] = fmaxf(w1 * x[j] + b1, 0);
+    memset(d_h, 0, n * sizeof(float));
+    for (size_t head = 0; head < heads; head++) {
+        const float *g = e->d_bias + (head * e->T + i) * e->pitch;
+        float w2 = e->table[at_w2 + head * FIRE_HIDDEN];
+        for (size_t j = 0; j < n; j++) d_h[j] += w2 * g[j];
+        d[at_w2 + head * FIRE_HIDDEN] += dot(g, h, n);
+    }
+    for (size_t j = 0; j < n; j++) {
+        d_h[j] = h[j] > 0 ? d_h[j] : 0;
+        d_x[j] += w1 * d_h[j];
+    }
+    d[2 + u] += dot(d_h, x, n);
+    d[2 + FIRE_HIDDEN + u] += dot(d_h, ones, n);
+}
+
+// Queries begin..end: e->partial[i], the derivatives of fire's numbers. With N = max(i, T):
+//     x = ln(cD + 1) / ln(cN + 1)      d_x/d_c = (D / (cD + 1) - x N / (cN + 1)) / ln(cN + 1)
+//                           d_x/d_T = -x c / ((cN + 1) ln(cN + 1)) where N = T
+static void fire_task(void *arg, size_t begin, size_t end)
+{
+    const Places *e = arg;
+    size_t heads = (size_t)e->config.n_heads, at_b2 = e->table_size - heads;
+    float c = e->table[0], T = e->table[1], *x = thread_buffer(USE_SCORES, 5 * e->pitch);
+    float *ones = x + e->pitch, *d_x = ones + e->pitch, *work = d_x + e->pitch;
+    for (size_t i = begin; i < end; i++) {
+        float *d = e->partial + i * e->table_size, N = fmaxf((float)i, T), psi = log1pf(c * N);
+        float slope = N / (c * N + 1), d_c = 0, along = 0;
+        memset(d, 0, e->table_size * sizeof(float));
+        for (size_t j = 0; j <= i; j++) {
+            x[j] = log1pf(c * (float)(i - j)) / psi;
+            ones[j] = 1;
+            d_x[j] = 0;
+        }
+        for (size_t u = 0; u < FIRE_HIDDEN; u++) fire_unit(e, i, u, x, ones, d_x, d, work);
+        for (size_t j = 0; j <= i; j++) {
+            float D = (float)(i - j);
+            d_c += d_x[j] * (D / (c * D + 1) - x[j] * slope) / psi;
+            along += d_x[j] * x[j];
+        }
+        d[0] = d_c * c;
+        d[1] = (float)i < T ? -along * c * T / ((c * N + 1) * psi) : 0;
+        for (size_t head = 0; head < heads; head++)
+            d[at_b2 + head] = dot(e->d_bias + (head * e->T + i) * e->pitch, ones, i + 1);
+    }
+}
+
+// d[size] += the sum over n rows of size floats.
+static void add_up(float *d, const float *rows, size_t n, size_t size)
+{
+    for (size_t r = 0; r < n; r++)
+        for (size_t i = 0; i < size; i++) d[i] += rows[r * size + i];
+}
+
+// From the derivatives of biases, gathered over so many sequences, to d, those of the parameters.
+static void places_backward(Places *e, size_t sequences, float *d)
+{
+    size_t heads = (size_t)e->config.n_heads;
+    if (e->d_shaw)
+        add_up(d, e->d_shaw, sequences * (size_t)e->config.n_kv_heads, e->table_size);
+    if (!e->d_bias) return;
+    if (sequences > 1) {
+        size_t size = heads * e->T * e->pitch;
+        add_up(e->d_bias, e->d_bias + size, sequences - 1, size);
+    }
+    if (e->config.encoding == ENC_FIRE) {
+        parallel_for(e->T, 8, fire_task, e);
+        add_up(d, e->partial, e->T, e->table_size);
+        return;
+    }
+    double *by = xcalloc(e->T, sizeof *by);
+    for (size_t head = 0; head < heads; head++) {
+        sum_by_distance(e, head, by);
+        (e->config.encoding == ENC_T5 ? t5_backward : kerple_backward)(e, head, by, d);
+    }
+    free(by);
+}
+
+// Shaw: s[j] += q . r[min(i - j, K)], before scaling; r (K + 1, hd).
+static void shaw_scores(float *s, const float *q, const float *r, size_t i, size_t hd)
+{
+    float by[SHAW_DISTANCE + 1];
+    for (size_t n = 0; n <= SHAW_DISTANCE; n++) by[n] = dot(q, r + n * hd, hd);
+    for (size_t j = 0; j <= i; j++) s[j] += by[min_size(i - j, SHAW_DISTANCE)];
+}
+
+// d_q += sum over j of d_s[j] r[min(i - j, K)];  d_r[min(i - j, K)] += d_s[j] q
+static void shaw_backward(const float *d_s, const float *q, const float *r, size_t i, size_t hd,
+                          float *d_q, float *d_r)
+{
+    float by[SHAW_DISTANCE + 1] = {0};
+    for (size_t j = 0; j <= i; j++) by[min_size(i - j, SHAW_DISTANCE)] += d_s[j];
+    for (size_t n = 0; n <= SHAW_DISTANCE; n++)
+        for (size_t k = 0; k < hd; k++) {
+            d_q[k] += by[n] * r[n * hd + k];
+            d_r[n * hd + k] += by[n] * q[k];
+        }
+}
+
+static float *floats(size_t rows, size_t width)
+{
+    float *p = aligned_alloc(64, (rows * width * sizeof(float) + 63) & ~(size_t)63);
+    if (!p) die(1, "memory", "out of memory (%zu floats)", rows * width);
+    memset(p, 0, rows * width * sizeof(float));
+    return p;
+}
+
+static float *sinusoidal_rows(const Config *c, size_t n)
+{
+    float *rows = floats(n, (size_t)c->dim);
+    for (size_t p = 0; p < n; p++) add_sinusoidal(c, (double)p, rows + p * (size_t)c->dim);
+    return rows;
+}
+
+// Room for so many sequences at a time; table_size: parameters of the encoding.
+static void places_alloc(Places *e, const Shape *s, size_t sequences, size_t table_size)
+{
+    int kind = s->encoding, learns = kind == ENC_T5 || kind == ENC_KERPLE || kind == ENC_FIRE;
+    size_t T = (size_t)s->train_ctx, heads = (size_t)s->n_heads;
+    *e = (Places){.T = T, .pitch = round_up(T, TILE), .table_size = table_size};
+    e->config = (Config){.dim = s->dim, .n_heads = s->n_heads, .n_kv_heads = s->n_kv_heads,
+                         .head_dim = (int)head_size(s), .encoding = (Encoding)kind,
+                         .max_distance = kind == ENC_T5 ? T5_DISTANCE : 0};
+    if (kind == ENC_LEARNED) e->config.rows = (int)n_positions(s);
+    if (kind == ENC_T5) e->config.rows = T5_BUCKETS;
+    if (kind == ENC_SHAW) e->config.rows = SHAW_DISTANCE;
+    e->position = xcalloc(T * sequences, sizeof *e->position);
+    plain_positions(e, T * sequences);
+    if (kind == ENC_SINUSOIDAL) e->added = sinusoidal_rows(&e->config, n_positions(s));
+    if (encodings[kind].rotates) e->rotation = rotation_table(s);
+    if (kind == ENC_SHAW) e->d_shaw = floats(sequences * (size_t)s->n_kv_heads, table_size);
+    else if (encodings[kind].bias) e->bias = floats(heads * T, e->pitch);
+    if (kind != ENC_SHAW && encodings[kind].prepare)
+        e->prepared = encodings[kind].prepare(&e->config);
+    if (learns) e->d_bias = floats(sequences * heads * T, e->pitch);
+    if (kind == ENC_KERPLE || kind == ENC_FIRE) e->table = floats(table_size, 1);
+    if (kind == ENC_FIRE) e->partial = floats(T, table_size);
+}
+
+// ================================================================================================
+// 6  Attention
 //
 // One task is one sequence and one key/value head with the query heads that share it. Queries go
 // in blocks of 64, each against the keys up to its own end: the scores of a block (64, T) stay in
@@ -597,6 +924,7 @@ enum { QUERIES = 64 };
 
 typedef struct {
     const Shape *shape;
+    const Places *places;
     size_t T;
     float *qkv, *out, *lse; // (R, qkv), (R, dim), (R, n_heads)
     const float *d_out;     // (R, dim)
@@ -608,13 +936,19 @@ typedef struct {
     const float *q, *d_o;
     float *o, *lse, *d_q, *d_k, *d_v;
     const float *keys_t, *keys, *values_t, *values; // (hd, T), (T, hd), (hd, T), (T, hd)
+    const float *bias, *shaw;                       // (T, pitch), (K + 1, hd), or NULL
+    float *d_bias, *d_shaw;
 } Head;
 
-// Scores of query i, s[0..n), in place: scaled, and -inf for keys after i. Place 3: a relative
-// bias is added here. n is a multiple of 16.
-static void finish_scores(float *s, size_t i, size_t n, float scale)
+// Scores of query i with q (hd), s[0..n), in place: scaled, with the relative bias (place 3), and
+// -inf for keys after i. n is a multiple of 16.
+static void finish_scores(float *s, const Attention *a, const Head *h, const float *q, size_t i,
+                          size_t n, float scale)
 {
+    if (h->shaw) shaw_scores(s, q, h->shaw, i, head_size(a->shape));
     for (size_t j = 0; j < n; j += WIDTH) store(s + j, load(s + j) * scale);
+    for (size_t j = 0; h->bias && j < n; j += WIDTH)
+        store(s + j, load(s + j) + load(h->bias + i * a->places->pitch + j));
     for (size_t j = i + 1; j < n; j++) s[j] = -INFINITY;
 }
 
@@ -627,7 +961,7 @@ static void attend_block(const Attention *a, const Head *h, size_t i0)
     gemm_packed(scores, a->T, rows_of(h->q + i0 * step, step), h->keys_t, hd, m, n, hd, 0);
     for (size_t r = 0; r < m; r++) {
         float *row = scores + r * a->T;
-        finish_scores(row, i0 + r, n, scale);
+        finish_scores(row, a, h, h->q + (i0 + r) * step, i0 + r, n, scale);
         float top = max_row(row, n), sum = exp_row(row, n, top);
         for (size_t j = 0; j < n; j += WIDTH) store(row + j, load(row + j) * (1 / sum));
         h->lse[(i0 + r) * heads] = top + logf(sum);
@@ -660,16 +994,36 @@ static void attend_backward_block(const Attention *a, const Head *h, size_t i0)
     gemm_packed(p, T, q_rows, h->keys_t, hd, m, n, hd, 0);
     gemm_packed(d_s, T, d_o_rows, h->values_t, hd, m, n, hd, 0);
     for (size_t r = 0; r < m; r++) {
-        finish_scores(p + r * T, i0 + r, n, scale);
+        finish_scores(p + r * T, a, h, q_rows.p + r * step, i0 + r, n, scale);
         exp_row(p + r * T, n, h->lse[(i0 + r) * heads]);
         d_scores_row(d_s + r * T, p + r * T, d_o_rows.p + r * dim, h->o + (i0 + r) * dim, n, hd,
                      scale);
+        float *d_bias = h->d_bias ? h->d_bias + (i0 + r) * a->places->pitch : NULL;
+        for (size_t j = 0; d_bias && j < n; j += WIDTH)
+            store(d_bias + j, load(d_bias + j) + load(d_s + r * T + j) * (1 / scale));
     }
     pack_b(q, q_rows, m, hd);
     pack_b(d_o, d_o_rows, m, hd);
     gemm_packed(h->d_q + i0 * step, step, rows_of(d_s, T), h->keys, T, m, hd, n, 0);
     gemm_packed(h->d_k, step, transposed(rows_of(d_s, T)), q, m, n, hd, m, 1);
     gemm_packed(h->d_v, step, transposed(rows_of(p, T)), d_o, m, n, hd, m, 1);
+    for (size_t r = 0; h->shaw && r < m; r++)
+        shaw_backward(d_s + r * T, q_rows.p + r * step, h->shaw, i0 + r, hd,
+                      h->d_q + (i0 + r) * step, h->d_shaw);
+}
+
+// Where head number `head` of sequence t / n_kv_heads has its place-3 terms.
+static void set_head_places(const Attention *a, Head *h, size_t t, size_t head)
+{
+    const Places *e = a->places;
+    size_t size = a->T * e->pitch, heads = (size_t)a->shape->n_heads;
+    size_t sequence = t / (size_t)a->shape->n_kv_heads;
+    if (e->bias) h->bias = e->bias + head * size;
+    if (e->d_bias) h->d_bias = e->d_bias + (sequence * heads + head) * size;
+    if (e->d_shaw) {
+        h->shaw = e->config.table;
+        h->d_shaw = e->d_shaw + t * e->table_size;
+    }
 }
 
 // Tasks begin..end: sequence t / n_kv_heads, key/value head t % n_kv_heads. Forward if d_out is
@@ -701,6 +1055,7 @@ static void attention_task(void *arg, size_t begin, size_t end)
             h.q = a->qkv + row * step + head * hd;
             h.o = a->out + row * dim + head * hd;
             h.lse = a->lse + row * (size_t)s->n_heads + head;
+            set_head_places(a, &h, t, head);
             if (a->d_out) {
                 h.d_o = a->d_out + row * dim + head * hd;
                 h.d_q = a->d_qkv + row * step + head * hd;
@@ -713,7 +1068,7 @@ static void attention_task(void *arg, size_t begin, size_t end)
 }
 
 // ================================================================================================
-// 6  Forward and backward
+// 7  Forward and backward
 //
 // What backward needs is kept from forward, one set a layer.
 
@@ -738,18 +1093,11 @@ typedef struct {
     Params w, d;
     Saved saved[MAX_LAYERS];
     float *x_last, *norm, *rstd; // after the last layer
-    float *d_x, *d_wide, *d_narrow, *partial, *logits, *rotation;
+    float *d_x, *d_wide, *d_narrow, *partial, *logits;
+    Places places;
     uint16_t *token, *target; // (R)
     float *weight, *loss;     // (R): of each target in the loss; nats
 } Net;
-
-static float *floats(size_t rows, size_t width)
-{
-    float *p = aligned_alloc(64, (rows * width * sizeof(float) + 63) & ~(size_t)63);
-    if (!p) die(1, "memory", "out of memory (%zu floats)", rows * width);
-    memset(p, 0, rows * width * sizeof(float));
-    return p;
-}
 
 static void alloc_saved(Saved *a, const Shape *s, size_t R)
 {
@@ -790,19 +1138,22 @@ static void net_alloc(Net *n, const Shape *shape, size_t sequences)
     n->d_narrow = floats(R, hidden > dim ? hidden : dim);
     n->partial = floats(R / ROW_GRAIN + 1, dim);
     n->logits = floats(LOSS_ROWS, (size_t)s->vocab_size + 4 * wide); // also muon's work space
-    n->rotation = rotation_table(s);
+    places_alloc(&n->places, s, sequences, n->parts.size - (size_t)(n->w.encoding - n->params));
     n->token = xcalloc(R, sizeof(uint16_t));
     n->target = xcalloc(R, sizeof(uint16_t));
     n->weight = floats(R, 1);
     n->loss = floats(R, 1);
 }
 
-// x (R, dim) = embedding of each token. Place 1: absolute encodings are added here.
+// x (R, dim) = embedding of each token, and (place 1) the vector of its position.
 static void embed(const Net *n, float *x, size_t R)
 {
     size_t dim = (size_t)n->shape.dim;
-    for (size_t r = 0; r < R; r++)
+    for (size_t r = 0; r < R; r++) {
         memcpy(x + r * dim, n->w.embedding + n->token[r] * dim, dim * sizeof(float));
+        if (n->places.added)
+            add_rows(x + r * dim, n->places.added + (size_t)n->places.position[r] * dim, dim);
+    }
 }
 
 static void layer_forward(Net *n, int l, float *x_next, size_t R)
@@ -813,8 +1164,8 @@ static void layer_forward(Net *n, int l, float *x_next, size_t R)
     size_t dim = (size_t)s->dim, hidden = (size_t)s->hidden_dim;
     norm_forward(a->norm1, a->rstd1, a->x, w->att_norm, R, s);
     linear(a->qkv, a->norm1, w->wqkv, R, dim, qkv_width(s), 0);
-    rotate_heads(a->qkv, R, n->T, s, n->rotation, 1); // place 2
-    Attention at = {s, n->T, a->qkv, a->att, a->lse, NULL, NULL};
+    rotate_heads(a->qkv, R, s, &n->places, 1); // place 2
+    Attention at = {s, &n->places, n->T, a->qkv, a->att, a->lse, NULL, NULL};
     parallel_for(R / n->T * (size_t)s->n_kv_heads, 1, attention_task, &at);
     memcpy(a->mid, a->x, R * dim * sizeof(float));
     linear(a->mid, a->att, w->wo, R, dim, dim, 1);
@@ -830,6 +1181,7 @@ static void layer_forward(Net *n, int l, float *x_next, size_t R)
 static void net_forward(Net *n, size_t R)
 {
     int L = n->shape.n_layers;
+    set_places(&n->places, n->w.encoding);
     embed(n, n->saved[0].x, R);
     for (int l = 0; l < L; l++) layer_forward(n, l, l + 1 < L ? n->saved[l + 1].x : n->x_last, R);
     norm_forward(n->norm, n->rstd, n->x_last, n->w.final_norm, R, &n->shape);
@@ -869,31 +1221,46 @@ static void layer_backward(Net *n, int l, size_t R)
 
     linear_backward(narrow, d->wo, d_x, a->att, w->wo, R, dim, dim);
     memset(wide, 0, R * qkv * sizeof(float));
-    Attention at = {s, n->T, a->qkv, a->att, a->lse, narrow, wide};
+    Attention at = {s, &n->places, n->T, a->qkv, a->att, a->lse, narrow, wide};
     parallel_for(R / n->T * (size_t)s->n_kv_heads, 1, attention_task, &at);
-    rotate_heads(wide, R, n->T, s, n->rotation, -1);
+    rotate_heads(wide, R, s, &n->places, -1);
     linear_backward(narrow, d->wqkv, wide, a->norm1, w->wqkv, R, dim, qkv);
     norm_backward(d_x, d->att_norm, narrow, a->x, a->rstd1, w->att_norm, R, s, n->partial);
+}
+
+// d_x (R, dim), now the derivative at the embedding, goes to the rows of tokens and positions.
+static void embed_backward(Net *n, size_t R)
+{
+    size_t dim = (size_t)n->shape.dim;
+    for (size_t r = 0; r < R; r++) {
+        const float *d_x = n->d_x + r * dim;
+        add_rows(n->d.embedding + n->token[r] * dim, d_x, dim);
+        if (n->shape.encoding == ENC_LEARNED)
+            add_rows(n->d.encoding + (size_t)n->places.position[r] * dim, d_x, dim);
+    }
 }
 
 // Forward, loss and backward for R rows of token, target and weight; adds to n->grads.
 static void net_step(Net *n, size_t R)
 {
-    size_t dim = (size_t)n->shape.dim;
+    size_t dim = (size_t)n->shape.dim, sequences = R / n->T;
+    Places *e = &n->places;
+    size_t biases = sequences * (size_t)n->shape.n_heads * n->T * e->pitch;
+    size_t shaw = sequences * (size_t)n->shape.n_kv_heads * e->table_size;
     net_forward(n, R);
+    if (e->d_bias) memset(e->d_bias, 0, biases * sizeof(float));
+    if (e->d_shaw) memset(e->d_shaw, 0, shaw * sizeof(float));
     net_loss(n, R, 1, n->d_narrow);
     memset(n->d_x, 0, R * dim * sizeof(float));
     norm_backward(n->d_x, n->d.final_norm, n->d_narrow, n->x_last, n->rstd, n->w.final_norm, R,
                   &n->shape, n->partial);
     for (int l = n->shape.n_layers - 1; l >= 0; l--) layer_backward(n, l, R);
-    for (size_t r = 0; r < R; r++) {
-        float *to = n->d.embedding + n->token[r] * dim;
-        for (size_t i = 0; i < dim; i++) to[i] += n->d_x[r * dim + i];
-    }
+    places_backward(e, sequences, n->d.encoding);
+    embed_backward(n, R);
 }
 
 // ================================================================================================
-// 7  Optimizer
+// 8  Optimizer
 //
 // Norms and the embedding are updated by AdamW, matrices by Muon (or AdamW too).
 //
@@ -1010,7 +1377,7 @@ static double update_params(Net *n, const Optimizer *o, float lr, uint64_t step)
 }
 
 // ================================================================================================
-// 8  Text
+// 9  Text
 //
 // Books are encoded once and kept as 16-bit ids, BOS before each. A training window is BOS and
 // T - 1 tokens of text, with the T tokens of text as targets: every window begins as a text does
@@ -1149,7 +1516,7 @@ static int draw_source(Text *x)
 }
 
 // ================================================================================================
-// 9  Synthetic documents
+// 10  Synthetic documents
 //
 // Texts that can only be continued by looking back, so that the model learns to retrieve. Filler
 // is whole sentences of the books; statements stand at random places between them; the questions
@@ -1377,7 +1744,7 @@ static void fill_batch(Text *x, Net *n, size_t R)
 }
 
 // ================================================================================================
-// 10  Files
+// 11  Files
 //
 // Two kinds: the state, from which training continues exactly, and the checkpoint that run.c
 // reads, whose layout its section 6 describes. Both are written beside their place and renamed, so
@@ -1442,8 +1809,9 @@ static void put_f32(unsigned char *header, size_t at, float x) { memcpy(header +
 // The 256 bytes before the weights. Version 1 (float32) or 2 (Q8_0) when a reader that knows
 // llama2.c's header alone computes the same; 100 more when the extension block at byte 64 has to
 // be read. Fields that stay zero there say "not set".
-static void put_header(Writer *w, const Shape *s, int q8)
+static void put_header(Writer *w, const Net *n, int q8)
 {
+    const Shape *s = &n->shape;
     unsigned char header[256] = {0};
     int plain = s->encoding == ENC_ROPE && s->rope_theta == 10000 && s->norm_eps == 1e-5f;
     int32_t sizes[] = {s->dim,        s->hidden_dim, s->n_layers, s->n_heads,
@@ -1458,17 +1826,19 @@ static void put_header(Writer *w, const Shape *s, int q8)
     put_i32(header, 72, s->train_ctx);
     put_f32(header, 76, s->rope_theta);
     put_f32(header, 80, s->norm_eps);
+    put_i32(header, 128, n->places.config.rows);
+    put_i32(header, 132, n->places.config.max_distance);
     put(w, header, 1, sizeof header);
 }
 
-static void export_checkpoint(const Net *n, const char *path, int q8)
+static void export_checkpoint(Net *n, const char *path, int q8)
 {
     const Shape *s = &n->shape;
     const NetLayer *y = n->w.layer;
     size_t dim = (size_t)s->dim, hidden = (size_t)s->hidden_dim, kv = kv_width(s);
     Writer w;
     writer_open(&w, path);
-    put_header(&w, s, q8);
+    put_header(&w, n, q8);
     put_layers(&w, n, &y->att_norm, 0, dim, 0);
     put_layers(&w, n, &y->ffn_norm, 0, dim, 0);
     put(&w, n->w.final_norm, sizeof(float), dim);
@@ -1481,6 +1851,8 @@ static void export_checkpoint(const Net *n, const char *path, int q8)
     put_layers(&w, n, &y->w13, 0, hidden * dim, q8); // w1
     put_layers(&w, n, &y->w2, 0, hidden * dim, q8);
     put_layers(&w, n, &y->w13, hidden * dim, hidden * dim, q8); // w3
+    set_places(&n->places, n->w.encoding);
+    put(&w, n->places.config.table, sizeof(float), n->places.table_size);
     writer_close(&w);
 }
 
@@ -1532,14 +1904,14 @@ static void read_state(FILE *f, const char *path, Net *n, Text *x, const Progres
 }
 
 // ================================================================================================
-// 11  Training
+// 12  Training
 
 typedef struct {
-    const char *out, *out_f32, *tokenizer, *valid, *state, *resume;
+    const char *out, *out_f32, *tokenizer, *valid, *state, *resume, *encoding;
     Shape shape;
     Optimizer optimizer;
     double lr, final_lr, minutes, save_minutes, tokens, synthetic, repetition, answer_weight;
-    long long batch, micro, warmup, log_every, valid_windows, threads, seed;
+    long long batch, micro, warmup, log_every, valid_windows, threads, seed, randomized;
 } Settings;
 
 static volatile sig_atomic_t stop_asked;
@@ -1578,6 +1950,7 @@ static Score evaluate(Net *n, const Text *x, const Source *s, size_t windows)
     size_t all = (s->n - 1) / n->T, bytes = 0, tokens = 0;
     double nats = 0;
     if (!windows || windows > all) windows = all;
+    plain_positions(&n->places, n->max_rows);
     for (size_t i = 0; i < windows; i += n->max_rows / n->T) {
         size_t now = windows - i < n->max_rows / n->T ? windows - i : n->max_rows / n->T;
         for (size_t k = 0; k < now; k++)
@@ -1620,6 +1993,7 @@ static double train_step(Net *n, Text *x, const Settings *o, Progress *p, Means 
         size_t R = (size_t)o->micro * n->T;
         fill_batch(x, n, R);
         for (size_t r = 0; r < R; r++) n->weight[r] *= share;
+        draw_positions(&n->places, R, &n->shape, p->tokens);
         net_step(n, R);
         add_losses(means, n, R, x->answer_weight * share);
         p->tokens += R;
@@ -1676,7 +2050,7 @@ static void train(Net *n, Text *x, const Settings *o, Progress *p, const Source 
 }
 
 // ================================================================================================
-// 12  Settings and main
+// 13  Settings and main
 //
 // Every option takes a value. Numbers are parsed whole; anything else is refused.
 
@@ -1689,7 +2063,7 @@ typedef struct {
 } Setting;
 
 static Settings settings = {
-    .shape = {256, 640, 6, 8, 4, 4096, 512, ENC_ROPE, 10000, 1e-5f},
+    .shape = {256, 640, 6, 8, 4, 4096, 512, ENC_ROPE, 0, 10000, 1e-5f},
     .optimizer =
         {.beta1 = 0.9f, .beta2 = 0.95f, .momentum = 0.95f, .decay = 0.1f, .clip = 1, .muon = 1},
     .tokenizer = "tokenizer.bin",
@@ -1723,6 +2097,9 @@ static const Setting setting_table[] = {
     {"--vocab", &settings.shape.vocab_size, INT32, 260, 65535, "pieces of the tokenizer"},
     {"--ctx", &settings.shape.train_ctx, INT32, 32, 8192, "tokens of a sequence"},
     {"--theta", &settings.shape.rope_theta, FLOAT32, 1, 1e9, "RoPE base"},
+    {"--encoding", &settings.encoding, TEXT, 0, 0, "a name of run.c's list, or shape"},
+    {"--randomized", &settings.randomized, INT64, 2, 1024,
+     "rope, learned: positions from N times the context; shape: offsets (8)"},
     {"--batch", &settings.batch, INT64, 1, 4096, "sequences in an update"},
     {"--micro", &settings.micro, INT64, 1, 4096, "sequences in one pass"},
     {"--lr", &settings.lr, FLOAT64, 0, 1, "peak learning rate"},
@@ -1770,6 +2147,19 @@ static void apply_setting(const char *name, const char *value)
     case FLOAT32: *(float *)o->value = (float)parse_float(name, value, o->low, o->high); break;
     case FLOAT64: *(double *)o->value = parse_float(name, value, o->low, o->high); break;
     }
+}
+
+// The encoding's number and the spread of its positions.
+static void choose_encoding(Settings *o)
+{
+    int shape = o->encoding && !strcmp(o->encoding, "shape"), i = shape ? ENC_SINUSOIDAL : 0;
+    if (!o->encoding && !o->randomized) return;
+    while (!shape && o->encoding && i < N_ENCODINGS && strcmp(o->encoding, encodings[i].name)) i++;
+    if (i == N_ENCODINGS) die(2, "--encoding", "no such encoding (got '%s')", o->encoding);
+    if (o->randomized && i != ENC_ROPE && i != ENC_LEARNED && !shape)
+        die(2, "--randomized", "wants rope, learned or shape (got %s)", encodings[i].name);
+    o->shape.encoding = (uint16_t)i;
+    o->shape.spread = (uint16_t)(o->randomized ? o->randomized : shape ? 8 : 0);
 }
 
 static void check_shape(const Shape *s)
@@ -1837,6 +2227,7 @@ int main(int argc, char **argv)
     }
     if (i >= argc) die(2, "usage", "train [options] FILE_OR_FOLDER[=SHARE]...; see train --help");
     Progress progress = {0};
+    choose_encoding(&settings);
     FILE *state = settings.resume ? open_state(settings.resume, &progress) : NULL;
     if (state) settings.shape = progress.shape;
     check_settings(&settings);
@@ -1856,6 +2247,6 @@ int main(int argc, char **argv)
     else init_params(net.params, &net.parts, &settings.shape, &text.rng);
     fprintf(stderr, "%zu parameters\n", net.parts.size);
     train(&net, &text, &settings, &progress, &valid);
-    return 0;
+    return stop_asked; // 1: stopped before its end
 }
 #endif

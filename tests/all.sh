@@ -24,6 +24,7 @@ suite() {
 for program; do suite "$program"; done
 suite sh tests/cli.sh "$build"
 suite sh tests/reference.sh "$build"
+suite sh tests/encodings.sh "$build"
 
 awk '{ passed += $1; failed += $3 }
      END { printf "%d passed, %d failed\n", passed, failed; exit failed > 0 }' "$log"

@@ -19,8 +19,8 @@ static const struct {
     {"layers", &shape.layers}, {"heads", &shape.heads}, {"kv_heads", &shape.kv_heads},
     {"vocab", &shape.vocab}, {"ctx", &shape.ctx}, {"group", &shape.group},
     {"own_classifier", &shape.own_classifier}, {"encoding", &shape.encoding},
-    {"scaling", &shape.scaling}, {"window", &shape.window}, {"sinks", &shape.sinks},
-    {"logn", &shape.logn}, {"seed", &shape.seed},
+    {"rows", &shape.rows}, {"max_distance", &shape.max_distance}, {"scaling", &shape.scaling}, {"window", &shape.window},
+    {"sinks", &shape.sinks}, {"logn", &shape.logn}, {"seed", &shape.seed},
 };
 
 int main(int argc, char **argv)

@@ -8,6 +8,7 @@ typedef struct {
     int group;             // versions 2 and 102
     int own_classifier;    // 0: shared with the embedding
     int encoding, scaling; // extension block: versions 101 and 102
+    int rows, max_distance; // of the encoding: t5's buckets, shaw's K, learned's rows
     int window, sinks, logn;
     float theta, factor, eps; // 0: not given
     int seed;
@@ -131,7 +132,8 @@ static void put_header(TestModel *m)
     m->size = 256;
     if (s.version < 100) return;
     int32_t ints[][2] = {{64, 0x31545845}, {68, s.encoding}, {72, s.ctx}, {84, s.scaling},
-                         {116, s.window}, {120, s.sinks}, {124, s.logn}};
+                         {116, s.window}, {120, s.sinks}, {124, s.logn}, {128, s.rows},
+                         {132, s.max_distance}};
     for (size_t i = 0; i < sizeof ints / sizeof *ints; i++) memcpy(m->file + ints[i][0], &ints[i][1], 4);
     memcpy(m->file + 76, &s.theta, 4);
     memcpy(m->file + 80, &s.eps, 4);
@@ -176,6 +178,24 @@ static void put_version1(TestModel *m, size_t dim, size_t kv_dim, size_t hidden)
     put_matrices(m, m->w3, hidden * dim);
 }
 
+// What the encoding learned, random: biases of a size that matters, fire's and kerple's first
+// numbers positive.
+static void put_encoding(TestModel *m)
+{
+    Shape s = m->shape;
+    int H = s.heads, n = 0, positive = 0;
+    if (s.encoding == ENC_LEARNED) n = s.rows * s.dim;
+    if (s.encoding == ENC_T5) n = s.rows * H;
+    if (s.encoding == ENC_SHAW) n = (s.rows + 1) * (s.dim / H);
+    if (s.encoding == ENC_KERPLE) n = positive = 2 * H;
+    if (s.encoding == ENC_FIRE) n = 2 + 2 * FIRE_HIDDEN + (FIRE_HIDDEN + 1) * H, positive = 2;
+    float *table = random_floats((size_t)n);
+    for (int i = 0; i < positive; i++) table[i] = fabsf(table[i]) + 0.05f;
+    if (s.encoding == ENC_FIRE) table[1] *= 40; // T, in tokens
+    put_floats(m, table, (size_t)n);
+    free(table);
+}
+
 static TestModel make_model(Shape s)
 {
     TestModel m = {.shape = s};
@@ -185,6 +205,7 @@ static TestModel make_model(Shape s)
     if (s.version == 0) put_version0(&m, dim, kv_dim, hidden);
     else put_version1(&m, dim, kv_dim, hidden);
     if (s.own_classifier) put_matrix(&m, m.classifier, (size_t)s.vocab * dim);
+    put_encoding(&m);
     if (s.scaling == 7) { // longrope
         put_floats(&m, m.short_factors, half);
         put_floats(&m, m.long_factors, half);
