@@ -458,11 +458,11 @@ static size_t tensor_bytes(const Tensor *t)
 // Each output is summed in one fixed order, whether it is computed alone (one token) or in a tile
 // with its neighbours (a prompt), so a prompt cut in another way gives the same bits.
 //
-// Floats use the compiler's vector extensions (gcc and clang turn them into SSE, AVX or NEON).
-// The int8 product has a plain version, which says what is meant, and an AVX-512 VNNI version,
-// which equals it bit for bit.
+// Everything uses the compiler's vector extensions (gcc and clang turn them into SSE, AVX or NEON)
+// but the four-byte dot product and conversions, which they cannot say. The int8 product has a
+// plain version, which says what is meant and equals the fast one bit for bit.
 
-#if defined(__AVX512F__)
+#if defined(__AVX512VNNI__)
 #define LANES 16
 #define TILE_TOKENS 6 // 4 rows x 6 tokens: 24 of 32 vector registers are sums
 #define GEMM_VECTORS 4 // 4 rows x 4 vectors
@@ -488,7 +488,6 @@ typedef float v4 __attribute__((vector_size(16)));
 typedef int32_t v4i __attribute__((vector_size(16)));
 typedef float vf_unaligned __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 
-
 // Keeps a vector in its register: gcc would rather load it again for each use, but a tile's speed
 // is limited by its loads.
 #if defined(__AVX512F__)
@@ -510,7 +509,7 @@ INLINE vf vset(float f) { return f - (vf){0}; }
 INLINE vf vselect(vi mask, vf a, vf b) { return (vf)((mask & (vi)a) | (~mask & (vi)b)); }
 
 // a > b ? a : b and a < b ? a : b by lanes: b where either is NaN.
-#if defined(__AVX512F__)
+#if LANES == 16
 INLINE vf vmax(vf a, vf b) { return (vf)_mm512_max_ps((__m512)a, (__m512)b); }
 INLINE vf vmin(vf a, vf b) { return (vf)_mm512_min_ps((__m512)a, (__m512)b); }
 #elif defined(__AVX2__)
@@ -848,7 +847,7 @@ INLINE vi dot_words(vi sum, vi w, vi x)
     return (vi)_mm256_dpbusd_avx_epi32((__m256i)sum, (__m256i)w, (__m256i)x);
 #endif
 }
-#elif defined(__AVX2__) && !defined(__AVX512F__)
+#elif defined(__AVX2__)
 #define HAVE_DOT 1
 #define FLIP 0u
 INLINE vi dot_words(vi sum, vi w, vi x) // |w| (x sign w): two products fit in 16 bits
