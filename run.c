@@ -3860,8 +3860,8 @@ static void encode_pieces(Encoder *e, const char *text, size_t len)
     int stand_in = !e->t->file; // SentencePiece reads U+2581 as a space, llama2.c does not
     if (e->t->space_prefix) copy[n++] = ' ';
     for (size_t i = 0; i < len; i++)
-        if (stand_in && len - i >= 3 && !memcmp(text + i, "\xe2\x96\x81", 3)) copy[n++] = ' ', i += 2;
-        else copy[n++] = text[i];
+        if (!stand_in || len - i < 3 || memcmp(text + i, "\xe2\x96\x81", 3)) copy[n++] = text[i];
+        else copy[n++] = ' ', i += 2;
     encode_word(e, copy, n);
     free(copy);
 }
