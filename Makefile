@@ -50,7 +50,7 @@ clean:
 
 .PHONY: demo tools test clean
 
-# The pictures of the README and the numbers behind them, in models/figures: about 12 minutes.
+# The pictures of the README and the numbers behind them, in models/figures: about 10 minutes.
 figures: run $(BUILD)/plot
 	sh tests/figures.sh $(BUILD)
 
