@@ -736,7 +736,7 @@ static const struct {
 } colour_of[] = {
     {"none", 0},   {"linear", 1},      {"ntk", 2},    {"dynamic + log-n", 7}, {"dynamic", 3},
     {"yarn", 4},   {"by-parts", 6},    {"llama3", 5}, {"window 512", 7}, {"window", 5},
-    {"rerope", 2}, {"self-extend", 1}, {"leaky-rerope", 6},
+    {"rerope 256 + log-n", 6}, {"rerope", 2}, {"self-extend", 1}, {"leaky-rerope", 3},
 };
 
 // Text for the picture: printable ASCII, so that the XML is valid.
