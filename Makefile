@@ -2,6 +2,8 @@
 # make demo       a short tale
 # make test       all tests; REFERENCE=folder adds checks against public checkpoints
 # make tools      build/bpe, build/train, build/oracle
+# make bench      speed on models of known shapes, against this machine's limits
+# make portable   ./run for any x86-64: kernels for three levels, chosen as it starts
 # make clean      remove everything that was built
 #
 # CC and CFLAGS may be given, as in: make CC=clang CFLAGS="-O2 -march=native"
@@ -49,6 +51,24 @@ clean:
 	rm -rf build run
 
 .PHONY: demo tools test clean
+
+# Five models of random weights (about 900 MB in build/bench), then their speed: a few minutes.
+bench: $(BUILD)/bench $(BUILD)/make_model
+	sh tests/bench.sh $(BUILD)
+
+ifeq ($(shell uname -m),x86_64)
+LEVELS = $(BUILD)/run_v2.o $(BUILD)/run_v3.o $(BUILD)/run_v4.o
+portable: $(LEVELS) tests/portable.c
+	$(CC) $(ALL_CFLAGS) -march=x86-64 -o run tests/portable.c $(LEVELS) $(LDLIBS)
+
+$(BUILD)/run_v4.o: LEVEL = -march=x86-64-v4 -mavx512vnni
+$(BUILD)/run_%.o: run.c | $(BUILD)
+	$(CC) $(ALL_CFLAGS) $(or $(LEVEL),-march=x86-64-$*) -Dmain=main_$* -c -o $@ run.c
+else
+portable: run
+endif
+
+.PHONY: bench portable
 
 # The pictures of the README and the numbers behind them, in models/figures: about 10 minutes.
 figures: run $(BUILD)/plot

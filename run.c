@@ -87,6 +87,8 @@ _Static_assert(sizeof(void *) == 8, "run.c needs a 64-bit machine");
 // saturating arithmetic: a product that does not fit becomes SIZE_MAX, which equals no file's size
 // and can be allocated by nobody, so one comparison at the end catches every overflow on the way.
 
+#define INLINE static inline __attribute__((always_inline))
+
 static const char *prog = "run";
 
 enum { EXIT_DATA = 1, EXIT_USAGE = 2 }; // a bad file or system failure; a bad command line
@@ -198,6 +200,10 @@ static char *read_text(const char *path, size_t *len)
 
 typedef struct Tensor Tensor;
 
+// Takes a block apart: q[block], and for group g of it scale[g * stride] and, where the type has
+// minima, min[g * stride].
+typedef void (*Decode)(const uint8_t *block, int8_t *q, float *scale, float *min, size_t stride);
+
 typedef struct {
     const char *name;
     size_t block;   // values in a block, and
@@ -205,9 +211,7 @@ typedef struct {
     void (*unpack)(const Tensor *t, size_t row, float *out); // out[cols]: the row, exactly
     size_t group;   // block types: values that share a scale
     int has_min;
-    // Block types: q[block], and for group g of the block scale[g * stride] and min[g * stride]
-    // (untouched unless has_min).
-    void (*decode)(const uint8_t *block, int8_t *q, float *scale, float *min, size_t stride);
+    Decode decode;  // block types
     int gguf;       // its number in GGUF files, -1: none
 } TensorType;
 
@@ -297,18 +301,20 @@ static void decode_q8_0(const uint8_t *b, int8_t *q, float *scale, float *min, s
     memcpy(q, b + 2, 32);
 }
 
+typedef uint8_t b16 __attribute__((vector_size(16)));
+
 // The low and high halves of 16 bytes are values 0..15 and 16..31; bit k of `fifth`, if there is
 // one, is value k's fifth bit.
-static void decode_nibbles(const uint8_t *b, int8_t *q, const uint8_t *fifth, int minus)
+INLINE void decode_nibbles(const uint8_t *b, int8_t *q, const uint8_t *fifth, int minus)
 {
-    uint32_t high = 0;
-    if (fifth) memcpy(&high, fifth, 4);
-    for (int k = 0; k < 16; k++) {
-        q[k] = (int8_t)((b[k] & 15) | (int)(high >> k & 1) << 4);
-        q[k + 16] = (int8_t)(b[k] >> 4 | (int)(high >> (k + 16) & 1) << 4);
-    }
-    if (minus)
-        for (int k = 0; k < 32; k++) q[k] = (int8_t)(q[k] - minus);
+    b16 both, high[2] = {{0}};
+    uint32_t bits = 0;
+    memcpy(&both, b, 16);
+    if (fifth) memcpy(&bits, fifth, 4);
+    for (int k = 0; fifth && k < 32; k++) high[k / 16][k % 16] = (uint8_t)((bits >> k & 1) << 4);
+    b16 low = ((both & 15) | high[0]) - (uint8_t)minus, up = (both >> 4 | high[1]) - (uint8_t)minus;
+    memcpy(q, &low, 16);
+    memcpy(q + 16, &up, 16);
 }
 
 // half d, nibbles: q - 8
@@ -452,11 +458,11 @@ static size_t tensor_bytes(const Tensor *t)
 // Each output is summed in one fixed order, whether it is computed alone (one token) or in a tile
 // with its neighbours (a prompt), so a prompt cut in another way gives the same bits.
 //
-// Floats use the compiler's vector extensions (gcc and clang turn them into SSE, AVX or NEON).
-// The int8 product has a plain version, which says what is meant, and an AVX-512 VNNI version,
-// which equals it bit for bit.
+// Everything uses the compiler's vector extensions (gcc and clang turn them into SSE, AVX or NEON)
+// but the four-byte dot product and conversions, which they cannot say. The int8 product has a
+// plain version, which says what is meant and equals the fast one bit for bit.
 
-#if defined(__AVX512F__)
+#if defined(__AVX512VNNI__)
 #define LANES 16
 #define TILE_TOKENS 6 // 4 rows x 6 tokens: 24 of 32 vector registers are sums
 #define GEMM_VECTORS 4 // 4 rows x 4 vectors
@@ -482,8 +488,6 @@ typedef float v4 __attribute__((vector_size(16)));
 typedef int32_t v4i __attribute__((vector_size(16)));
 typedef float vf_unaligned __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 
-#define INLINE static inline __attribute__((always_inline))
-
 // Keeps a vector in its register: gcc would rather load it again for each use, but a tile's speed
 // is limited by its loads.
 #if defined(__AVX512F__)
@@ -505,7 +509,7 @@ INLINE vf vset(float f) { return f - (vf){0}; }
 INLINE vf vselect(vi mask, vf a, vf b) { return (vf)((mask & (vi)a) | (~mask & (vi)b)); }
 
 // a > b ? a : b and a < b ? a : b by lanes: b where either is NaN.
-#if defined(__AVX512F__)
+#if LANES == 16
 INLINE vf vmax(vf a, vf b) { return (vf)_mm512_max_ps((__m512)a, (__m512)b); }
 INLINE vf vmin(vf a, vf b) { return (vf)_mm512_min_ps((__m512)a, (__m512)b); }
 #elif defined(__AVX2__)
@@ -843,7 +847,7 @@ INLINE vi dot_words(vi sum, vi w, vi x)
     return (vi)_mm256_dpbusd_avx_epi32((__m256i)sum, (__m256i)w, (__m256i)x);
 #endif
 }
-#elif defined(__AVX2__) && !defined(__AVX512F__)
+#elif defined(__AVX2__)
 #define HAVE_DOT 1
 #define FLIP 0u
 INLINE vi dot_words(vi sum, vi w, vi x) // |w| (x sign w): two products fit in 16 bits
@@ -1138,14 +1142,24 @@ static size_t int8_group(const Tensor *w)
 
 // Takes the blocks of one row apart into q[cols], scale[n_groups] and, for types that have them,
 // min[n_groups].
+INLINE void decode_blocks(const Tensor *w, size_t row, Decode decode, int8_t *q, float *scale,
+                          float *min)
+{
+    size_t bytes = w->type->bytes, block = w->type->block, groups = block / w->group;
+    const uint8_t *b = w->data + row * (w->cols / block) * bytes;
+    for (size_t k = 0; k < w->cols; k += block, b += bytes, scale += groups, min += groups) {
+        for (size_t i = 0; i < bytes; i += 64) prefetch(b + i);
+        decode(b, q + k, scale, min, 1);
+    }
+}
+
+// The most used types have loops of their own, for speed.
 static void decode_row(const Tensor *w, size_t row, int8_t *q, float *scale, float *min)
 {
-    const TensorType *type = w->type;
-    const uint8_t *b = w->data + row * (w->cols / type->block) * type->bytes;
-    for (size_t k = 0; k < w->cols; k += type->block, b += type->bytes) {
-        prefetch(b);
-        type->decode(b, q + k, scale + k / w->group, min + k / w->group, 1);
-    }
+    Decode decode = w->type->decode;
+    if (decode == decode_q8_0) decode_blocks(w, row, decode_q8_0, q, scale, min);
+    else if (decode == decode_q4_0) decode_blocks(w, row, decode_q4_0, q, scale, min);
+    else decode_blocks(w, row, decode, q, scale, min);
 }
 
 // Rows [r0, r0 + n_rows) of one product in int8; n_rows <= PANEL. Planar rows are used where they
@@ -5440,7 +5454,7 @@ static void warn_past_context(const Config *c, int64_t ctx)
     if (ctx > c->train_ctx && c->rope.method == ROPE_NONE && c->rope.distance == DIST_FULL &&
         !c->rope.window && c->encoding == ENC_ROPE)
         fprintf(stderr, "%s: context %lld is past the trained %d, where plain RoPE fails; try "
-                "--rope-scaling dynamic\n", prog, (long long)ctx, c->train_ctx);
+                "--rope-scaling yarn\n", prog, (long long)ctx, c->train_ctx);
 }
 
 // Learned positions end with their table.

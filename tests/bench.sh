@@ -1,0 +1,30 @@
+#!/bin/sh
+# bench.sh BUILD [ROUNDS]: the speed of models of random weights in three shapes, in percent of what
+# this machine's memory and multipliers allow, measured in the same run.
+
+build=$1
+rounds=${2:-5}
+models=$build/bench.models
+mkdir -p "$models"
+
+# Writes the model once: make NAME FIELD=VALUE...
+make() {
+    file=$models/$1
+    shift
+    [ -f "$file" ] || "$build/make_model" "$file" "$@" || exit 1
+}
+m15="dim=288 hidden=768 layers=6 heads=6 kv_heads=6 vocab=32000 ctx=1024"
+m110="dim=768 hidden=2048 layers=12 heads=12 kv_heads=12 vocab=32000 ctx=1024"
+m135="dim=576 hidden=1536 layers=30 heads=9 kv_heads=3 vocab=49152 ctx=16384"
+make 15m-f32.bin version=1 $m15
+make 110m-f32.bin version=1 $m110
+make 110m-q8.bin version=2 group=32 $m110
+make 135m-q8.bin version=2 group=32 $m135
+
+bench() { "$build/bench" -r "$rounds" "$@"; }
+bench limits
+bench "$models/15m-f32.bin" d0
+bench "$models/110m-f32.bin" d0 p512
+bench "$models/110m-q8.bin" d0 p512
+bench "$models/135m-q8.bin" d0 p512 p4096 d4096
+"$build/bench" -r 1 "$models/135m-q8.bin" p16384
