@@ -70,7 +70,7 @@ endif
 
 .PHONY: bench portable
 
-# The pictures of the README and the numbers behind them, in models/figures: about 12 minutes.
+# The pictures of the README and the numbers behind them, in models/figures: about 10 minutes.
 figures: run $(BUILD)/plot
 	sh tests/figures.sh $(BUILD)
 

@@ -3875,8 +3875,8 @@ static void encode_pieces(Encoder *e, const char *text, size_t len)
     int stand_in = !e->t->file; // SentencePiece reads U+2581 as a space, llama2.c does not
     if (e->t->space_prefix) copy[n++] = ' ';
     for (size_t i = 0; i < len; i++)
-        if (stand_in && len - i >= 3 && !memcmp(text + i, "\xe2\x96\x81", 3)) copy[n++] = ' ', i += 2;
-        else copy[n++] = text[i];
+        if (!stand_in || len - i < 3 || memcmp(text + i, "\xe2\x96\x81", 3)) copy[n++] = text[i];
+        else copy[n++] = ' ', i += 2;
     encode_word(e, copy, n);
     free(copy);
 }
@@ -5455,7 +5455,7 @@ static void warn_past_context(const Config *c, int64_t ctx)
     if (ctx > c->train_ctx && c->rope.method == ROPE_NONE && c->rope.distance == DIST_FULL &&
         !c->rope.window && c->encoding == ENC_ROPE)
         fprintf(stderr, "%s: context %lld is past the trained %d, where plain RoPE fails; try "
-                "--rope-scaling dynamic\n", prog, (long long)ctx, c->train_ctx);
+                "--rope-scaling yarn\n", prog, (long long)ctx, c->train_ctx);
 }
 
 // Learned positions end with their table.

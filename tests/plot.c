@@ -403,7 +403,7 @@ static void draw_loss_axes(const Frame *f, double trained, const char *y_title)
     static const double steps[] = {0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1};
     char text[64];
     int i = 0;
-    while (i < 6 && (f->y_hi - f->y_lo) / steps[i] > 8) i++;
+    while (i < 6 && (f->y_hi - f->y_lo) / steps[i] > 9) i++;
     for (double k = ceil(f->y_lo / steps[i]); k * steps[i] <= f->y_hi; k++) {
         double y = y_of(f, k * steps[i]);
         emit_line(f->left, y, f->left + f->width, y, "grid");
@@ -419,13 +419,13 @@ static void draw_loss_axes(const Frame *f, double trained, const char *y_title)
     }
     emit_line(x_of(f, 0), f->top - 6, x_of(f, 0), f->top + f->height, "mark");
     snprintf(text, sizeof text, "trained: %s", with_commas(trained));
-    emit_text(x_of(f, 0), f->top - 12, "dim", "middle", text);
+    emit_text(x_of(f, 0) + 2, f->top - 12, "dim", "end", text);
     draw_axes(f, "position: tokens seen (small: as a multiple of the trained context)", 58,
               y_title);
 }
 
-// The range shown: of all lines that end below `cap`, and not above it.
-static void set_loss_range(Frame *f, Series *const *s, size_t n, double cap)
+// The range shown: of all lines that end below `cap`, and not above it; `least` nats at least.
+static void set_loss_range(Frame *f, Series *const *s, size_t n, double cap, double least)
 {
     double low = HUGE_VAL, high = -HUGE_VAL;
     for (size_t i = 0; i < n; i++)
@@ -434,7 +434,7 @@ static void set_loss_range(Frame *f, Series *const *s, size_t n, double cap)
             if (s[i]->y[s[i]->n - 1] < cap) high = fmax(high, s[i]->y[k]);
             f->x_hi = fmax(f->x_hi, ceil(s[i]->x[k]));
         }
-    high = fmax(fmin(high, cap), low + 0.01);
+    high = fmax(fmin(high, cap), low + least);
     f->y_lo = low - 0.05 * (high - low);
     f->y_hi = high + 0.05 * (high - low);
 }
@@ -478,11 +478,11 @@ static void draw_loss(const char *path, double trained, const char *title, Serie
     for (size_t i = 0; i < n; i++) bucket_losses(s[i], trained);
     double level = mean_loss(s[0], trained / 2, trained, -1);
     if (isnan(level)) die(FAILED, s[0]->path, "no positions below %.0f", trained);
-    set_loss_range(&f, s, n, level + (gain ? 0.3 : 1.5));
+    set_loss_range(&f, s, n, level + (gain ? 0.3 : 1.5), gain ? 0.01 : 0.6);
     for (size_t i = 0; i < n; i++) n_ends += leaves_after(&f, s[i]) == s[i]->n;
     if (n_ends + 1 >= n) f.top -= 20, f.height += 20; // hardly any labels above the frame
     n_ends = 0;
-    double taken[3] = {x_of(&f, 0) + 48}; // the mark's label
+    double taken[3] = {x_of(&f, 0) + 4}; // the mark's label
     begin_picture(path, 900, 564, title);
     draw_loss_axes(&f, trained, y_title);
     emit("<clipPath id=\"frame\"><rect x=\"%.1f\" y=\"%.1f\" width=\"%.1f\" height=\"%.1f\"/>"
@@ -736,7 +736,7 @@ static const struct {
 } colour_of[] = {
     {"none", 0},   {"linear", 1},      {"ntk", 2},    {"dynamic + log-n", 7}, {"dynamic", 3},
     {"yarn", 4},   {"by-parts", 6},    {"llama3", 5}, {"window 512", 7}, {"window", 5},
-    {"rerope", 2}, {"self-extend", 1}, {"leaky-rerope", 6},
+    {"rerope 256 + log-n", 6}, {"rerope", 2}, {"self-extend", 1}, {"leaky-rerope", 3},
 };
 
 // Text for the picture: printable ASCII, so that the XML is valid.
