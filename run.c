@@ -520,6 +520,21 @@ INLINE vf vmax(vf a, vf b) { return vselect(a > b, a, b); }
 INLINE vf vmin(vf a, vf b) { return vselect(a < b, a, b); }
 #endif
 
+// a * b + c, rounded once whatever the compiler's options are.
+INLINE vf vfma(vf a, vf b, vf c)
+{
+#if defined(__AVX512F__)
+    return (vf)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#elif defined(__FMA__)
+    return (vf)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#elif defined(__aarch64__)
+    return (vf)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b);
+#else
+    for (int i = 0; i < LANES; i++) c[i] = fmaf(a[i], b[i], c[i]);
+    return c;
+#endif
+}
+
 // Loads n < LANES floats and fills up with zeros.
 INLINE vf vload_part(const float *p, size_t n)
 {
@@ -748,21 +763,33 @@ static void gemm_rows(size_t n, const float *a, size_t lda, const float *b, size
 }
 
 // Half to float, n values; the next n are asked for, as tiles of the cache follow one another.
+// LANES halves as floats.
+INLINE vf vload_half(const uint16_t *h)
+{
+#if defined(__AVX512F__)
+    return (vf)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)h));
+#elif defined(__F16C__)
+    return (vf)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)h));
+#elif defined(__aarch64__)
+    return (vf)vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(h)));
+#else
+    vf v;
+    for (int i = 0; i < LANES; i++) v[i] = half_to_float(h[i]);
+    return v;
+#endif
+}
+
+// Fetches what lies behind n bytes, likely the next tile, into the second-level cache.
+static void prefetch_next(const void *p, size_t n)
+{
+    for (size_t i = 0; i < n; i += 64) __builtin_prefetch((const char *)p + n + i, 0, 2);
+}
+
 static void halves_to_floats(const uint16_t *h, float *f, size_t n)
 {
     size_t i = 0;
-    for (; i < n; i += 32) __builtin_prefetch(h + n + i, 0, 2);
-    i = 0;
-#if defined(__AVX512F__)
-    for (; i + 16 <= n; i += 16)
-        _mm512_storeu_ps(f + i, _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(h + i))));
-#elif defined(__F16C__)
-    for (; i + 8 <= n; i += 8)
-        _mm256_storeu_ps(f + i, _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(h + i))));
-#elif defined(__aarch64__)
-    for (; i + 4 <= n; i += 4)
-        vst1q_f32(f + i, vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(h + i))));
-#endif
+    prefetch_next(h, 2 * n);
+    for (; i + LANES <= n; i += LANES) vstore(f + i, vload_half(h + i));
     for (; i < n; i++) f[i] = half_to_float(h[i]);
 }
 
@@ -802,8 +829,10 @@ static void quantize_row(const float *x, size_t t, Quantized *a)
             memcpy(a->q + g * a->group + k, &bytes, min_size(LANES, a->group - k));
             sum += q;
         }
-        a->scale[g] = largest / 127;
-        a->bias[g] = -128 * (int32_t)vsum(sum); // exact: groups are short of 2^17 values
+        float total = vsum(sum); // exact: groups are short of 2^17 values
+        int finite = fabsf(total) < 1e9f;
+        a->scale[g] = finite ? largest / 127 : NAN; // NaN and infinity are not lost
+        a->bias[g] = finite ? -128 * (int32_t)total : 0;
     }
 }
 
@@ -879,7 +908,7 @@ INLINE vi load_words(const void *p)
 // sum + d * (w * x) by lanes: one group's part of a product.
 INLINE vf add_group(vf sum, vi d, const float *w, float x)
 {
-    return __builtin_convertvector(d, vf) * (vload(w) * vset(x)) + sum;
+    return vfma(__builtin_convertvector(d, vf), vload(w) * vset(x), sum);
 }
 
 // One packed panel against nt tokens from token t on. words: [cols / 4] vectors, each with four
@@ -2963,19 +2992,35 @@ static void load_queries(const State *s, Work_area *w, size_t q0, size_t head)
     }
 }
 
+// k = the tile's keys, turned by the map's key table; halves are converted in registers.
+static void turn_keys(const Work_area *w, const Cache *c, const uint8_t *keys, const float *table)
+{
+    size_t n = w->pairs * TILE;
+    const uint16_t *h = (const uint16_t *)(const void *)keys;
+    const float *f = (const float *)(const void *)keys;
+    prefetch_next(keys, c->k_bytes);
+    for (size_t i = 0; i < n; i += LANES) {
+        vf re = c->elem == 4 ? vload(f + i) : vload_half(h + i);
+        vf im = c->elem == 4 ? vload(f + n + i) : vload_half(h + n + i);
+        vf cosine = vload(table + i), sine = vload(table + n + i);
+        vstore(w->k + i, re * cosine - im * sine);
+        vstore(w->k + n + i, re * sine + im * cosine);
+    }
+}
+
 // Scores of all rows against the keys of the tile in `slot` under one map. table: the map's key
 // table, NULL without rotation. out: [rows][TILE].
-static void score_tile(const Work_area *w, const Angles *a, const RopeConfig *r, int map,
-                       size_t slot, const float *keys, const float *table, float *out)
+static void score_tile(const Work_area *w, const Cache *c, const Angles *a, const RopeConfig *r,
+                       int map, size_t slot, const uint8_t *keys, const float *table, float *out)
 {
-    size_t d = w->d, pairs = w->pairs, n = pairs * TILE;
+    size_t d = w->d, pairs = w->pairs;
     const float *base = a->tile[map] + slot * d; // the phases of B(t0)
     memset(out, 0, w->rows * TILE * 4);
     if (!table) {
-        gemm_rows(w->rows, w->q[map], d, keys, d, TILE, out);
+        gemm_rows(w->rows, w->q[map], d, read_tile(c, keys, TILE * d, w->raw), d, TILE, out);
         return;
     }
-    rotate(keys, keys + n, table, table + n, 1, n, w->k, w->k + n);
+    turn_keys(w, c, keys, table);
     for (size_t row = 0; row < w->rows; row++) {
         const float *q = w->q[map] + row * d;
         float *b = w->qt + row * d;
@@ -3053,13 +3098,13 @@ static void attend_tile(const State *s, Work_area *w, const Angles *a, size_t he
     const RopeConfig *r = &s->plan->rope;
     size_t tile = tile_index(s, head, t), slot = tile_slot(c, t);
     int64_t t0 = t * TILE, last = w->first + (int64_t)(w->rows / w->group) - 1;
-    const float *keys = read_tile(c, c->k + tile * c->k_bytes, TILE * w->d, w->raw);
+    const uint8_t *keys = c->k + tile * c->k_bytes;
     int rotates = is_rotary(&s->config), two_maps = rotates && has_far_map(r);
     int any_near = !two_maps || t0 + TILE > w->first - r->near + 1;
     int any_far = two_maps && t0 <= last - r->near;
-    if (any_near) score_tile(w, a, r, 0, slot, keys, rotates ? a->key[0] : NULL, w->score);
+    if (any_near) score_tile(w, c, a, r, 0, slot, keys, rotates ? a->key[0] : NULL, w->score);
     if (any_far)
-        score_tile(w, a, r, 1, slot, keys, far_key_table(a, r, w->pairs, t0, w->far_table),
+        score_tile(w, c, a, r, 1, slot, keys, far_key_table(a, r, w->pairs, t0, w->far_table),
                    w->far_score);
     for (size_t row = 0; row < w->rows; row++) {
         float *score = w->score + row * TILE;
