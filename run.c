@@ -1105,14 +1105,13 @@ static void pool_start(int n_threads)
 }
 
 // Calls work(arg, begin, end) for blocks of at most `grain` items that cover 0..n-1, on all
-// threads, and returns when all are done. As many blocks for each thread, about. Not to be nested.
+// threads, and returns when all are done. Not to be nested.
 static void parallel_for(size_t n, size_t grain, Work work, void *arg)
 {
     if (pool.n_threads == 1 || n <= grain) {
         if (n) work(arg, 0, n);
         return;
     }
-    grain = ceil_div(n, round_up(ceil_div(n, grain), (size_t)pool.n_threads));
     atomic_store(&pool.n, 0); // no block can be taken while the fields change
     atomic_store(&pool.work, work);
     atomic_store(&pool.arg, arg);
