@@ -1105,7 +1105,8 @@ static void pool_start(int n_threads)
 }
 
 // Calls work(arg, begin, end) for blocks of at most `grain` items that cover 0..n-1, on all
-// threads, and returns when all are done. Not to be nested.
+// threads, and returns when all are done. Blocks begin at multiples of grain: work may keep a sum
+// for each of them. Not to be nested.
 static void parallel_for(size_t n, size_t grain, Work work, void *arg)
 {
     if (pool.n_threads == 1 || n <= grain) {
