@@ -1543,7 +1543,8 @@ typedef struct {
     Source source[MAX_SOURCES];
     int n;
     uint64_t rng, cursor[MAX_SOURCES]; // all the state that a resumed run needs
-    double synthetic, repetition;      // shares: of all windows, of synthetic texts
+    double synthetic, repetition;      // shares now: of all windows, of synthetic texts
+    double early;                      // 1 as training begins, 0 at its end
     float answer_weight;
 } Text;
 
@@ -1681,7 +1682,8 @@ static int draw_source(Text *x)
 // then the same again; the first time they do not count, as nobody could know them:
 //     Say after me: W W N W ... W. W W N W ... W.
 // Boxes are letters A to Z. The names are those of the list below. A text has up to T tokens, but
-// short ones are frequent: a model learns to look back over a few words first.
+// short ones are frequent while training is young: a model learns to look back over a few words
+// first.
 
 enum { MAX_FACTS = 8, MAX_QUESTIONS = 3, MAX_TOKENS = 96 };
 
@@ -1811,7 +1813,7 @@ static size_t put_document(Text *x, const Retrieval *d, const Source *s, size_t 
         need += len[i] = put_statement(x, i < d->n_facts ? d->fact[i] : d->question[i - d->n_facts],
                                        statement[i]);
     if (need > room) return 0;
-    double filler = share * share * (double)(room - need);
+    double filler = pow(share, 1 + x->early) * (double)(room - need);
     for (int i = 0; i <= d->n_facts; i++) total += cut[i] = -log(1 - draw_real(&x->rng));
     for (int i = 0; i < d->n_facts + d->n_questions; i++) {
         size_t want = i <= d->n_facts ? (size_t)(filler * cut[i] / total) : 0;
@@ -2053,7 +2055,8 @@ typedef struct {
     const char *out, *out_f32, *tokenizer, *valid, *state, *resume, *encoding;
     Shape shape;
     Optimizer optimizer;
-    double lr, final_lr, minutes, save_minutes, tokens, synthetic, repetition, answer_weight;
+    double lr, final_lr, minutes, save_minutes, tokens, answer_weight;
+    double synthetic, synthetic_end, repetition, repetition_end; // an end below 0: no change
     long long batch, micro, warmup, log_every, valid_windows, threads, seed, randomized;
 } Settings;
 
@@ -2127,11 +2130,24 @@ static void add_losses(Means *m, const Net *n, size_t R, float answer_weight)
     }
 }
 
+// The shares of synthetic texts and repetitions, a straight line from the first value to the last.
+// Copying has to be learned before finding, so a run begins with many repetitions.
+static void mix_texts(Text *x, const Settings *o, const Progress *p)
+{
+    double done = fmin(run_fraction(o, p), 1);
+    x->early = 1 - done;
+    x->synthetic = o->synthetic;
+    x->repetition = o->repetition;
+    if (o->synthetic_end >= 0) x->synthetic += done * (o->synthetic_end - o->synthetic);
+    if (o->repetition_end >= 0) x->repetition += done * (o->repetition_end - o->repetition);
+}
+
 // One update from batch * T tokens, taken micro sequences at a time.
 static double train_step(Net *n, Text *x, const Settings *o, Progress *p, Means *means)
 {
     float share = 1 / (float)((size_t)o->batch * n->T);
     memset(n->grads, 0, n->parts.size * sizeof(float));
+    mix_texts(x, o, p);
     for (long long done = 0; done < o->batch; done += o->micro) {
         size_t R = (size_t)o->micro * n->T;
         fill_batch(x, n, R);
@@ -2215,6 +2231,8 @@ static Settings settings = {
     .save_minutes = 10,
     .synthetic = 0.08,
     .repetition = 0.25,
+    .synthetic_end = -1,
+    .repetition_end = -1,
     .answer_weight = 4,
     .batch = 16,
     .micro = 8,
@@ -2257,6 +2275,8 @@ static const Setting setting_table[] = {
     {"--save-minutes", &settings.save_minutes, FLOAT64, 0.01, 1e6, "time between saves"},
     {"--synthetic", &settings.synthetic, FLOAT64, 0, 1, "share of synthetic windows"},
     {"--repetition", &settings.repetition, FLOAT64, 0, 1, "share of repetitions among those"},
+    {"--synthetic-end", &settings.synthetic_end, FLOAT64, 0, 1, "the share moves there; default: stays"},
+    {"--repetition-end", &settings.repetition_end, FLOAT64, 0, 1, "likewise"},
     {"--answer-weight", &settings.answer_weight, FLOAT64, 0, 100, "weight of an answer's digits"},
     {"--log-every", &settings.log_every, INT64, 1, 1000000, "steps between lines"},
     {"--valid-windows", &settings.valid_windows, INT64, 1, 1000000,
@@ -2343,8 +2363,6 @@ static void load_source(Text *x, const char *argument)
 static void load_text(Text *x, const Settings *o, char **paths, int n_paths)
 {
     double total = 0;
-    x->synthetic = o->synthetic;
-    x->repetition = o->repetition;
     x->answer_weight = (float)o->answer_weight;
     x->rng = (uint64_t)o->seed * 0x9E3779B97F4A7C15u;
     classify_pieces(x, o->shape.vocab_size);
