@@ -74,6 +74,10 @@ endif
 figures: run $(BUILD)/plot
 	sh tests/figures.sh $(BUILD)
 
+# One small model for each position encoding, far past its trained context: about 10 minutes.
+survey: run $(BUILD)/plot
+	sh tests/survey.sh $(BUILD)
+
 $(BUILD)/test_plot: tests/plot.c
 
-.PHONY: figures
+.PHONY: figures survey
