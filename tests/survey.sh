@@ -99,15 +99,20 @@ plan_test() { # encoding method mode length option...
 # All that is asked of an encoding, past the end of its table with positions clamped.
 plan_encoding() { # encoding
     for n in $lengths; do
-        if takes "$1" -c "$n"; then how=none option=
-        elif takes "$1" -c "$n" --clamp-positions; then how=clamped option=--clamp-positions
-        else continue; fi
-        plan_windows "$1" $how "$n" $option
-        plan_sliding "$1" $how "$n" $option
+        how=none
+        takes "$1" -c "$n" || how=clamped
+        set -- "$1"
+        [ $how = none ] || set -- "$1" --clamp-positions
+        takes "$@" -c "$n" || continue
+        name=$1
+        shift
+        plan_windows "$name" "$how" "$n" "$@"
+        plan_sliding "$name" "$how" "$n" "$@"
         case " $asked " in *" $n "*)
-            plan_test "$1" $how passkey "$n" $option
-            plan_test "$1" $how retrieval "$n" $option ;;
+            plan_test "$name" "$how" passkey "$n" "$@"
+            plan_test "$name" "$how" retrieval "$n" "$@" ;;
         esac
+        set -- "$name"
     done
 }
 
@@ -175,10 +180,19 @@ tables() { # encoding method view
     done
 }
 
-# One table out of several. Losses: each octave of positions from the windows that end with it.
-join_tables() { # table...
-    awk -F '\t' 'FNR == 1 { n = FILENAME; sub(/\.tsv$/, "", n); sub(/.*\./, "", n) }
-        NR == 1 || (FNR > 1 && (FILENAME !~ /windows/ || n == 256 || $2 + 1 >= n / 2))' "$@"
+# One table out of those. Losses: each octave of positions from the windows that end with it.
+join_tables() { # encoding method view
+    tables "$@" | {
+        files=
+        while read -r table; do files="$files $table"; done
+        # shellcheck disable=SC2086 # words of $files are files
+        awk -F '\t' 'FNR == 1 { n = FILENAME; sub(/\.tsv$/, "", n); sub(/.*\./, "", n) }
+            NR == 1 || (FNR > 1 && (FILENAME !~ /windows/ || n == 256 || $2 + 1 >= n / 2))' $files
+    }
+}
+
+has_rows() { # encoding method view
+    grep -q "^$1$tab$2$tab$3$tab" "$figures/survey.tsv"
 }
 
 # The means of one view of an encoding, for plot.
@@ -196,15 +210,13 @@ draw() { # kind picture view method title
     set --
     for name in $names; do
         for how in ${only:-none clamped}; do
-            [ -e "$raw/$name.$how.$view.2048.tsv" ] || [ $how = none ] || continue
-            case $kind in
-            means) means "$name" $how "$view" > "$raw/$name.$how.$kind.$view" ;;
-            # shellcheck disable=SC2046 # one word a table
-            *) join_tables $(tables "$name" $how "$view") > "$raw/$name.$how.$kind.$view" ;;
-            esac
+            [ "$how" = none ] || has_rows "$name" "$how" "$view" || continue
+            table=$raw/$name.$how.$kind.$view
+            if [ "$kind" = means ]; then means "$name" "$how" "$view" > "$table"
+            else join_tables "$name" "$how" "$view" > "$table"; fi
             label=$name
-            [ $how = clamped ] && label="$name, clamped"
-            set -- "$@" "$label=$raw/$name.$how.$kind.$view"
+            [ "$how" != clamped ] || label="$name, clamped"
+            set -- "$@" "$label=$table"
         done
     done
     [ $# -eq 0 ] && return
@@ -251,13 +263,12 @@ print_tables() {
         END {
             print "\n| encoding", "positions", "loss, 512", "1024", "2048", "passkey %, 512",
                 "1024", "2048 |\n|---|---|---|---|---|---|---|---|"
-            split("linear ntk dynamic yarn", methods, " ")
+            split("none clamped linear ntk dynamic yarn", methods, " ")
             for (i = 1; i <= n; i++) {
                 if (!((known[i], "linear") in has)) continue
-                stretch(known[i], "none")
-                if ((known[i], "clamped") in has) stretch(known[i], "clamped")
-                for (m = 1; m <= 4; m++)
-                    if ((known[i], methods[m]) in has) stretch(known[i], methods[m])
+                for (m = 1; m <= 6; m++)
+                    if ((known[i], methods[m], "windows", 512) in value)
+                        stretch(known[i], methods[m])
             }
         }'
 }
@@ -265,7 +276,7 @@ print_tables() {
 begin=$(date +%s)
 mkdir -p "$raw" "$figures"
 rm -f "$raw"/*
-names= skipped=
+names='' skipped=''
 for name in $(echo "$encodings" | awk '{ print $1 }'); do
     if [ -e "$(model "$name")" ]; then names="$names $name"
     else skipped="$skipped $name"; fi
