@@ -25,7 +25,7 @@ set -e
 build=$1
 models=${MODELS:-models}
 figures=${FIGURES:-models/figures}
-windows=${WINDOWS:-12}
+windows=${WINDOWS:-10}
 slides=${SLIDES:-8}
 trials=${TRIALS:-4}
 jobs=${JOBS:-$(getconf _NPROCESSORS_ONLN)}
@@ -34,7 +34,8 @@ raw=$build/survey
 trained=256
 lengths="256 512 1024 2048 4096"
 stretched="512 1024 2048" # by 2, 4 and 8
-asked="256 512 1024 2048"
+keyed="256 512 1024 2048" # passkey
+asked="256 512 1024"      # multi-key, variable tracking
 tab=$(printf '\t')
 
 # name | class | where position enters | learned | source
@@ -108,10 +109,8 @@ plan_encoding() { # encoding
         shift
         plan_windows "$name" "$how" "$n" "$@"
         plan_sliding "$name" "$how" "$n" "$@"
-        case " $asked " in *" $n "*)
-            plan_test "$name" "$how" passkey "$n" "$@"
-            plan_test "$name" "$how" retrieval "$n" "$@" ;;
-        esac
+        case " $keyed " in *" $n "*) plan_test "$name" "$how" passkey "$n" "$@" ;; esac
+        case " $asked " in *" $n "*) plan_test "$name" "$how" retrieval "$n" "$@" ;; esac
         set -- "$name"
     done
 }
