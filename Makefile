@@ -4,6 +4,7 @@
 # make tools      build/bpe, build/train, build/oracle
 # make bench      speed on models of known shapes, against this machine's limits
 # make portable   ./run for any x86-64: kernels for three levels, chosen as it starts
+# make survey     every position encoding, far past its trained context (about 10 minutes)
 # make clean      remove everything that was built
 #
 # CC and CFLAGS may be given, as in: make CC=clang CFLAGS="-O2 -march=native"
