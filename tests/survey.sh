@@ -256,7 +256,8 @@ print_tables() {
         {
             about = $2 " | " $3 " | " $4 " | " $5
             line($1, $1, "none", about, "`" models "/pe-" $1 ".bin`")
-            if (($1, "clamped") in has) line($1 ", clamped", $1, "clamped", " | | | ", "the same")
+            if (($1, "clamped", "windows", 2048) in value)
+                line($1 ", clamped", $1, "clamped", " | | | ", "the same")
             known[++n] = $1
         }
         END {
