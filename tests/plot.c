@@ -522,7 +522,10 @@ static void draw_curves(const char *path, double trained, const char *title, con
     Series *ends[MAX_SERIES], *exits[MAX_SERIES];
     size_t n_ends = 0, n_exits = 0;
     int n_stops = 0;
-    for (size_t i = 0; i < n; i++) f.x_lo = fmin(f.x_lo, floor(s[i]->x[0]));
+    for (size_t i = 0; i < n; i++) {
+        f.x_lo = fmin(f.x_lo, floor(s[i]->x[0]));
+        f.width = fmin(f.width, PICTURE_WIDTH - f.left - 35 - 7.3 * (double)strlen(s[i]->label));
+    }
     set_loss_range(&f, s, n, cap, least);
     if (f.x_hi == f.x_lo) f.x_hi++; // one length alone
     for (size_t i = 0; i < n; i++) {

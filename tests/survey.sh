@@ -307,7 +307,7 @@ draw means survey-windows windows "" "Loss of windows that do not overlap, by th
 $about"
 draw means survey-sliding sliding "" "Loss of the last quarter of sliding windows, by their length
 $about"
-draw means survey-linear windows linear "The same with positions or distances divided by 2, 4, 8
+draw means survey-linear windows linear "Windows with positions or distances divided by 2, 4 and 8
 $about"
 draw grid survey-passkey passkey "" "Passkey: per cent of right answers
 Five digits within filler text, asked for at its end; $trials texts a cell."

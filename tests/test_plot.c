@@ -179,7 +179,7 @@ static void test_pictures(void)
 }
 
 // The boxes of a picture's texts, but for titles along an axis that stands upright: [left, right]
-// and the base line. Returns how many pairs of them overlap.
+// and the base line. Returns how many pairs of them overlap and how many leave the picture.
 static int overlaps(const char *svg)
 {
     static struct { double left, right, y; } box[256];
@@ -192,11 +192,12 @@ static int overlaps(const char *svg)
         if (!anchor || anchor > end) continue; // the title
         if (sscanf(s, "<text x=\"%lf\" y=\"%lf\"", &x, &y) != 2 || x == 20) continue;
         anchor += strlen("text-anchor=\"");
-        width = 6.5 * (double)(end - strchr(s, '>') - 1);
+        width = 7.0 * (double)(end - strchr(s, '>') - 1);
         box[n].left = x - (*anchor == 'e' ? width : *anchor == 'm' ? width / 2 : 0);
         box[n].right = box[n].left + width;
         box[n++].y = y;
     }
+    for (int i = 0; i < n; i++) bad += box[i].left < 0 || box[i].right > PICTURE_WIDTH;
     for (int i = 0; i < n; i++)
         for (int k = 0; k < i; k++)
             bad += fabs(box[i].y - box[k].y) < 11 && box[i].left < box[k].right &&
