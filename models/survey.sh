@@ -1,7 +1,9 @@
 #!/bin/sh
 # survey.sh FOLDER: trains models/pe-NAME.bin, one small model for each position encoding, on the
 # texts in FOLDER: everything but the encoding is the same, down to the order of the data and the
-# first value of every other weight. 1.3 million parameters, trained context 256, 10 million tokens.
+# first value of every other weight. 1.2 million parameters, trained context 256, 10 million tokens.
+# It begins with mostly synthetic texts and repetitions, else none would learn to find anything
+# again (see README.md). Each takes about 20 minutes of one Zen 4 core: 4.5 hours in all.
 #
 #     make build/train && sh models/survey.sh path/to/texts
 #
@@ -38,8 +40,10 @@ for name in $names; do
     begin=$(date +%s)
     # shellcheck disable=SC2086 # words of $encoding and $resume are options
     "$train" -o "$model.part" --state "$state" $resume $encoding \
-        --dim 128 --hidden 352 --layers 4 --heads 4 --kv-heads 4 --vocab 4096 --ctx 256 \
-        --batch 32 --micro 16 --tokens "$tokens" --save-minutes 2 --log-every 100 --seed 1 \
+        --dim 128 --hidden 256 --layers 4 --heads 4 --kv-heads 4 --vocab 4096 --ctx 256 \
+        --batch 8 --micro 8 --lr 6e-3 --bf16 1 --synthetic 0.6 --synthetic-end 0.1 \
+        --repetition 0.8 --repetition-end 0.1 \
+        --tokens "$tokens" --save-minutes 2 --log-every 100 --seed 1 \
         "$@" "$folder" 2>> "$out/pe-$name.log" || {
         echo "survey.sh: $name: stopped, see $out/pe-$name.log; run again to go on" >&2
         exit 1
