@@ -1137,8 +1137,10 @@ static void *pool_worker(void *unused)
     (void)unused;
     for (;;) {
         uint64_t seen = atomic_load(&pool.ticket);
-        for (int spin = 0; spin < 4000; spin++, cpu_relax())
+        for (int spin = 0; spin < 4000; spin++, cpu_relax()) {
             if (pool_work()) spin = 0;
+            if (spin % 64 == 63) sched_yield(); // the caller may need this processor
+        }
         pthread_mutex_lock(&pool.lock);
         atomic_fetch_add(&pool.sleepers, 1);
         while (atomic_load(&pool.ticket) >> 32 == seen >> 32)
