@@ -1014,8 +1014,8 @@ INLINE void tile_q8_one(const Panel *p, const Quantized *x, size_t group, int ni
     size_t n = x->n_groups, step = LANES / 4 * PANEL * p->stride;
     for (size_t g = 0; g < n;) {
         size_t first = min_size(g, n - LANES / 4);
-        const char *next = (const char *)p->rows[0] + (n + g) * PANEL * p->stride;
-        for (size_t i = 0; i < step; i += 64) __builtin_prefetch(next + i, 0, 2); // next panel
+        const char *next = (const char *)p->rows[0] + (2 * n + g) * PANEL * p->stride;
+        for (size_t i = 0; i < step; i += 64) __builtin_prefetch(next + i, 0, 2); // two panels on
         dot_groups(p, first, x, group, nibbles, d);
         for (size_t c = g - first; c < LANES / 4; c++, g++) {
             sum = add_group(sum, d[c] + x->bias[g] / 128 * zero, p->scales + g * PANEL,
@@ -1365,7 +1365,12 @@ static void matmul(Quantized *act, const Product *jobs, int n_jobs, const float 
         act->n_groups = cols / group;
         parallel_for(n, ceil_div(MIN_BLOCK, 4 * cols), quantize_rows, &m);
     }
-    parallel_for(n_panels, ceil_div(MIN_BLOCK, PANEL * cols * n), matmul_panels, &m);
+    size_t grain = ceil_div(MIN_BLOCK, PANEL * cols * n);
+    if (n == 1) { // memory is the limit, and it is fastest where each thread reads long stretches
+        size_t stretch = ceil_div(n_panels, 2 * (size_t)pool.n_threads);
+        grain = max_size(ceil_div(grain, 2), stretch);
+    }
+    parallel_for(n_panels, grain, matmul_panels, &m);
     if (same < n_jobs) matmul(act, jobs + same, n_jobs - same, x, n); // another group size
 }
 
