@@ -213,6 +213,7 @@ typedef struct {
     int has_min;
     Decode decode;  // block types
     int gguf;       // its number in GGUF files, -1: none
+    int in_place;   // blocks of halves (scale, minimum) and codes that need no taking apart
 } TensorType;
 
 struct Tensor {
@@ -424,18 +425,18 @@ static void unpack_blocks(const Tensor *t, size_t row, float *out)
 
 enum { T_F32, T_F16, T_Q8, T_BF16, T_BLOCKS };
 static const TensorType tensor_types[] = {
-    [T_F32] = {"f32", 1, 4, unpack_f32, 0, 0, NULL, 0},
-    [T_F16] = {"f16", 1, 2, unpack_f16, 0, 0, NULL, 1},
-    [T_Q8] = {"q8_0 (planar)", 1, 1, unpack_q8, 0, 0, NULL, -1},
-    [T_BF16] = {"bf16", 1, 2, unpack_bf16, 0, 0, NULL, 30},
-    [T_BLOCKS] = {"q8_0", 32, 34, unpack_blocks, 32, 0, decode_q8_0, 8},
-    {"q4_0", 32, 18, unpack_blocks, 32, 0, decode_q4_0, 2},
-    {"q4_1", 32, 20, unpack_blocks, 32, 1, decode_q4_1, 3},
-    {"q5_0", 32, 22, unpack_blocks, 32, 0, decode_q5_0, 6},
-    {"q5_1", 32, 24, unpack_blocks, 32, 1, decode_q5_1, 7},
-    {"q4_k", 256, 144, unpack_blocks, 32, 1, decode_q4_k, 12},
-    {"q5_k", 256, 176, unpack_blocks, 32, 1, decode_q5_k, 13},
-    {"q6_k", 256, 210, unpack_blocks, 16, 0, decode_q6_k, 14},
+    [T_F32] = {"f32", 1, 4, unpack_f32, 0, 0, NULL, 0, 0},
+    [T_F16] = {"f16", 1, 2, unpack_f16, 0, 0, NULL, 1, 0},
+    [T_Q8] = {"q8_0 (planar)", 1, 1, unpack_q8, 0, 0, NULL, -1, 0},
+    [T_BF16] = {"bf16", 1, 2, unpack_bf16, 0, 0, NULL, 30, 0},
+    [T_BLOCKS] = {"q8_0", 32, 34, unpack_blocks, 32, 0, decode_q8_0, 8, 1},
+    {"q4_0", 32, 18, unpack_blocks, 32, 0, decode_q4_0, 2, 1},
+    {"q4_1", 32, 20, unpack_blocks, 32, 1, decode_q4_1, 3, 1},
+    {"q5_0", 32, 22, unpack_blocks, 32, 0, decode_q5_0, 6, 0},
+    {"q5_1", 32, 24, unpack_blocks, 32, 1, decode_q5_1, 7, 0},
+    {"q4_k", 256, 144, unpack_blocks, 32, 1, decode_q4_k, 12, 0},
+    {"q5_k", 256, 176, unpack_blocks, 32, 1, decode_q5_k, 13, 0},
+    {"q6_k", 256, 210, unpack_blocks, 16, 0, decode_q6_k, 14, 0},
 };
 enum { N_TENSOR_TYPES = sizeof tensor_types / sizeof *tensor_types };
 
@@ -762,7 +763,6 @@ static void gemm_rows(size_t n, const float *a, size_t lda, const float *b, size
     for (; v < N; v += LANES) gemm_columns(1, n, a, lda, b + v, K, N, c + v);
 }
 
-// Half to float, n values; the next n are asked for, as tiles of the cache follow one another.
 // LANES halves as floats.
 INLINE vf vload_half(const uint16_t *h)
 {
@@ -779,18 +779,33 @@ INLINE vf vload_half(const uint16_t *h)
 #endif
 }
 
-// Fetches what lies behind n bytes, likely the next tile, into the second-level cache.
-static void prefetch_next(const void *p, size_t n)
+// LANES floats as halves, as float_to_half() does it.
+INLINE void vstore_half(uint16_t *h, vf v)
 {
-    for (size_t i = 0; i < n; i += 64) __builtin_prefetch((const char *)p + n + i, 0, 2);
+    v = vmax(vset(-65504), vmin(vset(65504), v)); // in this order, NaN stays NaN
+#if defined(__AVX512F__)
+    _mm256_storeu_si256((__m256i *)h, _mm512_cvtps_ph((__m512)v, _MM_FROUND_TO_NEAREST_INT));
+#elif defined(__F16C__)
+    _mm_storeu_si128((__m128i *)h, _mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT));
+#elif defined(__aarch64__)
+    vst1_u16(h, vreinterpret_u16_f16(vcvt_f16_f32((float32x4_t)v)));
+#else
+    for (int i = 0; i < LANES; i++) h[i] = float_to_half(v[i]);
+#endif
 }
 
 static void halves_to_floats(const uint16_t *h, float *f, size_t n)
 {
     size_t i = 0;
-    prefetch_next(h, 2 * n);
     for (; i + LANES <= n; i += LANES) vstore(f + i, vload_half(h + i));
     for (; i < n; i++) f[i] = half_to_float(h[i]);
+}
+
+static void floats_to_halves(const float *f, uint16_t *h, size_t n)
+{
+    size_t i = 0;
+    for (; i + LANES <= n; i += LANES) vstore_half(h + i, vload(f + i));
+    for (; i < n; i++) h[i] = float_to_half(f[i]);
 }
 
 // --- int8 ---------------------------------------------------------------------------------------
@@ -836,10 +851,14 @@ static void quantize_row(const float *x, size_t t, Quantized *a)
     }
 }
 
-// PANEL rows of weights; mins is NULL for types without.
+// PANEL rows of weights; mins is NULL for types without. For one token the rows may also be codes
+// with something between the groups, and the codes may be nibbles: the lower ones of 16 bytes are
+// values 0..15, the upper ones 16..31, and `zero` is the code of 0.
 typedef struct {
     const int8_t *rows[PANEL];  // [cols] each
     const float *scales, *mins; // [n_groups][PANEL]; mins / 128, since bias is -128 * sum(x)
+    size_t stride;              // bytes from a group to the next
+    int nibbles, zero;
 } Panel;
 
 // out[t][r] for PANEL rows and n tokens, as the equation above says. The plain version.
@@ -940,44 +959,77 @@ INLINE void tile_q8_n(int nt, const vi *words, const Panel *p, const Quantized *
     for (int i = 0; i < nt; i++) vstore_part(out + (t + (size_t)i) * stride, sum[i], n_rows);
 }
 
-// Dot products of 4 * LANES columns of every row with x, FLIPped: out[c] has in lane r the sum
-// over columns 16c .. 16c + 15 of row r.
-INLINE void fold_columns(const int8_t *const rows[PANEL], size_t at, vi x, vi out[LANES / 4])
+// 16 bytes each from LANES / 4 places, `stride` bytes apart.
+INLINE vi load_quarters(const void *from, size_t stride)
+{
+    const char *p = from;
+#if HAVE_DOT && LANES > 4
+    __m128i q[LANES / 4];
+    for (size_t i = 0; i < LANES / 4; i++) q[i] = _mm_loadu_si128((const void *)(p + i * stride));
+    __m256i low = _mm256_inserti128_si256(_mm256_castsi128_si256(q[0]), q[1], 1);
+#if LANES == 8
+    return (vi)low;
+#else
+    __m256i high = _mm256_inserti128_si256(_mm256_castsi128_si256(q[2]), q[3], 1);
+    return (vi)_mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1);
+#endif
+#else
+    vi v;
+    for (size_t i = 0; i < LANES / 4; i++) memcpy((char *)&v + 16 * i, p + i * stride, 16);
+    return v;
+#endif
+}
+
+// d[c] = in lane r, the dot product of group g + c of row r with x. A quarter of a vector holds a
+// part of one group, so that only the quarters' sums are left to transpose.
+INLINE void dot_groups(const Panel *p, size_t g, const Quantized *x, size_t group, int nibbles,
+                       vi d[LANES / 4])
 {
     vi sums[LANES / 4];
     for (int r = 0; r < LANES; r += 4) {
-        vi a[4];
-        for (int i = 0; i < 4; i++) {
-            prefetch(rows[r + i] + at);
-            a[i] = dot_words((vi){0}, load_words(rows[r + i] + at) ^ (int32_t)FLIP, x);
+        vi a[4] = {{0}};
+        for (size_t k = 0; k < group; k += 16) {
+            vi xk = load_quarters(x->q + g * group + k, group);
+            for (int i = 0; i < 4; i++) {
+                vi w = load_quarters(p->rows[r + i] + g * p->stride + (nibbles ? 0 : k), p->stride);
+                w = nibbles ? (k ? w >> 4 : w) & 0x0f0f0f0f : w ^ (int32_t)FLIP;
+                a[i] = dot_words(a[i], w, xk);
+            }
         }
         vi even = zip_low(a[0], a[2]) + zip_high(a[0], a[2]);
         vi odd = zip_low(a[1], a[3]) + zip_high(a[1], a[3]);
         sums[r / 4] = zip_low(even, odd) + zip_high(even, odd); // rows r..r+3 in each quarter
     }
-    transpose_quarters(sums, out);
+    transpose_quarters(sums, d);
 }
 
-// For one token it is cheaper to multiply the rows as they lie and to transpose the sums.
-static void tile_q8_one(const Panel *p, const Quantized *x, float *out, int n_rows)
+// For one token it is cheaper to multiply the rows as they lie, even in GGUF's blocks, and to
+// transpose the sums. The last groups are taken together with some already summed.
+INLINE void tile_q8_one(const Panel *p, const Quantized *x, size_t group, int nibbles, float *out,
+                        int n_rows)
 {
     vf sum = {0};
-    vi d = {0}, part[LANES / 4];
-    size_t cols = x->n_groups * x->group, left = x->group, g = 0;
-    for (size_t k = 0; k < cols; k += 4 * LANES) {
-        fold_columns(p->rows, k, load_words(x->q + k), part);
-        for (int c = 0; c < LANES / 4; c++) {
-            d += part[c];
-            if (left -= 16) continue;
-            sum = add_group(sum, FLIP ? d + x->bias[g] : d, p->scales + g * PANEL, x->scale[g]);
+    vi d[LANES / 4];
+    int32_t zero = nibbles ? p->zero : FLIP ? 128 : 0;
+    size_t n = x->n_groups, step = LANES / 4 * PANEL * p->stride;
+    for (size_t g = 0; g < n;) {
+        size_t first = min_size(g, n - LANES / 4);
+        const char *next = (const char *)p->rows[0] + (2 * n + g) * PANEL * p->stride;
+        for (size_t i = 0; i < step; i += 64) __builtin_prefetch(next + i, 0, 2); // two panels on
+        dot_groups(p, first, x, group, nibbles, d);
+        for (size_t c = g - first; c < LANES / 4; c++, g++) {
+            sum = add_group(sum, d[c] + x->bias[g] / 128 * zero, p->scales + g * PANEL,
+                            x->scale[g]);
             if (p->mins)
                 sum = add_group(sum, x->bias[g] - (vi){0}, p->mins + g * PANEL, x->scale[g]);
-            d = (vi){0};
-            left = x->group;
-            g++;
         }
     }
     vstore_part(out, sum, n_rows);
+}
+
+static int tiles_one(const Quantized *x)
+{
+    return HAVE_DOT && x->group % 16 == 0 && x->n_groups >= LANES / 4;
 }
 
 // The plain version's equal. room: for a repacked panel, [cols / 4] vectors.
@@ -985,12 +1037,15 @@ static void tile_q8(const Panel *p, const Quantized *x, size_t n, float *out, si
                     int n_rows, void *room)
 {
     size_t cols = x->n_groups * x->group, t = 0;
-    if (!HAVE_DOT || x->group % 4 || cols % (4 * LANES)) {
-        tile_q8_plain(p, x, n, out, stride, n_rows);
+    if (n == 1 && tiles_one(x)) {
+        if (p->nibbles) tile_q8_one(p, x, 32, 1, out, n_rows);
+        else if (x->group == 16) tile_q8_one(p, x, 16, 0, out, n_rows);
+        else if (x->group == 32) tile_q8_one(p, x, 32, 0, out, n_rows);
+        else tile_q8_one(p, x, x->group, 0, out, n_rows);
         return;
     }
-    if (n == 1 && x->group % 16 == 0) {
-        tile_q8_one(p, x, out, n_rows);
+    if (!HAVE_DOT || x->group % 4 || cols % (4 * LANES)) {
+        tile_q8_plain(p, x, n, out, stride, n_rows);
         return;
     }
     vi *words = room;
@@ -1030,9 +1085,9 @@ static void transpose_floats(const float *const rows[PANEL], size_t n, float fac
 // not waited for unless it holds a block. Results do not depend on who did what, because an item
 // writes only its own outputs and computes each in a fixed order.
 //
-// A job is announced by the ticket: its generation in the high half, the next free item in the
-// low half. Taking a block is one compare-and-swap, and its success proves that the job is still
-// unfinished, so the job's fields, read before it, were the right ones.
+// A job is announced by the ticket: its generation in the high half, the items that nobody has
+// taken yet in the low half. Taking a block is one compare-and-swap, and its success proves that
+// the job is still unfinished, so the job's fields, read before it, were the right ones.
 
 typedef void (*Work)(void *arg, size_t begin, size_t end);
 
@@ -1040,8 +1095,9 @@ static struct {
     int n_threads;
     _Atomic(Work) work;
     _Atomic(void *) arg;
-    _Atomic size_t n, grain, done;
-    _Atomic uint64_t ticket;
+    _Atomic size_t n, grain;
+    _Alignas(64) _Atomic uint64_t ticket;
+    _Alignas(64) _Atomic size_t done;
     _Atomic int sleepers;
     pthread_mutex_t lock;
     pthread_cond_t wake;
@@ -1062,14 +1118,14 @@ static int pool_work(void)
     int any = 0;
     for (;;) {
         uint64_t ticket = atomic_load(&pool.ticket);
+        size_t left = (uint32_t)ticket;
+        if (!left) return any;
         Work work = atomic_load(&pool.work);
         void *arg = atomic_load(&pool.arg);
-        size_t n = atomic_load(&pool.n), grain = atomic_load(&pool.grain);
-        size_t begin = (uint32_t)ticket, end = min_size(n, begin + grain);
-        if (begin >= n) return any;
-        if (!atomic_compare_exchange_weak(&pool.ticket, &ticket, ticket - begin + end)) continue;
-        work(arg, begin, end);
-        atomic_fetch_add(&pool.done, end - begin);
+        size_t n = atomic_load(&pool.n), taken = min_size(left, atomic_load(&pool.grain));
+        if (!atomic_compare_exchange_weak(&pool.ticket, &ticket, ticket - taken)) continue;
+        work(arg, n - left, n - left + taken);
+        atomic_fetch_add(&pool.done, taken);
         any = 1;
     }
 }
@@ -1081,8 +1137,10 @@ static void *pool_worker(void *unused)
     (void)unused;
     for (;;) {
         uint64_t seen = atomic_load(&pool.ticket);
-        for (int spin = 0; spin < 4000; spin++, cpu_relax())
+        for (int spin = 0; spin < 4000; spin++, cpu_relax()) {
             if (pool_work()) spin = 0;
+            if (spin % 64 == 63) sched_yield(); // the caller may need this processor
+        }
         pthread_mutex_lock(&pool.lock);
         atomic_fetch_add(&pool.sleepers, 1);
         while (atomic_load(&pool.ticket) >> 32 == seen >> 32)
@@ -1113,14 +1171,13 @@ static void parallel_for(size_t n, size_t grain, Work work, void *arg)
         if (n) work(arg, 0, n);
         return;
     }
-    atomic_store(&pool.n, 0); // no block can be taken while the fields change
-    atomic_store(&pool.work, work);
-    atomic_store(&pool.arg, arg);
-    atomic_store(&pool.grain, grain);
-    atomic_store(&pool.done, 0);
+    atomic_store_explicit(&pool.work, work, memory_order_relaxed);
+    atomic_store_explicit(&pool.arg, arg, memory_order_relaxed);
+    atomic_store_explicit(&pool.n, n, memory_order_relaxed);
+    atomic_store_explicit(&pool.grain, grain, memory_order_relaxed);
+    atomic_store_explicit(&pool.done, 0, memory_order_relaxed);
     uint64_t generation = (atomic_load(&pool.ticket) >> 32) + 1;
-    atomic_store(&pool.ticket, generation << 32);
-    atomic_store(&pool.n, n);
+    atomic_store(&pool.ticket, generation << 32 | n);
     if (atomic_load(&pool.sleepers)) {
         pthread_mutex_lock(&pool.lock);
         pthread_cond_broadcast(&pool.wake);
@@ -1172,24 +1229,54 @@ static size_t int8_group(const Tensor *w)
 
 // Takes the blocks of one row apart into q[cols], scale[n_groups] and, for types that have them,
 // min[n_groups].
-INLINE void decode_blocks(const Tensor *w, size_t row, Decode decode, int8_t *q, float *scale,
-                          float *min)
+static void decode_row(const Tensor *w, size_t row, int8_t *q, float *scale, float *min)
 {
     size_t bytes = w->type->bytes, block = w->type->block, groups = block / w->group;
     const uint8_t *b = w->data + row * (w->cols / block) * bytes;
     for (size_t k = 0; k < w->cols; k += block, b += bytes, scale += groups, min += groups) {
         for (size_t i = 0; i < bytes; i += 64) prefetch(b + i);
-        decode(b, q + k, scale, min, 1);
+        w->type->decode(b, q + k, scale, min, 1);
     }
 }
 
-// The most used types have loops of their own, for speed.
-static void decode_row(const Tensor *w, size_t row, int8_t *q, float *scale, float *min)
+// out[g][r] = factor * the half at blocks[r] + g * stride, g < n. room: [n][PANEL]
+static void gather_halves(const uint8_t *const blocks[PANEL], size_t stride, size_t n,
+                          float factor, uint16_t *room, float *out)
 {
-    Decode decode = w->type->decode;
-    if (decode == decode_q8_0) decode_blocks(w, row, decode_q8_0, q, scale, min);
-    else if (decode == decode_q4_0) decode_blocks(w, row, decode_q4_0, q, scale, min);
-    else decode_blocks(w, row, decode, q, scale, min);
+    for (size_t r = 0; r < PANEL; r += 4)
+        for (size_t g = 0; g < n; g++) {
+            uint64_t four = 0; // fewer, larger stores
+            for (size_t i = 0; i < 4; i++) {
+                uint16_t half;
+                memcpy(&half, blocks[r + i] + g * stride, 2);
+                four |= (uint64_t)half << 16 * i;
+            }
+            memcpy(room + g * PANEL + r, &four, 8);
+        }
+    for (size_t i = 0; i < n * PANEL; i += LANES)
+        vstore(out + i, vload_half(room + i) * vset(factor));
+}
+
+// product_q8() for one token and blocks whose codes are multiplied where they lie: 32 bytes, or 16
+// of nibbles, behind the scale and the minimum.
+static void product_in_place(const Matmul *m, const Product *p, size_t r0, int n_rows)
+{
+    const Tensor *w = p->w;
+    size_t n_groups = w->cols / w->group, n = PANEL * n_groups, bytes = w->type->bytes;
+    int nibbles = bytes < w->group, has_min = w->type->has_min;
+    float *scales = scratch(n * 10), *mins = scales + n;
+    uint16_t *room = (uint16_t *)(mins + n);
+    const uint8_t *scale_at[PANEL], *min_at[PANEL];
+    Panel panel = {.scales = scales, .mins = has_min ? mins : NULL, .stride = bytes,
+                   .nibbles = nibbles, .zero = has_min ? 0 : 8};
+    for (int r = 0; r < PANEL; r++) {
+        scale_at[r] = w->data + (r0 + (size_t)(r < n_rows ? r : 0)) * n_groups * bytes;
+        min_at[r] = scale_at[r] + 2;
+        panel.rows[r] = (const int8_t *)scale_at[r] + bytes - w->group / (nibbles ? 2 : 1);
+    }
+    gather_halves(scale_at, bytes, n_groups, 1, room, scales);
+    if (has_min) gather_halves(min_at, bytes, n_groups, -1.0f / 128, room, mins);
+    tile_q8(&panel, m->act, 1, p->out + r0, w->rows, n_rows, NULL);
 }
 
 // Rows [r0, r0 + n_rows) of one product in int8; n_rows <= PANEL. Planar rows are used where they
@@ -1201,7 +1288,8 @@ static void product_q8(const Matmul *m, const Product *p, size_t r0, int n_rows)
     float *scales = scratch(4 * n * 4 + 2 * bytes), *mins = scales + n, *blocks = mins + n;
     int8_t *q = (int8_t *)(blocks + 2 * n);
     const float *scale_rows[PANEL], *min_rows[PANEL];
-    Panel panel = {.scales = scales, .mins = w->type->has_min ? mins : NULL};
+    Panel panel = {.scales = scales, .mins = w->type->has_min ? mins : NULL,
+                   .stride = w->group};
     for (int r = 0; r < PANEL; r++) {
         size_t row = r0 + (size_t)(r < n_rows ? r : 0), at = (size_t)r * n_groups;
         panel.rows[r] = (const int8_t *)w->data + row * w->cols;
@@ -1245,7 +1333,9 @@ static void matmul_panels(void *arg, size_t begin, size_t end)
         for (; panel >= ceil_div(p->w->rows, PANEL); p++) panel -= ceil_div(p->w->rows, PANEL);
         size_t r0 = panel * PANEL;
         int n_rows = (int)min_size(PANEL, p->w->rows - r0);
-        if (m->act) product_q8(m, p, r0, n_rows);
+        if (m->act && m->n == 1 && p->w->type->in_place && tiles_one(m->act))
+            product_in_place(m, p, r0, n_rows);
+        else if (m->act) product_q8(m, p, r0, n_rows);
         else product_f32(m, p, r0, n_rows);
     }
 }
@@ -1275,7 +1365,12 @@ static void matmul(Quantized *act, const Product *jobs, int n_jobs, const float 
         act->n_groups = cols / group;
         parallel_for(n, ceil_div(MIN_BLOCK, 4 * cols), quantize_rows, &m);
     }
-    parallel_for(n_panels, ceil_div(MIN_BLOCK, PANEL * cols * n), matmul_panels, &m);
+    size_t grain = ceil_div(MIN_BLOCK, PANEL * cols * n);
+    if (n == 1) { // memory is the limit, and it is fastest where each thread reads long stretches
+        size_t stretch = ceil_div(n_panels, 2 * (size_t)pool.n_threads);
+        grain = max_size(ceil_div(grain, 2), stretch);
+    }
+    parallel_for(n_panels, grain, matmul_panels, &m);
     if (same < n_jobs) matmul(act, jobs + same, n_jobs - same, x, n); // another group size
 }
 
@@ -2877,28 +2972,25 @@ static void cache_reserve(Cache *c, int64_t max_seq_len)
     c->v = c->k + tiles * c->k_bytes;
 }
 
-static void floats_to_halves(const float *f, uint16_t *h, size_t n)
-{
-    for (size_t i = 0; i < n; i++) h[i] = float_to_half(f[i]);
-}
-
-// Writes k and v of chunk tokens [begin, end) into the cache. The projection gives pairs
+// Writes the chunk's k and v of KV heads [begin, end) into the cache. The projection gives pairs
 // interleaved (2m, 2m+1), or not; the cache has them split (m, m + pairs).
 static void store_kv(void *arg, size_t begin, size_t end)
 {
     State *s = arg;
     Cache *c = &s->cache;
     size_t d = (size_t)s->config.head_dim, n_kv = (size_t)s->config.n_kv_heads;
-    for (size_t t = begin; t < end; t++)
-        for (size_t h = 0; h < n_kv; h++) {
+    uint16_t *half = scratch(2 * d);
+    for (size_t h = begin; h < end; h++)
+        for (size_t t = 0; t < s->n; t++) {
             int64_t pos = s->pos + (int64_t)t;
             size_t tile = tile_index(s, h, pos / TILE), r = (size_t)(pos % TILE);
             const float *k = s->k + (t * n_kv + h) * d, *v = s->v + (t * n_kv + h) * d;
             void *kt = c->k + tile * c->k_bytes, *vt = c->v + tile * c->v_bytes;
+            if (c->elem == 2) floats_to_halves(k, half, d);
             for (size_t e = 0; e < d; e++) {
                 size_t at = (s->config.rope_split ? e : (e % 2) * d / 2 + e / 2) * TILE + r;
                 if (c->elem == 4) ((float *)kt)[at] = k[e];
-                else ((uint16_t *)kt)[at] = float_to_half(k[e]);
+                else ((uint16_t *)kt)[at] = half[e];
             }
             if (c->elem == 4) memcpy((float *)vt + r * c->v_dim, v, d * 4);
             else floats_to_halves(v, (uint16_t *)vt + r * c->v_dim, d);
@@ -2998,7 +3090,6 @@ static void turn_keys(const Work_area *w, const Cache *c, const uint8_t *keys, c
     size_t n = w->pairs * TILE;
     const uint16_t *h = (const uint16_t *)(const void *)keys;
     const float *f = (const float *)(const void *)keys;
-    prefetch_next(keys, c->k_bytes);
     for (size_t i = 0; i < n; i += LANES) {
         vf re = c->elem == 4 ? vload(f + i) : vload_half(h + i);
         vf im = c->elem == 4 ? vload(f + n + i) : vload_half(h + n + i);
@@ -3127,12 +3218,25 @@ static int64_t next_tile(const State *s, int64_t first, int64_t t)
     return t > window_tile ? t : window_tile;
 }
 
+// Fetches a tile into the second-level cache.
+static void prefetch_tile(const State *s, size_t head, int64_t t)
+{
+    const Cache *c = &s->cache;
+    size_t tile = tile_index(s, head, t);
+    const uint8_t *k = c->k + tile * c->k_bytes, *v = c->v + tile * c->v_bytes;
+    for (size_t i = 0; i < c->k_bytes; i += 64) __builtin_prefetch(k + i, 0, 2);
+    for (size_t i = 0; i < c->v_bytes; i += 64) __builtin_prefetch(v + i, 0, 2);
+}
+
 // Attention over the tiles [t, end) of one segment into the state w->o, w->ml.
 static void attend_segment(const State *s, Work_area *w, const Angles *a, size_t head, int64_t t,
                            int64_t end)
 {
     clear_state(w->o, w->ml, w->rows, w->v_dim);
-    for (; (t = next_tile(s, w->first, t)) < end; t++) attend_tile(s, w, a, head, t);
+    for (; (t = next_tile(s, w->first, t)) < end; t++) {
+        if (t + 1 < end) prefetch_tile(s, head, t + 1);
+        attend_tile(s, w, a, head, t);
+    }
 }
 
 // Writes o / l of each row, and the entropy  m + ln l - (sum p s) / l.
@@ -3149,7 +3253,8 @@ static void finish_rows(State *s, const Work_area *w, size_t q0, size_t head, co
 }
 
 // Items: (part, block, KV head). A part is all segments of the block, one after the other, or,
-// where a single query is split, one segment, whose state goes to s->partial.
+// where a single query is split, one segment, whose state goes to s->partial. A single token's
+// keys and values are stored by those who read them first.
 static void attend_parts(void *arg, size_t begin, size_t end)
 {
     State *s = arg;
@@ -3158,12 +3263,14 @@ static void attend_parts(void *arg, size_t begin, size_t end)
     for (size_t item = begin; item < end; item++) {
         size_t head = item % n_kv, part = item / n_kv / s->plan->n_blocks;
         const Block *b = &s->plan->blocks[item / n_kv % s->plan->n_blocks];
-        Work_area w = work_area(s, b->nq, s->pos + (int64_t)b->q0);
-        int64_t n_tiles = (w.first + (int64_t)b->nq - 1) / TILE + 1, t = 0;
+        int64_t first = s->pos + (int64_t)b->q0, t = 0;
+        int64_t n_tiles = (first + (int64_t)b->nq - 1) / TILE + 1;
         if (s->split) {
             t = (int64_t)part * per;
             n_tiles = t + per < n_tiles ? t + per : n_tiles;
         }
+        if (s->n == 1 && n_tiles > s->pos / TILE) store_kv(s, head, head + 1);
+        Work_area w = work_area(s, b->nq, first);
         load_queries(s, &w, b->q0, head);
         clear_state(w.total_o, w.total_ml, w.rows, w.v_dim);
         for (; (t = next_tile(s, w.first, t)) < n_tiles; t = (t / per + 1) * per) {
@@ -3206,7 +3313,7 @@ static void attention(State *s)
     if (r->window) seen = min_size(seen, (size_t)r->window + s->n);
     s->split = s->n == 1 && !r->window;
     size_t n_parts = s->split ? ceil_div(seen, SEGMENT) : 1, n = n_parts * s->plan->n_blocks * n_kv;
-    size_t cost = 2 * (size_t)s->config.dim * seen * s->n / n; // multiplications an item
+    size_t cost = 2 * (size_t)s->config.dim * max_size(seen, TILE) * s->n / n; // an item's
     parallel_for(n, ceil_div(MIN_BLOCK / 4, cost), attend_parts, s);
     if (s->split) merge_parts(s, n_parts);
 }
@@ -3419,7 +3526,7 @@ static void project(State *s, const Layer *l, Quantized *act)
     add_bias(s->v, l->bv, n, l->wv.rows);
     norm(s, s->q, s->q, l->q_norm, n * n_heads, s->config.head_dim);
     norm(s, s->k, s->k, l->k_norm, n * n_kv, s->config.head_dim);
-    parallel_for(n, 16, store_kv, s);
+    if (n > 1) parallel_for(n_kv, 1, store_kv, s); // a single token: see attend_parts()
 }
 
 // Place 1: adds a vector to the embedding of each token of the chunk.

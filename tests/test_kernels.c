@@ -27,7 +27,14 @@ static void test_half_to_float(void)
         bad += !same_or_nan(one[h], half_value((uint16_t)h));
         if (isfinite(one[h])) bad_back += float_to_half(one[h]) != h;
     }
+    uint16_t *back = xcalloc(65536, 2);
     halves_to_floats(halves, many, 65536);
+    volatile size_t all = 65536; // gcc warns of the loop for the rest, which a constant leaves empty
+    floats_to_halves(many, back, all);
+    for (int h = 0; h < 65536; h++)
+        bad_back += isinf(many[h]) ? back[h] != (h & 0x8000) + 0x7bff
+                                   : !same_or_nan(half_to_float(back[h]), many[h]);
+    free(back);
     for (int h = 0; h < 65536; h++) bad_many += !same_or_nan(many[h], one[h]);
     halves_to_floats(halves + 1, many, 13); // a length that fits no vector
     for (int h = 0; h < 13; h++) bad_many += many[h] != one[h + 1];
@@ -228,7 +235,7 @@ static void check_tile_q8(size_t n, size_t cols, size_t group, int n_rows, int h
     float *act = random_floats(n * cols), *scales = random_floats(cols / group * PANEL);
     float *mins = random_floats(cols / group * PANEL);
     int8_t *w = xcalloc(PANEL * cols, 1);
-    Panel panel = {.scales = scales, .mins = has_min ? mins : NULL};
+    Panel panel = {.scales = scales, .mins = has_min ? mins : NULL, .stride = group};
     for (size_t i = 0; i < PANEL * cols; i++) w[i] = (int8_t)(random_bits() >> 24); // -128 too
     for (int r = 0; r < PANEL; r++) panel.rows[r] = w + (size_t)(r < n_rows ? r : 0) * cols;
     for (size_t t = 0; t < n; t++) quantize_row(act + t * cols, t, &x);
@@ -275,6 +282,34 @@ static void test_tile_q8(void)
     check_tile_q8(5, 192, 12, PANEL, 0);
     check_tile_q8(1, 192, 48, PANEL, 1); // groups that straddle 64 columns
     check_tile_q8(1, 192, 96, PANEL, 1);
+}
+
+// Blocks read in place, for one token: the same bits as their values taken apart, for few groups,
+// for the last groups that share a vector with others, and for panels that are not full.
+static void test_blocks_in_place(void)
+{
+    size_t sizes[] = {32, 64, 96, 128, 160, 224, 576};
+    for (size_t i = 0; i < N_TENSOR_TYPES * (sizeof sizes / sizeof *sizes); i++) {
+        const TensorType *type = &tensor_types[i % N_TENSOR_TYPES];
+        size_t cols = sizes[i / N_TENSOR_TYPES], rows = PANEL + 3, n = cols / 32;
+        size_t bytes = rows * n * type->bytes;
+        if (!type->in_place) continue;
+        uint8_t *data = xcalloc(bytes, 1);
+        for (size_t k = 0; k < bytes; k++) data[k] = (uint8_t)(random_bits() >> 24);
+        for (size_t k = 0; k < rows * n; k++) // scales and minima that are no NaN
+            data[k * type->bytes + 1] &= 0xbf, data[k * type->bytes + 3] &= 0xbf;
+        Tensor w = {type, data, NULL, 32, rows, cols};
+        float *x = random_floats(2 * cols), *one = xcalloc(2 * rows, 4), *two = xcalloc(2 * rows, 4);
+        Quantized act = quantized(2, cols, 32);
+        matmul(&act, &(Product){&w, two}, 1, x, 2);
+        for (size_t t = 0; t < 2; t++)
+            matmul(&act, &(Product){&w, one + t * rows}, 1, x + t * cols, 1);
+        int before = n_failed;
+        CHECK_BITS(one, two, 2 * rows);
+        note_failures(before, "%s, cols %zu", type->name, cols);
+        free_quantized(&act);
+        free(data), free(x), free(one), free(two);
+    }
 }
 
 // Rows into lanes, for every length and both places in memory.
@@ -514,6 +549,7 @@ int main(void)
     test_gemm_rows();
     test_quantize_row();
     test_tile_q8();
+    test_blocks_in_place();
     test_transpose_floats();
     test_unpack();
     test_rmsnorm();
