@@ -12,7 +12,7 @@
 //
 // How to read this file: top to bottom; nothing is used before it is explained. To see how
 // position enters a Transformer, read section 8; how to go past the trained length, section 9;
-// the attention loop itself is attend_segment() in section 10; a whole layer is forward() in 11.
+// the attention loop itself is attend_parts() in section 10; a whole layer is forward() in 11.
 //
 // Notation. Arrays are row-major and shapes are written in brackets, [n][dim]; weights are always
 // [out][in]. Pair m of a head is the plane that RoPE turns at the angular speed theta_m (radians
@@ -2762,8 +2762,7 @@ typedef struct {
     Cache cache;
     Plan plans[2];       // of global and of local layers
     Plan *plan;          // the current layer's
-    float *partial;      // [n_segments][n_heads][v_dim + 3]: states of a split query
-    size_t partial_bytes;
+    float *partial;      // [n_segments][n_kv_heads] softmax states of a split query
     float *x, *xb;       // [chunk][dim]: the residual stream, and its normed copy
     float *q, *k, *v;    // [chunk][n_heads | n_kv_heads * head_dim]
     float *att;          // [chunk][n_heads * head_dim]
@@ -2787,7 +2786,7 @@ static size_t tile_slot(const Cache *c, int64_t t)
 
 static size_t tile_index(const State *s, size_t head, int64_t t)
 {
-    size_t row = (size_t)s->layer * (size_t)s->config.n_kv_heads + head;
+    size_t row = (size_t)s->layer * s->config.n_kv_heads + head;
     return row * s->cache.n_slots + tile_slot(&s->cache, t);
 }
 
@@ -2817,24 +2816,20 @@ static size_t available_memory(void)
 static void cache_layout(Cache *c, const Config *cfg, int64_t max_seq_len, size_t chunk, int f32)
 {
     const RopeConfig *r = &cfg->rope;
-    size_t d = (size_t)cfg->head_dim;
+    size_t d = cfg->head_dim, sinks = ceil_div(r->sinks, TILE);
+    size_t ring = ceil_div(r->window + chunk - 1, TILE) + 1;
     c->elem = f32 ? 4 : 2;
     c->v_dim = round_up(d, LANES);
-    c->n_slots = ceil_div((size_t)max_seq_len, TILE);
-    c->ring = c->n_slots;
-    if (r->window) {
-        size_t sinks = ceil_div((size_t)r->sinks, TILE);
-        size_t ring = ceil_div((size_t)r->window + chunk - 1, TILE) + 1;
-        if (sinks + ring < c->n_slots) {
-            c->sink_slots = sinks;
-            c->ring = ring;
-            c->n_slots = sinks + ring;
-        }
+    c->n_slots = c->ring = ceil_div(max_seq_len, TILE);
+    if (r->window && sinks + ring < c->n_slots) {
+        c->sink_slots = sinks;
+        c->ring = ring;
+        c->n_slots = sinks + ring;
     }
     c->k_bytes = TILE * d * c->elem;
     c->v_bytes = TILE * c->v_dim * c->elem;
-    size_t rows = (size_t)cfg->n_layers * (size_t)cfg->n_kv_heads;
-    c->bytes = mul_size(mul_size(rows, c->n_slots), c->k_bytes + c->v_bytes);
+    size_t tiles = mul_size((size_t)cfg->n_layers * cfg->n_kv_heads, c->n_slots);
+    c->bytes = mul_size(tiles, c->k_bytes + c->v_bytes);
 }
 
 // Reserves it; dies with the numbers if it cannot fit. Memory is touched only as it is used.
@@ -2845,9 +2840,8 @@ static void cache_reserve(Cache *c, int64_t max_seq_len)
         die(EXIT_DATA, "-c", "the KV cache does not fit (got %.1f GB available, want %.1f GB for "
             "%lld tokens); use a smaller -c or --window", (double)have / 1e9,
             (double)c->bytes / 1e9, (long long)max_seq_len);
-    size_t tiles = c->bytes / (c->k_bytes + c->v_bytes);
     c->k = reserve(c->bytes);
-    c->v = c->k + tiles * c->k_bytes;
+    c->v = c->k + c->bytes / (c->k_bytes + c->v_bytes) * c->k_bytes;
 }
 
 static void floats_to_halves(const float *f, uint16_t *h, size_t n)
@@ -2861,7 +2855,7 @@ static void store_kv(void *arg, size_t begin, size_t end)
 {
     State *s = arg;
     Cache *c = &s->cache;
-    size_t d = (size_t)s->config.head_dim, n_kv = (size_t)s->config.n_kv_heads;
+    size_t d = s->config.head_dim, n_kv = s->config.n_kv_heads;
     for (size_t t = begin; t < end; t++)
         for (size_t h = 0; h < n_kv; h++) {
             int64_t pos = s->pos + (int64_t)t;
@@ -2878,77 +2872,67 @@ static void store_kv(void *arg, size_t begin, size_t end)
         }
 }
 
-// One tile as floats; f32 caches are used where they lie, halves converted into buf.
-static const float *read_tile(const Cache *c, const uint8_t *tile, size_t n, float *buf)
-{
-    if (c->elem == 4) return (const float *)(const void *)tile;
-    halves_to_floats((const uint16_t *)(const void *)tile, buf, n);
-    return buf;
-}
-
 // What one thread needs for a block of queries under one KV head. A row is a (query, head) pair:
-// row = query in the block * group + head in the group.
+// row = query in the block * group + head in the group. A state is that of the rows' online
+// softmax: o [rows][v_dim], then m, l and (for the entropy) e = sum of p * score, [rows][3].
 typedef struct {
-    size_t rows, group, d, pairs, v_dim;
+    size_t rows, group, d, pairs, v_dim, state_size;
     int64_t first; // position of the block's first query
     float *q[2];   // [rows][d]: q under the near and far map, split, scaled
     float *qt;     // [rows][d]: q for one tile
-    float *raw, *k, *v; // one tile: keys as cached, keys turned, values
-    float *far_table;   // [2][pairs][TILE]
+    float *k, *v;  // one tile: keys turned, values
+    float *far_table;         // [2][pairs][TILE]
     float *score, *far_score; // [rows][TILE]
-    float *o, *ml;      // the segment's state: [rows][v_dim], [rows][3]: m, l, e
-    float *total_o, *total_ml;
+    float *state, *total;     // of the segment at hand, and of all segments
 } Work_area;
 
-// Carves a Work_area for `rows` rows from the thread's scratch memory.
+// Carves a Work_area for nq queries from the thread's scratch memory.
 static Work_area work_area(const State *s, size_t nq, int64_t first)
 {
-    Work_area w = {0};
-    w.group = (size_t)(s->config.n_heads / s->config.n_kv_heads);
+    Work_area w = {.group = s->config.n_heads / s->config.n_kv_heads, .d = s->config.head_dim,
+                   .v_dim = s->cache.v_dim, .first = first};
     w.rows = nq * w.group;
-    w.d = (size_t)s->config.head_dim;
     w.pairs = w.d / 2;
-    w.v_dim = s->cache.v_dim;
-    w.first = first;
-    float **parts[] = {&w.q[0], &w.q[1], &w.qt, &w.raw, &w.k, &w.v, &w.far_table, &w.score,
-                       &w.far_score, &w.o, &w.total_o, &w.ml, &w.total_ml};
-    size_t sizes[] = {w.rows * w.d, w.rows * w.d, w.rows * w.d, TILE * w.d, TILE * w.d,
-                      TILE * w.v_dim, TILE * w.d, w.rows * TILE, w.rows * TILE, w.rows * w.v_dim,
-                      w.rows * w.v_dim, w.rows * 3, w.rows * 3};
-    size_t total = 0, n = sizeof sizes / sizeof *sizes;
-    for (size_t i = 0; i < n; i++) total += round_up(sizes[i], 16);
+    w.state_size = w.rows * (w.v_dim + 3);
+    float **parts[] = {&w.q[0], &w.q[1], &w.qt, &w.k, &w.v, &w.far_table, &w.score, &w.far_score,
+                       &w.state, &w.total};
+    size_t q = w.rows * w.d, tile = TILE * w.d, scores = w.rows * TILE, total = 0;
+    size_t sizes[] = {q, q, q, tile, TILE * w.v_dim, tile, scores, scores, w.state_size,
+                      w.state_size};
+    for (size_t i = 0; i < COUNT(sizes); i++) total += round_up(sizes[i], 16);
     float *p = scratch(total * 4);
-    for (size_t i = 0; i < n; p += round_up(sizes[i++], 16)) *parts[i] = p;
+    for (size_t i = 0; i < COUNT(sizes); p += round_up(sizes[i++], 16)) *parts[i] = p;
     return w;
 }
 
-static void clear_state(float *o, float *ml, size_t rows, size_t v_dim)
+static void clear_state(const Work_area *w, float *state)
 {
-    memset(o, 0, rows * v_dim * 4);
-    for (size_t r = 0; r < rows; r++) {
-        ml[3 * r] = MASKED;
-        ml[3 * r + 1] = ml[3 * r + 2] = 0;
-    }
+    memset(state, 0, w->state_size * 4);
+    for (size_t row = 0; row < w->rows; row++) state[w->rows * w->v_dim + 3 * row] = MASKED;
 }
 
-// Adds the state (o, ml) of one row to the total; an empty state changes nothing.
-static void merge_state(float *total_o, float *total_ml, const float *o, const float *ml,
-                        size_t v_dim)
+// Adds a state to the total, row by row; an empty one changes nothing.
+static void merge_state(const Work_area *w, float *total, const float *state)
 {
-    if (ml[1] == 0) return;
-    float m = total_ml[0] > ml[0] ? total_ml[0] : ml[0];
-    float a = total_ml[1] == 0 ? 0 : expf(total_ml[0] - m), b = expf(ml[0] - m);
-    for (size_t i = 0; i < v_dim; i++) total_o[i] = total_o[i] * a + o[i] * b;
-    total_ml[0] = m;
-    total_ml[1] = total_ml[1] * a + ml[1] * b;
-    total_ml[2] = total_ml[2] * a + ml[2] * b;
+    float *total_ml = total + w->rows * w->v_dim;
+    const float *ml = state + w->rows * w->v_dim;
+    for (size_t row = 0; row < w->rows; row++, total += w->v_dim, state += w->v_dim) {
+        float *t = total_ml + 3 * row;
+        const float *p = ml + 3 * row;
+        if (p[1] == 0) continue;
+        float m = t[0] > p[0] ? t[0] : p[0], a = t[1] == 0 ? 0 : expf(t[0] - m), b = expf(p[0] - m);
+        for (size_t i = 0; i < w->v_dim; i++) total[i] = total[i] * a + state[i] * b;
+        t[0] = m;
+        t[1] = t[1] * a + p[1] * b;
+        t[2] = t[2] * a + p[2] * b;
+    }
 }
 
 // Loads the block's queries, pairs split, turned by each map's phases (which carry the scale
 // a^2 / sqrt(d) and log-n).
 static void load_queries(const State *s, Work_area *w, size_t q0, size_t head)
 {
-    size_t n_heads = (size_t)s->config.n_heads, d = w->d, pairs = w->pairs;
+    size_t n_heads = s->config.n_heads, d = w->d, pairs = w->pairs;
     float *re = w->qt, *im = w->qt + pairs;
     for (size_t row = 0; row < w->rows; row++) {
         size_t query = q0 + row / w->group;
@@ -2982,17 +2966,13 @@ static void turn_keys(const Work_area *w, const Cache *c, const uint8_t *keys, c
 }
 
 // Scores of all rows against the keys of the tile in `slot` under one map. table: the map's key
-// table, NULL without rotation. out: [rows][TILE].
+// table. out: [rows][TILE].
 static void score_tile(const Work_area *w, const Cache *c, const Angles *a, const RopeConfig *r,
                        int map, size_t slot, const uint8_t *keys, const float *table, float *out)
 {
     size_t d = w->d, pairs = w->pairs;
     const float *base = a->tile[map] + slot * d; // the phases of B(t0)
     memset(out, 0, w->rows * TILE * 4);
-    if (!table) {
-        gemm_rows(w->rows, w->q[map], d, read_tile(c, keys, TILE * d, w->raw), d, TILE, out);
-        return;
-    }
     turn_keys(w, c, keys, table);
     for (size_t row = 0; row < w->rows; row++) {
         const float *q = w->q[map] + row * d;
@@ -3072,10 +3052,11 @@ static void attend_tile(const State *s, Work_area *w, const Angles *a, size_t he
     size_t tile = tile_index(s, head, t), slot = tile_slot(c, t);
     int64_t t0 = t * TILE, last = w->first + (int64_t)(w->rows / w->group) - 1;
     const uint8_t *keys = c->k + tile * c->k_bytes;
-    int rotates = is_rotary(&s->config), two_maps = rotates && has_far_map(r);
+    float *ml = w->state + w->rows * w->v_dim;
+    int two_maps = is_rotary(&s->config) && has_far_map(r); // else both have the same scores
     int any_near = !two_maps || t0 + TILE > w->first - r->near + 1;
     int any_far = two_maps && t0 <= last - r->near;
-    if (any_near) score_tile(w, c, a, r, 0, slot, keys, rotates ? a->key[0] : NULL, w->score);
+    if (any_near) score_tile(w, c, a, r, 0, slot, keys, a->key[0], w->score);
     if (any_far)
         score_tile(w, c, a, r, 1, slot, keys, far_key_table(a, r, w->pairs, t0, w->far_table),
                    w->far_score);
@@ -3084,11 +3065,12 @@ static void attend_tile(const State *s, Work_area *w, const Angles *a, size_t he
         int64_t i = w->first + (int64_t)(row / w->group);
         if (mask_row(r, i, t0, score, two_maps ? w->far_score + row * TILE : NULL)) {
             add_score_bias(s, r, w, head, row, t0, score);
-            softmax_step(score, w->o + row * w->v_dim, w->ml + 3 * row, w->v_dim, !!s->entropy);
+            softmax_step(score, w->state + row * w->v_dim, ml + 3 * row, w->v_dim, !!s->entropy);
         } else memset(score, 0, TILE * 4); // this row sees nothing of the tile
     }
-    const float *v = read_tile(c, c->v + tile * c->v_bytes, TILE * w->v_dim, w->v);
-    gemm_rows(w->rows, w->score, TILE, v, TILE, w->v_dim, w->o);
+    const void *v = c->v + tile * c->v_bytes;
+    if (c->elem == 2) halves_to_floats(v, w->v, TILE * w->v_dim);
+    gemm_rows(w->rows, w->score, TILE, c->elem == 2 ? w->v : v, TILE, w->v_dim, w->state);
 }
 
 // The first tile after t that some query from position `first` on can see.
@@ -3100,23 +3082,14 @@ static int64_t next_tile(const State *s, int64_t first, int64_t t)
     return t > window_tile ? t : window_tile;
 }
 
-// Attention over the tiles [t, end) of one segment into the state w->o, w->ml.
-static void attend_segment(const State *s, Work_area *w, const Angles *a, size_t head, int64_t t,
-                           int64_t end)
-{
-    clear_state(w->o, w->ml, w->rows, w->v_dim);
-    for (; (t = next_tile(s, w->first, t)) < end; t++) attend_tile(s, w, a, head, t);
-}
-
 // Writes o / l of each row, and the entropy  m + ln l - (sum p s) / l.
-static void finish_rows(State *s, const Work_area *w, size_t q0, size_t head, const float *o,
-                        const float *ml)
+static void finish_rows(State *s, const Work_area *w, size_t q0, size_t head)
 {
-    size_t n_heads = (size_t)s->config.n_heads;
+    const float *o = w->total, *ml = o + w->rows * w->v_dim;
     for (size_t row = 0; row < w->rows; row++, o += w->v_dim, ml += 3) {
-        size_t at = (q0 + row / w->group) * n_heads + head * w->group + row % w->group;
-        float *out = s->att + at * w->d;
-        for (size_t i = 0; i < w->d; i++) out[i] = o[i] / ml[1];
+        size_t query = q0 + row / w->group, n_heads = s->config.n_heads;
+        size_t at = query * n_heads + head * w->group + row % w->group;
+        for (size_t i = 0; i < w->d; i++) s->att[at * w->d + i] = o[i] / ml[1];
         if (s->entropy) s->entropy[at] = ml[0] + logf(ml[1]) - ml[2] / ml[1];
     }
 }
@@ -3126,48 +3099,42 @@ static void finish_rows(State *s, const Work_area *w, size_t q0, size_t head, co
 static void attend_parts(void *arg, size_t begin, size_t end)
 {
     State *s = arg;
-    size_t n_kv = (size_t)s->config.n_kv_heads, n_heads = (size_t)s->config.n_heads;
-    int64_t per = SEGMENT / TILE;
+    size_t n_kv = s->config.n_kv_heads;
+    const int64_t per = SEGMENT / TILE;
     for (size_t item = begin; item < end; item++) {
         size_t head = item % n_kv, part = item / n_kv / s->plan->n_blocks;
         const Block *b = &s->plan->blocks[item / n_kv % s->plan->n_blocks];
         Work_area w = work_area(s, b->nq, s->pos + (int64_t)b->q0);
         int64_t n_tiles = (w.first + (int64_t)b->nq - 1) / TILE + 1, t = 0;
+        float *total = w.total;
         if (s->split) {
             t = (int64_t)part * per;
             n_tiles = t + per < n_tiles ? t + per : n_tiles;
+            total = s->partial + (part * n_kv + head) * w.state_size;
         }
         load_queries(s, &w, b->q0, head);
-        clear_state(w.total_o, w.total_ml, w.rows, w.v_dim);
-        for (; (t = next_tile(s, w.first, t)) < n_tiles; t = (t / per + 1) * per) {
-            int64_t stop = (t / per + 1) * per;
-            attend_segment(s, &w, b->angles, head, t, stop < n_tiles ? stop : n_tiles);
-            for (size_t row = 0; row < w.rows; row++)
-                merge_state(w.total_o + row * w.v_dim, w.total_ml + 3 * row, w.o + row * w.v_dim,
-                            w.ml + 3 * row, w.v_dim);
+        clear_state(&w, total);
+        while ((t = next_tile(s, w.first, t)) < n_tiles) {
+            int64_t stop = (t / per + 1) * per; // of the segment
+            clear_state(&w, w.state);
+            for (; t < stop && t < n_tiles; t = next_tile(s, w.first, t + 1))
+                attend_tile(s, &w, b->angles, head, t);
+            merge_state(&w, total, w.state);
         }
-        if (!s->split) finish_rows(s, &w, b->q0, head, w.total_o, w.total_ml);
-        for (size_t row = 0; s->split && row < w.rows; row++) {
-            float *p = s->partial + (part * n_heads + head * w.group + row) * (w.v_dim + 3);
-            memcpy(p, w.total_o + row * w.v_dim, w.v_dim * 4);
-            memcpy(p + w.v_dim, w.total_ml + 3 * row, 12);
-        }
+        if (!s->split) finish_rows(s, &w, b->q0, head);
     }
 }
 
 // Merges the parts of a split query in order.
 static void merge_parts(State *s, size_t n_parts)
 {
-    size_t n_heads = (size_t)s->config.n_heads;
-    for (size_t head = 0; head < (size_t)s->config.n_kv_heads; head++) {
+    size_t n_kv = s->config.n_kv_heads;
+    for (size_t head = 0; head < n_kv; head++) {
         Work_area w = work_area(s, 1, s->pos);
-        clear_state(w.total_o, w.total_ml, w.rows, w.v_dim);
-        for (size_t i = 0; i < n_parts * w.rows; i++) {
-            size_t row = i % w.rows, at = i / w.rows * n_heads + head * w.group + row;
-            const float *p = s->partial + at * (w.v_dim + 3);
-            merge_state(w.total_o + row * w.v_dim, w.total_ml + 3 * row, p, p + w.v_dim, w.v_dim);
-        }
-        finish_rows(s, &w, 0, head, w.total_o, w.total_ml);
+        clear_state(&w, w.total);
+        for (size_t i = 0; i < n_parts; i++)
+            merge_state(&w, w.total, s->partial + (i * n_kv + head) * w.state_size);
+        finish_rows(s, &w, 0, head);
     }
 }
 
@@ -3175,11 +3142,11 @@ static void merge_parts(State *s, size_t n_parts)
 static void attention(State *s)
 {
     const RopeConfig *r = &s->plan->rope;
-    size_t n_kv = (size_t)s->config.n_kv_heads, seen = (size_t)s->pos + s->n;
-    if (r->window) seen = min_size(seen, (size_t)r->window + s->n);
+    size_t n_kv = s->config.n_kv_heads, seen = s->pos + s->n;
+    if (r->window) seen = min_size(seen, r->window + s->n);
     s->split = s->n == 1 && !r->window;
     size_t n_parts = s->split ? ceil_div(seen, SEGMENT) : 1, n = n_parts * s->plan->n_blocks * n_kv;
-    size_t cost = 2 * (size_t)s->config.dim * seen * s->n / n; // multiplications an item
+    size_t cost = 2 * s->config.dim * seen * s->n / n; // multiplications an item
     parallel_for(n, ceil_div(MIN_BLOCK / 4, cost), attend_parts, s);
     if (s->split) merge_parts(s, n_parts);
 }
@@ -3189,7 +3156,7 @@ static void attention(State *s)
 static void fill_both(const State *s, const Angles *a, float *const table[2], size_t at,
                       double near, double far, double amplitude)
 {
-    size_t pairs = (size_t)s->config.head_dim / 2;
+    size_t pairs = s->config.head_dim / 2;
     const double position[2] = {near, far};
     for (int map = 0; map <= has_far_map(&s->plan->rope); map++) {
         float *p = table[map] + at * 2 * pairs;
@@ -3213,27 +3180,27 @@ static void plan_tiles(const State *s, Angles *a)
 // current plan.
 static void plan_positions(State *s)
 {
-    const RopeConfig *r = &s->plan->rope;
-    size_t n_kv = (size_t)s->config.n_kv_heads, group = (size_t)s->config.n_heads / n_kv;
-    size_t fair = ceil_div(s->n * n_kv, 3 * (size_t)pool.n_threads); // three items a thread
+    Plan *p = s->plan;
+    const RopeConfig *r = &p->rope;
+    size_t n_kv = s->config.n_kv_heads, group = s->config.n_heads / n_kv;
+    size_t fair = ceil_div(s->n * n_kv, 3 * pool.n_threads); // three items a thread
     size_t most = max_size(1, min_size(BLOCK_ROWS / group, fair));
-    double scale = attention_factor(r) * attention_factor(r) *
-                   (s->config.score_scale > 0 ? s->config.score_scale
-                                              : 1 / sqrt(s->config.head_dim));
+    double scale = s->config.score_scale > 0 ? s->config.score_scale : 1 / sqrt(s->config.head_dim);
+    scale *= attention_factor(r) * attention_factor(r);
     Angles *a = NULL;
-    s->plan->n_blocks = 0;
+    p->n_blocks = 0;
     for (size_t t = 0; t < s->n; t++) {
         int64_t i = s->pos + (int64_t)t;
         int same = a && a->epoch == rope_epoch(r, i + 1);
         if (!same) {
-            a = a ? a + 1 : s->plan->angles;
+            a = a ? a + 1 : p->angles;
             set_angles(a, &s->config, r, s->cache.n_slots, i + 1);
             plan_tiles(s, a);
         }
-        if (!same || s->plan->blocks[s->plan->n_blocks - 1].nq == most)
-            s->plan->blocks[s->plan->n_blocks++] = (Block){t, 0, a};
-        s->plan->blocks[s->plan->n_blocks - 1].nq++;
-        fill_both(s, a, s->plan->phase, t, (double)i, far_query(r, i), scale * logn_scale(r, i));
+        if (!same || p->blocks[p->n_blocks - 1].nq == most)
+            p->blocks[p->n_blocks++] = (Block){t, 0, a};
+        p->blocks[p->n_blocks - 1].nq++;
+        fill_both(s, a, p->phase, t, (double)i, far_query(r, i), scale * logn_scale(r, i));
     }
 }
 
@@ -3256,33 +3223,24 @@ static void state_init(State *s, const Model *m, int64_t max_seq_len, size_t chu
                        int exact)
 {
     const Config *c = &m->config;
-    size_t dim = (size_t)c->dim, hidden = (size_t)c->hidden_dim, n_heads = (size_t)c->n_heads;
-    size_t kv_dim = (size_t)c->n_kv_heads * (size_t)c->head_dim;
-    size_t q_dim = n_heads * (size_t)c->head_dim;
-    memset(s, 0, sizeof *s);
-    s->model = m;
-    s->config = *c;
-    s->chunk = chunk;
-    s->max_seq_len = max_seq_len;
-    s->exact = exact;
+    size_t dim = c->dim, hidden = c->hidden_dim, q = q_dim(c), kv = kv_dim(c);
+    *s = (State){.model = m, .config = *c, .chunk = chunk, .max_seq_len = max_seq_len,
+                 .exact = exact};
     RopeConfig *rope = &s->config.rope, *local = &s->config.local;
     if (rope->window && local->window > rope->window) local->window = rope->window;
     rope_resolve(rope, c->train_ctx, max_seq_len);
     rope_resolve(local, c->train_ctx, max_seq_len);
     if (encodings[c->encoding].prepare) s->prepared = encodings[c->encoding].prepare(c);
-    plan_init(&s->plans[0], rope, chunk, (size_t)c->head_dim);
-    if (c->global_every) plan_init(&s->plans[1], local, chunk, (size_t)c->head_dim);
+    plan_init(&s->plans[0], rope, chunk, c->head_dim);
+    if (c->global_every) plan_init(&s->plans[1], local, chunk, c->head_dim);
     cache_layout(&s->cache, &s->config, max_seq_len, chunk, f32_cache || exact);
     cache_reserve(&s->cache, max_seq_len);
-    if (!rope->window) {
-        size_t n_segments = ceil_div((size_t)max_seq_len, SEGMENT);
-        s->partial_bytes = n_segments * n_heads * (s->cache.v_dim + 3) * 4;
-        s->partial = reserve(s->partial_bytes);
-    }
+    size_t n_segments = ceil_div(max_seq_len, SEGMENT), state = c->n_heads * (s->cache.v_dim + 3);
+    if (!rope->window) s->partial = reserve(n_segments * state * 4);
     float **parts[] = {&s->x, &s->xb, &s->q, &s->att, &s->k, &s->v, &s->gate, &s->up};
-    size_t sizes[] = {dim, dim, q_dim, q_dim, kv_dim, kv_dim, hidden, hidden};
+    size_t sizes[] = {dim, dim, q, q, kv, kv, hidden, hidden};
     for (int i = 0; i < 8; i++) *parts[i] = xcalloc(mul_size(chunk, sizes[i]), 4);
-    size_t widest = mul_size(chunk, max_size(dim, max_size(q_dim, hidden)));
+    size_t widest = mul_size(chunk, max_size(dim, max_size(q, hidden)));
     if (exact) return;
     s->act.q = xcalloc(widest, 1);
     s->act.scale = xcalloc(widest, 4);
@@ -3291,13 +3249,13 @@ static void state_init(State *s, const Model *m, int64_t max_seq_len, size_t chu
 
 static void measure_entropy(State *s)
 {
-    s->entropy = xcalloc(s->chunk * (size_t)s->config.n_heads, 4);
+    s->entropy = xcalloc(s->chunk * s->config.n_heads, 4);
     s->entropy_sum = xcalloc(s->chunk, sizeof *s->entropy_sum);
 }
 
 static void add_entropy(State *s)
 {
-    size_t n_heads = (size_t)s->config.n_heads;
+    size_t n_heads = s->config.n_heads;
     for (size_t i = 0; i < s->n * n_heads; i++) s->entropy_sum[i / n_heads] += s->entropy[i];
 }
 
@@ -3440,19 +3398,26 @@ static void classify(State *s, size_t first, size_t count, float *logits)
 enum { ID_UNK, ID_BOS, ID_EOS }; // of tokenizer.bin
 
 // Control tokens are no text and recognised in templates only; user-defined ones in any text.
-typedef enum { TOKEN_TEXT, TOKEN_CONTROL, TOKEN_USER } TokenKind;
+typedef enum { TOKEN_TEXT, TOKEN_CONTROL, TOKEN_USER, TOKEN_BYTE } TokenKind;
 
 typedef struct {
-    const char *text;
+    const char *text; // of SentencePiece's <0x41>, say, the byte itself
     int len;
     float score;
     TokenKind kind;
 } Piece;
 
+// A hash table from bytes to numbers.
 typedef struct {
-    int left, right, id; // pieces `left` and `right` make piece `id`; left -1: a free place
-    float score;         // minus the rank
-} MergeRule;
+    const void *key; // NULL: free
+    size_t len;
+    int value;
+} MapSlot;
+
+typedef struct {
+    MapSlot *slots;
+    size_t size; // a power of two
+} Map;
 
 // How byte-level BPE cuts text into words.
 typedef struct {
@@ -3464,108 +3429,118 @@ typedef struct {
 } WordStyle;
 
 typedef struct {
+    int pair[2], id; // the two pieces make piece `id`; its place in the list is its rank
+} MergeRule;
+
+typedef struct {
     const char *path;
     char *file;         // the pieces' bytes
     Piece *pieces;      // [vocab_size]
     int vocab_size;
-    int *table;         // hash table of ids, -1: free
-    size_t table_size;  // a power of two
+    Map ids;            // by text
     int byte_id[256];   // -1: none
-    int *id_byte;       // [vocab_size]: the byte that a token stands for, or -1
     const WordStyle *words; // byte-level BPE; NULL: SentencePiece-style
-    MergeRule *rules;    // hash table of merges
-    size_t rules_size;  // a power of two
+    MergeRule *rules;
+    Map ranks;          // of rules, by pair
     uint8_t special_len[256]; // the longest user-defined or control token that begins so
     int bos, eos, add_bos, space_prefix;
     int stops[12], n_stops; // tokens that end a turn or a text
 } Tokenizer;
 
-static size_t hash_bytes(const char *s, size_t len) // FNV-1a
+static size_t hash_bytes(const void *key, size_t len) // FNV-1a
 {
     uint64_t h = 0xcbf29ce484222325;
-    for (size_t i = 0; i < len; i++) h = (h ^ (uint8_t)s[i]) * 0x100000001b3;
+    for (size_t i = 0; i < len; i++) h = (h ^ ((const uint8_t *)key)[i]) * 0x100000001b3;
     return (size_t)(h ^ h >> 32);
 }
 
-// The id of a piece, or -1.
+static Map map_init(size_t n)
+{
+    Map m = {.size = 64};
+    while (m.size < 2 * n) m.size *= 2;
+    m.slots = xcalloc(m.size, sizeof *m.slots);
+    return m;
+}
+
+// The key's place, or the free one where it would be.
+static MapSlot *map_slot(const Map *m, const void *key, size_t len)
+{
+    size_t at = hash_bytes(key, len) & (m->size - 1);
+    for (; m->slots[at].key; at = (at + 1) & (m->size - 1))
+        if (m->slots[at].len == len && !memcmp(m->slots[at].key, key, len)) break;
+    return &m->slots[at];
+}
+
+// The first of equals counts.
+static void map_add(Map *m, const void *key, size_t len, int value)
+{
+    MapSlot *slot = map_slot(m, key, len);
+    if (!slot->key) *slot = (MapSlot){key, len, value};
+}
+
+static int map_find(const Map *m, const void *key, size_t len) // -1: not there
+{
+    const MapSlot *slot = map_slot(m, key, len);
+    return slot->key ? slot->value : -1;
+}
+
 static int find_piece(const Tokenizer *t, const char *s, size_t len)
 {
-    size_t at = hash_bytes(s, len) & (t->table_size - 1);
-    for (int id; (id = t->table[at]) >= 0; at = (at + 1) & (t->table_size - 1))
-        if ((size_t)t->pieces[id].len == len && !memcmp(t->pieces[id].text, s, len)) return id;
-    return -1;
-}
-
-static void add_piece(Tokenizer *t, int id)
-{
-    const Piece *p = &t->pieces[id];
-    if (find_piece(t, p->text, (size_t)p->len) >= 0) return; // the first of equals counts
-    size_t at = hash_bytes(p->text, (size_t)p->len) & (t->table_size - 1);
-    while (t->table[at] >= 0) at = (at + 1) & (t->table_size - 1);
-    t->table[at] = id;
-}
-
-// The place of a pair in the table of merges, or the free one where it would be.
-static MergeRule *find_rule(const Tokenizer *t, int left, int right)
-{
-    uint64_t h = ((uint64_t)(uint32_t)left << 32 | (uint32_t)right) * 0x9e3779b97f4a7c15;
-    size_t at = (size_t)(h >> 32) & (t->rules_size - 1);
-    while (t->rules[at].left >= 0 && (t->rules[at].left != left || t->rules[at].right != right))
-        at = (at + 1) & (t->rules_size - 1);
-    return &t->rules[at];
-}
-
-static void read_pieces(Tokenizer *t, size_t size)
-{
-    size_t at = 4;
-    int id = 0;
-    for (; id < t->vocab_size && at + 8 <= size; id++) {
-        Piece *p = &t->pieces[id];
-        memcpy(&p->score, t->file + at, 4);
-        memcpy(&p->len, t->file + at + 4, 4);
-        p->text = t->file + (at += 8);
-        if (p->len < 0 || (size_t)p->len > size - at)
-            die(EXIT_DATA, t->path, "piece %d does not fit the file (got length %d)", id, p->len);
-        if (p->score != p->score) die(EXIT_DATA, t->path, "piece %d has no score (got nan)", id);
-        at += (size_t)p->len;
-    }
-    if (id < t->vocab_size || at != size)
-        die(EXIT_DATA, t->path, "not a tokenizer for this model (got %s than %d pieces)",
-            id < t->vocab_size ? "fewer" : "more", t->vocab_size);
+    return map_find(&t->ids, s, len);
 }
 
 static void tokenizer_init(Tokenizer *t, const char *path, int vocab_size)
 {
-    memset(t, 0, sizeof *t);
-    t->path = path;
-    t->vocab_size = vocab_size;
-    t->pieces = xcalloc((size_t)vocab_size, sizeof *t->pieces);
-    t->id_byte = xcalloc((size_t)vocab_size, sizeof *t->id_byte);
-    memset(t->id_byte, -1, (size_t)vocab_size * sizeof *t->id_byte);
-    for (t->table_size = 64; t->table_size < 2 * (size_t)vocab_size;) t->table_size *= 2;
-    t->table = xcalloc(t->table_size, sizeof *t->table);
-    memset(t->table, -1, t->table_size * sizeof *t->table);
+    *t = (Tokenizer){.path = path, .vocab_size = vocab_size, .ids = map_init(vocab_size)};
+    t->pieces = xcalloc(vocab_size, sizeof *t->pieces);
+}
+
+static void index_pieces(Tokenizer *t)
+{
+    for (int id = 0; id < t->vocab_size; id++) {
+        const Piece *p = &t->pieces[id];
+        if (isnan(p->score)) die(EXIT_DATA, t->path, "piece %d has no score (got nan)", id);
+        if (!p->len) continue;
+        map_add(&t->ids, p->text, p->len, id);
+        uint8_t *most = &t->special_len[(uint8_t)*p->text];
+        if (p->kind != TOKEN_TEXT && p->len < 256 && p->len > *most) *most = p->len;
+    }
 }
 
 // The pieces that stand for bytes, named <0x00> to <0xFF>; all of them have to be there.
 static void find_byte_pieces(Tokenizer *t)
 {
+    static char bytes[256];
     for (int byte = 0; byte < 256; byte++) {
         char name[8];
         snprintf(name, sizeof name, "<0x%02X>", (unsigned)byte);
         int id = t->byte_id[byte] = find_piece(t, name, 6);
         if (id < 0) die(EXIT_DATA, t->path, "no piece for byte %d (want %s)", byte, name);
-        t->id_byte[id] = byte;
+        bytes[byte] = (char)byte;
+        t->pieces[id] = (Piece){&bytes[byte], 1, 0, TOKEN_BYTE};
     }
 }
 
 static void tokenizer_load(Tokenizer *t, const char *path, int vocab_size)
 {
-    size_t size;
+    size_t size, at = 4;
+    int id = 0;
     tokenizer_init(t, path, vocab_size);
     t->file = read_text(path, &size);
-    read_pieces(t, size);
-    for (int id = ID_EOS + 1; id < vocab_size; id++) add_piece(t, id);
+    for (; id < vocab_size && at + 8 <= size; id++) {
+        Piece *p = &t->pieces[id];
+        memcpy(&p->score, t->file + at, 4);
+        memcpy(&p->len, t->file + at + 4, 4);
+        p->text = t->file + (at += 8);
+        if (p->len < 0 || (size_t)p->len > size - at)
+            die(EXIT_DATA, path, "piece %d does not fit the file (got length %d)", id, p->len);
+        at += p->len;
+        if (id <= ID_EOS) p->kind = TOKEN_CONTROL;
+    }
+    if (id < vocab_size || at != size)
+        die(EXIT_DATA, path, "not a tokenizer for this model (got %s than %d pieces)",
+            id < vocab_size ? "fewer" : "more", vocab_size);
+    index_pieces(t);
     find_byte_pieces(t);
     t->bos = t->stops[t->n_stops++] = ID_BOS;
     t->eos = t->stops[t->n_stops++] = ID_EOS;
@@ -3598,38 +3573,35 @@ static uint32_t read_char(const char *s, size_t len, size_t *n)
 }
 
 // --- words --------------------------------------------------------------------------------------
-// Unicode's letters and numbers (general categories L* and N*, Unicode 14.0) as runs of characters
-// from U+0000 on: 3 * length + class in digits of five bits, low ones first, each written as the
-// character 35 + digit, + 32 if another digit follows. Made from Python's unicodedata by a loop
-// over all characters that counts while category(c)[0] stays the same.
+// Unicode's letters and numbers (general categories L* and N*, Unicode 14.0) and white space as
+// runs of characters from U+0000 on, made from Python's unicodedata. A run is one number, its
+// length - 1: digits ] to ~ in base 34, high ones first, then the rest by 56, one of $ to [. Runs
+// of other characters and of letters take turns; # (letter), ! (number) or a blank (space) before
+// a run says otherwise.
 
 typedef enum { C_OTHER, C_LETTER, C_NUMBER, C_SPACE } CharClass;
 
 static const char unicode_runs[] =
-    "S'C$8R%5R%P''8+&',('&.&I%&a%&bM$/H$M$38'&'F/3&*)0&'5'&-&'&`$&]*&E0;V2&V&)'5_&X)U%/0J'E'b$C$/"
-    "*&M,&'P$*8*C$-)'S$'&^%Z%O+D$'M$C$G&>*/'2F%/'>','H%O%8E$2L%&6V$b&Q(F(,'Y$'8B/C$&T$/<)*)F%&9&'"
-    ",0,'S$'J$*&-/C$*)7)';6/*)F%&9&*&*&*`%0&'8C$)-S$?&-&F%&9&*&3,'Y$'P$*/C$>'D$<)*)F%&9&*&3,']%*&"
-    "-/C$&'7D$'&6,-&0,*&'&*,*,-,H$E%'b$L$Y$<&-&I%&T$,'Q%-)')*/C$;:&'/<&-&I%&B&3,'`%*&*/C$&*V$?&-&"
-    "_&)'S$'2-&:-/^$&62Z$,L%&?&')9`%C$V$T'&*G$9>C$X&*&'&3&L%&'&B&*>')3&'>C$)0C&'`%a$G$<&P&T%3\\-E"
-    "'_$'C$56/0,',*8-/K$G$'&C$5V&&'2')E'&KB&0)9&'&0)_&&0)G&&0)9&'&0)Q$&O(&0)M)M$a$,T$S$F+)6,H]$)W"
-    "$&R%2E*,.<8Z$J$]$M$Z$M$K$&-P$`'L&'/',C$5C$E%C$5O+83)J&&'2V)Aa%X&C$^%)3D$H'/R%5F$R&I%>C(D'C$5"
-    "C$J$'Z+Q'V$<,C$^&^%J$*C$H'Q%P&W%C$,-C$P&)?8E')-^&0&6&*,'2D5C)F=)6)V&)6)<&'&'&'&a%)C(&9&',-&9"
-    ",0)6/K$2-&9\\-(')72'C$5K$R,'/')B&',35'&'&'&0&E$)023/'&^'*4EG%Y(M*G%E^$_%GM&S850,*>()V&&'2')L"
-    "(8'S$I%>9&9&9&9&9&9&9&9S*'bN$*(N%@83).*/F+5-&R+&02E'&^+,1AD&S'T$C&C$]%=&R$C&C$X&R$CADM6C)K`C"
-    "%L)N')K<,T$C$*_$Q'S$a%)V)C$X&?)Y,)D)2*&'&3K%T$&-&0&I%J$7A`'M$Z'W%C$K%6,'&*&C$X%AI%N%[%8Q'W%'"
-    "C$53&BC$3&_&H%-&</C$5I%,',Z'&',*)3)'&'K%-)E$8-G$6)6)6>9&9&E'&N$5]-J$C$5PZC$G$I%/W'O[;NE$)b,U"
-    "&9G$32'&B&K$&3&'&*&*&H-F&EE$Y$D))F([&H$_-3&Y/\\$C$8R%5R%D$O+,6)6)6)-L&H$&R%&]$&*&Q$)N$I&U.G$"
-    "L'G$P(V$+_9[%,W'S$V%/D&1>`$(<(2V&A^%)P&/<&4a&^1)C$5P&/P&/\\&;`'G$E$&Q$&9&*&E$&Q$&9&*L)I@>F%A"
-    "<K%6&b&&?R)6)'&H'&*,')I%)=I%):a%;@S']$&*24F%7/R%U)L(/+*U$)O''P$0&-&[%A@H%[%+&[%.C&<&X%54S$F("
-    "AF%)=]$2=Z$H%:S*_)H(]'J$]'87P&G$C$U>b%&b&5*M*[%C$';F%D$1T%Z$M'C%:_$I%G$C(Q%_%&*)'J$K'C&O%8C$"
-    ">P&P$C$/')';M&,'G$T'M$0D$C$'&'/a$D$Z$&O%_*9&'&0&Q$&B8Q'V$C$D$<)*)F%&9&*&3,'Y$'G$3]1C(Y$02C$2"
-    "-]%T'_$*&';C$U2Q'^&0O&T'_$'D$C$U&E'J$'8C$E(U%b$I$/9N4H'_-D)^$G$<)')<&*&L%P$'&'M$C$U)<)Y&S$'&"
-    "'W%'A\\&8'b$'D$N'\\$'Y$_)X;?&S&V$'P$\\%2^%S-9&*&V&b$'>C$56&*&D&M$'8C$E@]$Z4'P$D%D'RY%U,R-V$P"
-    "5GZ*G,P$QG&V^.YY$NL<OX$8a%&C$5Q*&C$5^%Y$T'S$0G$C$&:&C%2]$SC%D)J%^,E*2'I)K$C)*&'W%Lb4;FW&a&?X"
-    "H=0&9&*&M>J'-V$0;HH$O[)E-2K$,?8BUY3a$G-P%X/C+&Y)&*)')*)0&H$&'&9&G)&0)<&9&X%&0&3&',9&`B)O%&O%"
-    "&a%&O%&a%&O%&a%&O%&a%&O%&<)['CK(a%FP$K'A9)C$/'FA^%Y$H'/C$UX&9&0&*&Q$&S5)@S'P)8'/C$HM%V(&.&1G"
-    "*L'&R$I50&U%&*&')'&B&0&'&'5'/'&'&'&-&*&')'&'&'&'&'&*&')0&9&0&0&'&B&W$2-&3&W$OY$L$LH+C$UC&DH`"
-    "&C&OH/8^7)J_3M$W_8`E,^U$IP'ER1";
+    ", (5 $2!-*=)=- $= $,$*!%$$&!$#$$!&$:$B$e-'/1(*$$$_4($%%'$$)$$&$$$7$^>$_>+_Y$I%$)L^2>''PN8!-'%$"
+    "^N$$2%*%!-#&%$3$$A@^D.$1!-#D,%'$(9'$,$&$:<*.(;$)4M^%Y&$5$*-'!-$3'+%%%9$*$$&'&$3$0%$&'!-#%%!)%$"
+    "+)'%%9$*$%$%$%B'$$*!-%&3,$&$9$*$%$(&$5$2%'!-,$.+%%%9$*$%$(&$A%$&'!-$$!).$$)&&$'&%$$$%&%&&&/9$8"
+    "!05+$&$:$3&$=&%$%%'!-+!*$$'+$&$:$-$(&$B%$%'!-$%4,$&$L%$3$(&$!*#&'!6$)(5&;$,$$%*B!-4S$%/*,!-J%$"
+    "$$($;$$$-$%,$%($$,!-%'C$B!7/+$G>(_&N7$!-))''&$&%*&'0/$$!-)I$$($%N$bX$'%*$$$'%L$'%D$'%*$$$'%2$^"
+    "$$'%^.1!7&33^A%)&h'%4 $#=(^6&!&#+*5061510$&2WF$'$&!-)!-9!-)^D*(%E$$(^1-BJ!-#A%(.O'=)!.H:,XN!-)"
+    "!-0$^HR4+&!-LA0%!-#O=G?!-&&!-#G%,*N%&L'$)$%&$(`;^+aY%)%I%)%+$$$$$$$B%X$*$$&&$*&'%)'0(&$*& .@ %"
+    "( $R $3!$#$%!)($!-)0^P$'$%-$$&()$$$$$$'$.%'(('$$!V#%!(iY!^'^9!9h1!Aq/a()'&%,!$%I$$($%[*$3:,*$*"
+    "$*$*$*$*$*$*^;$e3 $'%!$<!,*(%!&#%'^A)&$^E$'(N$^I&!'-CS3C!-A!+$!2C!-J!2bK`lK^+hrH^.Q%aP&3!-#%7R"
+    "3B%^1!-J,%^R%^+(%$$$(;3$&$'$:0!)-W1U?!-;)&$$%$!-#?-:<@*R?$!-)($-!-#($L:&$+'!-):&$&U$$&%%(%$$$;"
+    "&%.*&/)%)%),*$*$N$1)_&0!-)bz?/:'TakWcA%^UI*/(($$-$0$($$$%$%$^WDc>5^+%YK/_'($_:6!-*=)=.^D&)%)%)"
+    "%&F/$=$6$%$2%1E_./!P/!^$4!%a7@&T3!>'C!',7!$#+!$(I-A%G'+$!(M_Q%!-)G'G'K+W/.$2$*$%$.$2$*$%^.bB,9"
+    "-+;)$M$,^0)%$$O$%&$%:%!+#:%!*#B+!,S6$%(!(#9!)'=^1['!%#%!3%!Q#$2'$&$@-!,:@!%$@!&C+$?)!(3Y-9%!+#"
+    "6(!+#5:!*^;^4ZV0V*!)#G/!-b1!B$M)%^9@!-#$+9.!'>5Q8!*7:/X=!A$%%$0PC<*!-,G2!-'$%$+F&$/S1'.!-#$$$'"
+    "!7.5$<^?*$$$'$2$-*R4!-.+%%%9$*$%$(&$5$/(_QX5'(!-(&AS7%$$+!-_YRL'GS7$.!-IN0$*!-Y>8!/'*`4O_'^+!6"
+    "/+%$%+$%$;2$$$1!-^1+%J3$$$?$-K*$8$.Q6$5^4aJ,$H4$2!@(A^[*$%$I8$,!-))$%$C1$*!-bA6`8$2!8Nm=^Q!^Z4"
+    "`?^j'^L2p*_a4g:ao,g,*B$!-)^:$!-)A5S3'/!-$!*$8(6i3^+!:^T^6($^-0^+%$$?`dC+s)M,atB'$*$%$b.P&4'+d'"
+    "^d/^V(0&,*-_~Q!7^W!<_:^@$^2$%%$%%%'$/$$$*$^,$'%+$*$?$'$($$&*$c'%<$<$B$<$B$<$B$<$B$<$+%!U|[BeDP"
+    "-*%!-'$bLA5O'!-s9*$'$%$2$`@%!,S^/*$'!-k*!^&$!&$!'^7!P$!2`='$>$%$$%$$-$'$$$$)$'$$$$$$&$%$$%$$$$"
+    "$$$$$$%$$%'$*$'$'$$$-$4(&$($4g7!0^lN!-o9skSC_c,*`Y%`]U1`|<^r:fIwU_q.";
 
 static struct {
     uint32_t begin;
@@ -3639,36 +3611,28 @@ static size_t n_char_runs;
 
 static void read_char_runs(void)
 {
+    static const CharClass marks[128] = {['#'] = C_LETTER, ['!'] = C_NUMBER, [' '] = C_SPACE};
     uint32_t begin = 0;
-    for (const char *p = unicode_runs; *p && !n_char_runs; ) {
-        size_t n = 0;
-        for (; *p; n++) {
-            uint32_t value = 0, digit, shift = 0;
-            do {
-                digit = (uint32_t)(*p++ - 35);
-                value |= (digit & 31) << shift;
-                shift += 5;
-            } while (digit & 32);
-            char_runs[n].begin = begin;
-            char_runs[n].class = (CharClass)(value % 3);
-            begin += value / 3;
-        }
-        char_runs[n].begin = begin; // all the rest
-        n_char_runs = n + 1;
+    CharClass class = C_LETTER;
+    if (n_char_runs) return;
+    for (const char *p = unicode_runs; *p; n_char_runs++) {
+        uint32_t steps = 0;
+        if (marks[(uint8_t)*p]) class = marks[(uint8_t)*p++];
+        else class = class == C_OTHER ? C_LETTER : C_OTHER;
+        while (*p >= ']') steps = 34 * steps + (uint32_t)(*p++ - ']');
+        char_runs[n_char_runs].begin = begin;
+        char_runs[n_char_runs].class = class;
+        begin += 56 * steps + (uint32_t)(*p++ - '$') + 1;
     }
+    char_runs[n_char_runs++].begin = begin; // all the rest
 }
 
 static CharClass unicode_class(uint32_t c)
 {
-    if ((c >= 9 && c <= 13) || c == ' ' || c == 0x85 || c == 0xa0 || c == 0x1680 ||
-        (c >= 0x2000 && c <= 0x200a) || c == 0x2028 || c == 0x2029 || c == 0x202f || c == 0x205f ||
-        c == 0x3000)
-        return C_SPACE;
     size_t lo = 0, hi = n_char_runs;
     while (hi - lo > 1) {
         size_t mid = (lo + hi) / 2;
-        if (char_runs[mid].begin <= c) lo = mid;
-        else hi = mid;
+        *(char_runs[mid].begin <= c ? &lo : &hi) = mid;
     }
     return char_runs[lo].class;
 }
@@ -3681,7 +3645,6 @@ static const WordStyle word_styles[] = {
     {"llama-bpe", 1, 3, 0, 1},
     {"qwen2", 1, 1, 0, 0},
 };
-enum { N_WORD_STYLES = sizeof word_styles / sizeof *word_styles };
 
 // The end of the run of characters of one class from `at` on, `most` of them at most (0: any).
 // *last: where its last character begins.
@@ -3700,7 +3663,7 @@ static size_t class_run(const char *s, size_t len, size_t at, CharClass class, i
 static size_t contraction(const char *s, size_t len, int any_case)
 {
     static const char *const endings[] = {"'s", "'t", "'re", "'ve", "'m", "'ll", "'d"};
-    for (size_t i = 0; i < 7; i++) {
+    for (size_t i = 0; i < COUNT(endings); i++) {
         size_t n = strlen(endings[i]);
         if (n <= len && !(any_case ? strncasecmp : strncmp)(s, endings[i], n)) return n;
     }
@@ -3797,14 +3760,15 @@ static void offer_merge(Encoder *e, const char *text, int left)
     const Tokenizer *t = e->t;
     const Symbol *s = e->symbols;
     if (left < 0 || s[left].next < 0) return;
-    int right = s[left].next, len = s[left].len + s[right].len, a = s[left].id, b = s[right].id;
-    if (a < 0 || b < 0) return;
+    int right = s[left].next, len = s[left].len + s[right].len, pair[] = {s[left].id, s[right].id};
+    if (pair[0] < 0 || pair[1] < 0) return;
     if (t->words) {
-        const MergeRule *p = find_rule(t, a, b);
-        if (p->left >= 0) push_merge(&e->merges, (Merge){p->score, left, right, len, p->id});
-    } else if (t->id_byte[a] < 0 && t->id_byte[b] < 0) {
-        int id = find_piece(t, text + s[left].start, (size_t)len);
-        if (id >= 0 && t->pieces[id].kind == TOKEN_TEXT && t->id_byte[id] < 0)
+        int rank = map_find(&t->ranks, pair, sizeof pair);
+        if (rank >= 0)
+            push_merge(&e->merges, (Merge){-(float)rank, left, right, len, t->rules[rank].id});
+    } else if (t->pieces[pair[0]].kind != TOKEN_BYTE && t->pieces[pair[1]].kind != TOKEN_BYTE) {
+        int id = find_piece(t, text + s[left].start, len);
+        if (id >= 0 && t->pieces[id].kind == TOKEN_TEXT)
             push_merge(&e->merges, (Merge){t->pieces[id].score, left, right, len, id});
     }
 }
@@ -3856,14 +3820,11 @@ static void encode_word(Encoder *e, const char *text, size_t len)
 // Text without special tokens, SentencePiece-style: one word, perhaps with a space before it.
 static void encode_pieces(Encoder *e, const char *text, size_t len)
 {
+    size_t space = e->t->space_prefix;
     char *copy = xrealloc(NULL, len + 1, 1);
-    size_t n = 0;
-    int stand_in = !e->t->file; // SentencePiece reads U+2581 as a space, llama2.c does not
-    if (e->t->space_prefix) copy[n++] = ' ';
-    for (size_t i = 0; i < len; i++)
-        if (!stand_in || len - i < 3 || memcmp(text + i, "\xe2\x96\x81", 3)) copy[n++] = text[i];
-        else copy[n++] = ' ', i += 2;
-    encode_word(e, copy, n);
+    *copy = ' ';
+    memcpy(copy + space, text, len);
+    encode_word(e, copy, space + len);
     free(copy);
 }
 
@@ -3925,15 +3886,9 @@ static int tokenizer_encode(const Tokenizer *t, const char *text, const char *te
 // The bytes of a token, given the one before it: the space put before the text is not text.
 static const char *tokenizer_decode(const Tokenizer *t, int prev, int id, size_t *len)
 {
-    static char bytes[256];
     const Piece *p = &t->pieces[id];
-    *len = 1;
-    if (t->id_byte[id] >= 0) {
-        char *byte = &bytes[t->id_byte[id]];
-        *byte = (char)t->id_byte[id];
-        return byte;
-    }
-    int strip = t->space_prefix && prev == t->bos && p->len && p->text[0] == ' ';
+    int strip = t->space_prefix && prev == t->bos && p->kind != TOKEN_BYTE && p->len &&
+                p->text[0] == ' ';
     *len = p->kind == TOKEN_CONTROL ? 0 : (size_t)(p->len - strip);
     return p->text + strip;
 }
@@ -3985,36 +3940,30 @@ static size_t plain_text(const char *s, size_t len, int bpe, char *out)
 static void read_vocab_pieces(Tokenizer *t, const Vocab *v)
 {
     Strings list = v->tokens;
-    size_t total = 0, len, at = 0;
+    size_t total = 0, len;
     for (size_t i = 0; i < v->tokens.n; i++) next_string(&list, &len), total += len;
-    t->file = xcalloc(total, 1);
+    char *to = t->file = xcalloc(total, 1);
     list = v->tokens;
-    for (int id = 0; id < t->vocab_size; id++) {
+    for (int id = 0; id < t->vocab_size; id++, to += len) {
         Piece *p = &t->pieces[id];
         const char *s = next_string(&list, &len);
         int type = v->types ? read_i32(v->types + 4 * (size_t)id) : 1;
         if (len > 1 << 16) die(EXIT_DATA, t->path, "token %d is too long (got %zu)", id, len);
         p->kind = type == 2 || type == 3 ? TOKEN_CONTROL : type == 4 ? TOKEN_USER : TOKEN_TEXT;
-        p->text = t->file + at;
-        if (p->kind != TOKEN_TEXT) memcpy(t->file + at, s, len);
-        else len = plain_text(s, len, v->bpe, t->file + at);
-        if (v->scores) memcpy(&p->score, v->scores + 4 * (size_t)id, 4);
-        if (p->score != p->score) die(EXIT_DATA, t->path, "token %d has no score (got nan)", id);
+        p->text = to;
+        if (p->kind != TOKEN_TEXT) memcpy(to, s, len);
+        else len = plain_text(s, len, v->bpe, to);
         p->len = (int)len;
-        at += len;
-        if (!len) continue;
-        add_piece(t, id);
-        uint8_t *most = &t->special_len[(uint8_t)*p->text];
-        if (p->kind != TOKEN_TEXT && len < 256 && len > *most) *most = (uint8_t)len;
+        if (v->scores) memcpy(&p->score, v->scores + 4 * (size_t)id, 4);
     }
+    index_pieces(t);
 }
 
-// A merge is two pieces with a space between; its place in the list is its rank.
+// A merge is two pieces with a space between.
 static void read_vocab_merges(Tokenizer *t, const Vocab *v)
 {
-    for (t->rules_size = 64; t->rules_size < 2 * v->merges.n;) t->rules_size *= 2;
-    t->rules = xcalloc(t->rules_size, sizeof *t->rules);
-    for (size_t i = 0; i < t->rules_size; i++) t->rules[i].left = -1;
+    t->rules = xcalloc(v->merges.n, sizeof *t->rules);
+    t->ranks = map_init(v->merges.n);
     Strings list = v->merges;
     for (size_t rank = 0, len; rank < v->merges.n; rank++) {
         char both[512];
@@ -4022,13 +3971,14 @@ static void read_vocab_merges(Tokenizer *t, const Vocab *v)
         const char *space = len ? memchr(s + 1, ' ', len - 1) : NULL;
         if (!space || len > sizeof both)
             die(EXIT_DATA, t->path, "merge %zu is not two pieces", rank);
-        size_t a = plain_text(s, (size_t)(space - s), 1, both);
-        size_t b = plain_text(space + 1, len - 1 - (size_t)(space - s), 1, both + a);
-        int left = find_piece(t, both, a), right = find_piece(t, both + a, b);
-        int id = find_piece(t, both, a + b);
-        if (left < 0 || right < 0 || id < 0) continue; // it can never happen
-        MergeRule *p = find_rule(t, left, right);
-        if (p->left < 0) *p = (MergeRule){left, right, id, -(float)rank};
+        size_t a = plain_text(s, space - s, 1, both);
+        size_t b = plain_text(space + 1, s + len - (space + 1), 1, both + a);
+        MergeRule *m = &t->rules[rank];
+        m->pair[0] = find_piece(t, both, a);
+        m->pair[1] = find_piece(t, both + a, b);
+        m->id = find_piece(t, both, a + b);
+        if (m->pair[0] < 0 || m->pair[1] < 0 || m->id < 0) continue; // it can never happen
+        map_add(&t->ranks, m->pair, sizeof m->pair, (int)rank);
     }
 }
 
@@ -4040,7 +3990,7 @@ static void find_stops(Tokenizer *t, const Vocab *v)
     const int given[] = {v->bos, v->eos, v->eot};
     for (int i = 0; i < 3; i++)
         if (given[i] >= 0) t->stops[t->n_stops++] = given[i];
-    for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
+    for (size_t i = 0; i < COUNT(names); i++) {
         int id = find_piece(t, names[i], strlen(names[i]));
         if (id >= 0 && t->pieces[id].kind != TOKEN_TEXT) t->stops[t->n_stops++] = id;
     }
@@ -4060,11 +4010,11 @@ static void tokenizer_from_vocab(Tokenizer *t, const char *path, const Vocab *v)
         find_byte_pieces(t);
         return;
     }
-    for (int i = 0; i < N_WORD_STYLES; i++)
-        if (!strcmp(v->pre, word_styles[i].name)) t->words = &word_styles[i];
-    if (!t->words)
+    int style = FIND_NAME(word_styles, v->pre);
+    if (style < 0)
         die(EXIT_DATA, path, "unknown cut into words (got %s, want gpt-2, smollm, llama-bpe, qwen2 "
             "or default)", v->pre);
+    t->words = &word_styles[style];
     for (int byte = 0; byte < 256; byte++)
         t->byte_id[byte] = find_piece(t, (char[]){(char)byte}, 1);
     read_vocab_merges(t, v);
@@ -4081,19 +4031,14 @@ static void stream_flush(Stream *s)
 {
     fwrite(s->held, 1, s->n, s->out);
     s->n = 0;
-    fflush(s->out);
 }
 
 static void stream_write(Stream *s, const char *bytes, size_t len)
 {
     for (size_t i = 0; i < len; i++) {
-        int continues = ((uint8_t)bytes[i] & 0xc0) == 0x80;
-        if (s->n && !continues) stream_flush(s); // it will never be completed
+        if (((uint8_t)bytes[i] & 0xc0) != 0x80) stream_flush(s); // it will never be completed
         s->held[s->n++] = bytes[i];
-        if (s->n >= utf8_length(s->held[0])) {
-            fwrite(s->held, 1, s->n, s->out);
-            s->n = 0;
-        }
+        if (s->n >= utf8_length(s->held[0])) stream_flush(s);
     }
     fflush(s->out);
 }

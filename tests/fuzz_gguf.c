@@ -58,8 +58,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     model.map = begin;
     model.size = size;
     if (!setjmp(refused)) use_model();
-    void *mine[] = {tokenizer.file, tokenizer.pieces, tokenizer.id_byte, tokenizer.table,
-                    tokenizer.rules, model.layers, copy};
+    void *mine[] = {tokenizer.file, tokenizer.pieces, tokenizer.ids.slots, tokenizer.rules,
+                    tokenizer.ranks.slots, model.layers, copy};
     for (int i = 0; i < 7; i++) free(mine[i]);
     return 0;
 }

@@ -59,6 +59,7 @@ static int naive_encode(const Tokenizer *t, const char *text, size_t len, int *i
         int best_id = -1, best_at = 0;
         for (int i = 0; i + 1 < n; i++) {
             const Piece *a = &t->pieces[ids[i]], *b = &t->pieces[ids[i + 1]];
+            if (a->kind == TOKEN_BYTE || b->kind == TOKEN_BYTE) continue;
             memcpy(joined, a->text, (size_t)a->len);
             memcpy(joined + a->len, b->text, (size_t)b->len);
             int id = find_piece(t, joined, (size_t)(a->len + b->len));
