@@ -93,6 +93,7 @@ _Static_assert(sizeof(void *) == 8, "run.c needs a 64-bit machine");
 static const char *prog = "run";
 
 enum { EXIT_DATA = 1, EXIT_USAGE = 2 }; // a bad file or system failure; a bad command line
+static char *unfinished;                // a file being written, removed if the program fails
 
 __attribute__((noreturn, format(printf, 3, 4))) static void die(int code, const char *what,
                                                                 const char *fmt, ...)
@@ -104,12 +105,13 @@ __attribute__((noreturn, format(printf, 3, 4))) static void die(int code, const 
     vfprintf(stderr, fmt, ap);
     fputc('\n', stderr);
     va_end(ap);
+    if (unfinished) unlink(unfinished);
     exit(code);
 }
 
 static void check_written(FILE *f, const char *name)
 {
-    if (f && (fflush(f) || ferror(f))) die(EXIT_DATA, name, "cannot write");
+    if (fflush(f) || ferror(f)) die(EXIT_DATA, name, "cannot write");
 }
 
 static size_t mul_size(size_t a, size_t b)
@@ -4428,13 +4430,27 @@ __attribute__((format(printf, 2, 3))) static void tsv_row(FILE *f, const char *f
     va_end(ap);
 }
 
-// The table that --tsv asks for, or NULL.
+// The table that --tsv asks for, or NULL: written beside its place and moved there when complete,
+// unless the place is a device or a pipe.
 static FILE *tsv_open(const char *header)
 {
-    FILE *f = opt.tsv ? fopen(opt.tsv, "w") : NULL;
-    if (opt.tsv && !f) die(EXIT_DATA, opt.tsv, "cannot write (%s)", strerror(errno));
+    struct stat st;
+    if (!opt.tsv) return NULL;
+    if (stat(opt.tsv, &st) || S_ISREG(st.st_mode))
+        unfinished = strcat(strcpy(xcalloc(strlen(opt.tsv) + 5, 1), opt.tsv), ".tmp");
+    FILE *f = fopen(unfinished ? unfinished : opt.tsv, "w");
+    if (!f) die(EXIT_DATA, opt.tsv, "cannot write (%s)", strerror(errno));
     tsv_row(f, "%s\n", header);
     return f;
+}
+
+static void tsv_close(FILE *f)
+{
+    if (!f) return;
+    check_written(f, opt.tsv);
+    if (fclose(f) || (unfinished && rename(unfinished, opt.tsv)))
+        die(EXIT_DATA, opt.tsv, "cannot write (%s)", strerror(errno));
+    unfinished = NULL;
 }
 
 // The end of a row: a bar that is `full` long at share 1.
@@ -4572,7 +4588,7 @@ static void run_perplexity(Session *s)
         score_window(s, &p, window);
         *window = saved;
     }
-    check_written(p.tsv, opt.tsv);
+    tsv_close(p.tsv);
     if (p.all.n > 0) print_perplexity(&p);
 }
 
@@ -4821,7 +4837,7 @@ static void run_grids(Session *s, const TaskKind *kinds, int n)
     g.filler = split_sentences(s->text ? s->text : classic_filler, &g.n_filler);
     g.tsv = tsv_open("task\tlength\tdepth\ttrial\ttokens\tright\tanswer\tgot");
     for (g.kind = kinds; g.kind < kinds + n && !interrupted; g.kind++) run_grid(&g);
-    check_written(g.tsv, opt.tsv);
+    tsv_close(g.tsv);
 }
 
 static void run_passkey(Session *s) { run_grids(s, task_kinds, 1); }
@@ -4866,7 +4882,7 @@ static void run_rope(Session *s)
         printf("%9.0f %8.3f %8.3f", D, score_decay(before, pairs, D), share);
         print_bar(share, 40);
     }
-    check_written(tsv, opt.tsv);
+    tsv_close(tsv);
 }
 
 // --- bench --------------------------------------------------------------------------------------
