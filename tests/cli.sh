@@ -351,7 +351,6 @@ works "passkey" "$m" -m passkey --lengths 64,96 --depths 2 --trials 1
 works "retrieval" "$m" -m retrieval --lengths 96 --depths 2 --trials 1
 works "rope" "$m" -m rope
 works "rope, yarn" "$m" -m rope --rope-scaling yarn -c 400
-refused 2 "bench, context too short" "$m" -m bench
-works "bench" "$m" -m bench -c 600 --rope-scaling linear
+works "info" "$m" -m info -c 600 --rope-scaling linear
 
 report
