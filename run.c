@@ -2352,17 +2352,13 @@ INLINE vf vlog(vf x)
 
 // Slopes of n_heads = P, a power of two: 2^(-8 (h + 1) / P). Heads past such a P get every second
 // slope of 2P. [ALiBi] 3, and its reference code
-static double alibi_slope(int h, int n_heads)
-{
-    int P = 1;
-    while (2 * P <= n_heads) P *= 2;
-    return h < P ? exp2(-8.0 * (h + 1) / P) : exp2(-4.0 * (2 * (h - P) + 1) / P);
-}
-
 static float *alibi_slopes(const Config *c) // [n_heads]
 {
-    float *slope = xcalloc((size_t)c->n_heads, 4);
-    for (int h = 0; h < c->n_heads; h++) slope[h] = (float)alibi_slope(h, c->n_heads);
+    float *slope = xcalloc(c->n_heads, 4);
+    int P = 1;
+    while (2 * P <= c->n_heads) P *= 2;
+    for (int h = 0; h < c->n_heads; h++)
+        slope[h] = (float)exp2(h < P ? -8.0 * (h + 1) / P : -4.0 * (2 * (h - P) + 1) / P);
     return slope;
 }
 
@@ -2374,19 +2370,16 @@ static void bias_alibi(const Query *q, const float *D, float *score)
         vstore(score + k, vload(score + k) - slope * vload(D + k));
 }
 
-// The distance at which bucket b of B begins: b itself up to B/2, then evenly in the logarithm,
+// The distances at which the B buckets begin: b itself up to B/2, then evenly in the logarithm,
 //   bucket(n) = B/2 + floor(ln(n / (B/2)) / ln(max_distance / (B/2)) * B/2),
 // solved for n; the tiny term keeps edges that are whole numbers whole. [T5] 2.1
-static double t5_edge(int b, int B, int max_distance)
-{
-    double half = B / 2;
-    return b <= half ? b : half * pow(max_distance / half, (b - half - 1e-9) / half);
-}
-
 static float *t5_edges(const Config *c) // [rows]
 {
-    float *edge = xcalloc((size_t)c->rows, 4);
-    for (int b = 0; b < c->rows; b++) edge[b] = (float)t5_edge(b, c->rows, c->max_distance);
+    float *edge = xcalloc(c->rows, 4);
+    double half = c->rows / 2;
+    for (int b = 0; b < c->rows; b++)
+        edge[b] = (float)(b <= half ? b : half * pow(c->max_distance / half,
+                                                     (b - half - 1e-9) / half));
     return edge;
 }
 
@@ -2530,22 +2523,23 @@ static double pair_with_turns(const RopeConfig *r, int head_dim, double turns)
     return head_dim * log(r->orig_ctx / (2 * M_PI * turns)) / (2 * log(r->theta));
 }
 
-// g: 1 keeps pair m, 0 interpolates it, a ramp between beta_fast and beta_slow turns. As in every
-// shipped implementation the ramp runs over m; the paper words it over turns.
-static double ramp_kept(const RopeConfig *r, int head_dim, int m)
+// A frequency that is kept where x = all, interpolated where x = none, and in between a mixture
+static double blend(const RopeConfig *r, double theta, double x, double none, double all)
+{
+    double kept = fmin(fmax((x - none) / (all - none), 0), 1);
+    return r->factor <= 1 ? theta : theta / r->factor * (1 - kept) + theta * kept;
+}
+
+// Pairs that turn often within L tell neighbours apart and are kept; pairs that never finish a
+// turn are interpolated; the ramp is between beta_fast and beta_slow turns. As in every shipped
+// implementation it runs over m; the paper words it over turns. [YaRN] 3.2; with yarn_attention
+// below, [YaRN] 3.4
+static double rope_by_parts(const RopeConfig *r, int head_dim, int m, double n)
 {
     double low = fmax(floor(pair_with_turns(r, head_dim, r->beta_fast)), 0);
     double high = fmin(ceil(pair_with_turns(r, head_dim, r->beta_slow)), head_dim - 1);
     if (low == high) high += 0.001;
-    return 1 - fmin(fmax((m - low) / (high - low), 0), 1);
-}
-
-// Pairs that turn often within L tell neighbours apart and are kept; pairs that never finish a
-// turn are interpolated. [YaRN] 3.2; with yarn_attention below, [YaRN] 3.4
-static double rope_by_parts(const RopeConfig *r, int head_dim, int m, double n)
-{
-    double theta = rope_none(r, head_dim, m, n), g = ramp_kept(r, head_dim, m);
-    return r->factor <= 1 ? theta : theta / r->factor * (1 - g) + theta * g;
+    return blend(r, rope_none(r, head_dim, m, n), m, high, low);
 }
 
 static double yarn_attention(const RopeConfig *r)
@@ -2553,15 +2547,11 @@ static double yarn_attention(const RopeConfig *r)
     return r->factor <= 1 ? 1 : 0.1 * log(r->factor) + 1;
 }
 
-// The same idea with the ramp over turns within L, between low and high. [Llama3]
+// The same idea with the ramp over turns within L. [Llama3]
 static double rope_llama3(const RopeConfig *r, int head_dim, int m, double n)
 {
     double theta = rope_none(r, head_dim, m, n), turns = r->orig_ctx * theta / (2 * M_PI);
-    double low = r->low_freq_factor, high = r->high_freq_factor;
-    if (turns > high || r->factor <= 1) return theta;
-    if (turns < low) return theta / r->factor;
-    double t = (turns - low) / (high - low);
-    return (1 - t) * theta / r->factor + t * theta;
+    return blend(r, theta, turns, r->low_freq_factor, r->high_freq_factor);
 }
 
 // A factor for each pair, found by search; one list up to L, another past it. [LongRoPE]
@@ -2608,29 +2598,22 @@ static int rope_epoch(const RopeConfig *r, int64_t n)
 
 // Distance. Every distance method is a near map, D = i - j for i - j < W, and a far map for the
 // rest, D = A(i) - B(j): query and key get other positions, and the rotation does the rest.
-//   sinks         A = min(i, S + W - 1)              B = j              [Streaming]
-//   self-extend   A = floor(i/G) + W - floor(W/G)    B = floor(j/G)     [SelfExt]
-//   rerope        A = W                              B = 0              [ReRoPE]
-//   leaky-rerope  A = W + (i - W)/k                  B = j/k            [ReRoPE]
-static double far_query(const RopeConfig *r, int64_t i)
+//   sinks      A = min(i, S + W - 1)   B = j            [Streaming]
+//   others     A = f(i) + W - f(W)     B = f(j)         with f(x) =
+//     self-extend   floor(x / G)       [SelfExt]
+//     rerope        0                  [ReRoPE]
+//     leaky-rerope  x / k              [ReRoPE]
+static double far_key(const RopeConfig *r, double j)
 {
-    int64_t W = r->near, G = (int64_t)r->far;
-    switch (r->distance) {
-    case DIST_SELF_EXTEND: return (double)(i / G + W - W / G);
-    case DIST_REROPE: return (double)W;
-    case DIST_LEAKY: return (double)W + (double)(i - W) / r->far;
-    default: return (double)(i < r->sinks + W - 1 ? i : r->sinks + W - 1);
-    }
+    if (r->distance == DIST_FULL) return j;
+    if (r->distance == DIST_REROPE) return 0;
+    return r->distance == DIST_SELF_EXTEND ? floor(j / r->far) : j / r->far;
 }
 
-static double far_key(const RopeConfig *r, int64_t j)
+static double far_query(const RopeConfig *r, double i)
 {
-    switch (r->distance) {
-    case DIST_SELF_EXTEND: return (double)(j / (int64_t)r->far);
-    case DIST_REROPE: return 0;
-    case DIST_LEAKY: return (double)j / r->far;
-    default: return (double)j;
-    }
+    if (r->distance == DIST_FULL) return fmin(i, r->sinks + r->near - 1);
+    return far_key(r, i) + r->near - far_key(r, r->near);
 }
 
 static int has_far_map(const RopeConfig *r)
@@ -2846,9 +2829,10 @@ static void cache_reserve(Cache *c, int64_t max_seq_len)
     c->v = c->k + c->bytes / (c->k_bytes + c->v_bytes) * c->k_bytes;
 }
 
-static void floats_to_halves(const float *f, uint16_t *h, size_t n)
+static void put_number(const Cache *c, void *tile, size_t at, float f)
 {
-    for (size_t i = 0; i < n; i++) h[i] = float_to_half(f[i]);
+    if (c->elem == 4) ((float *)tile)[at] = f;
+    else ((uint16_t *)tile)[at] = float_to_half(f);
 }
 
 // Writes k and v of chunk tokens [begin, end) into the cache. The projection gives pairs
@@ -2858,20 +2842,15 @@ static void store_kv(void *arg, size_t begin, size_t end)
     State *s = arg;
     Cache *c = &s->cache;
     size_t d = s->config.head_dim, n_kv = s->config.n_kv_heads;
-    for (size_t t = begin; t < end; t++)
-        for (size_t h = 0; h < n_kv; h++) {
-            int64_t pos = s->pos + (int64_t)t;
-            size_t tile = tile_index(s, h, pos / TILE), r = (size_t)(pos % TILE);
-            const float *k = s->k + (t * n_kv + h) * d, *v = s->v + (t * n_kv + h) * d;
-            void *kt = c->k + tile * c->k_bytes, *vt = c->v + tile * c->v_bytes;
-            for (size_t e = 0; e < d; e++) {
-                size_t at = (s->config.rope_split ? e : (e % 2) * d / 2 + e / 2) * TILE + r;
-                if (c->elem == 4) ((float *)kt)[at] = k[e];
-                else ((uint16_t *)kt)[at] = float_to_half(k[e]);
-            }
-            if (c->elem == 4) memcpy((float *)vt + r * c->v_dim, v, d * 4);
-            else floats_to_halves(v, (uint16_t *)vt + r * c->v_dim, d);
+    for (size_t row = begin * n_kv; row < end * n_kv; row++) {
+        int64_t pos = s->pos + (int64_t)(row / n_kv);
+        size_t tile = tile_index(s, row % n_kv, pos / TILE), r = pos % TILE;
+        for (size_t e = 0; e < d; e++) {
+            size_t split = s->config.rope_split ? e : (e % 2) * d / 2 + e / 2;
+            put_number(c, c->k + tile * c->k_bytes, split * TILE + r, s->k[row * d + e]);
+            put_number(c, c->v + tile * c->v_bytes, r * c->v_dim + e, s->v[row * d + e]);
         }
+    }
 }
 
 // What one thread needs for a block of queries under one KV head. A row is a (query, head) pair:
@@ -4341,39 +4320,34 @@ static const ChatFormat *find_chat_format(const Vocab *v, const char *name)
     return NULL;
 }
 
-// A turn as text, and which of its bytes are the template's: a user cannot write control tokens.
-typedef struct {
-    char *text, *template;
-    size_t len;
-} Turn;
-
-static void add_text(Turn *t, const char *s, char template)
-{
-    size_t n = strlen(s);
-    t->text = xrealloc(t->text, t->len + n, 1);
-    t->template = xrealloc(t->template, t->len + n, 1);
-    memcpy(t->text + t->len, s, n);
-    memset(t->template + t->len, template, n);
-    t->len += n;
-}
-
-// The ids of a turn; the caller frees them.
+// The ids of a turn; the caller frees them. A user cannot write control tokens: only in the
+// template's own parts are they recognised.
 static int *encode_turn(const Session *s, const ChatFormat *f, const char *system,
                         const char *user, size_t *n)
 {
-    Turn t = {0};
-    add_text(&t, s->pos ? f->end : s->tokenizer.add_bos ? "\1" : "", 1);
-    if (system) {
-        add_text(&t, f->system, 1);
-        add_text(&t, system, 0);
+    const struct {
+        const char *text;
+        int template;
+    } parts[] = {{s->pos ? f->end : s->tokenizer.add_bos ? "\1" : "", 1},
+                 {system ? f->system : "", 1},
+                 {system ? system : "", 0},
+                 {system ? f->system_user : f->user, 1},
+                 {user, 0},
+                 {f->reply, 1}};
+    char *text = NULL, *template = NULL;
+    size_t len = 0;
+    for (size_t k = 0; k < COUNT(parts); k++) {
+        size_t more = strlen(parts[k].text);
+        text = xrealloc(text, len + more, 1);
+        template = xrealloc(template, len + more, 1);
+        memcpy(text + len, parts[k].text, more);
+        memset(template + len, parts[k].template, more);
+        len += more;
     }
-    add_text(&t, system ? f->system_user : f->user, 1);
-    add_text(&t, user, 0);
-    add_text(&t, f->reply, 1);
-    int *ids = xrealloc(NULL, 2 * t.len + 1, sizeof *ids);
-    *n = tokenizer_encode(&s->tokenizer, t.text, t.template, t.len, ids);
-    free(t.text);
-    free(t.template);
+    int *ids = xrealloc(NULL, 2 * len + 1, sizeof *ids);
+    *n = tokenizer_encode(&s->tokenizer, text, template, len, ids);
+    free(text);
+    free(template);
     return ids;
 }
 
@@ -4930,7 +4904,7 @@ static void run_info(Session *s)
     print_weights(m);
     printf("trained       %d tokens\n", c.train_ctx);
     if (c.encoding == ENC_ROPE) print_rope("RoPE", &c.rope);
-    else printf("positions     none\n");
+    else printf("positions     %s\n", encodings[c.encoding].name);
     if (c.global_every) {
         print_rope("local layers", &c.local);
         printf("              all but every %dth\n", c.global_every);

@@ -352,5 +352,6 @@ works "retrieval" "$m" -m retrieval --lengths 96 --depths 2 --trials 1
 works "rope" "$m" -m rope
 works "rope, yarn" "$m" -m rope --rope-scaling yarn -c 400
 works "info" "$m" -m info -c 600 --rope-scaling linear
+if grep -q '^memory .*-c 600' "$tmp/out"; then ok; else bad "info: $(cat "$tmp/out")"; fi
 
 report
