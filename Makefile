@@ -4,6 +4,7 @@
 # make tools      build/bpe, build/train, build/oracle
 # make bench      speed on models of known shapes, against this machine's limits
 # make portable   ./run for any x86-64: kernels for three levels, chosen as it starts
+# make survey     every position encoding, far past its trained context (about 10 minutes)
 # make clean      remove everything that was built
 #
 # CC and CFLAGS may be given, as in: make CC=clang CFLAGS="-O2 -march=native"
@@ -13,7 +14,7 @@ CFLAGS ?= -O3 -march=native
 BUILD ?= build
 ALL_CFLAGS = -std=gnu11 -Wall -Wextra -ffp-contract=fast $(CFLAGS)
 # Tests and tools include run.c whole and use a part of it.
-PART_CFLAGS = $(ALL_CFLAGS) -Wno-unused-function
+PART_CFLAGS = $(ALL_CFLAGS) -Wno-unused-function -Wno-psabi
 LDLIBS = -lm -lpthread
 
 UNITS = $(patsubst tests/%.c,$(BUILD)/%,$(sort $(wildcard tests/test_*.c)))
@@ -74,6 +75,10 @@ endif
 figures: run $(BUILD)/plot
 	sh tests/figures.sh $(BUILD)
 
+# One small model for each position encoding, far past its trained context: about 10 minutes.
+survey: run $(BUILD)/plot
+	sh tests/survey.sh $(BUILD)
+
 $(BUILD)/test_plot: tests/plot.c
 
-.PHONY: figures
+.PHONY: figures survey

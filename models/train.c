@@ -124,6 +124,17 @@ static View view_at(View a, size_t i, size_t j)
     return (View){a.p + i * a.row + j * a.col, a.row, a.col};
 }
 
+static inline __attribute__((always_inline)) void store_tile(float *c, size_t ldc,
+                                                             v16 s[TILE_M][2], int add)
+{
+#pragma GCC unroll 8
+    for (int i = 0; i < TILE_M; i++)
+        for (int j = 0; j < 2; j++) {
+            float *to = c + (size_t)i * ldc + j * WIDTH;
+            store(to, add ? load(to) + s[i][j] : s[i][j]);
+        }
+}
+
 // c (8, 32) (+)= a (8, k) b (k, 32), b packed.
 static inline __attribute__((always_inline)) void tile_kernel(float *c, size_t ldc, View a,
                                                               const float *b, size_t k, int add)
@@ -139,12 +150,7 @@ static inline __attribute__((always_inline)) void tile_kernel(float *c, size_t l
             s[i][1] += x * b1;
         }
     }
-#pragma GCC unroll 8
-    for (int i = 0; i < TILE_M; i++)
-        for (int j = 0; j < 2; j++) {
-            float *to = c + (size_t)i * ldc + j * WIDTH;
-            store(to, add ? load(to) + s[i][j] : s[i][j]);
-        }
+    store_tile(c, ldc, s, add);
 }
 
 static void tile_rows(float *c, size_t ldc, View a, const float *b, size_t k, int add)
@@ -233,12 +239,143 @@ static void gemm_packed(float *c, size_t ldc, View a, const float *b, size_t dep
                    k - p < KC ? k - p : KC, add || p > 0);
 }
 
+// The same products with both factors rounded to bfloat16 (--bf16), sums in float32: two steps of k
+// in one instruction, so about twice as fast. A factor keeps 8 bits of its significand; each
+// product is off by up to 2^-8 of itself, and a trained model does not show it. Pairs of k lie
+// together in a 32-bit word: A as 8 rows (row-major or interleaved, as above), B in panels.
+static int use_bf16;
+
+typedef uint32_t v16w __attribute__((vector_size(64)));
+
+static inline v16w round16(v16 x) // bfloat16 in the upper half, nearest even; the rest is left over
+{
+    v16w bits = (v16w)x;
+    return bits + 0x7fff + (bits >> 16 & 1);
+}
+static inline v16w pair16(v16 even, v16 odd) // lane by lane
+{
+    return round16(even) >> 16 | (round16(odd) & 0xffff0000);
+}
+
+#ifdef __AVX512BF16__
+static inline v16w pair32(const float *p) // 32 floats in order: 16 pairs
+{
+    return (v16w)_mm512_cvtne2ps_pbh((__m512)load(p + WIDTH), (__m512)load(p));
+}
+static inline v16 add_pairs(v16 s, v16w a, v16w b) // s + a.even * b.even + a.odd * b.odd
+{
+    return (v16)_mm512_dpbf16_ps((__m512)s, (__m512bh)a, (__m512bh)b);
+}
+#else
+static inline v16w pair32(const float *p)
+{
+    v16 even, odd;
+    for (int i = 0; i < WIDTH; i++) even[i] = p[2 * i], odd[i] = p[2 * i + 1];
+    return pair16(even, odd);
+}
+static inline v16 add_pairs(v16 s, v16w a, v16w b)
+{
+    s += (v16)(a & 0xffff0000) * (v16)(b & 0xffff0000);
+    return s + (v16)(a << 16) * (v16)(b << 16);
+}
+#endif
+
+// c (8, 32) (+)= a (8, k) b (k, 32) from pairs of k.
+static inline __attribute__((always_inline)) void tile_pairs(float *c, size_t ldc,
+                                                             const uint32_t *a, size_t a_row,
+                                                             size_t a_col, const uint32_t *b,
+                                                             size_t k, int add)
+{
+    v16 s[TILE_M][2];
+    for (int i = 0; i < TILE_M; i++) s[i][0] = s[i][1] = splat(0);
+    for (size_t p = 0; p < k / 2; p++) {
+        v16w b0 = (v16w)load((const float *)(b + p * TILE_N));
+        v16w b1 = (v16w)load((const float *)(b + p * TILE_N + WIDTH));
+#pragma GCC unroll 8
+        for (int i = 0; i < TILE_M; i++) {
+            v16w x = (v16w){0} + a[(size_t)i * a_row + p * a_col];
+            s[i][0] = add_pairs(s[i][0], b0, x);
+            s[i][1] = add_pairs(s[i][1], b1, x);
+        }
+    }
+    store_tile(c, ldc, s, add);
+}
+
+// out[i][p / 2]: m rows of A, each in order, as pairs.
+static void pair_rows(uint32_t *out, View a, size_t m, size_t k)
+{
+    for (size_t i = 0; i < m; i++)
+        for (size_t p = 0; p < k; p += 2 * WIDTH) {
+            v16w x = pair32(a.p + i * a.row + p);
+            memcpy(out + i * (KC / 2) + p / 2, &x, sizeof x);
+        }
+}
+
+// out[i / 8][p / 2][i % 8]: m rows of A that lie side by side. Many at a time, since the next p is
+// far away in memory.
+static void pair_columns(uint32_t *out, View a, size_t m, size_t k)
+{
+    for (size_t p = 0; p < k; p += 2)
+        for (size_t i = 0; i < m; i += TILE_M) {
+            v16 even = {0}, odd = {0}; // half of each vector is used
+            memcpy(&even, a.p + p * a.col + i, TILE_M * 4);
+            memcpy(&odd, a.p + (p + 1) * a.col + i, TILE_M * 4);
+            v16w x = pair16(even, odd);
+            memcpy(out + i * (KC / 2) + p / 2 * TILE_M, &x, TILE_M * 4);
+        }
+}
+
+// out[panel][p / 2][j]: B as pairs, for n a multiple of 32.
+static void pair_b(uint32_t *out, View b, size_t k, size_t n)
+{
+    for (size_t j = 0; j < n; j += TILE_N, out += k / 2 * TILE_N) {
+        const float *from = b.p + j * b.col;
+        if (b.col == 1)
+            for (size_t p = 0; p < k; p += 2)
+                for (size_t i = 0; i < TILE_N; i += WIDTH) {
+                    const float *even = from + p * b.row + i;
+                    v16w x = pair16(load(even), load(even + b.row));
+                    memcpy(out + p / 2 * TILE_N + i, &x, sizeof x);
+                }
+        else
+            for (size_t i = 0; i < TILE_N; i++)
+                for (size_t p = 0; p < k; p += 2 * WIDTH) {
+                    v16w x = pair32(from + i * b.col + p);
+                    for (size_t q = 0; q < WIDTH; q++) out[(p / 2 + q) * TILE_N + i] = x[q];
+                }
+    }
+}
+
+// c (m, n) (+)= a b on this thread, for k <= KC, b in pairs.
+static void gemm_block_pairs(float *c, size_t ldc, View a, const uint32_t *b, size_t m, size_t n,
+                             size_t k, int add)
+{
+    enum { ROWS = 64 };
+    uint32_t *pairs = (uint32_t *)thread_buffer(USE_PACK_A, ROWS * KC / 2);
+    size_t row = a.col == 1 ? KC / 2 : 1, col = a.col == 1 ? 1 : TILE_M;
+    for (size_t first = 0; first < m; first += ROWS) {
+        size_t rows = m - first < ROWS ? m - first : ROWS;
+        (a.col == 1 ? pair_rows : pair_columns)(pairs, view_at(a, first, 0), rows, k);
+        for (size_t i = 0; i < rows; i += TILE_M)
+            for (size_t j = 0; j < n; j += TILE_N)
+                tile_pairs(c + (first + i) * ldc + j, ldc, pairs + i * (KC / 2), row, col,
+                           b + j * (k / 2), k, add);
+    }
+}
+
+// Whether the product has the form that the kernel of pairs takes.
+static int fits_pairs(View a, View b, size_t m, size_t n, size_t k)
+{
+    return use_bf16 && m % TILE_M == 0 && n % TILE_N == 0 && k % (2 * WIDTH) == 0 &&
+           (a.col == 1 || a.row == 1) && (b.col == 1 || b.row == 1);
+}
+
 typedef struct {
     float *c;
     size_t ldc;
     View a, b;
     size_t m, n, k, block_m;
-    int add;
+    int add, pairs;
 } Gemm;
 
 // Computes blocks begin..end of C, block_m rows by NC columns each. Each thread packs the part of
@@ -254,9 +391,15 @@ static void gemm_task(void *arg, size_t begin, size_t end)
         float *packed = thread_buffer(USE_PACK_B, (size_t)KC * NC);
         for (size_t p = 0; p < g->k; p += KC) {
             size_t k = g->k - p < KC ? g->k - p : KC;
-            pack_b(packed, view_at(g->b, p, j), k, n);
-            gemm_block(g->c + i * g->ldc + j, g->ldc, view_at(g->a, i, p), packed, k * TILE_N, m, n,
-                       k, g->add || p > 0);
+            float *c = g->c + i * g->ldc + j;
+            View a = view_at(g->a, i, p), b = view_at(g->b, p, j);
+            if (g->pairs) {
+                pair_b((uint32_t *)packed, b, k, n);
+                gemm_block_pairs(c, g->ldc, a, (uint32_t *)packed, m, n, k, g->add || p > 0);
+            } else {
+                pack_b(packed, b, k, n);
+                gemm_block(c, g->ldc, a, packed, k * TILE_N, m, n, k, g->add || p > 0);
+            }
         }
     }
 }
@@ -265,7 +408,7 @@ static void gemm_task(void *arg, size_t begin, size_t end)
 // whatever their number: k in steps of one, in blocks of KC.
 static void gemm(float *c, size_t ldc, View a, View b, size_t m, size_t n, size_t k, int add)
 {
-    Gemm g = {c, ldc, a, b, m, n, k, 1024, add};
+    Gemm g = {c, ldc, a, b, m, n, k, 1024, add, fits_pairs(a, b, m, n, k)};
     size_t across = (n + NC - 1) / NC;
     while (g.block_m > 64 && (m + g.block_m - 1) / g.block_m * across < 8) g.block_m /= 2;
     parallel_for((m + g.block_m - 1) / g.block_m * across, 1, gemm_task, &g);
@@ -1400,7 +1543,8 @@ typedef struct {
     Source source[MAX_SOURCES];
     int n;
     uint64_t rng, cursor[MAX_SOURCES]; // all the state that a resumed run needs
-    double synthetic, repetition;      // shares: of all windows, of synthetic texts
+    double synthetic, repetition;      // shares now: of all windows, of synthetic texts
+    double early;                      // 1 as training begins, 0 at its end
     float answer_weight;
 } Text;
 
@@ -1538,7 +1682,8 @@ static int draw_source(Text *x)
 // then the same again; the first time they do not count, as nobody could know them:
 //     Say after me: W W N W ... W. W W N W ... W.
 // Boxes are letters A to Z. The names are those of the list below. A text has up to T tokens, but
-// short ones are frequent: a model learns to look back over a few words first.
+// short ones are frequent while training is young: a model learns to look back over a few words
+// first.
 
 enum { MAX_FACTS = 8, MAX_QUESTIONS = 3, MAX_TOKENS = 96 };
 
@@ -1668,7 +1813,7 @@ static size_t put_document(Text *x, const Retrieval *d, const Source *s, size_t 
         need += len[i] = put_statement(x, i < d->n_facts ? d->fact[i] : d->question[i - d->n_facts],
                                        statement[i]);
     if (need > room) return 0;
-    double filler = share * share * (double)(room - need);
+    double filler = pow(share, 1 + x->early) * (double)(room - need);
     for (int i = 0; i <= d->n_facts; i++) total += cut[i] = -log(1 - draw_real(&x->rng));
     for (int i = 0; i < d->n_facts + d->n_questions; i++) {
         size_t want = i <= d->n_facts ? (size_t)(filler * cut[i] / total) : 0;
@@ -1910,7 +2055,8 @@ typedef struct {
     const char *out, *out_f32, *tokenizer, *valid, *state, *resume, *encoding;
     Shape shape;
     Optimizer optimizer;
-    double lr, final_lr, minutes, save_minutes, tokens, synthetic, repetition, answer_weight;
+    double lr, final_lr, minutes, save_minutes, tokens, answer_weight;
+    double synthetic, synthetic_end, repetition, repetition_end; // an end below 0: no change
     long long batch, micro, warmup, log_every, valid_windows, threads, seed, randomized;
 } Settings;
 
@@ -1984,11 +2130,24 @@ static void add_losses(Means *m, const Net *n, size_t R, float answer_weight)
     }
 }
 
+// The shares of synthetic texts and repetitions, a straight line from the first value to the last.
+// Copying has to be learned before finding, so a run begins with many repetitions.
+static void mix_texts(Text *x, const Settings *o, const Progress *p)
+{
+    double done = fmin(run_fraction(o, p), 1);
+    x->early = 1 - done;
+    x->synthetic = o->synthetic;
+    x->repetition = o->repetition;
+    if (o->synthetic_end >= 0) x->synthetic += done * (o->synthetic_end - o->synthetic);
+    if (o->repetition_end >= 0) x->repetition += done * (o->repetition_end - o->repetition);
+}
+
 // One update from batch * T tokens, taken micro sequences at a time.
 static double train_step(Net *n, Text *x, const Settings *o, Progress *p, Means *means)
 {
     float share = 1 / (float)((size_t)o->batch * n->T);
     memset(n->grads, 0, n->parts.size * sizeof(float));
+    mix_texts(x, o, p);
     for (long long done = 0; done < o->batch; done += o->micro) {
         size_t R = (size_t)o->micro * n->T;
         fill_batch(x, n, R);
@@ -2072,6 +2231,8 @@ static Settings settings = {
     .save_minutes = 10,
     .synthetic = 0.08,
     .repetition = 0.25,
+    .synthetic_end = -1,
+    .repetition_end = -1,
     .answer_weight = 4,
     .batch = 16,
     .micro = 8,
@@ -2105,6 +2266,7 @@ static const Setting setting_table[] = {
     {"--lr", &settings.lr, FLOAT64, 0, 1, "peak learning rate"},
     {"--final-lr", &settings.final_lr, FLOAT64, 0, 1, "learning rate at the end, as a share"},
     {"--warmup", &settings.warmup, INT64, 0, 1000000, "steps of rising learning rate"},
+    {"--bf16", &use_bf16, INT32, 0, 1, "1: matrix products of bfloat16, faster"},
     {"--decay", &settings.optimizer.decay, FLOAT32, 0, 1, "weight decay"},
     {"--clip", &settings.optimizer.clip, FLOAT32, 1e-3, 1e9, "longest gradient"},
     {"--muon", &settings.optimizer.muon, INT32, 0, 1, "1: Muon for matrices; 0: AdamW"},
@@ -2113,6 +2275,8 @@ static const Setting setting_table[] = {
     {"--save-minutes", &settings.save_minutes, FLOAT64, 0.01, 1e6, "time between saves"},
     {"--synthetic", &settings.synthetic, FLOAT64, 0, 1, "share of synthetic windows"},
     {"--repetition", &settings.repetition, FLOAT64, 0, 1, "share of repetitions among those"},
+    {"--synthetic-end", &settings.synthetic_end, FLOAT64, 0, 1, "the share moves there; default: stays"},
+    {"--repetition-end", &settings.repetition_end, FLOAT64, 0, 1, "likewise"},
     {"--answer-weight", &settings.answer_weight, FLOAT64, 0, 100, "weight of an answer's digits"},
     {"--log-every", &settings.log_every, INT64, 1, 1000000, "steps between lines"},
     {"--valid-windows", &settings.valid_windows, INT64, 1, 1000000,
@@ -2199,8 +2363,6 @@ static void load_source(Text *x, const char *argument)
 static void load_text(Text *x, const Settings *o, char **paths, int n_paths)
 {
     double total = 0;
-    x->synthetic = o->synthetic;
-    x->repetition = o->repetition;
     x->answer_weight = (float)o->answer_weight;
     x->rng = (uint64_t)o->seed * 0x9E3779B97F4A7C15u;
     classify_pieces(x, o->shape.vocab_size);

@@ -39,16 +39,11 @@ rerope | rerope 256 | --rerope 256
 rerope-logn | rerope 256 + log-n | --rerope 256 --logn
 leaky-rerope | leaky-rerope 256:16 | --leaky-rerope 256:16'
 
-# Runs one instrument with one method, if it was not run before, and says how long it took.
+# Runs one instrument with one method.
 measure() { # mode name option...
-    mode=$1
-    table=$raw/$2.$1
+    mode=$1 table=$raw/$2.$1
     shift 2
-    [ -s "$table.tsv" ] && return
-    start=$(date +%s)
-    ./run "$model" ${TOKENIZER:+-z "$TOKENIZER"} -m "$mode" "$@" --tsv "$table.tsv" \
-        > "$table.txt" 2> "$table.log" || { cat "$table.log" >&2; exit 1; }
-    echo "$table.tsv: $(($(date +%s) - start)) s"
+    sh tests/measure.sh "$table" "$model" "$mode" "$@"
 }
 
 # Losses by position with one method: positions up to 512 from windows of 512, which are many, the

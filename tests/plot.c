@@ -4,14 +4,17 @@
 //   plot gain  OUT.svg 512      TITLE label=perplexity.tsv ...   loss above that of the first file
 //   plot grid  OUT.svg 512      TITLE label=passkey.tsv ...      one heat map a method
 //   plot waves OUT.svg 512:4096 TITLE label=rope.tsv ...         wavelength against pair
+//   plot means OUT.svg 512      TITLE label=means.tsv ...        loss against length of the text
 //
 // 512 is the trained context, 4096 the length asked for. A title may have a second line, which is
-// set smaller. The files are those that run --tsv writes. The numbers behind a picture go to
-// stdout as a table. OUT.svg appears when it is complete, or not at all.
+// set smaller. The files are those that run --tsv writes; means: columns tokens and loss. The
+// numbers behind a picture go to stdout as a table. OUT.svg appears when it is complete, or not
+// at all.
 //
 // Colours are those of Okabe and Ito (2008), which readers with any colour vision can tell apart,
 // a little lighter on dark pages; a dash pattern tells the same once more. A method keeps its
-// colour from picture to picture. Lines carry their names at their ends, so there is no legend.
+// colour from picture to picture; encodings have the colour of their family and a dash pattern of
+// their own in it. Lines carry their names at their ends, so there is no legend.
 
 #include <errno.h>
 #include <math.h>
@@ -20,7 +23,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { MAX_SERIES = 32, MAX_POINTS = 4096, MAX_SIDE = 16, ROW = 16 };
+enum { MAX_SERIES = 32, MAX_POINTS = 4096, MAX_SIDE = 16, ROW = 16,
+       PICTURE_WIDTH = 900 };
 enum { FAILED = 1, USAGE = 2 };
 
 static FILE *out; // the picture
@@ -151,6 +155,7 @@ static const char *const dark[] = {"#e6edf3", "#3d9fe0", "#ff7a2e", "#1fbf8f",
                                    "#e59cc6", "#ffc04d", "#a5dcff", "#f0e442"};
 static const char *const dashes[] = {"none", "none",     "8 4",  "none",
                                      "2 4",  "10 3 2 3", "none", "5 3"};
+enum { SOLID = 0, LONG = 2, DOTS = 4, DASH_DOT = 5, SHORT = 7 }; // of dashes
 enum { COLOURS = sizeof light / sizeof *light, SHADES = 11 };
 
 // Shade k of a ramp in one hue, from the colour of no answer to that of every answer.
@@ -257,7 +262,7 @@ static void draw_axes(const Frame *f, const char *x_title, double drop, const ch
 typedef struct {
     char label[128];
     const char *path;
-    int colour;
+    int colour, dash;
     Table table;
     double x[MAX_POINTS], y[MAX_POINTS];
     size_t n;
@@ -319,7 +324,7 @@ static void draw_line(const Frame *f, const Series *s)
     emit("<path d=\"");
     for (size_t i = 0; i < s->n; i++)
         emit("%c%.1f %.1f", i ? 'L' : 'M', x_of(f, s->x[i]), y_of(f, s->y[i]));
-    emit("\" class=\"line s%d d%d\"/>\n", s->colour, s->colour);
+    emit("\" class=\"line s%d d%d\"/>\n", s->colour, s->dash);
 }
 
 // --- loss ---------------------------------------------------------------------------------------
@@ -381,24 +386,33 @@ static double mean_loss(const Series *s, double lo, double hi, double window)
     return n > 0 ? sum / n : NAN;
 }
 
+// One field of a table; "-" if there is nothing to say.
+static void print_field(double v)
+{
+    isnan(v) ? printf("\t-") : printf("\t%.3f", round(1e3 * v) / 1e3 + 0.0); // no -0
+}
+
 // The table behind the picture; the standard error is over windows, of the last column.
 static void print_losses(Series *const *s, size_t n, double trained)
 {
-    double last = s[0]->table.cell[3 * s[0]->table.rows - 2] + 1;
+    double last = 0;
+    for (size_t i = 0; i < n; i++)
+        last = fmax(last, s[i]->table.cell[3 * s[i]->table.rows - 2] + 1);
     printf("method");
     for (double lo = trained / 2; lo < last; lo *= 2) printf("\t%.0f-%.0f", lo, 2 * lo - 1);
     printf("\tstandard error\n");
     for (size_t i = 0; i < n; i++) {
         double lo = trained / 2, sum = 0, squares = 0, k = 0, m;
         printf("%s", s[i]->label);
-        for (; lo < last; lo *= 2)
-            printf("\t%.3f", round(1e3 * mean_loss(s[i], lo, 2 * lo, -1)) / 1e3 + 0.0); // no -0
+        for (; lo < last; lo *= 2) print_field(mean_loss(s[i], lo, 2 * lo, -1));
         for (; !isnan(m = mean_loss(s[i], lo / 2, lo, k)); k++) sum += m, squares += m * m;
-        printf("\t%.3f\n", k > 1 ? sqrt(fmax(0, squares / k - sum * sum / k / k) / (k - 1)) : NAN);
+        print_field(k > 1 ? sqrt(fmax(0, squares / k - sum * sum / k / k) / (k - 1)) : NAN);
+        printf("\n");
     }
 }
 
-static void draw_loss_axes(const Frame *f, double trained, const char *y_title)
+static void draw_loss_axes(const Frame *f, double trained, const char *x_title,
+                           const char *y_title)
 {
     static const double steps[] = {0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1};
     char text[64];
@@ -419,19 +433,32 @@ static void draw_loss_axes(const Frame *f, double trained, const char *y_title)
     }
     emit_line(x_of(f, 0), f->top - 6, x_of(f, 0), f->top + f->height, "mark");
     snprintf(text, sizeof text, "trained: %s", with_commas(trained));
-    emit_text(x_of(f, 0) + 2, f->top - 12, "dim", "end", text);
-    draw_axes(f, "position: tokens seen (small: as a multiple of the trained context)", 58,
-              y_title);
+    int edge = x_of(f, 0) - f->left < 100;
+    emit_text(x_of(f, 0) + (edge ? -2 : 2), f->top - 12, "dim", edge ? "start" : "end", text);
+    draw_axes(f, x_title, 58, y_title);
 }
 
-// The range shown: of all lines that end below `cap`, and not above it; `least` nats at least.
+enum { MAX_EXITS = 3 }; // lines that may leave at the top: more names have no room there
+
+// The range shown: of all lines that end below `cap`, and not above it; `least` nats at least. The
+// cap is raised until no more than MAX_EXITS lines end above it.
 static void set_loss_range(Frame *f, Series *const *s, size_t n, double cap, double least)
 {
-    double low = HUGE_VAL, high = -HUGE_VAL;
+    double low = HUGE_VAL, high = -HUGE_VAL, next = cap;
+    for (size_t above = n; above > MAX_EXITS; cap = next) {
+        above = 0, next = HUGE_VAL;
+        for (size_t i = 0; i < n; i++) {
+            double end = s[i]->y[s[i]->n - 1];
+            if (end <= cap) continue;
+            next = fmin(next, end);
+            above++;
+        }
+        if (above <= MAX_EXITS) break;
+    }
     for (size_t i = 0; i < n; i++)
         for (size_t k = 0; k < s[i]->n; k++) {
             low = fmin(low, s[i]->y[k]);
-            if (s[i]->y[s[i]->n - 1] < cap) high = fmax(high, s[i]->y[k]);
+            if (s[i]->y[s[i]->n - 1] <= cap) high = fmax(high, s[i]->y[k]);
             f->x_hi = fmax(f->x_hi, ceil(s[i]->x[k]));
         }
     high = fmax(fmin(high, cap), low + least);
@@ -439,38 +466,97 @@ static void set_loss_range(Frame *f, Series *const *s, size_t n, double cap, dou
     f->y_hi = high + 0.05 * (high - low);
 }
 
-// The index of the last point that is in sight before the line leaves at the top for good; n if
-// it ends in sight.
-static size_t leaves_after(const Frame *f, const Series *s)
+// Where in the picture a line leaves at the top for good; NAN if it ends in sight.
+static double leaves_at(const Frame *f, const Series *s)
 {
     size_t i = s->n;
     while (i > 0 && s->y[i - 1] > f->y_hi) i--;
-    return i == s->n ? s->n : i ? i - 1 : 0;
+    if (i == s->n) return NAN;
+    if (!i) return x_of(f, s->x[0]);
+    double share = (f->y_hi - s->y[i - 1]) / (s->y[i] - s->y[i - 1]);
+    return x_of(f, s->x[i - 1] + share * (s->x[i] - s->x[i - 1]));
 }
 
-// Where a line leaves: an arrow, its name and where it ends, in the lowest row that has room.
-static void draw_exit(const Frame *f, const Series *s, size_t i, double taken[3])
+static double text_width(const char *s) { return 7.0 * (double)strlen(s) + 14; } // about
+
+// An arrow where a line leaves, its name and where it ends, in the lowest row with room. Called
+// from the right to the left; room [MAX_EXITS]: where what is in a row, or crosses it, begins.
+static void draw_exit(const Frame *f, const Series *s, double x, double room[MAX_EXITS])
 {
-    double x = x_of(f, s->x[i]), share = (f->y_hi - s->y[i]) / (s->y[i + 1] - s->y[i]);
     char text[192];
-    int row = 0;
-    if (share > 0) x += share * (x_of(f, s->x[i + 1]) - x);
     snprintf(text, sizeof text, "%s: %.1f at the end", s->label, s->y[s->n - 1]);
-    while (row < 2 && x - 8 < taken[row]) row++;
-    double at = fmax(x, taken[row] + 8), y = f->top - 16 - ROW * row;
-    taken[row] = at + 7.0 * (double)strlen(text) + 14;
+    double width = text_width(text), mark = x_of(f, 0) + (x_of(f, 0) - f->left < 100 ? 100 : 0);
+    int row = 0, before = x + width > PICTURE_WIDTH; // the name, if it does not fit behind
+    while (row < MAX_EXITS - 1 && ((before ? x : x + width) > room[row] || (!row && x < mark)))
+        row++;
+    for (int k = 0; k <= row; k++) room[k] = x - 8;
+    if (before) room[row] = x - width;
+    double y = f->top - 16 - ROW * row;
     emit("<path d=\"M%.1f %.1fV%.1f\" class=\"lead s%d\"/>"
          "<path d=\"M%.1f %.1fl-5 8h10z\" class=\"f%d\"/>\n",
          x, f->top, y + 2, s->colour, x, y - 6, s->colour);
-    emit_text(at + 9, y + 3, "", "start", text);
+    emit_text(before ? x - 9 : x + 9, y + 3, "", before ? "end" : "start", text);
+}
+
+// A line that ends before the others do: its name stands below its end, at the bottom of the frame.
+static void draw_stop(const Frame *f, const Series *s, int row)
+{
+    double x = x_of(f, s->x[s->n - 1]), y = y_of(f, s->y[s->n - 1]);
+    double bottom = f->top + f->height - 10 - ROW * row;
+    char text[192];
+    snprintf(text, sizeof text, "%s ends", s->label);
+    int before = x + text_width(text) > f->left + f->width;
+    emit("<path d=\"M%.1f %.1fV%.1fh%d\" class=\"lead s%d\"/><circle cx=\"%.1f\" cy=\"%.1f\" "
+         "r=\"3.5\" class=\"f%d\"/>\n", x, y, bottom, before ? -6 : 6, s->colour, x, y, s->colour);
+    emit_text(x + (before ? -10 : 10), bottom + 4.5, "", before ? "end" : "start", text);
+}
+
+static int stops(const Frame *f, const Series *s) { return s->x[s->n - 1] < f->x_hi - 0.75; }
+
+// The lines s [n] in a frame of its own, loss against the logarithm of a length. What ends above
+// `cap` may leave at the top.
+static void draw_curves(const char *path, double trained, const char *title, const char *x_title,
+                        const char *y_title, Series **s, size_t n, double cap, double least)
+{
+    Frame f = {66, 112, 624, 380, 0, 0, 0, 0};
+    Series *ends[MAX_SERIES], *exits[MAX_SERIES];
+    size_t n_ends = 0, n_exits = 0;
+    int n_stops = 0;
+    for (size_t i = 0; i < n; i++) {
+        f.x_lo = fmin(f.x_lo, floor(s[i]->x[0]));
+        f.width = fmin(f.width, PICTURE_WIDTH - f.left - 35 - 7.3 * (double)strlen(s[i]->label));
+    }
+    set_loss_range(&f, s, n, cap, least);
+    if (f.x_hi == f.x_lo) f.x_hi++; // one length alone
+    for (size_t i = 0; i < n; i++) {
+        s[i]->wanted = leaves_at(&f, s[i]);
+        if (!isnan(s[i]->wanted)) exits[n_exits++] = s[i];
+        else n_stops += stops(&f, s[i]);
+    }
+    if (n_exits < 2) f.top -= 20, f.height += 20; // hardly any labels above the frame
+    f.y_lo -= ROW * n_stops * (f.y_hi - f.y_lo) / (f.height - ROW * n_stops);
+    begin_picture(path, PICTURE_WIDTH, 564, title);
+    draw_loss_axes(&f, trained, x_title, y_title);
+    emit("<clipPath id=\"frame\"><rect x=\"%.1f\" y=\"%.1f\" width=\"%.1f\" height=\"%.1f\"/>"
+         "</clipPath>\n<g clip-path=\"url(#frame)\">\n", f.left, f.top, f.width, f.height);
+    for (size_t i = n; i-- > 0;) draw_line(&f, s[i]);
+    emit("</g>\n");
+    double room[MAX_EXITS];
+    for (int k = 0; k < MAX_EXITS; k++) room[k] = PICTURE_WIDTH;
+    qsort(exits, n_exits, sizeof *exits, by_wanted);
+    for (size_t i = n_exits; i-- > 0;) draw_exit(&f, exits[i], exits[i]->wanted, room);
+    for (size_t i = 0; i < n; i++) {
+        if (!isnan(s[i]->wanted)) continue;
+        if (stops(&f, s[i])) draw_stop(&f, s[i], --n_stops);
+        else ends[n_ends++] = s[i];
+    }
+    draw_labels(&f, ends, n_ends);
+    end_picture(path);
 }
 
 static void draw_loss(const char *path, double trained, const char *title, Series **s, size_t n,
                       int gain)
 {
-    Frame f = {66, 112, 624, 380, -OCTAVES_BELOW, 0, 0, 0};
-    Series *ends[MAX_SERIES];
-    size_t n_ends = 0;
     char y_title[192] = "loss (nats a token)";
     if (gain)
         snprintf(y_title, sizeof y_title, "loss above that of %s (nats a token)", s[0]->label);
@@ -478,25 +564,47 @@ static void draw_loss(const char *path, double trained, const char *title, Serie
     for (size_t i = 0; i < n; i++) bucket_losses(s[i], trained);
     double level = mean_loss(s[0], trained / 2, trained, -1);
     if (isnan(level)) die(FAILED, s[0]->path, "no positions below %.0f", trained);
-    set_loss_range(&f, s, n, level + (gain ? 0.3 : 1.5), gain ? 0.01 : 0.6);
-    for (size_t i = 0; i < n; i++) n_ends += leaves_after(&f, s[i]) == s[i]->n;
-    if (n_ends + 1 >= n) f.top -= 20, f.height += 20; // hardly any labels above the frame
-    n_ends = 0;
-    double taken[3] = {x_of(&f, 0) + 4}; // the mark's label
-    begin_picture(path, 900, 564, title);
-    draw_loss_axes(&f, trained, y_title);
-    emit("<clipPath id=\"frame\"><rect x=\"%.1f\" y=\"%.1f\" width=\"%.1f\" height=\"%.1f\"/>"
-         "</clipPath>\n<g clip-path=\"url(#frame)\">\n", f.left, f.top, f.width, f.height);
-    for (size_t i = n; i-- > 0;) draw_line(&f, s[i]);
-    emit("</g>\n");
-    for (size_t i = 0; i < n; i++) {
-        size_t last = leaves_after(&f, s[i]);
-        if (last == s[i]->n) ends[n_ends++] = s[i];
-        else draw_exit(&f, s[i], last, taken);
-    }
-    draw_labels(&f, ends, n_ends);
-    end_picture(path);
+    draw_curves(path, trained, title,
+                "position: tokens seen (small: as a multiple of the trained context)", y_title, s,
+                n, level + (gain ? 0.3 : 1.5), gain ? 0.01 : 0.6);
     print_losses(s, n, trained);
+}
+
+// Means that were worked out already, one for each length.
+static void read_means(Series *s, double trained)
+{
+    static const char *const names[] = {"tokens", "loss"};
+    Table t = read_table(s->path, names, 2);
+    if (t.rows > MAX_POINTS) die(FAILED, s->path, "more than %d lengths", MAX_POINTS);
+    for (; s->n < t.rows; s->n++) {
+        const double *row = t.cell + 2 * s->n;
+        if (!(row[0] >= 1)) die(FAILED, s->path, "a length is below 1");
+        if (s->n && !(row[0] > row[-2])) die(FAILED, s->path, "lengths do not rise");
+        s->x[s->n] = log2(row[0] / trained);
+        s->y[s->n] = row[1];
+    }
+    s->table = t;
+}
+
+static void draw_means(const char *path, double trained, const char *title, Series **s, size_t n)
+{
+    double lowest = HUGE_VAL;
+    const Series *longest = s[0];
+    for (size_t i = 0; i < n; i++) {
+        read_means(s[i], trained);
+        lowest = fmin(lowest, s[i]->y[0]);
+        if (s[i]->n > longest->n) longest = s[i];
+    }
+    draw_curves(path, trained, title,
+                "window (tokens; small: as a multiple of the trained context)",
+                "loss (nats a token)", s, n, lowest + 1.5, 0.6);
+    printf("method");
+    for (size_t k = 0; k < longest->n; k++) printf("\t%.0f", longest->table.cell[2 * k]);
+    for (size_t i = 0; i < n; i++) {
+        printf("\n%s", s[i]->label);
+        for (size_t k = 0; k < longest->n; k++) print_field(k < s[i]->n ? s[i]->y[k] : NAN);
+    }
+    printf("\n");
 }
 
 // --- grid ---------------------------------------------------------------------------------------
@@ -605,7 +713,7 @@ static void draw_grid(const char *path, double trained, const char *title, Serie
     }
     double w = (186 - GAP) / (double)lengths, h = 24, pitch = h * (double)depths + 66;
     double height = 100 + pitch * (double)down - 10;
-    begin_picture(path, 900, height, title);
+    begin_picture(path, PICTURE_WIDTH, height, title);
     emit("<g transform=\"rotate(-90 20 %.1f)\">", 100 + pitch * (double)down / 2 - 30);
     emit_text(20, 100 + pitch * (double)down / 2 - 30, "dim", "middle",
               "depth of the key in the text (0%: at its beginning)");
@@ -711,7 +819,7 @@ static void draw_waves(const char *path, double trained, double target, const ch
             f.y_hi = fmax(f.y_hi, ceil(s[i]->y[k] * 2) / 2);
         }
     f.x_lo = -0.5;
-    begin_picture(path, 900, 550, title);
+    begin_picture(path, PICTURE_WIDTH, 550, title);
     draw_wave_axes(&f);
     draw_length(&f, trained, "trained context");
     draw_length(&f, target, "length asked for");
@@ -729,14 +837,23 @@ static void draw_waves(const char *path, double trained, double target, const ch
 
 // --- command line -------------------------------------------------------------------------------
 
-// Methods and their colours: those of one group are drawn together, `none` with either.
+// Methods and encodings, their colours and dashes: those of one group are drawn together, `none`
+// with any. A name goes for all labels that begin with it, the first one that fits.
 static const struct {
     const char *name;
-    int colour;
-} colour_of[] = {
-    {"none", 0},   {"linear", 1},      {"ntk", 2},    {"dynamic + log-n", 7}, {"dynamic", 3},
-    {"yarn", 4},   {"by-parts", 6},    {"llama3", 5}, {"window 512", 7}, {"window", 5},
-    {"rerope 256 + log-n", 6}, {"rerope", 2}, {"self-extend", 1}, {"leaky-rerope", 3},
+    int colour, dash;
+} style_of[] = {
+    {"none", 0, 0},   {"linear", 1, 1},      {"ntk", 2, 2},    {"dynamic + log-n", 7, 7},
+    {"dynamic", 3, 3}, {"yarn", 4, 4},  {"by-parts", 6, 6},    {"llama3", 5, 5},
+    {"window 512", 7, 7}, {"window", 5, 5}, {"rerope 256 + log-n", 6, 6}, {"rerope", 2, 2},
+    {"self-extend", 1, 1}, {"leaky-rerope", 3, 3},
+    // without position; rotated; added to the embedding; added to the score
+    {"nope", 0, SOLID},
+    {"rope-randomized", 1, DOTS}, {"rope", 1, SOLID}, {"xpos", 6, SOLID},
+    {"sinusoidal", 2, SOLID}, {"shape", 2, SHORT}, {"learned-randomized, clamped", 5, DASH_DOT},
+    {"learned-randomized", 5, DOTS}, {"learned, clamped", 5, SHORT}, {"learned", 5, SOLID},
+    {"alibi", 3, SOLID}, {"kerple", 3, SHORT}, {"fire", 3, DASH_DOT}, {"t5", 4, SOLID},
+    {"shaw", 4, SHORT},
 };
 
 // Text for the picture: printable ASCII, so that the XML is valid.
@@ -746,12 +863,15 @@ static void require_ascii(const char *s)
         if (*s != '\n' && (*s < ' ' || *s > '~')) die(USAGE, s, "want printable ASCII");
 }
 
-static int find_colour(const char *label, size_t otherwise)
+static void set_style(Series *s, size_t otherwise)
 {
-    for (size_t i = 0; i < sizeof colour_of / sizeof *colour_of; i++)
-        if (!strncmp(label, colour_of[i].name, strlen(colour_of[i].name)))
-            return colour_of[i].colour;
-    return (int)(otherwise % COLOURS);
+    s->colour = s->dash = (int)(otherwise % COLOURS);
+    for (size_t i = 0; i < sizeof style_of / sizeof *style_of; i++) {
+        if (strncmp(s->label, style_of[i].name, strlen(style_of[i].name))) continue;
+        s->colour = style_of[i].colour;
+        s->dash = style_of[i].dash;
+        return;
+    }
 }
 
 static Series *parse_series(const char *arg, size_t i)
@@ -762,14 +882,14 @@ static Series *parse_series(const char *arg, size_t i)
     memcpy(s->label, arg, (size_t)(cut - arg));
     require_ascii(s->label);
     s->path = cut + 1;
-    s->colour = find_colour(s->label, i);
+    set_style(s, i);
     return s;
 }
 
 int main(int argc, char **argv)
 {
     static const char usage[] =
-        "loss|gain|grid|waves OUT.svg TRAINED[:TARGET] TITLE label=file.tsv ...";
+        "loss|gain|grid|waves|means OUT.svg TRAINED[:TARGET] TITLE label=file.tsv ...";
     Series *s[MAX_SERIES], *given[MAX_SERIES]; // drawing reorders s
     size_t n = argc > 5 ? (size_t)argc - 5 : 0;
     if (!n || n > MAX_SERIES) die(USAGE, "usage: plot", usage);
@@ -785,7 +905,8 @@ int main(int argc, char **argv)
     else if (!strcmp(argv[1], "gain")) draw_loss(argv[2], trained, argv[4], s, n, 1);
     else if (!strcmp(argv[1], "grid")) draw_grid(argv[2], trained, argv[4], s, n);
     else if (!strcmp(argv[1], "waves")) draw_waves(argv[2], trained, target, argv[4], s, n);
-    else die(USAGE, argv[1], "no such picture (want loss, gain, grid or waves)");
+    else if (!strcmp(argv[1], "means")) draw_means(argv[2], trained, argv[4], s, n);
+    else die(USAGE, argv[1], "no such picture (want loss, gain, grid, waves or means)");
     for (size_t i = 0; i < n; i++) {
         free(given[i]->table.cell);
         free(given[i]);

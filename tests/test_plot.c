@@ -128,7 +128,7 @@ static int well_formed(const char *s)
 static int run_plot(const char *const *args, int *lines)
 {
     FILE *err = tmpfile();
-    char *argv[16] = {"plot"};
+    char *argv[MAX_SERIES + 6] = {"plot"};
     int argc = 1, status;
     for (; args[argc - 1]; argc++) argv[argc] = (char *)(uintptr_t)args[argc - 1];
     fflush(stdout);
@@ -178,6 +178,100 @@ static void test_pictures(void)
     check_drawn("waves", "x<y=plot.a", "b=plot.a");
 }
 
+// The boxes of a picture's texts, but for titles along an axis that stands upright: [left, right]
+// and the base line. Returns how many pairs of them overlap and how many leave the picture.
+static int overlaps(const char *svg)
+{
+    static struct { double left, right, y; } box[256];
+    int n = 0, bad = 0;
+    const char *end;
+    for (const char *s = svg; (s = strstr(s, "<text x=")) && n < 256; s = end) {
+        double x, y, width;
+        const char *anchor = strstr(s, "text-anchor=\"");
+        end = strstr(s, "</text>");
+        if (!anchor || anchor > end) continue; // the title
+        if (sscanf(s, "<text x=\"%lf\" y=\"%lf\"", &x, &y) != 2 || x == 20) continue;
+        anchor += strlen("text-anchor=\"");
+        width = 7.0 * (double)(end - strchr(s, '>') - 1);
+        box[n].left = x - (*anchor == 'e' ? width : *anchor == 'm' ? width / 2 : 0);
+        box[n].right = box[n].left + width;
+        box[n++].y = y;
+    }
+    for (int i = 0; i < n; i++) bad += box[i].left < 0 || box[i].right > PICTURE_WIDTH;
+    for (int i = 0; i < n; i++)
+        for (int k = 0; k < i; k++)
+            bad += fabs(box[i].y - box[k].y) < 11 && box[i].left < box[k].right &&
+                   box[k].left < box[i].right;
+    return n ? bad : -1;
+}
+
+static const char *const crowd[] = {
+    "rope", "xpos", "nope", "sinusoidal", "shape", "learned", "learned, clamped", "alibi", "t5",
+    "kerple", "fire", "shaw", "rope-randomized", "learned-randomized",
+    "learned-randomized, clamped"};
+enum { CROWD = sizeof crowd / sizeof *crowd };
+
+// Every encoding has a style of its own, and they share none.
+static void test_styles(void)
+{
+    static Series s[CROWD];
+    for (int i = 0; i < CROWD; i++) {
+        strcpy(s[i].label, crowd[i]);
+        set_style(&s[i], 1000);
+        for (int k = 0; k < i; k++)
+            CHECK(s[i].colour != s[k].colour || strcmp(dashes[s[i].dash], dashes[s[k].dash]));
+    }
+}
+
+// A line for each encoding: all alike up to 64 tokens, then each rises by a chance of its own up to
+// `most` nats or ends. No two texts overlap, at most MAX_EXITS lines leave, every name is there.
+static void check_crowd(double most)
+{
+    static char args[CROWD][160], svg[1 << 20];
+    const char *argv[CROWD + 5] = {"means", svg_path, "64", "Many\nlines"};
+    int lines, exits = 0, stopped = 0, before = n_failed;
+    for (int i = 0; i < CROWD; i++) {
+        char path[32];
+        snprintf(path, sizeof path, "plot.%d", i);
+        snprintf(args[i], sizeof args[i], "%s=%s", crowd[i], path);
+        argv[4 + i] = args[i];
+        FILE *f = fopen(path, "w");
+        double rise = most * (double)(random_uniform() + 1) / 2;
+        int last = !strcmp(crowd[i], "learned") ? 0 : i == CROWD - 2 ? 3 : 4;
+        fprintf(f, "tokens\tloss\n");
+        for (int k = 0; k <= last; k++) fprintf(f, "%d\t%.4f\n", 64 << k, 4 + rise * k / 4);
+        fclose(f);
+    }
+    CHECK_INT(run_plot(argv, &lines), 0);
+    FILE *f = fopen(svg_path, "r");
+    CHECK(f);
+    if (f) svg[fread(svg, 1, sizeof svg - 1, f)] = 0, fclose(f);
+    for (int i = 0; i < CROWD; i++) CHECK(strstr(svg, crowd[i])), remove(strchr(args[i], '=') + 1);
+    for (const char *s = svg; (s = strstr(s, "at the end")); s++) exits++;
+    for (const char *s = svg; (s = strstr(s, " ends<")); s++) stopped++;
+    CHECK_INT(overlaps(svg), 0);
+    CHECK(exits <= MAX_EXITS);
+    CHECK(stopped + exits >= 2);
+    CHECK(well_formed(svg));
+    note_failures(before, "up to %.2f nats", most);
+}
+
+static void test_means(void)
+{
+    static Series s = {.path = "plot.a"};
+    write_text("plot.a", "encoding\ttokens\tloss\nx\t32\t4.5\nx\t128\t4\n");
+    read_means(&s, 64);
+    CHECK_INT(s.n, 2);
+    CHECK_NEAR(s.x[0], -1, 1e-9);
+    CHECK_NEAR(s.x[1], 1, 1e-9);
+    CHECK_NEAR(s.y[1], 4, 1e-9);
+    free(s.table.cell);
+    check_drawn("means", "x<y=plot.a", "b=plot.a");
+    write_text("plot.a", "tokens\tloss\n64\t4.5\n"); // one length alone
+    check_drawn("means", "x<y=plot.a", "b=plot.a");
+    for (int i = 0; i < 40; i++) check_crowd(i / 6.0);
+}
+
 static void check_refused(int want, const char *const *args, const char *why)
 {
     int lines, before = n_failed;
@@ -210,6 +304,14 @@ static void test_refusals(void)
     write_losses("plot.b", 510, 0);
     check_refused(FAILED, (const char *[]){"gain", svg_path, "64", "T", "a=plot.a",
                                            "b=plot.b", NULL}, "other positions");
+    static const char *const means[] = {"means", svg_path, "64", "T", "a=plot.a", NULL};
+    static const char *const lengths[] = {"64\t4\n64\t4\n", "128\t4\n64\t4\n", "0\t4\n", "64\t-\n"};
+    for (size_t i = 0; i < sizeof lengths / sizeof *lengths; i++) {
+        char text[64];
+        snprintf(text, sizeof text, "tokens\tloss\n%s", lengths[i]);
+        write_text("plot.a", text);
+        check_refused(FAILED, means, text);
+    }
     for (size_t i = 0; i < sizeof commands / sizeof *commands; i++)
         check_refused(USAGE, commands[i], commands[i][0] ? commands[i][0] : "nothing");
 }
@@ -223,6 +325,8 @@ int main(void)
     test_losses();
     test_grid();
     test_pictures();
+    test_styles();
+    test_means();
     test_refusals();
     remove("plot.a"), remove("plot.b"), remove(svg_path);
     rmdir(folder);

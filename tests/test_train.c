@@ -38,6 +38,12 @@ static void check_gemm(size_t m, size_t n, size_t k, int form, uint64_t *rng)
     memcpy(before, c, m * n * sizeof(float));
     View va = form & 1 ? transposed(rows_of(a, m)) : rows_of(a, k);
     View vb = form & 2 ? transposed(rows_of(b, k)) : rows_of(b, n);
+    if (use_bf16) // factors that bfloat16 holds, so that only their sums are rounded
+        for (size_t i = 0; i < (m + n) * k; i++) {
+            float *x = i < m * k ? a + i : b + i - m * k;
+            *x = roundf(*x * 32) / 32;
+            if (fabsf(*x) > 4) *x = 4;
+        }
     gemm(c, n, va, vb, m, n, k, add);
     CHECK_NEAR(gemm_error(c, add ? before : NULL, va, vb, m, n, k), 0, 1e-5 * sqrt((double)k));
     note_failures(failed, "%zu x %zu x %zu, form %d", m, n, k, form);
@@ -56,6 +62,33 @@ static void test_gemm(void)
     for (size_t t = 0; t < sizeof sizes / sizeof *sizes; t++)
         for (int form = 0; form < 8; form++)
             check_gemm(sizes[t][0], sizes[t][1], sizes[t][2], form, &rng);
+    use_bf16 = 1;
+    for (int form = 0; form < 8; form++) {
+        check_gemm(8, 32, 32, form, &rng);
+        check_gemm(200, 544, 352, form, &rng);
+        check_gemm(13, 45, 7, form, &rng); // borders: not in pairs
+    }
+    use_bf16 = 0;
+}
+
+static uint32_t bits_of(float x)
+{
+    uint32_t u;
+    memcpy(&u, &x, 4);
+    return u;
+}
+
+// Rounding to bfloat16 goes to the nearest, ties to even, in both ways of packing.
+static void test_bf16(void)
+{
+    float x[2 * WIDTH];
+    for (int i = 0; i < 2 * WIDTH; i++) x[i] = (float)(256 + i) / (i % 3 ? 2.0f : -2.0f);
+    v16w in_order = pair32(x), lanes = pair16(load(x), load(x + WIDTH));
+    for (int i = 0; i < 2 * WIDTH; i++) {
+        float want = rintf(x[i]); // 128 to 144 in steps of a half: 8 bits are whole numbers
+        CHECK_INT(in_order[i / 2] >> i % 2 * 16 & 0xffff, bits_of(want) >> 16);
+        CHECK_INT(lanes[i % WIDTH] >> i / WIDTH * 16 & 0xffff, bits_of(want) >> 16);
+    }
 }
 
 static void test_exp(void)
@@ -546,6 +579,7 @@ int main(void)
     pool_start(2);
     tokenizer_load(&tokenizer, "tokenizer.bin", 4096);
     test_gemm();
+    test_bf16();
     test_exp();
     test_orthogonalize();
     test_gradients();
