@@ -3628,15 +3628,11 @@ static const WordStyle word_styles[] = {
 };
 
 // The end of the run of characters of one class from `at` on, `most` of them at most (0: any).
-// *last: where its last character begins.
-static size_t class_run(const char *s, size_t len, size_t at, CharClass class, int most,
-                        size_t *last)
+static size_t class_run(const char *s, size_t len, size_t at, CharClass class, int most)
 {
     size_t n;
-    for (int i = 0; at < len && (!most || i < most); i++, at += n) {
+    for (int i = 0; at < len && (!most || i < most); i++, at += n)
         if (unicode_class(read_char(s + at, len - at, &n)) != class) break;
-        *last = at;
-    }
     return at;
 }
 
@@ -3658,27 +3654,29 @@ static size_t contraction(const char *s, size_t len, int any_case)
 //   | \s*[\r\n]+ | \s+(?!\S) | \s+
 static size_t cut_word(const WordStyle *w, const char *s, size_t len)
 {
-    size_t n, next = 0, last = 0, end = contraction(s, len, w->modern);
+    size_t n, next, end = contraction(s, len, w->modern);
     if (end) return end;
     CharClass class = unicode_class(read_char(s, len, &n)), second = C_SPACE;
-    int newline = *s == '\n' || *s == '\r';
+    int newline = *s == '\n' || *s == '\r', space = *s == ' ';
     if (n < len) second = unicode_class(read_char(s + n, len - n, &next));
+    if (!w->modern && (class != C_SPACE || (space && second != C_SPACE)))
+        return class_run(s, len, space, space ? second : class, 0);
     if (w->modern) {
         if (second == C_LETTER && class != C_NUMBER && !newline) class = C_LETTER;
-        if (class == C_LETTER) return class_run(s, len, n, C_LETTER, 0, &last);
-        if (class == C_NUMBER) return class_run(s, len, 0, C_NUMBER, w->max_digits, &last);
-        if (class == C_OTHER || (*s == ' ' && second == C_OTHER)) {
-            end = class_run(s, len, n, C_OTHER, 0, &last);
+        if (class == C_LETTER) return class_run(s, len, n, C_LETTER, 0);
+        if (class == C_NUMBER) return class_run(s, len, 0, C_NUMBER, w->max_digits);
+        if (class == C_OTHER || (space && second == C_OTHER)) {
+            end = class_run(s, len, n, C_OTHER, 0);
             while (end < len && (s[end] == '\n' || s[end] == '\r')) end++;
             return end;
         }
-    } else if (class != C_SPACE || (*s == ' ' && second != C_SPACE))
-        return class_run(s, len, class == C_SPACE ? 1 : 0, class == C_SPACE ? second : class, 0,
-                         &last);
-    end = class_run(s, len, 0, C_SPACE, 0, &last);
+    }
+    end = class_run(s, len, 0, C_SPACE, 0);
     for (size_t i = end; w->modern && i > 0; i--)
         if (s[i - 1] == '\n' || s[i - 1] == '\r') return i;
-    return end < len && last > 0 ? last : end; // the last blank goes with the word behind it
+    size_t last = end - 1; // where the last blank begins, which goes with the word behind it
+    while (((uint8_t)s[last] & 0xc0) == 0x80) last--;
+    return end < len && last > 0 ? last : end;
 }
 
 // --- merging ------------------------------------------------------------------------------------
@@ -3813,10 +3811,10 @@ static void encode_pieces(Encoder *e, const char *text, size_t len)
 static void encode_words(Encoder *e, const char *text, size_t len)
 {
     const WordStyle *w = e->t->words;
-    size_t end = w->lone_digits ? 0 : len, n, unused;
+    size_t end = w->lone_digits ? 0 : len, n;
     for (size_t at = 0; at < len; at += n) {
         if (at == end) { // at a digit, or the beginning
-            end = class_run(text, len, at, C_NUMBER, 1, &unused);
+            end = class_run(text, len, at, C_NUMBER, 1);
             if (end == at)
                 while (end < len && unicode_class(read_char(text + end, len - end, &n)) != C_NUMBER)
                     end += n;
