@@ -12,7 +12,7 @@
 //
 // How to read this file: top to bottom; nothing is used before it is explained. To see how
 // position enters a Transformer, read section 8; how to go past the trained length, section 9;
-// the attention loop itself is attend_segment() in section 10; a whole layer is forward() in 11.
+// the attention loop itself is attend_parts() in section 10; a whole layer is forward() in 11.
 //
 // Notation. Arrays are row-major and shapes are written in brackets, [n][dim]; weights are always
 // [out][in]. Pair m of a head is the plane that RoPE turns at the angular speed theta_m (radians
@@ -88,11 +88,12 @@ _Static_assert(sizeof(void *) == 8, "run.c needs a 64-bit machine");
 // and can be allocated by nobody, so one comparison at the end catches every overflow on the way.
 
 #define INLINE static inline __attribute__((always_inline))
+#define COUNT(array) (sizeof(array) / sizeof *(array))
 
 static const char *prog = "run";
 
 enum { EXIT_DATA = 1, EXIT_USAGE = 2 }; // a bad file or system failure; a bad command line
-static const char *unfinished;          // a file being written, removed if the program fails
+static char *unfinished;                // a file being written, removed if the program fails
 
 __attribute__((noreturn, format(printf, 3, 4))) static void die(int code, const char *what,
                                                                 const char *fmt, ...)
@@ -106,6 +107,11 @@ __attribute__((noreturn, format(printf, 3, 4))) static void die(int code, const 
     va_end(ap);
     if (unfinished) unlink(unfinished);
     exit(code);
+}
+
+static void check_written(FILE *f, const char *name)
+{
+    if (fflush(f) || ferror(f)) die(EXIT_DATA, name, "cannot write");
 }
 
 static size_t mul_size(size_t a, size_t b)
@@ -139,6 +145,15 @@ static void *xrealloc(void *p, size_t n, size_t size)
     if (!p) die(EXIT_DATA, "memory", "cannot allocate (want %zu x %zu bytes)", n, size);
     return p;
 }
+
+// Which row of a table has this name, or -1. Rows begin with their names.
+static int find_name(const void *table, size_t rows, size_t size, const char *name)
+{
+    for (size_t i = 0; i < rows; i++)
+        if (!strcmp(*(const char *const *)((const char *)table + i * size), name)) return (int)i;
+    return -1;
+}
+#define FIND_NAME(table, name) find_name(table, COUNT(table), sizeof *(table), name)
 
 static double seconds(void)
 {
@@ -1488,15 +1503,26 @@ typedef struct {
     RopeConfig local;  // positions in local layers
 } Config;
 
+enum { N_MATRICES = 7, N_VECTORS = 9 };
+
+// A layer's weights by name, and as arrays in the same order. NULL: the model has no such vector.
 typedef struct {
-    const float *att_norm, *ffn_norm; // [dim]
-    const float *post_att_norm, *post_ffn_norm; // [dim], of what is added to the residual; or NULL
-    const float *q_norm, *k_norm;     // [head_dim], of each head before rotation; or NULL
-    const float *bq, *bk, *bv;        // biases, as long as wq, wk, wv have rows; or NULL
-    Tensor wq, wk, wv;                // [n_heads | n_kv_heads | n_kv_heads * head_dim][dim]
-    Tensor wo;                        // [dim][n_heads * head_dim]
-    Tensor w1, w3;                    // gate, up: [hidden_dim][dim]
-    Tensor w2;                        // down: [dim][hidden_dim]
+    union {
+        struct {
+            Tensor wq, wk, wv, wo; // [q_dim | kv_dim | kv_dim][dim], [dim][q_dim]
+            Tensor w1, w2, w3;     // gate, down, up: [hidden_dim][dim], [dim][hidden_dim], as w1
+        };
+        Tensor w[N_MATRICES];
+    };
+    union {
+        struct {
+            const float *att_norm, *ffn_norm;           // [dim]
+            const float *post_att_norm, *post_ffn_norm; // [dim], of what joins the residual stream
+            const float *q_norm, *k_norm;               // [head_dim], of each head before rotation
+            const float *bq, *bk, *bv;                  // biases, as long as wq, wk, wv have rows
+        };
+        const float *vec[N_VECTORS];
+    };
 } Layer;
 
 // Strings one after the other as GGUF has them, each behind its length in 64 bits; checked.
@@ -1533,16 +1559,18 @@ typedef struct {
     size_t size;
 } Model;
 
-enum { MAGIC = 0x616b3432, EXT_MAGIC = 0x31545845, HEADER = 256 }; // "24ka", "EXT1"
+static size_t q_dim(const Config *c) { return (size_t)c->n_heads * c->head_dim; }
+static size_t kv_dim(const Config *c) { return (size_t)c->n_kv_heads * c->head_dim; }
 
-// Offsets in the header; the extension's fields are int32 or f32 and 0 means "not given".
-enum {
-    H_VERSION = 4, H_SHAPE = 8, H_SHARED = 36, H_GROUP = 37, H_EXT = 64,
-    H_ENCODING = 68, H_TRAIN_CTX = 72, H_THETA = 76, H_EPS = 80, H_SCALING = 84, H_FACTOR = 88,
-    H_ORIG_CTX = 92, H_ATTN_FACTOR = 96, H_BETA_FAST = 100, H_BETA_SLOW = 104, H_LOW_FREQ = 108,
-    H_HIGH_FREQ = 112, H_WINDOW = 116, H_SINKS = 120, H_LOGN = 124, H_ROWS = 128,
-    H_MAX_DISTANCE = 132
-};
+// The shape [out][in] of matrix k of a layer.
+static void matrix_shape(const Config *c, int k, size_t *rows, size_t *cols)
+{
+    size_t dim = c->dim, hidden = c->hidden_dim, q = q_dim(c), kv = kv_dim(c);
+    *rows = (size_t[]){q, kv, kv, dim, hidden, dim, hidden}[k];
+    *cols = (size_t[]){dim, dim, dim, q, dim, hidden, dim}[k];
+}
+
+enum { MAGIC = 0x616b3432, EXT_MAGIC = 0x31545845, HEADER = 256 }; // "24ka", "EXT1"
 
 static int32_t read_i32(const uint8_t *p)
 {
@@ -1551,6 +1579,7 @@ static int32_t read_i32(const uint8_t *p)
     return v;
 }
 
+// A field of the header, whose offset is `at`.
 static int field_int(const Model *m, size_t at, const char *name, int lo, int hi)
 {
     int32_t v = read_i32(m->map + at);
@@ -1559,6 +1588,7 @@ static int field_int(const Model *m, size_t at, const char *name, int lo, int hi
     return v;
 }
 
+// The same for a float that may be 0, "not given".
 static double field_float(const Model *m, size_t at, const char *name, double lo, double hi)
 {
     float v;
@@ -1597,12 +1627,12 @@ static int is_rotary(const Config *c) { return c->encoding == ENC_ROPE || c->enc
 static void read_encoding(Model *m)
 {
     Config *c = &m->config;
-    c->encoding = (Encoding)field_int(m, H_ENCODING, "encoding", 0, N_ENCODINGS - 1);
+    c->encoding = (Encoding)field_int(m, 68, "encoding", 0, N_ENCODINGS - 1);
     int t5 = c->encoding == ENC_T5, shaw = c->encoding == ENC_SHAW;
     int sized = t5 || shaw || c->encoding == ENC_LEARNED;
-    c->rows = field_int(m, H_ROWS, "rows of the encoding's table", t5 ? 2 : sized && !shaw,
+    c->rows = field_int(m, 128, "rows of the encoding's table", t5 ? 2 : sized && !shaw,
                         t5 || shaw ? 1 << 12 : sized ? 1 << 24 : INT_MAX);
-    c->max_distance = field_int(m, H_MAX_DISTANCE, "max_distance", t5 ? c->rows / 2 + 1 : 0,
+    c->max_distance = field_int(m, 132, "max_distance", t5 ? c->rows / 2 + 1 : 0,
                                 1 << 28);
     if (t5 && c->rows % 2)
         die(EXIT_DATA, m->path, "odd number of t5 buckets in the header (got %d)", c->rows);
@@ -1617,24 +1647,24 @@ static void read_extension(Model *m)
     Config *c = &m->config;
     c->norm_eps = 1e-5f;
     c->rope.theta = 10000;
-    if (m->version && read_i32(m->map + H_EXT) == EXT_MAGIC) {
+    if (m->version && read_i32(m->map + 64) == EXT_MAGIC) {
         RopeConfig *r = &c->rope;
-        double theta = field_float(m, H_THETA, "rope_theta", 1.5, 1e12);
-        double eps = field_float(m, H_EPS, "norm_eps", 1e-12, 1);
-        c->train_ctx = field_int(m, H_TRAIN_CTX, "train_ctx", 1, 1 << 28);
+        double theta = field_float(m, 76, "rope_theta", 1.5, 1e12);
+        double eps = field_float(m, 80, "norm_eps", 1e-12, 1);
+        c->train_ctx = field_int(m, 72, "train_ctx", 1, 1 << 28);
         if (theta > 0) r->theta = theta;
         if (eps > 0) c->norm_eps = (float)eps;
-        r->method = field_int(m, H_SCALING, "scaling", 0, 7);
-        r->factor = field_float(m, H_FACTOR, "factor", 1, 1e6);
-        r->orig_ctx = field_int(m, H_ORIG_CTX, "orig_ctx", 0, 1 << 28);
-        r->attn_factor = field_float(m, H_ATTN_FACTOR, "attn_factor", 1e-3, 1e3);
-        r->beta_fast = field_float(m, H_BETA_FAST, "beta_fast", 1e-3, 1e6);
-        r->beta_slow = field_float(m, H_BETA_SLOW, "beta_slow", 1e-3, 1e6);
-        r->low_freq_factor = field_float(m, H_LOW_FREQ, "low_freq_factor", 1e-3, 1e6);
-        r->high_freq_factor = field_float(m, H_HIGH_FREQ, "high_freq_factor", 1e-3, 1e6);
-        r->window = field_int(m, H_WINDOW, "window", 0, 1 << 28);
-        r->sinks = field_int(m, H_SINKS, "sinks", 0, 1 << 20);
-        r->logn = field_int(m, H_LOGN, "logn", 0, 1);
+        r->method = field_int(m, 84, "scaling", 0, 7);
+        r->factor = field_float(m, 88, "factor", 1, 1e6);
+        r->orig_ctx = field_int(m, 92, "orig_ctx", 0, 1 << 28);
+        r->attn_factor = field_float(m, 96, "attn_factor", 1e-3, 1e3);
+        r->beta_fast = field_float(m, 100, "beta_fast", 1e-3, 1e6);
+        r->beta_slow = field_float(m, 104, "beta_slow", 1e-3, 1e6);
+        r->low_freq_factor = field_float(m, 108, "low_freq_factor", 1e-3, 1e6);
+        r->high_freq_factor = field_float(m, 112, "high_freq_factor", 1e-3, 1e6);
+        r->window = field_int(m, 116, "window", 0, 1 << 28);
+        r->sinks = field_int(m, 120, "sinks", 0, 1 << 20);
+        r->logn = field_int(m, 124, "logn", 0, 1);
         read_encoding(m);
         if (r->sinks && !r->window)
             die(EXIT_DATA, m->path, "sinks without a window in the header (got %d)", r->sinks);
@@ -1646,9 +1676,9 @@ static void read_extension(Model *m)
 typedef struct {
     const uint8_t *base;
     size_t at;
-    size_t group; // of matrices: 0 for f32
 } Cursor;
 
+// group: of a planar Q8_0 matrix; 0: f32
 static Tensor take(Cursor *c, size_t rows, size_t cols, size_t group)
 {
     Tensor t = {&tensor_types[group ? T_Q8 : T_F32], NULL, NULL, group, rows, cols};
@@ -1665,30 +1695,23 @@ static const float *take_floats(Cursor *c, size_t n)
     return (const float *)(const void *)take(c, 1, n, 0).data;
 }
 
-static void take_norms(Cursor *c, Model *m, size_t offset)
-{
-    for (int l = 0; l < m->config.n_layers; l++) {
-        const float *norm = take_floats(c, (size_t)m->config.dim);
-        memcpy((char *)&m->layers[l] + offset, &norm, sizeof norm);
-    }
-}
-
-static void take_matrices(Cursor *c, Model *m, size_t offset, size_t rows, size_t cols)
+// Vector k of every layer.
+static void take_norms(Cursor *c, Model *m, int k)
 {
     for (int l = 0; l < m->config.n_layers; l++)
-        *(Tensor *)((char *)&m->layers[l] + offset) = take(c, rows, cols, c->group);
+        m->layers[l].vec[k] = take_floats(c, m->config.dim);
 }
 
 // Numbers in the encoding's table.
 static size_t table_size(const Config *c)
 {
-    size_t n_heads = (size_t)c->n_heads, rows = (size_t)c->rows;
+    size_t n_heads = c->n_heads, rows = c->rows;
     switch (c->encoding) {
-    case ENC_LEARNED: return mul_size(rows, (size_t)c->dim);
+    case ENC_LEARNED: return mul_size(rows, c->dim);
     case ENC_T5: return mul_size(rows, n_heads);
     case ENC_KERPLE: return 2 * n_heads;
     case ENC_FIRE: return 2 + 2 * FIRE_HIDDEN + n_heads * (FIRE_HIDDEN + 1);
-    case ENC_SHAW: return mul_size(rows + 1, (size_t)c->head_dim);
+    case ENC_SHAW: return mul_size(rows + 1, c->head_dim);
     default: return 0;
     }
 }
@@ -1707,35 +1730,32 @@ static void check_table(const Model *m)
 // Walks the whole file in its order; returns the extent.
 static size_t lay_out(Model *m, const uint8_t *base)
 {
-    const Config *c = &m->config;
-    size_t dim = (size_t)c->dim, hidden = (size_t)c->hidden_dim, vocab = (size_t)c->vocab_size;
-    size_t kv_dim = (size_t)c->n_kv_heads * (size_t)c->head_dim, half = (size_t)c->head_dim / 2;
-    Cursor cur = {base, m->version ? HEADER : 28, m->group};
+    enum { ATT_NORM, FFN_NORM };
+    Config *c = &m->config;
+    size_t dim = c->dim, vocab = c->vocab_size, half = c->head_dim / 2, rows, cols;
     int v0 = m->version == 0;
+    Cursor cur = {base, v0 ? 28 : HEADER};
     if (v0) m->tok_emb = take(&cur, vocab, dim, 0);
-    take_norms(&cur, m, offsetof(Layer, att_norm));
+    take_norms(&cur, m, ATT_NORM);
     if (!v0) {
-        take_norms(&cur, m, offsetof(Layer, ffn_norm));
+        take_norms(&cur, m, FFN_NORM);
         m->final_norm = take_floats(&cur, dim);
-        m->tok_emb = take(&cur, vocab, dim, cur.group);
+        m->tok_emb = take(&cur, vocab, dim, m->group);
     }
-    take_matrices(&cur, m, offsetof(Layer, wq), dim, dim);
-    take_matrices(&cur, m, offsetof(Layer, wk), kv_dim, dim);
-    take_matrices(&cur, m, offsetof(Layer, wv), kv_dim, dim);
-    take_matrices(&cur, m, offsetof(Layer, wo), dim, dim);
-    if (v0) take_norms(&cur, m, offsetof(Layer, ffn_norm));
-    take_matrices(&cur, m, offsetof(Layer, w1), hidden, dim);
-    take_matrices(&cur, m, offsetof(Layer, w2), dim, hidden);
-    take_matrices(&cur, m, offsetof(Layer, w3), hidden, dim);
+    for (int k = 0; k < N_MATRICES; k++) {
+        matrix_shape(c, k, &rows, &cols);
+        if (v0 && k == 4) take_norms(&cur, m, FFN_NORM); // before w1
+        for (int l = 0; l < c->n_layers; l++) m->layers[l].w[k] = take(&cur, rows, cols, m->group);
+    }
     if (v0) {
         m->final_norm = take_floats(&cur, dim);
-        take_floats(&cur, mul_size((size_t)c->train_ctx, 2 * half));
+        take_floats(&cur, mul_size(c->train_ctx, 2 * half));
     }
-    m->classifier = m->shared_classifier ? m->tok_emb : take(&cur, vocab, dim, cur.group);
-    m->config.table = take_floats(&cur, table_size(c));
-    if (c->rope.method == 7) { // longrope
-        m->config.rope.short_factors = take_floats(&cur, half);
-        m->config.rope.long_factors = take_floats(&cur, half);
+    m->classifier = m->shared_classifier ? m->tok_emb : take(&cur, vocab, dim, m->group);
+    c->table = take_floats(&cur, table_size(c));
+    if (c->rope.method == ROPE_LONGROPE) {
+        c->rope.short_factors = take_floats(&cur, half);
+        c->rope.long_factors = take_floats(&cur, half);
     }
     return cur.at;
 }
@@ -1743,14 +1763,13 @@ static size_t lay_out(Model *m, const uint8_t *base)
 // Version 2: every matrix must be whole groups, and its scales lie at a multiple of 4.
 static void check_group(const Model *m)
 {
-    const Config *c = &m->config;
-    size_t dim = (size_t)c->dim, kv_dim = (size_t)c->n_kv_heads * (size_t)c->head_dim;
-    size_t sizes[] = {dim * (size_t)c->vocab_size, dim * dim, dim * kv_dim,
-                      dim * (size_t)c->hidden_dim};
-    for (size_t i = 0; i < 4; i++)
-        if (sizes[i] % m->group || sizes[i] % 4)
+    for (int k = -1; k < N_MATRICES; k++) {
+        size_t rows = m->config.vocab_size, cols = m->config.dim;
+        if (k >= 0) matrix_shape(&m->config, k, &rows, &cols);
+        if (rows * cols % m->group || rows * cols % 4)
             die(EXIT_DATA, m->path, "a matrix of %zu values is not whole groups (got group %zu)",
-                sizes[i], m->group);
+                rows * cols, m->group);
+    }
 }
 
 static void read_header(Model *m)
@@ -1761,14 +1780,14 @@ static void read_header(Model *m)
         if (m->size < HEADER)
             die(EXIT_DATA, m->path, "cut off in the header (got %zu bytes, want %d)", m->size,
                 HEADER);
-        m->version = read_i32(m->map + H_VERSION);
+        m->version = read_i32(m->map + 4);
         int v = m->version % 100;
         if ((v != 1 && v != 2) || m->version < 1 || m->version > 102)
             die(EXIT_DATA, m->path, "unknown version (got %d, want 1, 2, 101 or 102)", m->version);
-        m->shared_classifier = m->map[H_SHARED] != 0;
-        if (v == 2) m->group = (size_t)field_int(m, H_GROUP, "group size", 1, 1 << 16);
+        m->shared_classifier = m->map[36] != 0;
+        if (v == 2) m->group = (size_t)field_int(m, 37, "group size", 1, 1 << 16);
     }
-    read_shape(m, m->version ? H_SHAPE : 0);
+    read_shape(m, m->version ? 8 : 0);
     if (m->version == 0) {
         m->shared_classifier = m->config.vocab_size > 0;
         m->config.vocab_size = abs(m->config.vocab_size);
@@ -1824,31 +1843,27 @@ enum { G_U8, G_I8, G_U16, G_I16, G_U32, G_I32, G_F32, G_BOOL, G_STRING, G_ARRAY,
        G_F64, G_TYPES };
 static const uint8_t gguf_sizes[G_TYPES] = {1, 1, 2, 2, 4, 4, 4, 1, 0, 0, 8, 8, 8};
 
+// A key or a tensor.
 typedef struct {
-    const char *s; // in the file: no zero behind it
+    const char *name; // in the file: no zero behind its len bytes
     int len;
-} Name;
-
-typedef struct {
-    Name name; // first: keys and tensors are sorted and found by it
-    uint32_t type, elem; // of arrays: G_ARRAY and its elements' type; else the same twice
-    size_t n;            // values
-    const uint8_t *data;
-} GgufKey;
-
-typedef struct {
-    Name name;
-    uint32_t n_dims, type;
+    uint32_t type, elem; // of an array key: G_ARRAY and its elements' type; else the same twice
+    size_t n;            // values of a key
+    const uint8_t *data; // of a key
     uint64_t dims[4], offset;
-    int used;
-} GgufTensor;
+    int used;            // by the model: a tensor
+} GgufEntry;
+
+typedef struct {
+    GgufEntry *entry;
+    size_t n;
+} GgufList;
 
 typedef struct {
     Model *m;
-    size_t at;   // while reading
-    GgufKey *keys;
-    GgufTensor *tensors;
-    size_t n_keys, n_tensors, data; // data: where offsets begin
+    size_t at; // while reading
+    GgufList keys, tensors;
+    size_t data; // where offsets begin
 } Gguf;
 
 // Moves past n items of `size` bytes.
@@ -1862,85 +1877,73 @@ static const uint8_t *gguf_skip(Gguf *g, uint64_t n, size_t size)
     return p;
 }
 
-static uint32_t gguf_u32(Gguf *g)
+// The next number, of `size` bytes.
+static uint64_t gguf_number(Gguf *g, size_t size)
 {
-    uint32_t v;
-    memcpy(&v, gguf_skip(g, 4, 1), 4);
+    uint64_t v = 0;
+    memcpy(&v, gguf_skip(g, size, 1), size);
     return v;
 }
 
-static uint64_t gguf_u64(Gguf *g)
+// A name: printable, so that it can stand in a message.
+static void gguf_name(Gguf *g, GgufEntry *e)
 {
-    uint64_t v;
-    memcpy(&v, gguf_skip(g, 8, 1), 8);
-    return v;
-}
-
-// A key's or tensor's name: printable, so that it can stand in a message.
-static Name gguf_name(Gguf *g)
-{
-    uint64_t len = gguf_u64(g);
-    Name name = {(const char *)gguf_skip(g, len, 1), (int)min_size(len, 256)};
+    uint64_t len = gguf_number(g, 8);
+    e->name = (const char *)gguf_skip(g, len, 1);
+    e->len = (int)min_size(len, 256);
     int bad = len < 1 || len > 255;
-    for (int i = 0; i < name.len && !bad; i++) bad = name.s[i] < 33 || name.s[i] > 126;
+    for (int i = 0; i < e->len && !bad; i++) bad = e->name[i] < 33 || e->name[i] > 126;
     if (bad) die(EXIT_DATA, g->m->path, "a broken name before byte %zu", g->at);
-    return name;
 }
 
-static void gguf_key(Gguf *g, GgufKey *k)
+static void gguf_key(Gguf *g, GgufEntry *k)
 {
-    k->name = gguf_name(g);
-    k->type = k->elem = gguf_u32(g);
+    gguf_name(g, k);
+    k->type = k->elem = gguf_number(g, 4);
     k->n = 1;
     if (k->type == G_ARRAY) {
-        k->elem = gguf_u32(g);
-        k->n = gguf_u64(g);
+        k->elem = gguf_number(g, 4);
+        k->n = gguf_number(g, 8);
     }
     if (k->elem >= G_TYPES || k->elem == G_ARRAY)
-        die(EXIT_DATA, g->m->path, "key %.*s has an unknown type (got %u)", k->name.len, k->name.s,
+        die(EXIT_DATA, g->m->path, "key %.*s has an unknown type (got %u)", k->len, k->name,
             k->elem);
     k->data = g->m->map + g->at;
     if (k->elem != G_STRING) gguf_skip(g, k->n, gguf_sizes[k->elem]);
     else
-        for (size_t i = 0; i < k->n; i++) gguf_skip(g, gguf_u64(g), 1);
+        for (size_t i = 0; i < k->n; i++) gguf_skip(g, gguf_number(g, 8), 1);
 }
 
-static void gguf_tensor(Gguf *g, GgufTensor *t)
+static void gguf_tensor(Gguf *g, GgufEntry *t)
 {
-    t->name = gguf_name(g);
-    t->n_dims = gguf_u32(g);
-    if (t->n_dims < 1 || t->n_dims > 4)
-        die(EXIT_DATA, g->m->path, "tensor %.*s: dimensions (got %u, want 1 to 4)", t->name.len,
-            t->name.s, t->n_dims);
-    for (uint32_t i = 0; i < 4; i++) t->dims[i] = i < t->n_dims ? gguf_u64(g) : 1;
-    t->type = gguf_u32(g);
-    t->offset = gguf_u64(g);
+    gguf_name(g, t);
+    uint32_t n_dims = gguf_number(g, 4);
+    if (n_dims < 1 || n_dims > 4)
+        die(EXIT_DATA, g->m->path, "tensor %.*s: dimensions (got %u, want 1 to 4)", t->len, t->name,
+            n_dims);
+    for (uint32_t i = 0; i < 4; i++) t->dims[i] = i < n_dims ? gguf_number(g, 8) : 1;
+    t->type = gguf_number(g, 4);
+    t->offset = gguf_number(g, 8);
 }
 
-static int compare_names(const void *a, const void *b)
+// The entry of that name, or NULL; there may not be two.
+static GgufEntry *find_entry(const Gguf *g, const GgufList *list, const char *name)
 {
-    const Name *x = a, *y = b;
-    int order = memcmp(x->s, y->s, (size_t)(x->len < y->len ? x->len : y->len));
-    return order ? order : x->len - y->len;
-}
-
-// Sorts n items that begin with a Name, and refuses two of the same.
-static void sort_names(const Gguf *g, void *items, size_t n, size_t size)
-{
-    qsort(items, n, size, compare_names);
-    for (size_t i = 1; i < n; i++) {
-        const Name *name = (const Name *)(const void *)((char *)items + i * size);
-        if (!compare_names((char *)items + (i - 1) * size, name))
-            die(EXIT_DATA, g->m->path, "%.*s is there twice", name->len, name->s);
+    GgufEntry *found = NULL;
+    int len = (int)strlen(name);
+    for (GgufEntry *e = list->entry; e < list->entry + list->n; e++) {
+        if (e->len != len || memcmp(e->name, name, len)) continue;
+        if (found) die(EXIT_DATA, g->m->path, "%s is there twice", name);
+        found = e;
     }
+    return found;
 }
 
-static const GgufKey *find_key(const Gguf *g, const char *name)
+static const GgufEntry *find_key(const Gguf *g, const char *name)
 {
     char full[128]; // ".name" stands for "architecture.name"
     snprintf(full, sizeof full, "%s%s", *name == '.' ? g->m->arch : "", name);
-    Name key = {full, (int)strlen(full)};
-    return g->n_keys ? bsearch(&key, g->keys, g->n_keys, sizeof *g->keys, compare_names) : NULL;
+    return find_entry(g, &g->keys, full);
 }
 
 __attribute__((noreturn)) static void bad_key(const Gguf *g, const char *name, const char *want)
@@ -1951,57 +1954,49 @@ __attribute__((noreturn)) static void bad_key(const Gguf *g, const char *name, c
 
 #define REQUIRED LLONG_MIN
 
-static int64_t scalar_int(const Gguf *g, const char *name, const GgufKey *k)
-{
-    uint64_t v = 0;
-    memcpy(&v, k->data, gguf_sizes[k->type]);
-    switch (k->type) {
-    case G_U8: case G_U16: case G_U32: case G_BOOL: case G_I64: return (int64_t)v;
-    case G_I8: return (int8_t)v;
-    case G_I16: return (int16_t)v;
-    case G_I32: return (int32_t)v;
-    case G_U64: return v > INT64_MAX ? INT64_MAX : (int64_t)v; // out of any range
-    default: bad_key(g, name, "a whole number");
-    }
-}
-
 static int key_int(const Gguf *g, const char *name, int64_t lo, int64_t hi, int64_t absent)
 {
-    const GgufKey *k = find_key(g, name);
+    const GgufEntry *k = find_key(g, name);
+    uint64_t bits = 0;
+    int64_t v;
     if (!k && absent != REQUIRED) return (int)absent;
-    if (!k) bad_key(g, name, "a whole number");
-    int64_t v = scalar_int(g, name, k);
+    if (k) memcpy(&bits, k->data, gguf_sizes[k->type]);
+    switch (k ? k->type : G_TYPES) {
+    case G_U8: case G_U16: case G_U32: case G_BOOL: case G_I64: v = (int64_t)bits; break;
+    case G_I8: v = (int8_t)bits; break;
+    case G_I16: v = (int16_t)bits; break;
+    case G_I32: v = (int32_t)bits; break;
+    case G_U64: v = bits > INT64_MAX ? INT64_MAX : (int64_t)bits; break; // out of any range
+    default: bad_key(g, name, "a whole number");
+    }
     if (v < lo || v > hi)
-        die(EXIT_DATA, g->m->path, "key %.*s (got %lld, want %lld to %lld)", k->name.len, k->name.s,
+        die(EXIT_DATA, g->m->path, "key %.*s (got %lld, want %lld to %lld)", k->len, k->name,
             (long long)v, (long long)lo, (long long)hi);
     return (int)v;
 }
 
 static double key_float(const Gguf *g, const char *name, double lo, double hi, double absent)
 {
-    const GgufKey *k = find_key(g, name);
-    float f;
-    double v;
+    const GgufEntry *k = find_key(g, name);
     if (!k && absent >= 0) return absent;
     if (!k || (k->type != G_F32 && k->type != G_F64)) bad_key(g, name, "a float");
+    float f;
+    double v;
     memcpy(&f, k->data, 4);
     if (k->type == G_F64) memcpy(&v, k->data, 8);
     else v = f;
     if (!(v >= lo && v <= hi))
-        die(EXIT_DATA, g->m->path, "key %.*s (got %g, want %g to %g)", k->name.len, k->name.s, v,
-            lo, hi);
+        die(EXIT_DATA, g->m->path, "key %.*s (got %g, want %g to %g)", k->len, k->name, v, lo, hi);
     return v;
 }
 
 // A string's bytes and length, or NULL.
 static const char *key_string(const Gguf *g, const char *name, size_t *len)
 {
-    const GgufKey *k = find_key(g, name);
+    const GgufEntry *k = find_key(g, name);
     if (!k) return NULL;
     if (k->type != G_STRING) bad_key(g, name, "a string");
-    uint64_t n;
-    memcpy(&n, k->data, 8);
-    *len = (size_t)n;
+    memcpy(len, k->data, 8);
     return (const char *)k->data + 8;
 }
 
@@ -2020,7 +2015,7 @@ static void key_word(const Gguf *g, const char *name, const char *absent, char o
 // An array of n values (0: any number, *n gets it); NULL if there is none.
 static const uint8_t *key_array(const Gguf *g, const char *name, uint32_t elem, size_t *n)
 {
-    const GgufKey *k = find_key(g, name);
+    const GgufEntry *k = find_key(g, name);
     if (!k) return NULL;
     if (k->type != G_ARRAY || k->elem != elem || (*n && k->n != *n) || k->n > 1 << 24)
         bad_key(g, name, "an array as long as the vocabulary");
@@ -2028,14 +2023,13 @@ static const uint8_t *key_array(const Gguf *g, const char *name, uint32_t elem, 
     return k->data;
 }
 
-// The tensor [rows][cols] of that name, all of it in the file; rows 1: one dimension will do.
-static int take_tensor(Gguf *g, const char *name, size_t rows, size_t cols, Tensor *out)
+// The tensor [rows][cols] of that name, all of it in the file; rows 1: one dimension will do. One
+// that is not there has no data.
+static Tensor find_tensor(Gguf *g, const char *name, size_t rows, size_t cols)
 {
     const Model *m = g->m;
-    Name key = {name, (int)strlen(name)};
-    GgufTensor *t = g->n_tensors ? bsearch(&key, g->tensors, g->n_tensors, sizeof *t, compare_names)
-                                 : NULL;
-    if (!t) return 0;
+    GgufEntry *t = find_entry(g, &g->tensors, name);
+    if (!t) return (Tensor){0};
     const TensorType *type = NULL;
     for (int i = 0; i < N_TENSOR_TYPES; i++)
         if ((uint32_t)tensor_types[i].gguf == t->type) type = &tensor_types[i];
@@ -2046,61 +2040,66 @@ static int take_tensor(Gguf *g, const char *name, size_t rows, size_t cols, Tens
     if (cols % type->block)
         die(EXIT_DATA, m->path, "tensor %s: rows of %zu values (want whole blocks of %zu)", name,
             cols, type->block);
-    *out = (Tensor){type, NULL, NULL, type->group, rows, cols};
-    size_t room = m->size - g->data, bytes = tensor_bytes(out);
+    Tensor out = {type, NULL, NULL, type->group, rows, cols};
+    size_t room = m->size - g->data, bytes = tensor_bytes(&out);
     if (t->offset > room || bytes > room - t->offset)
         die(EXIT_DATA, m->path, "tensor %s ends behind the file's end (got %zu bytes at %llu, want "
             "%zu at most)", name, bytes, (unsigned long long)t->offset, room);
-    out->data = m->map + g->data + t->offset;
     if (t->offset % 4) die(EXIT_DATA, m->path, "tensor %s is not aligned", name);
+    out.data = m->map + g->data + t->offset;
     t->used = 1;
     g->m->weight_bytes += bytes;
-    return 1;
+    return out;
 }
 
 // The same for part `part` of layer l (l < 0: of the whole model), which has to be there.
 static Tensor take_matrix(Gguf *g, int l, const char *part, size_t rows, size_t cols)
 {
-    Tensor t;
     char name[64];
-    if (l < 0) snprintf(name, sizeof name, "%s.weight", part);
+    if (l < 0) snprintf(name, sizeof name, "%s", part);
     else snprintf(name, sizeof name, "blk.%d.%s", l, part);
-    if (!take_tensor(g, name, rows, cols, &t))
-        die(EXIT_DATA, g->m->path, "no tensor %s", name);
+    Tensor t = find_tensor(g, name, rows, cols);
+    if (!t.data) die(EXIT_DATA, g->m->path, "no tensor %s", name);
     return t;
 }
 
-// n floats.
+// A tensor's floats.
+static const float *floats_of(const Gguf *g, Tensor t, const char *name)
+{
+    if (t.data && t.type != &tensor_types[T_F32])
+        die(EXIT_DATA, g->m->path, "tensor %s (got type %s, want f32)", name, t.type->name);
+    return (const float *)(const void *)t.data;
+}
+
 static const float *take_vector(Gguf *g, int l, const char *part, size_t n)
 {
-    Tensor t = take_matrix(g, l, part, 1, n);
-    if (t.type != &tensor_types[T_F32])
-        die(EXIT_DATA, g->m->path, "tensor %s (got type %s, want f32)", part, t.type->name);
-    return (const float *)(const void *)t.data;
+    return floats_of(g, take_matrix(g, l, part, 1, n), part);
 }
 
 // What architectures differ in. All of them are pre-norm Transformers with RMSNorm, grouped-query
 // attention, RoPE and a gated feed-forward layer.
-static const struct {
+typedef struct {
     const char *name;
     int rope_split, bias, qk_norm, gemma;
-} archs[] = {
+} Arch;
+
+static const Arch archs[] = {
     {"llama", 0, 0, 0, 0}, // its converters permute wq and wk to interleaved pairs
     {"qwen2", 1, 1, 0, 0},
     {"qwen3", 1, 0, 1, 0},
     {"gemma3", 1, 0, 1, 1}, // also: scaled embeddings, norms behind, GeGLU, local layers
 };
-enum { N_ARCHS = sizeof archs / sizeof *archs };
 
-static int gguf_arch(Gguf *g)
+static const Arch *gguf_arch(Gguf *g)
 {
-    static char name[32]; // lives as long as the model
+    char name[32];
     key_word(g, "general.architecture", "?", name);
-    g->m->arch = name;
-    for (int i = 0; i < N_ARCHS; i++)
-        if (!strcmp(name, archs[i].name)) return i;
-    die(EXIT_DATA, g->m->path, "unknown architecture (got %s, want llama, qwen2, qwen3 or gemma3)",
-        name);
+    int i = FIND_NAME(archs, name);
+    if (i < 0)
+        die(EXIT_DATA, g->m->path, "unknown architecture (got %s, want llama, qwen2, qwen3 or "
+            "gemma3)", name);
+    g->m->arch = archs[i].name;
+    return &archs[i];
 }
 
 static void gguf_shape(Gguf *g, Config *c)
@@ -2123,50 +2122,43 @@ static void gguf_shape(Gguf *g, Config *c)
 }
 
 // The factors of tensor `name`, one a pair, or NULL.
-static const float *take_factors(Gguf *g, const char *name, size_t pairs)
+static const float *find_factors(Gguf *g, const char *name, size_t pairs)
 {
-    Tensor t;
-    if (!take_tensor(g, name, 1, pairs, &t)) return NULL;
-    if (t.type != &tensor_types[T_F32]) die(EXIT_DATA, g->m->path, "tensor %s is not f32", name);
-    const float *f = (const float *)(const void *)t.data;
-    for (size_t m = 0; m < pairs; m++)
+    const float *f = floats_of(g, find_tensor(g, name, 1, pairs), name);
+    for (size_t m = 0; f && m < pairs; m++)
         if (!(f[m] > 0 && f[m] < 1e6f)) die(EXIT_DATA, g->m->path, "%s (got %g)", name, f[m]);
     return f;
-}
-
-// The file's attention factor multiplies the one that goes with the method.
-static void gguf_attention_factor(Gguf *g, RopeConfig *r)
-{
-    double a = key_float(g, ".rope.scaling.attn_factor", 1e-3, 1e3, 1);
-    if (r->method == ROPE_LONGROPE) r->attn_factor = a; // which here is all of it, or 1
-    else if (a != 1) r->attn_factor = a * (r->factor > 1 ? 0.1 * log(r->factor) + 1 : 1);
 }
 
 static void gguf_rope(Gguf *g, Config *c)
 {
     RopeConfig *r = &c->rope;
     char type[32];
-    size_t pairs = (size_t)c->head_dim / 2;
+    size_t pairs = c->head_dim / 2;
     r->theta = key_float(g, ".rope.freq_base", 1.5, 1e12, 10000);
     double factor = key_float(g, ".rope.scale_linear", 0, 1e6, 0); // its name in old files
     key_word(g, ".rope.scaling.type", factor > 1 ? "linear" : "none", type);
     factor = key_float(g, ".rope.scaling.factor", 0, 1e6, factor);
     r->orig_ctx = key_int(g, ".rope.scaling.original_context_length", 0, 1 << 28, 0);
-    if (strcmp(type, "none")) {
-        r->method = !strcmp(type, "linear") ? ROPE_LINEAR : !strcmp(type, "yarn") ? ROPE_YARN
-                  : !strcmp(type, "longrope") ? ROPE_LONGROPE : N_ROPE_METHODS;
-        if (r->method == N_ROPE_METHODS)
-            die(EXIT_DATA, g->m->path, "unknown RoPE scaling (got %s, want none, linear, yarn or "
-                "longrope)", type);
+    r->method = !strcmp(type, "none") ? ROPE_NONE : !strcmp(type, "linear") ? ROPE_LINEAR
+              : !strcmp(type, "yarn") ? ROPE_YARN : !strcmp(type, "longrope") ? ROPE_LONGROPE : -1;
+    if (r->method < 0)
+        die(EXIT_DATA, g->m->path, "unknown RoPE scaling (got %s, want none, linear, yarn or "
+            "longrope)", type);
+    if (r->method) {
         double ratio = r->orig_ctx ? (double)c->train_ctx / r->orig_ctx : 1;
         r->factor = factor > 0 ? factor : fmax(1, ratio);
         r->beta_fast = key_float(g, ".rope.scaling.yarn_beta_fast", 0, 1e6, 0);
         r->beta_slow = key_float(g, ".rope.scaling.yarn_beta_slow", 0, 1e6, 0);
-        if (r->method != ROPE_LINEAR) gguf_attention_factor(g, r);
     }
-    r->long_factors = take_factors(g, "rope_factors_long.weight", pairs);
-    r->short_factors = take_factors(g, "rope_factors_short.weight", pairs);
-    const float *freqs = take_factors(g, "rope_freqs.weight", pairs); // Llama 3.1's, at any length
+    if (r->method > ROPE_LINEAR) { // all of longrope's attention factor, but times yarn's own
+        double a = key_float(g, ".rope.scaling.attn_factor", 1e-3, 1e3, 1);
+        if (r->method == ROPE_LONGROPE) r->attn_factor = a;
+        else if (a != 1) r->attn_factor = a * (0.1 * log(fmax(1, r->factor)) + 1);
+    }
+    r->long_factors = find_factors(g, "rope_factors_long.weight", pairs);
+    r->short_factors = find_factors(g, "rope_factors_short.weight", pairs);
+    const float *freqs = find_factors(g, "rope_freqs.weight", pairs); // Llama 3.1's, at any length
     if (freqs) {
         r->method = ROPE_LONGROPE;
         r->factor = 1;
@@ -2188,40 +2180,33 @@ static void gguf_gemma(Gguf *g, Config *c)
     c->global_every = key_int(g, ".attention.sliding_window_pattern", 1, 4096, 6);
 }
 
-static void gguf_layer(Gguf *g, int arch, int i)
+static void gguf_layer(Gguf *g, const Arch *a, int i)
 {
+    static const char *const matrices[N_MATRICES] = {
+        "attn_q.weight", "attn_k.weight", "attn_v.weight", "attn_output.weight", "ffn_gate.weight",
+        "ffn_down.weight", "ffn_up.weight"};
+    static const char *const vectors[N_VECTORS] = {
+        "attn_norm.weight", "ffn_norm.weight", "post_attention_norm.weight",
+        "post_ffw_norm.weight", "attn_q_norm.weight", "attn_k_norm.weight", "attn_q.bias",
+        "attn_k.bias", "attn_v.bias"};
     const Config *c = &g->m->config;
+    size_t dim = c->dim, d = c->head_dim, q = q_dim(c), kv = kv_dim(c), rows, cols;
+    const size_t sizes[N_VECTORS] = {dim, dim, dim, dim, d, d, q, kv, kv};
+    const int has[N_VECTORS] = {1, 1, a->gemma, a->gemma, a->qk_norm, a->qk_norm, a->bias, a->bias,
+                                a->bias};
     Layer *l = &g->m->layers[i];
-    size_t dim = (size_t)c->dim, hidden = (size_t)c->hidden_dim, d = (size_t)c->head_dim;
-    size_t q_dim = (size_t)c->n_heads * d, kv_dim = (size_t)c->n_kv_heads * d;
-    l->att_norm = take_vector(g, i, "attn_norm.weight", dim);
-    l->ffn_norm = take_vector(g, i, "ffn_norm.weight", dim);
-    l->wq = take_matrix(g, i, "attn_q.weight", q_dim, dim);
-    l->wk = take_matrix(g, i, "attn_k.weight", kv_dim, dim);
-    l->wv = take_matrix(g, i, "attn_v.weight", kv_dim, dim);
-    l->wo = take_matrix(g, i, "attn_output.weight", dim, q_dim);
-    l->w1 = take_matrix(g, i, "ffn_gate.weight", hidden, dim);
-    l->w2 = take_matrix(g, i, "ffn_down.weight", dim, hidden);
-    l->w3 = take_matrix(g, i, "ffn_up.weight", hidden, dim);
-    if (archs[arch].bias) {
-        l->bq = take_vector(g, i, "attn_q.bias", q_dim);
-        l->bk = take_vector(g, i, "attn_k.bias", kv_dim);
-        l->bv = take_vector(g, i, "attn_v.bias", kv_dim);
+    for (int k = 0; k < N_MATRICES; k++) {
+        matrix_shape(c, k, &rows, &cols);
+        l->w[k] = take_matrix(g, i, matrices[k], rows, cols);
     }
-    if (archs[arch].qk_norm) {
-        l->q_norm = take_vector(g, i, "attn_q_norm.weight", d);
-        l->k_norm = take_vector(g, i, "attn_k_norm.weight", d);
-    }
-    if (archs[arch].gemma) {
-        l->post_att_norm = take_vector(g, i, "post_attention_norm.weight", dim);
-        l->post_ffn_norm = take_vector(g, i, "post_ffw_norm.weight", dim);
-    }
+    for (int k = 0; k < N_VECTORS; k++)
+        if (has[k]) l->vec[k] = take_vector(g, i, vectors[k], sizes[k]);
 }
 
 static void gguf_vocab(Gguf *g, Vocab *v)
 {
     char model[32];
-    size_t n = 0, any = 0;
+    size_t n = 0;
     key_word(g, "tokenizer.ggml.model", "?", model);
     v->bpe = !strcmp(model, "gpt2");
     if (!v->bpe && strcmp(model, "llama"))
@@ -2232,8 +2217,7 @@ static void gguf_vocab(Gguf *g, Vocab *v)
     v->tokens.n = n;
     v->scores = key_array(g, "tokenizer.ggml.scores", G_F32, &n);
     v->types = key_array(g, "tokenizer.ggml.token_type", G_I32, &n);
-    v->merges.at = key_array(g, "tokenizer.ggml.merges", G_STRING, &any);
-    v->merges.n = any;
+    v->merges.at = key_array(g, "tokenizer.ggml.merges", G_STRING, &v->merges.n);
     if (v->bpe ? !v->merges.at : !v->scores)
         bad_key(g, v->bpe ? "tokenizer.ggml.merges" : "tokenizer.ggml.scores", "an array");
     int llama3 = v->bpe && !strcmp(v->pre, "llama-bpe"), last = (int)n - 1;
@@ -2250,23 +2234,21 @@ static void gguf_lists(Gguf *g)
 {
     const Model *m = g->m;
     g->at = 4;
-    uint32_t version = gguf_u32(g);
+    uint32_t version = gguf_number(g, 4);
     if (version != 2 && version != 3)
         die(EXIT_DATA, m->path, "unknown GGUF version (got %u, want 2 or 3)", version);
-    uint64_t n_tensors = gguf_u64(g), n_keys = gguf_u64(g), left = m->size - g->at;
-    if (n_keys > min_size(left / 13, 1 << 20) || n_tensors > min_size(left / 32, 1 << 20))
+    uint64_t n_tensors = gguf_number(g, 8), n_keys = gguf_number(g, 8), left = m->size - g->at;
+    if (n_keys > min_size(left / 13, 1 << 16) || n_tensors > min_size(left / 32, 1 << 16))
         die(EXIT_DATA, m->path, "more keys or tensors than fit the file (got %llu, %llu)",
             (unsigned long long)n_keys, (unsigned long long)n_tensors);
-    g->keys = xcalloc(g->n_keys = n_keys, sizeof *g->keys);
-    g->tensors = xcalloc(g->n_tensors = n_tensors, sizeof *g->tensors);
-    for (size_t i = 0; i < n_keys; i++) gguf_key(g, &g->keys[i]);
-    for (size_t i = 0; i < n_tensors; i++) gguf_tensor(g, &g->tensors[i]);
-    sort_names(g, g->keys, n_keys, sizeof *g->keys);
-    sort_names(g, g->tensors, n_tensors, sizeof *g->tensors);
+    g->keys = (GgufList){xcalloc(n_keys, sizeof(GgufEntry)), n_keys};
+    g->tensors = (GgufList){xcalloc(n_tensors, sizeof(GgufEntry)), n_tensors};
+    for (size_t i = 0; i < n_keys; i++) gguf_key(g, &g->keys.entry[i]);
+    for (size_t i = 0; i < n_tensors; i++) gguf_tensor(g, &g->tensors.entry[i]);
     int align = key_int(g, "general.alignment", 4, 1 << 20, 32);
     if (align & (align - 1))
         die(EXIT_DATA, m->path, "key general.alignment (got %d, want a power of two)", align);
-    g->data = round_up(g->at, (size_t)align);
+    g->data = round_up(g->at, align);
     if (g->data > m->size) die(EXIT_DATA, m->path, "cut off before the data");
 }
 
@@ -2275,28 +2257,27 @@ static void load_gguf(Model *m)
     Gguf g = {.m = m};
     Config *c = &m->config;
     gguf_lists(&g);
-    int arch = gguf_arch(&g);
+    const Arch *arch = gguf_arch(&g);
     gguf_shape(&g, c);
-    c->rope_split = archs[arch].rope_split;
+    c->rope_split = arch->rope_split;
     c->rope.window = key_int(&g, ".attention.sliding_window", 0, 1 << 28, 0);
     gguf_rope(&g, c);
-    if (archs[arch].gemma) gguf_gemma(&g, c);
+    if (arch->gemma) gguf_gemma(&g, c);
     gguf_vocab(&g, &m->vocab);
-    size_t dim = (size_t)c->dim, vocab = m->vocab.tokens.n;
-    c->vocab_size = (int)vocab;
-    m->layers = xcalloc((size_t)c->n_layers, sizeof *m->layers);
-    m->final_norm = take_vector(&g, -1, "output_norm", dim);
-    m->tok_emb = take_matrix(&g, -1, "token_embd", vocab, dim);
-    m->shared_classifier = !take_tensor(&g, "output.weight", vocab, dim, &m->classifier);
+    size_t dim = c->dim, vocab = c->vocab_size = (int)m->vocab.tokens.n;
+    m->layers = xcalloc(c->n_layers, sizeof *m->layers);
+    m->final_norm = take_vector(&g, -1, "output_norm.weight", dim);
+    m->tok_emb = take_matrix(&g, -1, "token_embd.weight", vocab, dim);
+    m->classifier = find_tensor(&g, "output.weight", vocab, dim);
+    m->shared_classifier = !m->classifier.data;
     if (m->shared_classifier) m->classifier = m->tok_emb;
     else m->weight_bytes -= tensor_bytes(&m->tok_emb);
     for (int l = 0; l < c->n_layers; l++) gguf_layer(&g, arch, l);
-    for (size_t i = 0; i < g.n_tensors; i++)
-        if (!g.tensors[i].used)
-            die(EXIT_DATA, m->path, "tensor %.*s is none of a %s model", g.tensors[i].name.len,
-                g.tensors[i].name.s, m->arch);
-    free(g.keys);
-    free(g.tensors);
+    for (const GgufEntry *t = g.tensors.entry; t < g.tensors.entry + g.tensors.n; t++)
+        if (!t->used)
+            die(EXIT_DATA, m->path, "tensor %.*s is none of a %s model", t->len, t->name, m->arch);
+    free(g.keys.entry);
+    free(g.tensors.entry);
 }
 
 static void model_load(Model *m, const char *path)
@@ -2306,12 +2287,6 @@ static void model_load(Model *m, const char *path)
     m->map = map_file(path, &m->size);
     if (m->size >= 4 && !memcmp(m->map, "GGUF", 4)) load_gguf(m);
     else load_checkpoint(m);
-}
-
-static void model_free(Model *m)
-{
-    free(m->layers);
-    munmap((void *)m->map, m->size);
 }
 
 // ================================================================================================
@@ -2472,17 +2447,13 @@ INLINE vf vlog(vf x)
 
 // Slopes of n_heads = P, a power of two: 2^(-8 (h + 1) / P). Heads past such a P get every second
 // slope of 2P. [ALiBi] 3, and its reference code
-static double alibi_slope(int h, int n_heads)
-{
-    int P = 1;
-    while (2 * P <= n_heads) P *= 2;
-    return h < P ? exp2(-8.0 * (h + 1) / P) : exp2(-4.0 * (2 * (h - P) + 1) / P);
-}
-
 static float *alibi_slopes(const Config *c) // [n_heads]
 {
-    float *slope = xcalloc((size_t)c->n_heads, 4);
-    for (int h = 0; h < c->n_heads; h++) slope[h] = (float)alibi_slope(h, c->n_heads);
+    float *slope = xcalloc(c->n_heads, 4);
+    int P = 1;
+    while (2 * P <= c->n_heads) P *= 2;
+    for (int h = 0; h < c->n_heads; h++)
+        slope[h] = (float)exp2(h < P ? -8.0 * (h + 1) / P : -4.0 * (2 * (h - P) + 1) / P);
     return slope;
 }
 
@@ -2494,19 +2465,16 @@ static void bias_alibi(const Query *q, const float *D, float *score)
         vstore(score + k, vload(score + k) - slope * vload(D + k));
 }
 
-// The distance at which bucket b of B begins: b itself up to B/2, then evenly in the logarithm,
+// The distances at which the B buckets begin: b itself up to B/2, then evenly in the logarithm,
 //   bucket(n) = B/2 + floor(ln(n / (B/2)) / ln(max_distance / (B/2)) * B/2),
 // solved for n; the tiny term keeps edges that are whole numbers whole. [T5] 2.1
-static double t5_edge(int b, int B, int max_distance)
-{
-    double half = B / 2;
-    return b <= half ? b : half * pow(max_distance / half, (b - half - 1e-9) / half);
-}
-
 static float *t5_edges(const Config *c) // [rows]
 {
-    float *edge = xcalloc((size_t)c->rows, 4);
-    for (int b = 0; b < c->rows; b++) edge[b] = (float)t5_edge(b, c->rows, c->max_distance);
+    float *edge = xcalloc(c->rows, 4);
+    double half = c->rows / 2;
+    for (int b = 0; b < c->rows; b++)
+        edge[b] = (float)(b <= half ? b : half * pow(c->max_distance / half,
+                                                     (b - half - 1e-9) / half));
     return edge;
 }
 
@@ -2650,22 +2618,23 @@ static double pair_with_turns(const RopeConfig *r, int head_dim, double turns)
     return head_dim * log(r->orig_ctx / (2 * M_PI * turns)) / (2 * log(r->theta));
 }
 
-// g: 1 keeps pair m, 0 interpolates it, a ramp between beta_fast and beta_slow turns. As in every
-// shipped implementation the ramp runs over m; the paper words it over turns.
-static double ramp_kept(const RopeConfig *r, int head_dim, int m)
+// A frequency that is kept where x = all, interpolated where x = none, and in between a mixture
+static double blend(const RopeConfig *r, double theta, double x, double none, double all)
+{
+    double kept = fmin(fmax((x - none) / (all - none), 0), 1);
+    return r->factor <= 1 ? theta : theta / r->factor * (1 - kept) + theta * kept;
+}
+
+// Pairs that turn often within L tell neighbours apart and are kept; pairs that never finish a
+// turn are interpolated; the ramp is between beta_fast and beta_slow turns. As in every shipped
+// implementation it runs over m; the paper words it over turns. [YaRN] 3.2; with yarn_attention
+// below, [YaRN] 3.4
+static double rope_by_parts(const RopeConfig *r, int head_dim, int m, double n)
 {
     double low = fmax(floor(pair_with_turns(r, head_dim, r->beta_fast)), 0);
     double high = fmin(ceil(pair_with_turns(r, head_dim, r->beta_slow)), head_dim - 1);
     if (low == high) high += 0.001;
-    return 1 - fmin(fmax((m - low) / (high - low), 0), 1);
-}
-
-// Pairs that turn often within L tell neighbours apart and are kept; pairs that never finish a
-// turn are interpolated. [YaRN] 3.2; with yarn_attention below, [YaRN] 3.4
-static double rope_by_parts(const RopeConfig *r, int head_dim, int m, double n)
-{
-    double theta = rope_none(r, head_dim, m, n), g = ramp_kept(r, head_dim, m);
-    return r->factor <= 1 ? theta : theta / r->factor * (1 - g) + theta * g;
+    return blend(r, rope_none(r, head_dim, m, n), m, high, low);
 }
 
 static double yarn_attention(const RopeConfig *r)
@@ -2673,15 +2642,11 @@ static double yarn_attention(const RopeConfig *r)
     return r->factor <= 1 ? 1 : 0.1 * log(r->factor) + 1;
 }
 
-// The same idea with the ramp over turns within L, between low and high. [Llama3]
+// The same idea with the ramp over turns within L. [Llama3]
 static double rope_llama3(const RopeConfig *r, int head_dim, int m, double n)
 {
     double theta = rope_none(r, head_dim, m, n), turns = r->orig_ctx * theta / (2 * M_PI);
-    double low = r->low_freq_factor, high = r->high_freq_factor;
-    if (turns > high || r->factor <= 1) return theta;
-    if (turns < low) return theta / r->factor;
-    double t = (turns - low) / (high - low);
-    return (1 - t) * theta / r->factor + t * theta;
+    return blend(r, theta, turns, r->low_freq_factor, r->high_freq_factor);
 }
 
 // A factor for each pair, found by search; one list up to L, another past it. [LongRoPE]
@@ -2728,29 +2693,22 @@ static int rope_epoch(const RopeConfig *r, int64_t n)
 
 // Distance. Every distance method is a near map, D = i - j for i - j < W, and a far map for the
 // rest, D = A(i) - B(j): query and key get other positions, and the rotation does the rest.
-//   sinks         A = min(i, S + W - 1)              B = j              [Streaming]
-//   self-extend   A = floor(i/G) + W - floor(W/G)    B = floor(j/G)     [SelfExt]
-//   rerope        A = W                              B = 0              [ReRoPE]
-//   leaky-rerope  A = W + (i - W)/k                  B = j/k            [ReRoPE]
-static double far_query(const RopeConfig *r, int64_t i)
+//   sinks      A = min(i, S + W - 1)   B = j            [Streaming]
+//   others     A = f(i) + W - f(W)     B = f(j)         with f(x) =
+//     self-extend   floor(x / G)       [SelfExt]
+//     rerope        0                  [ReRoPE]
+//     leaky-rerope  x / k              [ReRoPE]
+static double far_key(const RopeConfig *r, double j)
 {
-    int64_t W = r->near, G = (int64_t)r->far;
-    switch (r->distance) {
-    case DIST_SELF_EXTEND: return (double)(i / G + W - W / G);
-    case DIST_REROPE: return (double)W;
-    case DIST_LEAKY: return (double)W + (double)(i - W) / r->far;
-    default: return (double)(i < r->sinks + W - 1 ? i : r->sinks + W - 1);
-    }
+    if (r->distance == DIST_FULL) return j;
+    if (r->distance == DIST_REROPE) return 0;
+    return r->distance == DIST_SELF_EXTEND ? floor(j / r->far) : j / r->far;
 }
 
-static double far_key(const RopeConfig *r, int64_t j)
+static double far_query(const RopeConfig *r, double i)
 {
-    switch (r->distance) {
-    case DIST_SELF_EXTEND: return (double)(j / (int64_t)r->far);
-    case DIST_REROPE: return 0;
-    case DIST_LEAKY: return (double)j / r->far;
-    default: return (double)j;
-    }
+    if (r->distance == DIST_FULL) return fmin(i, r->sinks + r->near - 1);
+    return far_key(r, i) + r->near - far_key(r, r->near);
 }
 
 static int has_far_map(const RopeConfig *r)
@@ -2884,8 +2842,7 @@ typedef struct {
     Cache cache;
     Plan plans[2];       // of global and of local layers
     Plan *plan;          // the current layer's
-    float *partial;      // [n_segments][n_heads][v_dim + 3]: states of a split query
-    size_t partial_bytes;
+    float *partial;      // [n_segments][n_kv_heads] softmax states of a split query
     float *x, *xb;       // [chunk][dim]: the residual stream, and its normed copy
     float *q, *k, *v;    // [chunk][n_heads | n_kv_heads * head_dim]
     float *att;          // [chunk][n_heads * head_dim]
@@ -2909,7 +2866,7 @@ static size_t tile_slot(const Cache *c, int64_t t)
 
 static size_t tile_index(const State *s, size_t head, int64_t t)
 {
-    size_t row = (size_t)s->layer * (size_t)s->config.n_kv_heads + head;
+    size_t row = (size_t)s->layer * s->config.n_kv_heads + head;
     return row * s->cache.n_slots + tile_slot(&s->cache, t);
 }
 
@@ -2939,24 +2896,20 @@ static size_t available_memory(void)
 static void cache_layout(Cache *c, const Config *cfg, int64_t max_seq_len, size_t chunk, int f32)
 {
     const RopeConfig *r = &cfg->rope;
-    size_t d = (size_t)cfg->head_dim;
+    size_t d = cfg->head_dim, sinks = ceil_div(r->sinks, TILE);
+    size_t ring = ceil_div(r->window + chunk - 1, TILE) + 1;
     c->elem = f32 ? 4 : 2;
     c->v_dim = round_up(d, LANES);
-    c->n_slots = ceil_div((size_t)max_seq_len, TILE);
-    c->ring = c->n_slots;
-    if (r->window) {
-        size_t sinks = ceil_div((size_t)r->sinks, TILE);
-        size_t ring = ceil_div((size_t)r->window + chunk - 1, TILE) + 1;
-        if (sinks + ring < c->n_slots) {
-            c->sink_slots = sinks;
-            c->ring = ring;
-            c->n_slots = sinks + ring;
-        }
+    c->n_slots = c->ring = ceil_div(max_seq_len, TILE);
+    if (r->window && sinks + ring < c->n_slots) {
+        c->sink_slots = sinks;
+        c->ring = ring;
+        c->n_slots = sinks + ring;
     }
     c->k_bytes = TILE * d * c->elem;
     c->v_bytes = TILE * c->v_dim * c->elem;
-    size_t rows = (size_t)cfg->n_layers * (size_t)cfg->n_kv_heads;
-    c->bytes = mul_size(mul_size(rows, c->n_slots), c->k_bytes + c->v_bytes);
+    size_t tiles = mul_size((size_t)cfg->n_layers * cfg->n_kv_heads, c->n_slots);
+    c->bytes = mul_size(tiles, c->k_bytes + c->v_bytes);
 }
 
 // Reserves it; dies with the numbers if it cannot fit. Memory is touched only as it is used.
@@ -2967,9 +2920,8 @@ static void cache_reserve(Cache *c, int64_t max_seq_len)
         die(EXIT_DATA, "-c", "the KV cache does not fit (got %.1f GB available, want %.1f GB for "
             "%lld tokens); use a smaller -c or --window", (double)have / 1e9,
             (double)c->bytes / 1e9, (long long)max_seq_len);
-    size_t tiles = c->bytes / (c->k_bytes + c->v_bytes);
     c->k = reserve(c->bytes);
-    c->v = c->k + tiles * c->k_bytes;
+    c->v = c->k + c->bytes / (c->k_bytes + c->v_bytes) * c->k_bytes;
 }
 
 // Writes the chunk's k and v of KV heads [begin, end) into the cache. The projection gives pairs
@@ -2978,12 +2930,12 @@ static void store_kv(void *arg, size_t begin, size_t end)
 {
     State *s = arg;
     Cache *c = &s->cache;
-    size_t d = (size_t)s->config.head_dim, n_kv = (size_t)s->config.n_kv_heads;
+    size_t d = s->config.head_dim, n_kv = s->config.n_kv_heads;
     uint16_t *half = scratch(2 * d);
     for (size_t h = begin; h < end; h++)
         for (size_t t = 0; t < s->n; t++) {
             int64_t pos = s->pos + (int64_t)t;
-            size_t tile = tile_index(s, h, pos / TILE), r = (size_t)(pos % TILE);
+            size_t tile = tile_index(s, h, pos / TILE), r = pos % TILE;
             const float *k = s->k + (t * n_kv + h) * d, *v = s->v + (t * n_kv + h) * d;
             void *kt = c->k + tile * c->k_bytes, *vt = c->v + tile * c->v_bytes;
             if (c->elem == 2) floats_to_halves(k, half, d);
@@ -2997,77 +2949,67 @@ static void store_kv(void *arg, size_t begin, size_t end)
         }
 }
 
-// One tile as floats; f32 caches are used where they lie, halves converted into buf.
-static const float *read_tile(const Cache *c, const uint8_t *tile, size_t n, float *buf)
-{
-    if (c->elem == 4) return (const float *)(const void *)tile;
-    halves_to_floats((const uint16_t *)(const void *)tile, buf, n);
-    return buf;
-}
-
 // What one thread needs for a block of queries under one KV head. A row is a (query, head) pair:
-// row = query in the block * group + head in the group.
+// row = query in the block * group + head in the group. A state is that of the rows' online
+// softmax: o [rows][v_dim], then m, l and (for the entropy) e = sum of p * score, [rows][3].
 typedef struct {
-    size_t rows, group, d, pairs, v_dim;
+    size_t rows, group, d, pairs, v_dim, state_size;
     int64_t first; // position of the block's first query
     float *q[2];   // [rows][d]: q under the near and far map, split, scaled
     float *qt;     // [rows][d]: q for one tile
-    float *raw, *k, *v; // one tile: keys as cached, keys turned, values
-    float *far_table;   // [2][pairs][TILE]
+    float *k, *v;  // one tile: keys turned, values
+    float *far_table;         // [2][pairs][TILE]
     float *score, *far_score; // [rows][TILE]
-    float *o, *ml;      // the segment's state: [rows][v_dim], [rows][3]: m, l, e
-    float *total_o, *total_ml;
+    float *state, *total;     // of the segment at hand, and of all segments
 } Work_area;
 
-// Carves a Work_area for `rows` rows from the thread's scratch memory.
+// Carves a Work_area for nq queries from the thread's scratch memory.
 static Work_area work_area(const State *s, size_t nq, int64_t first)
 {
-    Work_area w = {0};
-    w.group = (size_t)(s->config.n_heads / s->config.n_kv_heads);
+    Work_area w = {.group = s->config.n_heads / s->config.n_kv_heads, .d = s->config.head_dim,
+                   .v_dim = s->cache.v_dim, .first = first};
     w.rows = nq * w.group;
-    w.d = (size_t)s->config.head_dim;
     w.pairs = w.d / 2;
-    w.v_dim = s->cache.v_dim;
-    w.first = first;
-    float **parts[] = {&w.q[0], &w.q[1], &w.qt, &w.raw, &w.k, &w.v, &w.far_table, &w.score,
-                       &w.far_score, &w.o, &w.total_o, &w.ml, &w.total_ml};
-    size_t sizes[] = {w.rows * w.d, w.rows * w.d, w.rows * w.d, TILE * w.d, TILE * w.d,
-                      TILE * w.v_dim, TILE * w.d, w.rows * TILE, w.rows * TILE, w.rows * w.v_dim,
-                      w.rows * w.v_dim, w.rows * 3, w.rows * 3};
-    size_t total = 0, n = sizeof sizes / sizeof *sizes;
-    for (size_t i = 0; i < n; i++) total += round_up(sizes[i], 16);
+    w.state_size = w.rows * (w.v_dim + 3);
+    float **parts[] = {&w.q[0], &w.q[1], &w.qt, &w.k, &w.v, &w.far_table, &w.score, &w.far_score,
+                       &w.state, &w.total};
+    size_t q = w.rows * w.d, tile = TILE * w.d, scores = w.rows * TILE, total = 0;
+    size_t sizes[] = {q, q, q, tile, TILE * w.v_dim, tile, scores, scores, w.state_size,
+                      w.state_size};
+    for (size_t i = 0; i < COUNT(sizes); i++) total += round_up(sizes[i], 16);
     float *p = scratch(total * 4);
-    for (size_t i = 0; i < n; p += round_up(sizes[i++], 16)) *parts[i] = p;
+    for (size_t i = 0; i < COUNT(sizes); p += round_up(sizes[i++], 16)) *parts[i] = p;
     return w;
 }
 
-static void clear_state(float *o, float *ml, size_t rows, size_t v_dim)
+static void clear_state(const Work_area *w, float *state)
 {
-    memset(o, 0, rows * v_dim * 4);
-    for (size_t r = 0; r < rows; r++) {
-        ml[3 * r] = MASKED;
-        ml[3 * r + 1] = ml[3 * r + 2] = 0;
-    }
+    memset(state, 0, w->state_size * 4);
+    for (size_t row = 0; row < w->rows; row++) state[w->rows * w->v_dim + 3 * row] = MASKED;
 }
 
-// Adds the state (o, ml) of one row to the total; an empty state changes nothing.
-static void merge_state(float *total_o, float *total_ml, const float *o, const float *ml,
-                        size_t v_dim)
+// Adds a state to the total, row by row; an empty one changes nothing.
+static void merge_state(const Work_area *w, float *total, const float *state)
 {
-    if (ml[1] == 0) return;
-    float m = total_ml[0] > ml[0] ? total_ml[0] : ml[0];
-    float a = total_ml[1] == 0 ? 0 : expf(total_ml[0] - m), b = expf(ml[0] - m);
-    for (size_t i = 0; i < v_dim; i++) total_o[i] = total_o[i] * a + o[i] * b;
-    total_ml[0] = m;
-    total_ml[1] = total_ml[1] * a + ml[1] * b;
-    total_ml[2] = total_ml[2] * a + ml[2] * b;
+    float *total_ml = total + w->rows * w->v_dim;
+    const float *ml = state + w->rows * w->v_dim;
+    for (size_t row = 0; row < w->rows; row++, total += w->v_dim, state += w->v_dim) {
+        float *t = total_ml + 3 * row;
+        const float *p = ml + 3 * row;
+        if (p[1] == 0) continue;
+        float m = t[0] > p[0] ? t[0] : p[0], a = t[1] == 0 ? 0 : expf(t[0] - m), b = expf(p[0] - m);
+        for (size_t i = 0; i < w->v_dim; i++) total[i] = total[i] * a + state[i] * b;
+        t[0] = m;
+        t[1] = t[1] * a + p[1] * b;
+        t[2] = t[2] * a + p[2] * b;
+    }
 }
 
 // Loads the block's queries, pairs split, turned by each map's phases (which carry the scale
 // a^2 / sqrt(d) and log-n).
 static void load_queries(const State *s, Work_area *w, size_t q0, size_t head)
 {
-    size_t n_heads = (size_t)s->config.n_heads, d = w->d, pairs = w->pairs;
+    size_t n_heads = s->config.n_heads, d = w->d, pairs = w->pairs;
     float *re = w->qt, *im = w->qt + pairs;
     for (size_t row = 0; row < w->rows; row++) {
         size_t query = q0 + row / w->group;
@@ -3100,17 +3042,13 @@ static void turn_keys(const Work_area *w, const Cache *c, const uint8_t *keys, c
 }
 
 // Scores of all rows against the keys of the tile in `slot` under one map. table: the map's key
-// table, NULL without rotation. out: [rows][TILE].
+// table. out: [rows][TILE].
 static void score_tile(const Work_area *w, const Cache *c, const Angles *a, const RopeConfig *r,
                        int map, size_t slot, const uint8_t *keys, const float *table, float *out)
 {
     size_t d = w->d, pairs = w->pairs;
     const float *base = a->tile[map] + slot * d; // the phases of B(t0)
     memset(out, 0, w->rows * TILE * 4);
-    if (!table) {
-        gemm_rows(w->rows, w->q[map], d, read_tile(c, keys, TILE * d, w->raw), d, TILE, out);
-        return;
-    }
     turn_keys(w, c, keys, table);
     for (size_t row = 0; row < w->rows; row++) {
         const float *q = w->q[map] + row * d;
@@ -3190,10 +3128,11 @@ static void attend_tile(const State *s, Work_area *w, const Angles *a, size_t he
     size_t tile = tile_index(s, head, t), slot = tile_slot(c, t);
     int64_t t0 = t * TILE, last = w->first + (int64_t)(w->rows / w->group) - 1;
     const uint8_t *keys = c->k + tile * c->k_bytes;
-    int rotates = is_rotary(&s->config), two_maps = rotates && has_far_map(r);
+    float *ml = w->state + w->rows * w->v_dim;
+    int two_maps = is_rotary(&s->config) && has_far_map(r); // else both have the same scores
     int any_near = !two_maps || t0 + TILE > w->first - r->near + 1;
     int any_far = two_maps && t0 <= last - r->near;
-    if (any_near) score_tile(w, c, a, r, 0, slot, keys, rotates ? a->key[0] : NULL, w->score);
+    if (any_near) score_tile(w, c, a, r, 0, slot, keys, a->key[0], w->score);
     if (any_far)
         score_tile(w, c, a, r, 1, slot, keys, far_key_table(a, r, w->pairs, t0, w->far_table),
                    w->far_score);
@@ -3202,11 +3141,12 @@ static void attend_tile(const State *s, Work_area *w, const Angles *a, size_t he
         int64_t i = w->first + (int64_t)(row / w->group);
         if (mask_row(r, i, t0, score, two_maps ? w->far_score + row * TILE : NULL)) {
             add_score_bias(s, r, w, head, row, t0, score);
-            softmax_step(score, w->o + row * w->v_dim, w->ml + 3 * row, w->v_dim, !!s->entropy);
+            softmax_step(score, w->state + row * w->v_dim, ml + 3 * row, w->v_dim, !!s->entropy);
         } else memset(score, 0, TILE * 4); // this row sees nothing of the tile
     }
-    const float *v = read_tile(c, c->v + tile * c->v_bytes, TILE * w->v_dim, w->v);
-    gemm_rows(w->rows, w->score, TILE, v, TILE, w->v_dim, w->o);
+    const void *v = c->v + tile * c->v_bytes;
+    if (c->elem == 2) halves_to_floats(v, w->v, TILE * w->v_dim);
+    gemm_rows(w->rows, w->score, TILE, c->elem == 2 ? w->v : v, TILE, w->v_dim, w->state);
 }
 
 // The first tile after t that some query from position `first` on can see.
@@ -3228,26 +3168,14 @@ static void prefetch_tile(const State *s, size_t head, int64_t t)
     for (size_t i = 0; i < c->v_bytes; i += 64) __builtin_prefetch(v + i, 0, 2);
 }
 
-// Attention over the tiles [t, end) of one segment into the state w->o, w->ml.
-static void attend_segment(const State *s, Work_area *w, const Angles *a, size_t head, int64_t t,
-                           int64_t end)
-{
-    clear_state(w->o, w->ml, w->rows, w->v_dim);
-    for (; (t = next_tile(s, w->first, t)) < end; t++) {
-        if (t + 1 < end) prefetch_tile(s, head, t + 1);
-        attend_tile(s, w, a, head, t);
-    }
-}
-
 // Writes o / l of each row, and the entropy  m + ln l - (sum p s) / l.
-static void finish_rows(State *s, const Work_area *w, size_t q0, size_t head, const float *o,
-                        const float *ml)
+static void finish_rows(State *s, const Work_area *w, size_t q0, size_t head)
 {
-    size_t n_heads = (size_t)s->config.n_heads;
+    const float *o = w->total, *ml = o + w->rows * w->v_dim;
     for (size_t row = 0; row < w->rows; row++, o += w->v_dim, ml += 3) {
-        size_t at = (q0 + row / w->group) * n_heads + head * w->group + row % w->group;
-        float *out = s->att + at * w->d;
-        for (size_t i = 0; i < w->d; i++) out[i] = o[i] / ml[1];
+        size_t query = q0 + row / w->group, n_heads = s->config.n_heads;
+        size_t at = query * n_heads + head * w->group + row % w->group;
+        for (size_t i = 0; i < w->d; i++) s->att[at * w->d + i] = o[i] / ml[1];
         if (s->entropy) s->entropy[at] = ml[0] + logf(ml[1]) - ml[2] / ml[1];
     }
 }
@@ -3258,8 +3186,8 @@ static void finish_rows(State *s, const Work_area *w, size_t q0, size_t head, co
 static void attend_parts(void *arg, size_t begin, size_t end)
 {
     State *s = arg;
-    size_t n_kv = (size_t)s->config.n_kv_heads, n_heads = (size_t)s->config.n_heads;
-    int64_t per = SEGMENT / TILE;
+    size_t n_kv = s->config.n_kv_heads;
+    const int64_t per = SEGMENT / TILE;
     for (size_t item = begin; item < end; item++) {
         size_t head = item % n_kv, part = item / n_kv / s->plan->n_blocks;
         const Block *b = &s->plan->blocks[item / n_kv % s->plan->n_blocks];
@@ -3271,37 +3199,32 @@ static void attend_parts(void *arg, size_t begin, size_t end)
         }
         if (s->n == 1 && n_tiles > s->pos / TILE) store_kv(s, head, head + 1);
         Work_area w = work_area(s, b->nq, first);
+        float *total = s->split ? s->partial + (part * n_kv + head) * w.state_size : w.total;
         load_queries(s, &w, b->q0, head);
-        clear_state(w.total_o, w.total_ml, w.rows, w.v_dim);
-        for (; (t = next_tile(s, w.first, t)) < n_tiles; t = (t / per + 1) * per) {
-            int64_t stop = (t / per + 1) * per;
-            attend_segment(s, &w, b->angles, head, t, stop < n_tiles ? stop : n_tiles);
-            for (size_t row = 0; row < w.rows; row++)
-                merge_state(w.total_o + row * w.v_dim, w.total_ml + 3 * row, w.o + row * w.v_dim,
-                            w.ml + 3 * row, w.v_dim);
+        clear_state(&w, total);
+        while ((t = next_tile(s, w.first, t)) < n_tiles) {
+            int64_t stop = (t / per + 1) * per; // of the segment
+            clear_state(&w, w.state);
+            for (; t < stop && t < n_tiles; t = next_tile(s, w.first, t + 1)) {
+                if (t + 1 < n_tiles) prefetch_tile(s, head, t + 1);
+                attend_tile(s, &w, b->angles, head, t);
+            }
+            merge_state(&w, total, w.state);
         }
-        if (!s->split) finish_rows(s, &w, b->q0, head, w.total_o, w.total_ml);
-        for (size_t row = 0; s->split && row < w.rows; row++) {
-            float *p = s->partial + (part * n_heads + head * w.group + row) * (w.v_dim + 3);
-            memcpy(p, w.total_o + row * w.v_dim, w.v_dim * 4);
-            memcpy(p + w.v_dim, w.total_ml + 3 * row, 12);
-        }
+        if (!s->split) finish_rows(s, &w, b->q0, head);
     }
 }
 
 // Merges the parts of a split query in order.
 static void merge_parts(State *s, size_t n_parts)
 {
-    size_t n_heads = (size_t)s->config.n_heads;
-    for (size_t head = 0; head < (size_t)s->config.n_kv_heads; head++) {
+    size_t n_kv = s->config.n_kv_heads;
+    for (size_t head = 0; head < n_kv; head++) {
         Work_area w = work_area(s, 1, s->pos);
-        clear_state(w.total_o, w.total_ml, w.rows, w.v_dim);
-        for (size_t i = 0; i < n_parts * w.rows; i++) {
-            size_t row = i % w.rows, at = i / w.rows * n_heads + head * w.group + row;
-            const float *p = s->partial + at * (w.v_dim + 3);
-            merge_state(w.total_o + row * w.v_dim, w.total_ml + 3 * row, p, p + w.v_dim, w.v_dim);
-        }
-        finish_rows(s, &w, 0, head, w.total_o, w.total_ml);
+        clear_state(&w, w.total);
+        for (size_t i = 0; i < n_parts; i++)
+            merge_state(&w, w.total, s->partial + (i * n_kv + head) * w.state_size);
+        finish_rows(s, &w, 0, head);
     }
 }
 
@@ -3309,11 +3232,11 @@ static void merge_parts(State *s, size_t n_parts)
 static void attention(State *s)
 {
     const RopeConfig *r = &s->plan->rope;
-    size_t n_kv = (size_t)s->config.n_kv_heads, seen = (size_t)s->pos + s->n;
-    if (r->window) seen = min_size(seen, (size_t)r->window + s->n);
+    size_t n_kv = s->config.n_kv_heads, seen = s->pos + s->n;
+    if (r->window) seen = min_size(seen, r->window + s->n);
     s->split = s->n == 1 && !r->window;
     size_t n_parts = s->split ? ceil_div(seen, SEGMENT) : 1, n = n_parts * s->plan->n_blocks * n_kv;
-    size_t cost = 2 * (size_t)s->config.dim * max_size(seen, TILE) * s->n / n; // an item's
+    size_t cost = 2 * s->config.dim * max_size(seen, TILE) * s->n / n; // multiplications an item
     parallel_for(n, ceil_div(MIN_BLOCK / 4, cost), attend_parts, s);
     if (s->split) merge_parts(s, n_parts);
 }
@@ -3323,7 +3246,7 @@ static void attention(State *s)
 static void fill_both(const State *s, const Angles *a, float *const table[2], size_t at,
                       double near, double far, double amplitude)
 {
-    size_t pairs = (size_t)s->config.head_dim / 2;
+    size_t pairs = s->config.head_dim / 2;
     const double position[2] = {near, far};
     for (int map = 0; map <= has_far_map(&s->plan->rope); map++) {
         float *p = table[map] + at * 2 * pairs;
@@ -3347,27 +3270,27 @@ static void plan_tiles(const State *s, Angles *a)
 // current plan.
 static void plan_positions(State *s)
 {
-    const RopeConfig *r = &s->plan->rope;
-    size_t n_kv = (size_t)s->config.n_kv_heads, group = (size_t)s->config.n_heads / n_kv;
-    size_t fair = ceil_div(s->n * n_kv, 3 * (size_t)pool.n_threads); // three items a thread
+    Plan *p = s->plan;
+    const RopeConfig *r = &p->rope;
+    size_t n_kv = s->config.n_kv_heads, group = s->config.n_heads / n_kv;
+    size_t fair = ceil_div(s->n * n_kv, 3 * pool.n_threads); // three items a thread
     size_t most = max_size(1, min_size(BLOCK_ROWS / group, fair));
-    double scale = attention_factor(r) * attention_factor(r) *
-                   (s->config.score_scale > 0 ? s->config.score_scale
-                                              : 1 / sqrt(s->config.head_dim));
+    double scale = s->config.score_scale > 0 ? s->config.score_scale : 1 / sqrt(s->config.head_dim);
+    scale *= attention_factor(r) * attention_factor(r);
     Angles *a = NULL;
-    s->plan->n_blocks = 0;
+    p->n_blocks = 0;
     for (size_t t = 0; t < s->n; t++) {
         int64_t i = s->pos + (int64_t)t;
         int same = a && a->epoch == rope_epoch(r, i + 1);
         if (!same) {
-            a = a ? a + 1 : s->plan->angles;
+            a = a ? a + 1 : p->angles;
             set_angles(a, &s->config, r, s->cache.n_slots, i + 1);
             plan_tiles(s, a);
         }
-        if (!same || s->plan->blocks[s->plan->n_blocks - 1].nq == most)
-            s->plan->blocks[s->plan->n_blocks++] = (Block){t, 0, a};
-        s->plan->blocks[s->plan->n_blocks - 1].nq++;
-        fill_both(s, a, s->plan->phase, t, (double)i, far_query(r, i), scale * logn_scale(r, i));
+        if (!same || p->blocks[p->n_blocks - 1].nq == most)
+            p->blocks[p->n_blocks++] = (Block){t, 0, a};
+        p->blocks[p->n_blocks - 1].nq++;
+        fill_both(s, a, p->phase, t, (double)i, far_query(r, i), scale * logn_scale(r, i));
     }
 }
 
@@ -3386,75 +3309,43 @@ static void plan_init(Plan *p, const RopeConfig *r, size_t chunk, size_t head_di
     for (int map = 0; map < 2; map++) p->phase[map] = xcalloc(chunk * head_dim, 4);
 }
 
-static void plan_free(Plan *p, size_t chunk)
-{
-    for (size_t i = 0; p->angles && i < chunk; i++) {
-        Angles *a = &p->angles[i];
-        void *tables[] = {a->freq, a->slot_tile, a->key[0], a->key[1], a->tile[0], a->tile[1],
-                          a->decay};
-        for (int k = 0; k < 7; k++) free(tables[k]);
-    }
-    void *arrays[] = {p->angles, p->blocks, p->phase[0], p->phase[1]};
-    for (int i = 0; i < 4; i++) free(arrays[i]);
-}
-
 static void state_init(State *s, const Model *m, int64_t max_seq_len, size_t chunk, int f32_cache,
                        int exact)
 {
     const Config *c = &m->config;
-    size_t dim = (size_t)c->dim, hidden = (size_t)c->hidden_dim, n_heads = (size_t)c->n_heads;
-    size_t kv_dim = (size_t)c->n_kv_heads * (size_t)c->head_dim;
-    size_t q_dim = n_heads * (size_t)c->head_dim;
-    memset(s, 0, sizeof *s);
-    s->model = m;
-    s->config = *c;
-    s->chunk = chunk;
-    s->max_seq_len = max_seq_len;
-    s->exact = exact;
+    size_t dim = c->dim, hidden = c->hidden_dim, q = q_dim(c), kv = kv_dim(c);
+    *s = (State){.model = m, .config = *c, .chunk = chunk, .max_seq_len = max_seq_len,
+                 .exact = exact};
     RopeConfig *rope = &s->config.rope, *local = &s->config.local;
     if (rope->window && local->window > rope->window) local->window = rope->window;
     rope_resolve(rope, c->train_ctx, max_seq_len);
     rope_resolve(local, c->train_ctx, max_seq_len);
     if (encodings[c->encoding].prepare) s->prepared = encodings[c->encoding].prepare(c);
-    plan_init(&s->plans[0], rope, chunk, (size_t)c->head_dim);
-    if (c->global_every) plan_init(&s->plans[1], local, chunk, (size_t)c->head_dim);
+    plan_init(&s->plans[0], rope, chunk, c->head_dim);
+    if (c->global_every) plan_init(&s->plans[1], local, chunk, c->head_dim);
     cache_layout(&s->cache, &s->config, max_seq_len, chunk, f32_cache || exact);
     cache_reserve(&s->cache, max_seq_len);
-    if (!rope->window) {
-        size_t n_segments = ceil_div((size_t)max_seq_len, SEGMENT);
-        s->partial_bytes = n_segments * n_heads * (s->cache.v_dim + 3) * 4;
-        s->partial = reserve(s->partial_bytes);
-    }
+    size_t n_segments = ceil_div(max_seq_len, SEGMENT), state = c->n_heads * (s->cache.v_dim + 3);
+    if (!rope->window) s->partial = reserve(n_segments * state * 4);
     float **parts[] = {&s->x, &s->xb, &s->q, &s->att, &s->k, &s->v, &s->gate, &s->up};
-    size_t sizes[] = {dim, dim, q_dim, q_dim, kv_dim, kv_dim, hidden, hidden};
+    size_t sizes[] = {dim, dim, q, q, kv, kv, hidden, hidden};
     for (int i = 0; i < 8; i++) *parts[i] = xcalloc(mul_size(chunk, sizes[i]), 4);
-    size_t widest = mul_size(chunk, max_size(dim, max_size(q_dim, hidden)));
+    size_t widest = mul_size(chunk, max_size(dim, max_size(q, hidden)));
     if (exact) return;
     s->act.q = xcalloc(widest, 1);
     s->act.scale = xcalloc(widest, 4);
     s->act.bias = xcalloc(widest, 4);
 }
 
-static void state_free(State *s)
-{
-    for (int kind = 0; kind < 2; kind++) plan_free(&s->plans[kind], s->chunk);
-    void *arrays[] = {s->x, s->xb, s->q, s->k, s->v, s->att, s->gate, s->up, s->entropy,
-                      s->entropy_sum, s->act.q, s->act.scale, s->act.bias,
-                      s->prepared};
-    for (size_t i = 0; i < sizeof arrays / sizeof *arrays; i++) free(arrays[i]);
-    if (s->cache.k) munmap(s->cache.k, s->cache.bytes);
-    if (s->partial) munmap(s->partial, s->partial_bytes);
-}
-
 static void measure_entropy(State *s)
 {
-    s->entropy = xcalloc(s->chunk * (size_t)s->config.n_heads, 4);
+    s->entropy = xcalloc(s->chunk * s->config.n_heads, 4);
     s->entropy_sum = xcalloc(s->chunk, sizeof *s->entropy_sum);
 }
 
 static void add_entropy(State *s)
 {
-    size_t n_heads = (size_t)s->config.n_heads;
+    size_t n_heads = s->config.n_heads;
     for (size_t i = 0; i < s->n * n_heads; i++) s->entropy_sum[i / n_heads] += s->entropy[i];
 }
 
@@ -3597,19 +3488,26 @@ static void classify(State *s, size_t first, size_t count, float *logits)
 enum { ID_UNK, ID_BOS, ID_EOS }; // of tokenizer.bin
 
 // Control tokens are no text and recognised in templates only; user-defined ones in any text.
-typedef enum { TOKEN_TEXT, TOKEN_CONTROL, TOKEN_USER } TokenKind;
+typedef enum { TOKEN_TEXT, TOKEN_CONTROL, TOKEN_USER, TOKEN_BYTE } TokenKind;
 
 typedef struct {
-    const char *text;
+    const char *text; // of SentencePiece's <0x41>, say, the byte itself
     int len;
     float score;
     TokenKind kind;
 } Piece;
 
+// A hash table from bytes to numbers.
 typedef struct {
-    int left, right, id; // pieces `left` and `right` make piece `id`; left -1: a free place
-    float score;         // minus the rank
-} MergeRule;
+    const void *key; // NULL: free
+    size_t len;
+    int value;
+} MapSlot;
+
+typedef struct {
+    MapSlot *slots;
+    size_t size; // a power of two
+} Map;
 
 // How byte-level BPE cuts text into words.
 typedef struct {
@@ -3621,121 +3519,122 @@ typedef struct {
 } WordStyle;
 
 typedef struct {
+    int pair[2], id; // the two pieces make piece `id`; its place in the list is its rank
+} MergeRule;
+
+typedef struct {
     const char *path;
     char *file;         // the pieces' bytes
     Piece *pieces;      // [vocab_size]
     int vocab_size;
-    int *table;         // hash table of ids, -1: free
-    size_t table_size;  // a power of two
+    Map ids;            // by text
     int byte_id[256];   // -1: none
-    int *id_byte;       // [vocab_size]: the byte that a token stands for, or -1
     const WordStyle *words; // byte-level BPE; NULL: SentencePiece-style
-    MergeRule *rules;    // hash table of merges
-    size_t rules_size;  // a power of two
+    MergeRule *rules;
+    Map ranks;          // of rules, by pair
     uint8_t special_len[256]; // the longest user-defined or control token that begins so
     int bos, eos, add_bos, space_prefix;
     int stops[12], n_stops; // tokens that end a turn or a text
 } Tokenizer;
 
-static size_t hash_bytes(const char *s, size_t len) // FNV-1a
+static size_t hash_bytes(const void *key, size_t len) // FNV-1a
 {
     uint64_t h = 0xcbf29ce484222325;
-    for (size_t i = 0; i < len; i++) h = (h ^ (uint8_t)s[i]) * 0x100000001b3;
+    for (size_t i = 0; i < len; i++) h = (h ^ ((const uint8_t *)key)[i]) * 0x100000001b3;
     return (size_t)(h ^ h >> 32);
 }
 
-// The id of a piece, or -1.
+static Map map_init(size_t n)
+{
+    Map m = {.size = 64};
+    while (m.size < 2 * n) m.size *= 2;
+    m.slots = xcalloc(m.size, sizeof *m.slots);
+    return m;
+}
+
+// The key's place, or the free one where it would be.
+static MapSlot *map_slot(const Map *m, const void *key, size_t len)
+{
+    size_t at = hash_bytes(key, len) & (m->size - 1);
+    for (; m->slots[at].key; at = (at + 1) & (m->size - 1))
+        if (m->slots[at].len == len && !memcmp(m->slots[at].key, key, len)) break;
+    return &m->slots[at];
+}
+
+// The first of equals counts.
+static void map_add(Map *m, const void *key, size_t len, int value)
+{
+    MapSlot *slot = map_slot(m, key, len);
+    if (!slot->key) *slot = (MapSlot){key, len, value};
+}
+
+static int map_find(const Map *m, const void *key, size_t len) // -1: not there
+{
+    const MapSlot *slot = map_slot(m, key, len);
+    return slot->key ? slot->value : -1;
+}
+
 static int find_piece(const Tokenizer *t, const char *s, size_t len)
 {
-    size_t at = hash_bytes(s, len) & (t->table_size - 1);
-    for (int id; (id = t->table[at]) >= 0; at = (at + 1) & (t->table_size - 1))
-        if ((size_t)t->pieces[id].len == len && !memcmp(t->pieces[id].text, s, len)) return id;
-    return -1;
-}
-
-static void add_piece(Tokenizer *t, int id)
-{
-    const Piece *p = &t->pieces[id];
-    if (find_piece(t, p->text, (size_t)p->len) >= 0) return; // the first of equals counts
-    size_t at = hash_bytes(p->text, (size_t)p->len) & (t->table_size - 1);
-    while (t->table[at] >= 0) at = (at + 1) & (t->table_size - 1);
-    t->table[at] = id;
-}
-
-// The place of a pair in the table of merges, or the free one where it would be.
-static MergeRule *find_rule(const Tokenizer *t, int left, int right)
-{
-    uint64_t h = ((uint64_t)(uint32_t)left << 32 | (uint32_t)right) * 0x9e3779b97f4a7c15;
-    size_t at = (size_t)(h >> 32) & (t->rules_size - 1);
-    while (t->rules[at].left >= 0 && (t->rules[at].left != left || t->rules[at].right != right))
-        at = (at + 1) & (t->rules_size - 1);
-    return &t->rules[at];
-}
-
-static void read_pieces(Tokenizer *t, size_t size)
-{
-    size_t at = 4;
-    int id = 0;
-    for (; id < t->vocab_size && at + 8 <= size; id++) {
-        Piece *p = &t->pieces[id];
-        memcpy(&p->score, t->file + at, 4);
-        memcpy(&p->len, t->file + at + 4, 4);
-        p->text = t->file + (at += 8);
-        if (p->len < 0 || (size_t)p->len > size - at)
-            die(EXIT_DATA, t->path, "piece %d does not fit the file (got length %d)", id, p->len);
-        if (p->score != p->score) die(EXIT_DATA, t->path, "piece %d has no score (got nan)", id);
-        at += (size_t)p->len;
-    }
-    if (id < t->vocab_size || at != size)
-        die(EXIT_DATA, t->path, "not a tokenizer for this model (got %s than %d pieces)",
-            id < t->vocab_size ? "fewer" : "more", t->vocab_size);
+    return map_find(&t->ids, s, len);
 }
 
 static void tokenizer_init(Tokenizer *t, const char *path, int vocab_size)
 {
-    memset(t, 0, sizeof *t);
-    t->path = path;
-    t->vocab_size = vocab_size;
-    t->pieces = xcalloc((size_t)vocab_size, sizeof *t->pieces);
-    t->id_byte = xcalloc((size_t)vocab_size, sizeof *t->id_byte);
-    memset(t->id_byte, -1, (size_t)vocab_size * sizeof *t->id_byte);
-    for (t->table_size = 64; t->table_size < 2 * (size_t)vocab_size;) t->table_size *= 2;
-    t->table = xcalloc(t->table_size, sizeof *t->table);
-    memset(t->table, -1, t->table_size * sizeof *t->table);
+    *t = (Tokenizer){.path = path, .vocab_size = vocab_size, .ids = map_init(vocab_size)};
+    t->pieces = xcalloc(vocab_size, sizeof *t->pieces);
+}
+
+static void index_pieces(Tokenizer *t)
+{
+    for (int id = 0; id < t->vocab_size; id++) {
+        const Piece *p = &t->pieces[id];
+        if (isnan(p->score)) die(EXIT_DATA, t->path, "piece %d has no score (got nan)", id);
+        if (!p->len) continue;
+        map_add(&t->ids, p->text, p->len, id);
+        uint8_t *most = &t->special_len[(uint8_t)*p->text];
+        if (p->kind != TOKEN_TEXT && p->len < 256 && p->len > *most) *most = p->len;
+    }
 }
 
 // The pieces that stand for bytes, named <0x00> to <0xFF>; all of them have to be there.
 static void find_byte_pieces(Tokenizer *t)
 {
+    static char bytes[256];
     for (int byte = 0; byte < 256; byte++) {
         char name[8];
         snprintf(name, sizeof name, "<0x%02X>", (unsigned)byte);
         int id = t->byte_id[byte] = find_piece(t, name, 6);
         if (id < 0) die(EXIT_DATA, t->path, "no piece for byte %d (want %s)", byte, name);
-        t->id_byte[id] = byte;
+        bytes[byte] = (char)byte;
+        t->pieces[id] = (Piece){&bytes[byte], 1, 0, TOKEN_BYTE};
     }
 }
 
 static void tokenizer_load(Tokenizer *t, const char *path, int vocab_size)
 {
-    size_t size;
+    size_t size, at = 4;
+    int id = 0;
     tokenizer_init(t, path, vocab_size);
     t->file = read_text(path, &size);
-    read_pieces(t, size);
-    for (int id = ID_EOS + 1; id < vocab_size; id++) add_piece(t, id);
+    for (; id < vocab_size && at + 8 <= size; id++) {
+        Piece *p = &t->pieces[id];
+        memcpy(&p->score, t->file + at, 4);
+        memcpy(&p->len, t->file + at + 4, 4);
+        p->text = t->file + (at += 8);
+        if (p->len < 0 || (size_t)p->len > size - at)
+            die(EXIT_DATA, path, "piece %d does not fit the file (got length %d)", id, p->len);
+        at += p->len;
+        if (id <= ID_EOS) p->kind = TOKEN_CONTROL;
+    }
+    if (id < vocab_size || at != size)
+        die(EXIT_DATA, path, "not a tokenizer for this model (got %s than %d pieces)",
+            id < vocab_size ? "fewer" : "more", vocab_size);
+    index_pieces(t);
     find_byte_pieces(t);
     t->bos = t->stops[t->n_stops++] = ID_BOS;
     t->eos = t->stops[t->n_stops++] = ID_EOS;
     t->add_bos = t->space_prefix = 1;
-}
-
-static void tokenizer_free(Tokenizer *t)
-{
-    free(t->file);
-    free(t->pieces);
-    free(t->id_byte);
-    free(t->table);
-    free(t->rules);
 }
 
 // Bytes in the UTF-8 sequence that begins with this byte: 1 to 4; 1 for a byte that begins none.
@@ -3764,38 +3663,35 @@ static uint32_t read_char(const char *s, size_t len, size_t *n)
 }
 
 // --- words --------------------------------------------------------------------------------------
-// Unicode's letters and numbers (general categories L* and N*, Unicode 14.0) as runs of characters
-// from U+0000 on: 3 * length + class in digits of five bits, low ones first, each written as the
-// character 35 + digit, + 32 if another digit follows. Made from Python's unicodedata by a loop
-// over all characters that counts while category(c)[0] stays the same.
+// Unicode's letters and numbers (general categories L* and N*, Unicode 14.0) and white space as
+// runs of characters from U+0000 on, made from Python's unicodedata. A run is one number, its
+// length - 1: digits ] to ~ in base 34, high ones first, then the rest by 56, one of $ to [. Runs
+// of other characters and of letters take turns; # (letter), ! (number) or a blank (space) before
+// a run says otherwise.
 
 typedef enum { C_OTHER, C_LETTER, C_NUMBER, C_SPACE } CharClass;
 
 static const char unicode_runs[] =
-    "S'C$8R%5R%P''8+&',('&.&I%&a%&bM$/H$M$38'&'F/3&*)0&'5'&-&'&`$&]*&E0;V2&V&)'5_&X)U%/0J'E'b$C$/"
-    "*&M,&'P$*8*C$-)'S$'&^%Z%O+D$'M$C$G&>*/'2F%/'>','H%O%8E$2L%&6V$b&Q(F(,'Y$'8B/C$&T$/<)*)F%&9&'"
-    ",0,'S$'J$*&-/C$*)7)';6/*)F%&9&*&*&*`%0&'8C$)-S$?&-&F%&9&*&3,'Y$'P$*/C$>'D$<)*)F%&9&*&3,']%*&"
-    "-/C$&'7D$'&6,-&0,*&'&*,*,-,H$E%'b$L$Y$<&-&I%&T$,'Q%-)')*/C$;:&'/<&-&I%&B&3,'`%*&*/C$&*V$?&-&"
-    "_&)'S$'2-&:-/^$&62Z$,L%&?&')9`%C$V$T'&*G$9>C$X&*&'&3&L%&'&B&*>')3&'>C$)0C&'`%a$G$<&P&T%3\\-E"
-    "'_$'C$56/0,',*8-/K$G$'&C$5V&&'2')E'&KB&0)9&'&0)_&&0)G&&0)9&'&0)Q$&O(&0)M)M$a$,T$S$F+)6,H]$)W"
-    "$&R%2E*,.<8Z$J$]$M$Z$M$K$&-P$`'L&'/',C$5C$E%C$5O+83)J&&'2V)Aa%X&C$^%)3D$H'/R%5F$R&I%>C(D'C$5"
-    "C$J$'Z+Q'V$<,C$^&^%J$*C$H'Q%P&W%C$,-C$P&)?8E')-^&0&6&*,'2D5C)F=)6)V&)6)<&'&'&'&a%)C(&9&',-&9"
-    ",0)6/K$2-&9\\-(')72'C$5K$R,'/')B&',35'&'&'&0&E$)023/'&^'*4EG%Y(M*G%E^$_%GM&S850,*>()V&&'2')L"
-    "(8'S$I%>9&9&9&9&9&9&9&9S*'bN$*(N%@83).*/F+5-&R+&02E'&^+,1AD&S'T$C&C$]%=&R$C&C$X&R$CADM6C)K`C"
-    "%L)N')K<,T$C$*_$Q'S$a%)V)C$X&?)Y,)D)2*&'&3K%T$&-&0&I%J$7A`'M$Z'W%C$K%6,'&*&C$X%AI%N%[%8Q'W%'"
-    "C$53&BC$3&_&H%-&</C$5I%,',Z'&',*)3)'&'K%-)E$8-G$6)6)6>9&9&E'&N$5]-J$C$5PZC$G$I%/W'O[;NE$)b,U"
-    "&9G$32'&B&K$&3&'&*&*&H-F&EE$Y$D))F([&H$_-3&Y/\\$C$8R%5R%D$O+,6)6)6)-L&H$&R%&]$&*&Q$)N$I&U.G$"
-    "L'G$P(V$+_9[%,W'S$V%/D&1>`$(<(2V&A^%)P&/<&4a&^1)C$5P&/P&/\\&;`'G$E$&Q$&9&*&E$&Q$&9&*L)I@>F%A"
-    "<K%6&b&&?R)6)'&H'&*,')I%)=I%):a%;@S']$&*24F%7/R%U)L(/+*U$)O''P$0&-&[%A@H%[%+&[%.C&<&X%54S$F("
-    "AF%)=]$2=Z$H%:S*_)H(]'J$]'87P&G$C$U>b%&b&5*M*[%C$';F%D$1T%Z$M'C%:_$I%G$C(Q%_%&*)'J$K'C&O%8C$"
-    ">P&P$C$/')';M&,'G$T'M$0D$C$'&'/a$D$Z$&O%_*9&'&0&Q$&B8Q'V$C$D$<)*)F%&9&*&3,'Y$'G$3]1C(Y$02C$2"
-    "-]%T'_$*&';C$U2Q'^&0O&T'_$'D$C$U&E'J$'8C$E(U%b$I$/9N4H'_-D)^$G$<)')<&*&L%P$'&'M$C$U)<)Y&S$'&"
-    "'W%'A\\&8'b$'D$N'\\$'Y$_)X;?&S&V$'P$\\%2^%S-9&*&V&b$'>C$56&*&D&M$'8C$E@]$Z4'P$D%D'RY%U,R-V$P"
-    "5GZ*G,P$QG&V^.YY$NL<OX$8a%&C$5Q*&C$5^%Y$T'S$0G$C$&:&C%2]$SC%D)J%^,E*2'I)K$C)*&'W%Lb4;FW&a&?X"
-    "H=0&9&*&M>J'-V$0;HH$O[)E-2K$,?8BUY3a$G-P%X/C+&Y)&*)')*)0&H$&'&9&G)&0)<&9&X%&0&3&',9&`B)O%&O%"
-    "&a%&O%&a%&O%&a%&O%&a%&O%&<)['CK(a%FP$K'A9)C$/'FA^%Y$H'/C$UX&9&0&*&Q$&S5)@S'P)8'/C$HM%V(&.&1G"
-    "*L'&R$I50&U%&*&')'&B&0&'&'5'/'&'&'&-&*&')'&'&'&'&'&*&')0&9&0&0&'&B&W$2-&3&W$OY$L$LH+C$UC&DH`"
-    "&C&OH/8^7)J_3M$W_8`E,^U$IP'ER1";
+    ", (5 $2!-*=)=- $= $,$*!%$$&!$#$$!&$:$B$e-'/1(*$$$_4($%%'$$)$$&$$$7$^>$_>+_Y$I%$)L^2>''PN8!-'%$"
+    "^N$$2%*%!-#&%$3$$A@^D.$1!-#D,%'$(9'$,$&$:<*.(;$)4M^%Y&$5$*-'!-$3'+%%%9$*$$&'&$3$0%$&'!-#%%!)%$"
+    "+)'%%9$*$%$%$%B'$$*!-%&3,$&$9$*$%$(&$5$2%'!-,$.+%%%9$*$%$(&$A%$&'!-$$!).$$)&&$'&%$$$%&%&&&/9$8"
+    "!05+$&$:$3&$=&%$%%'!-+!*$$'+$&$:$-$(&$B%$%'!-$%4,$&$L%$3$(&$!*#&'!6$)(5&;$,$$%*B!-4S$%/*,!-J%$"
+    "$$($;$$$-$%,$%($$,!-%'C$B!7/+$G>(_&N7$!-))''&$&%*&'0/$$!-)I$$($%N$bX$'%*$$$'%L$'%D$'%*$$$'%2$^"
+    "$$'%^.1!7&33^A%)&h'%4 $#=(^6&!&#+*5061510$&2WF$'$&!-)!-9!-)^D*(%E$$(^1-BJ!-#A%(.O'=)!.H:,XN!-)"
+    "!-0$^HR4+&!-LA0%!-#O=G?!-&&!-#G%,*N%&L'$)$%&$(`;^+aY%)%I%)%+$$$$$$$B%X$*$$&&$*&'%)'0(&$*& .@ %"
+    "( $R $3!$#$%!)($!-)0^P$'$%-$$&()$$$$$$'$.%'(('$$!V#%!(iY!^'^9!9h1!Aq/a()'&%,!$%I$$($%[*$3:,*$*"
+    "$*$*$*$*$*$*^;$e3 $'%!$<!,*(%!&#%'^A)&$^E$'(N$^I&!'-CS3C!-A!+$!2C!-J!2bK`lK^+hrH^.Q%aP&3!-#%7R"
+    "3B%^1!-J,%^R%^+(%$$$(;3$&$'$:0!)-W1U?!-;)&$$%$!-#?-:<@*R?$!-)($-!-#($L:&$+'!-):&$&U$$&%%(%$$$;"
+    "&%.*&/)%)%),*$*$N$1)_&0!-)bz?/:'TakWcA%^UI*/(($$-$0$($$$%$%$^WDc>5^+%YK/_'($_:6!-*=)=.^D&)%)%)"
+    "%&F/$=$6$%$2%1E_./!P/!^$4!%a7@&T3!>'C!',7!$#+!$(I-A%G'+$!(M_Q%!-)G'G'K+W/.$2$*$%$.$2$*$%^.bB,9"
+    "-+;)$M$,^0)%$$O$%&$%:%!+#:%!*#B+!,S6$%(!(#9!)'=^1['!%#%!3%!Q#$2'$&$@-!,:@!%$@!&C+$?)!(3Y-9%!+#"
+    "6(!+#5:!*^;^4ZV0V*!)#G/!-b1!B$M)%^9@!-#$+9.!'>5Q8!*7:/X=!A$%%$0PC<*!-,G2!-'$%$+F&$/S1'.!-#$$$'"
+    "!7.5$<^?*$$$'$2$-*R4!-.+%%%9$*$%$(&$5$/(_QX5'(!-(&AS7%$$+!-_YRL'GS7$.!-IN0$*!-Y>8!/'*`4O_'^+!6"
+    "/+%$%+$%$;2$$$1!-^1+%J3$$$?$-K*$8$.Q6$5^4aJ,$H4$2!@(A^[*$%$I8$,!-))$%$C1$*!-bA6`8$2!8Nm=^Q!^Z4"
+    "`?^j'^L2p*_a4g:ao,g,*B$!-)^:$!-)A5S3'/!-$!*$8(6i3^+!:^T^6($^-0^+%$$?`dC+s)M,atB'$*$%$b.P&4'+d'"
+    "^d/^V(0&,*-_~Q!7^W!<_:^@$^2$%%$%%%'$/$$$*$^,$'%+$*$?$'$($$&*$c'%<$<$B$<$B$<$B$<$B$<$+%!U|[BeDP"
+    "-*%!-'$bLA5O'!-s9*$'$%$2$`@%!,S^/*$'!-k*!^&$!&$!'^7!P$!2`='$>$%$$%$$-$'$$$$)$'$$$$$$&$%$$%$$$$"
+    "$$$$$$%$$%'$*$'$'$$$-$4(&$($4g7!0^lN!-o9skSC_c,*`Y%`]U1`|<^r:fIwU_q.";
 
 static struct {
     uint32_t begin;
@@ -3805,36 +3701,28 @@ static size_t n_char_runs;
 
 static void read_char_runs(void)
 {
+    static const CharClass marks[128] = {['#'] = C_LETTER, ['!'] = C_NUMBER, [' '] = C_SPACE};
     uint32_t begin = 0;
-    for (const char *p = unicode_runs; *p && !n_char_runs; ) {
-        size_t n = 0;
-        for (; *p; n++) {
-            uint32_t value = 0, digit, shift = 0;
-            do {
-                digit = (uint32_t)(*p++ - 35);
-                value |= (digit & 31) << shift;
-                shift += 5;
-            } while (digit & 32);
-            char_runs[n].begin = begin;
-            char_runs[n].class = (CharClass)(value % 3);
-            begin += value / 3;
-        }
-        char_runs[n].begin = begin; // all the rest
-        n_char_runs = n + 1;
+    CharClass class = C_LETTER;
+    if (n_char_runs) return;
+    for (const char *p = unicode_runs; *p; n_char_runs++) {
+        uint32_t steps = 0;
+        if (marks[(uint8_t)*p]) class = marks[(uint8_t)*p++];
+        else class = class == C_OTHER ? C_LETTER : C_OTHER;
+        while (*p >= ']') steps = 34 * steps + (uint32_t)(*p++ - ']');
+        char_runs[n_char_runs].begin = begin;
+        char_runs[n_char_runs].class = class;
+        begin += 56 * steps + (uint32_t)(*p++ - '$') + 1;
     }
+    char_runs[n_char_runs++].begin = begin; // all the rest
 }
 
 static CharClass unicode_class(uint32_t c)
 {
-    if ((c >= 9 && c <= 13) || c == ' ' || c == 0x85 || c == 0xa0 || c == 0x1680 ||
-        (c >= 0x2000 && c <= 0x200a) || c == 0x2028 || c == 0x2029 || c == 0x202f || c == 0x205f ||
-        c == 0x3000)
-        return C_SPACE;
     size_t lo = 0, hi = n_char_runs;
     while (hi - lo > 1) {
         size_t mid = (lo + hi) / 2;
-        if (char_runs[mid].begin <= c) lo = mid;
-        else hi = mid;
+        *(char_runs[mid].begin <= c ? &lo : &hi) = mid;
     }
     return char_runs[lo].class;
 }
@@ -3847,18 +3735,13 @@ static const WordStyle word_styles[] = {
     {"llama-bpe", 1, 3, 0, 1},
     {"qwen2", 1, 1, 0, 0},
 };
-enum { N_WORD_STYLES = sizeof word_styles / sizeof *word_styles };
 
 // The end of the run of characters of one class from `at` on, `most` of them at most (0: any).
-// *last: where its last character begins.
-static size_t class_run(const char *s, size_t len, size_t at, CharClass class, int most,
-                        size_t *last)
+static size_t class_run(const char *s, size_t len, size_t at, CharClass class, int most)
 {
     size_t n;
-    for (int i = 0; at < len && (!most || i < most); i++, at += n) {
+    for (int i = 0; at < len && (!most || i < most); i++, at += n)
         if (unicode_class(read_char(s + at, len - at, &n)) != class) break;
-        *last = at;
-    }
     return at;
 }
 
@@ -3866,7 +3749,7 @@ static size_t class_run(const char *s, size_t len, size_t at, CharClass class, i
 static size_t contraction(const char *s, size_t len, int any_case)
 {
     static const char *const endings[] = {"'s", "'t", "'re", "'ve", "'m", "'ll", "'d"};
-    for (size_t i = 0; i < 7; i++) {
+    for (size_t i = 0; i < COUNT(endings); i++) {
         size_t n = strlen(endings[i]);
         if (n <= len && !(any_case ? strncasecmp : strncmp)(s, endings[i], n)) return n;
     }
@@ -3880,27 +3763,29 @@ static size_t contraction(const char *s, size_t len, int any_case)
 //   | \s*[\r\n]+ | \s+(?!\S) | \s+
 static size_t cut_word(const WordStyle *w, const char *s, size_t len)
 {
-    size_t n, next = 0, last = 0, end = contraction(s, len, w->modern);
+    size_t n, next, end = contraction(s, len, w->modern);
     if (end) return end;
     CharClass class = unicode_class(read_char(s, len, &n)), second = C_SPACE;
-    int newline = *s == '\n' || *s == '\r';
+    int newline = *s == '\n' || *s == '\r', space = *s == ' ';
     if (n < len) second = unicode_class(read_char(s + n, len - n, &next));
+    if (!w->modern && (class != C_SPACE || (space && second != C_SPACE)))
+        return class_run(s, len, space, space ? second : class, 0);
     if (w->modern) {
         if (second == C_LETTER && class != C_NUMBER && !newline) class = C_LETTER;
-        if (class == C_LETTER) return class_run(s, len, n, C_LETTER, 0, &last);
-        if (class == C_NUMBER) return class_run(s, len, 0, C_NUMBER, w->max_digits, &last);
-        if (class == C_OTHER || (*s == ' ' && second == C_OTHER)) {
-            end = class_run(s, len, n, C_OTHER, 0, &last);
+        if (class == C_LETTER) return class_run(s, len, n, C_LETTER, 0);
+        if (class == C_NUMBER) return class_run(s, len, 0, C_NUMBER, w->max_digits);
+        if (class == C_OTHER || (space && second == C_OTHER)) {
+            end = class_run(s, len, n, C_OTHER, 0);
             while (end < len && (s[end] == '\n' || s[end] == '\r')) end++;
             return end;
         }
-    } else if (class != C_SPACE || (*s == ' ' && second != C_SPACE))
-        return class_run(s, len, class == C_SPACE ? 1 : 0, class == C_SPACE ? second : class, 0,
-                         &last);
-    end = class_run(s, len, 0, C_SPACE, 0, &last);
+    }
+    end = class_run(s, len, 0, C_SPACE, 0);
     for (size_t i = end; w->modern && i > 0; i--)
         if (s[i - 1] == '\n' || s[i - 1] == '\r') return i;
-    return end < len && last > 0 ? last : end; // the last blank goes with the word behind it
+    size_t last = end - 1; // where the last blank begins, which goes with the word behind it
+    while (((uint8_t)s[last] & 0xc0) == 0x80) last--;
+    return end < len && last > 0 ? last : end;
 }
 
 // --- merging ------------------------------------------------------------------------------------
@@ -3963,14 +3848,15 @@ static void offer_merge(Encoder *e, const char *text, int left)
     const Tokenizer *t = e->t;
     const Symbol *s = e->symbols;
     if (left < 0 || s[left].next < 0) return;
-    int right = s[left].next, len = s[left].len + s[right].len, a = s[left].id, b = s[right].id;
-    if (a < 0 || b < 0) return;
+    int right = s[left].next, len = s[left].len + s[right].len, pair[] = {s[left].id, s[right].id};
+    if (pair[0] < 0 || pair[1] < 0) return;
     if (t->words) {
-        const MergeRule *p = find_rule(t, a, b);
-        if (p->left >= 0) push_merge(&e->merges, (Merge){p->score, left, right, len, p->id});
-    } else if (t->id_byte[a] < 0 && t->id_byte[b] < 0) {
-        int id = find_piece(t, text + s[left].start, (size_t)len);
-        if (id >= 0 && t->pieces[id].kind == TOKEN_TEXT && t->id_byte[id] < 0)
+        int rank = map_find(&t->ranks, pair, sizeof pair);
+        if (rank >= 0)
+            push_merge(&e->merges, (Merge){-(float)rank, left, right, len, t->rules[rank].id});
+    } else if (t->pieces[pair[0]].kind != TOKEN_BYTE && t->pieces[pair[1]].kind != TOKEN_BYTE) {
+        int id = find_piece(t, text + s[left].start, len);
+        if (id >= 0 && t->pieces[id].kind == TOKEN_TEXT)
             push_merge(&e->merges, (Merge){t->pieces[id].score, left, right, len, id});
     }
 }
@@ -4022,14 +3908,11 @@ static void encode_word(Encoder *e, const char *text, size_t len)
 // Text without special tokens, SentencePiece-style: one word, perhaps with a space before it.
 static void encode_pieces(Encoder *e, const char *text, size_t len)
 {
+    size_t space = e->t->space_prefix;
     char *copy = xrealloc(NULL, len + 1, 1);
-    size_t n = 0;
-    int stand_in = !e->t->file; // SentencePiece reads U+2581 as a space, llama2.c does not
-    if (e->t->space_prefix) copy[n++] = ' ';
-    for (size_t i = 0; i < len; i++)
-        if (!stand_in || len - i < 3 || memcmp(text + i, "\xe2\x96\x81", 3)) copy[n++] = text[i];
-        else copy[n++] = ' ', i += 2;
-    encode_word(e, copy, n);
+    *copy = ' ';
+    memcpy(copy + space, text, len);
+    encode_word(e, copy, space + len);
     free(copy);
 }
 
@@ -4037,10 +3920,10 @@ static void encode_pieces(Encoder *e, const char *text, size_t len)
 static void encode_words(Encoder *e, const char *text, size_t len)
 {
     const WordStyle *w = e->t->words;
-    size_t end = w->lone_digits ? 0 : len, n, unused;
+    size_t end = w->lone_digits ? 0 : len, n;
     for (size_t at = 0; at < len; at += n) {
         if (at == end) { // at a digit, or the beginning
-            end = class_run(text, len, at, C_NUMBER, 1, &unused);
+            end = class_run(text, len, at, C_NUMBER, 1);
             if (end == at)
                 while (end < len && unicode_class(read_char(text + end, len - end, &n)) != C_NUMBER)
                     end += n;
@@ -4069,8 +3952,8 @@ static int match_special(const Tokenizer *t, const char *s, size_t len, int temp
 
 // Encodes text[len] into ids (room for 2 * len + 1), without BOS or EOS, and returns how many.
 // template[len]: 1 for the bytes that are a template's, not the user's; NULL: all are the user's.
-static int encode_template(const Tokenizer *t, const char *text, const char *template, size_t len,
-                           int *ids)
+static int tokenizer_encode(const Tokenizer *t, const char *text, const char *template, size_t len,
+                            int *ids)
 {
     if (len >= INT_MAX / 2) die(EXIT_DATA, "text", "too long (got %zu bytes)", len);
     Encoder e = {.t = t, .ids = ids};
@@ -4088,23 +3971,12 @@ static int encode_template(const Tokenizer *t, const char *text, const char *tem
     return e.count;
 }
 
-static int tokenizer_encode(const Tokenizer *t, const char *text, size_t len, int *ids)
-{
-    return encode_template(t, text, NULL, len, ids);
-}
-
 // The bytes of a token, given the one before it: the space put before the text is not text.
 static const char *tokenizer_decode(const Tokenizer *t, int prev, int id, size_t *len)
 {
-    static char bytes[256];
     const Piece *p = &t->pieces[id];
-    *len = 1;
-    if (t->id_byte[id] >= 0) {
-        char *byte = &bytes[t->id_byte[id]];
-        *byte = (char)t->id_byte[id];
-        return byte;
-    }
-    int strip = t->space_prefix && prev == t->bos && p->len && p->text[0] == ' ';
+    int strip = t->space_prefix && prev == t->bos && p->kind != TOKEN_BYTE && p->len &&
+                p->text[0] == ' ';
     *len = p->kind == TOKEN_CONTROL ? 0 : (size_t)(p->len - strip);
     return p->text + strip;
 }
@@ -4156,36 +4028,30 @@ static size_t plain_text(const char *s, size_t len, int bpe, char *out)
 static void read_vocab_pieces(Tokenizer *t, const Vocab *v)
 {
     Strings list = v->tokens;
-    size_t total = 0, len, at = 0;
+    size_t total = 0, len;
     for (size_t i = 0; i < v->tokens.n; i++) next_string(&list, &len), total += len;
-    t->file = xcalloc(total, 1);
+    char *to = t->file = xcalloc(total, 1);
     list = v->tokens;
-    for (int id = 0; id < t->vocab_size; id++) {
+    for (int id = 0; id < t->vocab_size; id++, to += len) {
         Piece *p = &t->pieces[id];
         const char *s = next_string(&list, &len);
         int type = v->types ? read_i32(v->types + 4 * (size_t)id) : 1;
         if (len > 1 << 16) die(EXIT_DATA, t->path, "token %d is too long (got %zu)", id, len);
         p->kind = type == 2 || type == 3 ? TOKEN_CONTROL : type == 4 ? TOKEN_USER : TOKEN_TEXT;
-        p->text = t->file + at;
-        if (p->kind != TOKEN_TEXT) memcpy(t->file + at, s, len);
-        else len = plain_text(s, len, v->bpe, t->file + at);
-        if (v->scores) memcpy(&p->score, v->scores + 4 * (size_t)id, 4);
-        if (p->score != p->score) die(EXIT_DATA, t->path, "token %d has no score (got nan)", id);
+        p->text = to;
+        if (p->kind != TOKEN_TEXT) memcpy(to, s, len);
+        else len = plain_text(s, len, v->bpe, to);
         p->len = (int)len;
-        at += len;
-        if (!len) continue;
-        add_piece(t, id);
-        uint8_t *most = &t->special_len[(uint8_t)*p->text];
-        if (p->kind != TOKEN_TEXT && len < 256 && len > *most) *most = (uint8_t)len;
+        if (v->scores) memcpy(&p->score, v->scores + 4 * (size_t)id, 4);
     }
+    index_pieces(t);
 }
 
-// A merge is two pieces with a space between; its place in the list is its rank.
+// A merge is two pieces with a space between.
 static void read_vocab_merges(Tokenizer *t, const Vocab *v)
 {
-    for (t->rules_size = 64; t->rules_size < 2 * v->merges.n;) t->rules_size *= 2;
-    t->rules = xcalloc(t->rules_size, sizeof *t->rules);
-    for (size_t i = 0; i < t->rules_size; i++) t->rules[i].left = -1;
+    t->rules = xcalloc(v->merges.n, sizeof *t->rules);
+    t->ranks = map_init(v->merges.n);
     Strings list = v->merges;
     for (size_t rank = 0, len; rank < v->merges.n; rank++) {
         char both[512];
@@ -4193,13 +4059,14 @@ static void read_vocab_merges(Tokenizer *t, const Vocab *v)
         const char *space = len ? memchr(s + 1, ' ', len - 1) : NULL;
         if (!space || len > sizeof both)
             die(EXIT_DATA, t->path, "merge %zu is not two pieces", rank);
-        size_t a = plain_text(s, (size_t)(space - s), 1, both);
-        size_t b = plain_text(space + 1, len - 1 - (size_t)(space - s), 1, both + a);
-        int left = find_piece(t, both, a), right = find_piece(t, both + a, b);
-        int id = find_piece(t, both, a + b);
-        if (left < 0 || right < 0 || id < 0) continue; // it can never happen
-        MergeRule *p = find_rule(t, left, right);
-        if (p->left < 0) *p = (MergeRule){left, right, id, -(float)rank};
+        size_t a = plain_text(s, space - s, 1, both);
+        size_t b = plain_text(space + 1, s + len - (space + 1), 1, both + a);
+        MergeRule *m = &t->rules[rank];
+        m->pair[0] = find_piece(t, both, a);
+        m->pair[1] = find_piece(t, both + a, b);
+        m->id = find_piece(t, both, a + b);
+        if (m->pair[0] < 0 || m->pair[1] < 0 || m->id < 0) continue; // it can never happen
+        map_add(&t->ranks, m->pair, sizeof m->pair, (int)rank);
     }
 }
 
@@ -4211,7 +4078,7 @@ static void find_stops(Tokenizer *t, const Vocab *v)
     const int given[] = {v->bos, v->eos, v->eot};
     for (int i = 0; i < 3; i++)
         if (given[i] >= 0) t->stops[t->n_stops++] = given[i];
-    for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
+    for (size_t i = 0; i < COUNT(names); i++) {
         int id = find_piece(t, names[i], strlen(names[i]));
         if (id >= 0 && t->pieces[id].kind != TOKEN_TEXT) t->stops[t->n_stops++] = id;
     }
@@ -4231,11 +4098,11 @@ static void tokenizer_from_vocab(Tokenizer *t, const char *path, const Vocab *v)
         find_byte_pieces(t);
         return;
     }
-    for (int i = 0; i < N_WORD_STYLES; i++)
-        if (!strcmp(v->pre, word_styles[i].name)) t->words = &word_styles[i];
-    if (!t->words)
+    int style = FIND_NAME(word_styles, v->pre);
+    if (style < 0)
         die(EXIT_DATA, path, "unknown cut into words (got %s, want gpt-2, smollm, llama-bpe, qwen2 "
             "or default)", v->pre);
+    t->words = &word_styles[style];
     for (int byte = 0; byte < 256; byte++)
         t->byte_id[byte] = find_piece(t, (char[]){(char)byte}, 1);
     read_vocab_merges(t, v);
@@ -4252,19 +4119,14 @@ static void stream_flush(Stream *s)
 {
     fwrite(s->held, 1, s->n, s->out);
     s->n = 0;
-    fflush(s->out);
 }
 
 static void stream_write(Stream *s, const char *bytes, size_t len)
 {
     for (size_t i = 0; i < len; i++) {
-        int continues = ((uint8_t)bytes[i] & 0xc0) == 0x80;
-        if (s->n && !continues) stream_flush(s); // it will never be completed
+        if (((uint8_t)bytes[i] & 0xc0) != 0x80) stream_flush(s); // it will never be completed
         s->held[s->n++] = bytes[i];
-        if (s->n >= utf8_length(s->held[0])) {
-            fwrite(s->held, 1, s->n, s->out);
-            s->n = 0;
-        }
+        if (s->n >= utf8_length(s->held[0])) stream_flush(s);
     }
     fflush(s->out);
 }
@@ -4277,11 +4139,11 @@ static void stream_write(Stream *s, const char *bytes, size_t len)
 // same text.
 
 typedef struct {
-    float temperature; // 0: always the most likely token
-    float top_p;       // smallest set of tokens with at least this probability; 1: all
-    int top_k;         // this many tokens at most; 0: all
-    float min_p;       // at least this share of the best token's probability; 0: all
-    float repeat_penalty; // divides a recent token's positive logit, multiplies a negative; 1: none
+    double temperature; // 0: always the most likely token
+    double top_p;       // smallest set of tokens with at least this probability; 1: all
+    int top_k;          // this many tokens at most; 0: all
+    double min_p;       // at least this share of the best token's probability; 0: all
+    double repeat_penalty; // divides recent tokens' positive logits, multiplies negative; 1: none
     uint64_t rng;
 } Sampler;
 
@@ -4345,7 +4207,7 @@ static size_t cut_candidates(const Sampler *s, Candidate *c, size_t n, float *su
     float total = 0, kept = 0;
     for (size_t i = 0; i < n; i++) total += c[i].p;
     size_t keep = 0;
-    while (keep < n && (s->top_p >= 1 || kept <= s->top_p * total)) kept += c[keep++].p;
+    while (keep < n && (s->top_p >= 1 || kept <= (float)s->top_p * total)) kept += c[keep++].p;
     *sum = kept;
     return keep;
 }
@@ -4357,11 +4219,11 @@ static int sample(Sampler *s, float *logits, size_t n, const int *recent, int n_
     int best = argmax(logits, n);
     if (s->temperature == 0) return best;
     // p relative to the best token's; what is below floor can matter to no cut.
-    float top = logits[best], floor = s->min_p > 1e-9f ? s->min_p : 1e-9f, sum = 0;
+    float top = logits[best], floor = fmaxf(s->min_p, 1e-9f), sum = 0;
     Candidate *c = xrealloc(NULL, n, sizeof *c);
     size_t left = 0;
     for (size_t i = 0; i < n; i++) {
-        float p = expf((logits[i] - top) / s->temperature);
+        float p = expf((logits[i] - top) / (float)s->temperature);
         if (p >= floor) c[left++] = (Candidate){p, (int)i}, sum += p;
     }
     if (s->top_k || s->top_p < 1) left = cut_candidates(s, c, left, &sum);
@@ -4376,19 +4238,34 @@ static int sample(Sampler *s, float *logits, size_t n, const int *recent, int n_
 // ================================================================================================
 // 14  Generate and chat
 //
-// A Session is a loaded model with its tokenizer and settings. Text goes to stdout and nothing
-// else does; what a person may want to know about the run goes to stderr.
+// A Session is a loaded model with its tokenizer and what it has read. Text goes to stdout and
+// nothing else does; what a person may want to know about the run goes to stderr.
+
+// What the command line says; section 16 has a row for each option.
+static struct {
+    const char *checkpoint, *tokenizer, *prompt, *file, *mode, *system, *chat_format, *kv;
+    const char *scaling, *long_factors, *short_factors, *self_extend, *leaky, *lengths, *tsv;
+    long long steps, seed;
+    int ctx, threads, chunk, windows, stride, depths, trials;
+    int exact, clamp_positions, entropy, help, version;
+    Sampler sampler;
+    RopeConfig rope;
+    size_t length[32], n_lengths; // of --lengths
+} opt = {.mode = "generate", .kv = "f16", .steps = 256, .seed = -1, .chunk = 128, .depths = 5,
+         .trials = 5, .sampler = {.temperature = 1, .top_p = 0.9, .repeat_penalty = 1}};
 
 typedef struct {
     Model model;
     Tokenizer tokenizer;
     State state;
-    Sampler sampler;
+    const char *text; // the user's [len], or NULL
+    size_t len;
     float *logits;    // [vocab_size]
-    int64_t steps;    // new tokens at most; 0: until the context is full
     int64_t ctx;      // positions that may be used
     int64_t pos;      // positions used: what the cache holds
     int recent[REPEAT_WINDOW], n_recent; // the last tokens fed
+    size_t n_read, n_made;               // tokens of prompts, and of replies, so far,
+    double read_s, made_s;               // and the seconds they took
 } Session;
 
 static volatile sig_atomic_t interrupted;
@@ -4424,8 +4301,8 @@ static void progress(const char *what, double start, size_t done, size_t total)
 static size_t feed(Session *s, const int *tokens, size_t n)
 {
     double start = seconds();
-    size_t at = 0, step = 0;
-    for (; at < n && !interrupted; at += step) {
+    size_t step = 0;
+    for (size_t at = 0; at < n && !interrupted; at += step) {
         step = min_size(n - at, s->state.chunk);
         forward(&s->state, tokens + at, step, s->pos);
         s->pos += (int64_t)step;
@@ -4441,17 +4318,11 @@ static size_t feed(Session *s, const int *tokens, size_t n)
 
 static int last_token(const Session *s) { return s->recent[s->n_recent - 1]; }
 
-static void say_speed(size_t read, double read_s, size_t made, double made_s)
-{
-    fprintf(stderr, "prompt: %zu tokens, %.1f tok/s; generated: %zu tokens, %.1f tok/s\n", read,
-            read_s > 0 ? (double)read / read_s : 0, made, made_s > 0 ? (double)made / made_s : 0);
-}
-
 // Logits of row `row` of the last chunk, in s->logits. A model with NaN or infinity among its
 // weights is found out here.
 static void next_logits(Session *s, size_t row)
 {
-    size_t vocab = (size_t)s->model.config.vocab_size;
+    size_t vocab = s->model.config.vocab_size;
     classify(&s->state, row, 1, s->logits);
     if (!isfinite(dot(s->logits, s->logits, vocab)))
         die(EXIT_DATA, s->model.path, "its logits are not finite at position %lld",
@@ -4465,22 +4336,37 @@ static void write_token(const Session *s, Stream *out, int prev, int id)
     stream_write(out, text, len);
 }
 
-// Generates from row `row` of the last chunk until EOS, BOS, `steps` tokens, a full context or
-// Ctrl-C; returns the number of tokens.
-static size_t generate_reply(Session *s, size_t row, Stream *out)
+// Reads ids[n], writes them from `echo` on, and goes on until a stop token, the number of steps
+// asked for, a full context or Ctrl-C.
+static void reply(Session *s, const int *ids, size_t n, size_t echo)
 {
-    size_t vocab = (size_t)s->model.config.vocab_size, made = 0;
-    while (!interrupted && (s->steps == 0 || made < (size_t)s->steps)) {
+    Stream out = {.out = stdout};
+    double start = seconds();
+    size_t row = feed(s, ids, n);
+    double middle = seconds();
+    for (size_t i = echo; i < n; i++) write_token(s, &out, i ? ids[i - 1] : -1, ids[i]);
+    for (long long made = 0; !interrupted && (!opt.steps || made < opt.steps); made++) {
         next_logits(s, row);
-        int id = sample(&s->sampler, s->logits, vocab, s->recent, s->n_recent);
+        int id = sample(&opt.sampler, s->logits, s->model.config.vocab_size, s->recent,
+                        s->n_recent);
         if (is_stop(&s->tokenizer, id)) break;
-        write_token(s, out, last_token(s), id);
-        made++;
+        write_token(s, &out, last_token(s), id);
+        s->n_made++;
         if (s->pos >= s->ctx) break;
         row = feed(s, &id, 1);
     }
-    stream_flush(out);
-    return made;
+    stream_flush(&out);
+    fputc('\n', stdout);
+    s->n_read += n;
+    s->read_s += middle - start;
+    s->made_s += seconds() - middle;
+}
+
+static void say_speed(const Session *s)
+{
+    fprintf(stderr, "prompt: %zu tokens, %.1f tok/s; generated: %zu tokens, %.1f tok/s\n",
+            s->n_read, s->read_s > 0 ? (double)s->n_read / s->read_s : 0, s->n_made,
+            s->made_s > 0 ? (double)s->n_made / s->made_s : 0);
 }
 
 // BOS, if the model has it, and the text's tokens; at least one. The caller frees them.
@@ -4489,35 +4375,21 @@ static int *encode_prompt(const Session *s, const char *text, size_t len, size_t
     const Tokenizer *t = &s->tokenizer;
     int *ids = xrealloc(NULL, add_size(mul_size(len, 2), 2), sizeof *ids);
     ids[0] = t->bos >= 0 ? t->bos : t->eos >= 0 ? t->eos : 0;
-    *n = (size_t)t->add_bos;
-    *n += (size_t)tokenizer_encode(t, text, len, ids + *n);
+    *n = t->add_bos;
+    *n += tokenizer_encode(t, text, NULL, len, ids + *n);
     if (!*n) *n = 1;
     return ids;
 }
 
-static void check_stdout(void)
+static void run_generate(Session *s)
 {
-    if (fflush(stdout) || ferror(stdout)) die(EXIT_DATA, "stdout", "cannot write");
-}
-
-static void run_generate(Session *s, const char *prompt, size_t len)
-{
-    size_t n, made = 0;
-    int *ids = encode_prompt(s, prompt, len, &n);
+    size_t n;
+    int *ids = encode_prompt(s, s->text ? s->text : "", s->len, &n);
     if ((int64_t)n > s->ctx)
         die(EXIT_DATA, "prompt", "longer than the context (got %zu tokens, want %lld at most); "
             "use -c %zu, or --window", n, (long long)s->ctx, n + 256);
-    Stream out = {.out = stdout};
-    double start = seconds();
-    size_t row = feed(s, ids, n);
-    double middle = seconds();
-    for (size_t i = (size_t)s->tokenizer.add_bos; i < n; i++) // echo, as llama2.c
-        write_token(s, &out, i ? ids[i - 1] : -1, ids[i]);
-    if (!interrupted) made = generate_reply(s, row, &out);
-    fputc('\n', stdout);
-    say_speed(n, middle - start, made, seconds() - middle);
-    free(ids);
-    check_stdout();
+    reply(s, ids, n, s->tokenizer.add_bos); // with the prompt, as llama2.c
+    say_speed(s);
 }
 
 // How a conversation is written; bytes 1 and 2 stand for BOS and EOS.
@@ -4543,55 +4415,46 @@ static const ChatFormat chat_formats[] = {
     {"zephyr", "<|user|>", "<|system|>\n", "\2\n<|user|>\n", "<|user|>\n", "\2\n<|assistant|>\n",
      "\2\n"},
 };
-enum { N_CHAT_FORMATS = sizeof chat_formats / sizeof *chat_formats };
 
 // The format called `name`, or without one the model's own; NULL if that is unknown.
 static const ChatFormat *find_chat_format(const Vocab *v, const char *name)
 {
     if (!name && !v->tokens.n) name = "llama2"; // as llama2.c
-    for (int i = 0; i < N_CHAT_FORMATS; i++) {
-        const ChatFormat *f = &chat_formats[i];
+    for (const ChatFormat *f = chat_formats; f < chat_formats + COUNT(chat_formats); f++)
         if (name ? !strcmp(name, f->name)
                  : v->chat && memmem(v->chat, v->chat_len, f->mark, strlen(f->mark)))
             return f;
-    }
     return NULL;
 }
 
-// A turn as text, and which of its bytes are the template's: a user cannot write control tokens.
-typedef struct {
-    char *text, *template;
-    size_t len;
-} Turn;
-
-static void add_text(Turn *t, const char *s, char template)
-{
-    size_t n = strlen(s);
-    t->text = xrealloc(t->text, t->len + n, 1);
-    t->template = xrealloc(t->template, t->len + n, 1);
-    memcpy(t->text + t->len, s, n);
-    memset(t->template + t->len, template, n);
-    t->len += n;
-}
-
-// The ids of a turn; the caller frees them.
+// The ids of a turn; the caller frees them. A user cannot write control tokens: only in the
+// template's own parts are they recognised.
 static int *encode_turn(const Session *s, const ChatFormat *f, const char *system,
                         const char *user, size_t *n)
 {
-    Turn t = {0};
-    if (s->pos) add_text(&t, f->end, 1);
-    else if (s->tokenizer.add_bos) add_text(&t, "\1", 1);
-    if (system) {
-        add_text(&t, f->system, 1);
-        add_text(&t, system, 0);
+    const struct {
+        const char *text;
+        int template;
+    } parts[] = {{s->pos ? f->end : s->tokenizer.add_bos ? "\1" : "", 1},
+                 {system ? f->system : "", 1},
+                 {system ? system : "", 0},
+                 {system ? f->system_user : f->user, 1},
+                 {user, 0},
+                 {f->reply, 1}};
+    char *text = NULL, *template = NULL;
+    size_t len = 0;
+    for (size_t k = 0; k < COUNT(parts); k++) {
+        size_t more = strlen(parts[k].text);
+        text = xrealloc(text, len + more, 1);
+        template = xrealloc(template, len + more, 1);
+        memcpy(text + len, parts[k].text, more);
+        memset(template + len, parts[k].template, more);
+        len += more;
     }
-    add_text(&t, system ? f->system_user : f->user, 1);
-    add_text(&t, user, 0);
-    add_text(&t, f->reply, 1);
-    int *ids = xrealloc(NULL, 2 * t.len + 1, sizeof *ids);
-    *n = (size_t)encode_template(&s->tokenizer, t.text, t.template, t.len, ids);
-    free(t.text);
-    free(t.template);
+    int *ids = xrealloc(NULL, 2 * len + 1, sizeof *ids);
+    *n = tokenizer_encode(&s->tokenizer, text, template, len, ids);
+    free(text);
+    free(template);
     return ids;
 }
 
@@ -4600,46 +4463,34 @@ static int read_line(char **line, size_t *room)
 {
     if (isatty(STDIN_FILENO)) fputs("> ", stderr);
     ssize_t got = getline(line, room, stdin);
-    if (got < 0) return 0;
-    if (got && (*line)[got - 1] == '\n') (*line)[got - 1] = 0;
-    return 1;
+    if (got > 0 && (*line)[got - 1] == '\n') (*line)[got - 1] = 0;
+    return got >= 0;
 }
 
-// Turn by turn on stdin and stdout; the cache keeps the conversation. `first`: the first user
-// turn, or NULL to read it.
-static void run_chat(Session *s, const char *format, const char *system, const char *first)
+// Turn by turn on stdin and stdout; the cache keeps the conversation. The first turn may be given.
+static void run_chat(Session *s)
 {
-    const ChatFormat *f = find_chat_format(&s->model.vocab, format);
+    const ChatFormat *f = find_chat_format(&s->model.vocab, opt.chat_format);
     if (!f)
-        die(format ? EXIT_USAGE : EXIT_DATA, format ? "--chat-format" : s->model.path,
+        die(opt.chat_format ? EXIT_USAGE : EXIT_DATA,
+            opt.chat_format ? "--chat-format" : s->model.path,
             "%s; use --chat-format chatml, llama2, llama3, gemma, mistral or zephyr",
-            format ? "no such format" : "no chat template that is known");
+            opt.chat_format ? "no such format" : "no chat template that is known");
+    const char *first = s->text;
     char *line = NULL;
-    size_t room = 0, read = 0, made = 0;
-    double read_s = 0, made_s = 0;
-    Stream out = {.out = stdout};
-    while (!interrupted && (first || read_line(&line, &room))) {
+    size_t room = 0;
+    for (; !interrupted && (first || read_line(&line, &room)); first = NULL) {
         size_t n;
-        int *ids = encode_turn(s, f, s->pos ? NULL : system, first ? first : line, &n);
+        int *ids = encode_turn(s, f, s->pos ? NULL : opt.system, first ? first : line, &n);
         if (s->pos + (int64_t)n >= s->ctx) {
             fprintf(stderr, "%s: the context is full (got %lld tokens, want %lld at most)\n", prog,
                     (long long)s->pos + (long long)n, (long long)s->ctx);
             break;
         }
-        double start = seconds();
-        size_t row = feed(s, ids, n);
-        double middle = seconds();
-        made += interrupted ? 0 : generate_reply(s, row, &out);
-        made_s += seconds() - middle;
-        read += n;
-        read_s += middle - start;
-        fputc('\n', stdout);
-        first = NULL;
+        reply(s, ids, n, n); // the turn is not echoed
         free(ids);
     }
-    free(line);
-    say_speed(read, read_s, made, made_s);
-    check_stdout();
+    say_speed(s);
 }
 
 // ================================================================================================
@@ -4648,215 +4499,178 @@ static void run_chat(Session *s, const char *format, const char *system, const c
 // Instruments for text longer than the trained context. Perplexity by position shows where a
 // method breaks; passkey shows whether a far fact can be fetched at all; retrieval asks for one
 // fact among several and for a chain of them, since passkey saturates early. The rope table shows
-// what a method does to each pair, bench what the machine does. Ctrl-C keeps what was measured.
+// what a method does to each pair, info what the model is. Ctrl-C keeps what was measured.
 
-// A table for other programs: written beside its place and moved there when complete, unless the
-// place is a device or a pipe.
-typedef struct {
-    const char *path; // NULL: not wanted
-    char *tmp;        // NULL: written directly
-    FILE *f;
-} Tsv;
-
-__attribute__((format(printf, 2, 3))) static void tsv_row(Tsv *t, const char *fmt, ...)
+// A row for other programs; f: what tsv_open() gave.
+__attribute__((format(printf, 2, 3))) static void tsv_row(FILE *f, const char *fmt, ...)
 {
-    if (!t->path) return;
+    if (!f) return;
     va_list ap;
     va_start(ap, fmt);
-    vfprintf(t->f, fmt, ap);
+    vfprintf(f, fmt, ap);
     va_end(ap);
 }
 
-static Tsv tsv_open(const char *path, const char *header)
+// The table that --tsv asks for, or NULL: written beside its place and moved there when complete,
+// unless the place is a device or a pipe.
+static FILE *tsv_open(const char *header)
 {
-    Tsv t = {.path = path};
     struct stat st;
-    if (!path) return t;
-    if (stat(path, &st) || S_ISREG(st.st_mode)) {
-        t.tmp = xrealloc(NULL, strlen(path) + 5, 1);
-        sprintf(t.tmp, "%s.tmp", path);
-    }
-    t.f = fopen(t.tmp ? t.tmp : path, "w");
-    if (!t.f) die(EXIT_DATA, path, "cannot write (%s)", strerror(errno));
-    unfinished = t.tmp;
-    tsv_row(&t, "%s\n", header);
-    return t;
+    if (!opt.tsv) return NULL;
+    if (stat(opt.tsv, &st) || S_ISREG(st.st_mode))
+        unfinished = strcat(strcpy(xcalloc(strlen(opt.tsv) + 5, 1), opt.tsv), ".tmp");
+    FILE *f = fopen(unfinished ? unfinished : opt.tsv, "w");
+    if (!f) die(EXIT_DATA, opt.tsv, "cannot write (%s)", strerror(errno));
+    tsv_row(f, "%s\n", header);
+    return f;
 }
 
-static void tsv_close(Tsv *t)
+static void tsv_close(FILE *f)
 {
-    if (!t->path) return;
-    int bad = ferror(t->f);
-    if (fclose(t->f) || bad || (t->tmp && rename(t->tmp, t->path)))
-        die(EXIT_DATA, t->path, "cannot write (%s)", strerror(errno));
+    if (!f) return;
+    check_written(f, opt.tsv);
+    if (fclose(f) || (unfinished && rename(unfinished, opt.tsv)))
+        die(EXIT_DATA, opt.tsv, "cannot write (%s)", strerror(errno));
     unfinished = NULL;
-    free(t->tmp);
 }
 
-// n characters of a bar that is `full` long at share 1.
-static const char *bar(double share, int full)
+// The end of a row: a bar that is `full` long at share 1.
+static void print_bar(double share, int full)
 {
-    static const char marks[] = "########################################";
-    int n = (int)lround(share * full);
-    n = n < 0 ? 0 : n > full ? full : n;
-    return marks + (sizeof marks - 1 - (size_t)n);
+    int n = (int)fmin(fmax(share, 0) * full + 0.5, full);
+    printf("  %.*s\n", n, "########################################");
 }
 
 // --- perplexity ---------------------------------------------------------------------------------
 
 enum { LOGIT_ROWS = 32, BUCKETS = 16 };
 
+// Sums over n predictions, or over n windows' means.
 typedef struct {
-    const float *logits; // [rows][vocab]
-    size_t vocab;
-    const int *target;
-    double *nll;
-} Losses;
+    double n, nll, squares, bytes, entropy;
+} Sums;
+
+static void add_loss(Sums *s, double nll, double bytes, double entropy)
+{
+    s->n++;
+    s->nll += nll;
+    s->squares += nll * nll;
+    s->bytes += bytes;
+    s->entropy += entropy;
+}
+
+typedef struct {
+    size_t n, from;             // of a window, predictions from..n-1 count
+    size_t n_buckets, n_windows;
+    Sums bucket[BUCKETS], all, windows;
+    double start;
+    FILE *tsv;
+    size_t vocab;               // rows at hand:
+    float *logits;              // [LOGIT_ROWS][vocab]
+    const int *target;          // the tokens that they predict
+    double nll[LOGIT_ROWS];
+} Perplexity;
 
 static void loss_rows(void *arg, size_t begin, size_t end)
 {
-    const Losses *l = arg;
+    Perplexity *p = arg;
     for (size_t t = begin; t < end; t++)
-        l->nll[t] = cross_entropy(l->logits + t * l->vocab, l->vocab, l->target[t]);
+        p->nll[t] = cross_entropy(p->logits + t * p->vocab, p->vocab, p->target[t]);
 }
 
-// Sums over predictions, by position.
-typedef struct {
-    size_t n, from;              // positions [from, n)
-    double *nll, *entropy;       // [n] of the window just scored
-    double *sum, *bytes, *e_sum; // [n]
-    size_t *count;
-    double mean_sum, mean_squares; // of windows
-    double squares;                // of tokens
-    size_t n_windows, n_tokens, total; // done; total: windows wanted
-    double start;
-} Perplexity;
-
-// Runs ids[n + 1] from an empty cache; p->nll[i] = loss of ids[i + 1] given ids[0..i] from p->from
-// on, p->entropy[i] likewise. Returns how many positions were done before Ctrl-C.
-static size_t score_window(Session *s, const Perplexity *p, const int *ids)
+// Adds the loss of ids[i + 1]; row: where the chunk at hand has token i.
+static void add_prediction(const Session *s, Perplexity *p, const int *ids, size_t i, size_t row,
+                           double nll)
 {
-    size_t vocab = (size_t)s->model.config.vocab_size, at = 0;
-    float *logits = xcalloc(LOGIT_ROWS * vocab, 4);
+    const Config *c = &s->model.config;
+    size_t len, place = i - p->from + 1, b = (place * p->n_buckets - 1) / (p->n - p->from);
+    double entropy = opt.entropy ? s->state.entropy_sum[row] / c->n_layers / c->n_heads : 0;
+    if (!isfinite(nll)) die(EXIT_DATA, s->model.path, "its loss is not finite at position %zu", i);
+    tokenizer_decode(&s->tokenizer, ids[i], ids[i + 1], &len);
+    add_loss(&p->bucket[b], nll, (double)len, entropy);
+    add_loss(&p->all, nll, (double)len, entropy);
+    tsv_row(p->tsv, "%.0f\t%zu\t%d\t%.7f", p->windows.n, i, ids[i + 1], nll);
+    if (opt.entropy) tsv_row(p->tsv, "\t%.7f", entropy);
+    tsv_row(p->tsv, "\n");
+}
+
+// Runs ids[n + 1] from an empty cache; each is predicted from those before it.
+static void score_window(Session *s, Perplexity *p, const int *ids)
+{
+    double before = p->all.nll;
+    size_t at = 0;
     for (size_t step; at < p->n && !interrupted; at += step) {
         step = min_size(p->n - at, s->state.chunk);
         forward(&s->state, ids + at, step, (int64_t)at);
         for (size_t t = at < p->from ? p->from - at : 0; t < step; t += LOGIT_ROWS) {
             size_t rows = min_size(LOGIT_ROWS, step - t);
-            classify(&s->state, t, rows, logits);
-            Losses l = {logits, vocab, ids + at + t + 1, p->nll + at + t};
-            parallel_for(rows, ceil_div(MIN_BLOCK, vocab), loss_rows, &l);
+            p->target = ids + at + t + 1;
+            classify(&s->state, t, rows, p->logits);
+            parallel_for(rows, ceil_div(MIN_BLOCK, p->vocab), loss_rows, p);
+            for (size_t r = 0; r < rows; r++)
+                add_prediction(s, p, ids, at + t + r, t + r, p->nll[r]);
         }
-        for (size_t t = 0; p->entropy && t < step; t++)
-            p->entropy[at + t] = s->state.entropy_sum[t] /
-                                 (s->model.config.n_layers * (double)s->model.config.n_heads);
-        progress("tokens", p->start, p->n_windows * p->n + at + step, p->total * p->n);
+        progress("tokens", p->start, (size_t)p->windows.n * p->n + at + step, p->n_windows * p->n);
     }
-    free(logits);
-    return at;
+    if (at == p->n) add_loss(&p->windows, (p->all.nll - before) / (double)(at - p->from), 0, 0);
 }
 
-// Adds positions [from, end) of the window just scored, whose input is ids.
-static void add_window(Session *s, Perplexity *p, const int *ids, size_t end, Tsv *tsv)
+static double bits_per_byte(const Sums *s)
 {
-    double total = 0;
-    for (size_t i = p->from; i < end; i++) {
-        size_t len;
-        tokenizer_decode(&s->tokenizer, ids[i], ids[i + 1], &len);
-        if (!isfinite(p->nll[i]))
-            die(EXIT_DATA, s->model.path, "its loss is not finite at position %zu", i);
-        total += p->nll[i];
-        p->squares += p->nll[i] * p->nll[i];
-        p->sum[i] += p->nll[i];
-        p->bytes[i] += (double)len;
-        p->count[i]++;
-        if (p->entropy) p->e_sum[i] += p->entropy[i];
-        tsv_row(tsv, "%zu\t%zu\t%d\t%.7f", p->n_windows, i, ids[i + 1], p->nll[i]);
-        if (p->entropy) tsv_row(tsv, "\t%.7f", p->entropy[i]);
-        tsv_row(tsv, "\n");
-    }
-    double mean = total / (double)(end - p->from);
-    p->mean_sum += mean;
-    p->mean_squares += mean * mean;
-    p->n_tokens += end - p->from;
-    p->n_windows++;
-}
-
-// One line of the table: positions [lo, hi).
-static void print_bucket(const Perplexity *p, size_t lo, size_t hi, double scale)
-{
-    double sum = 0, bytes = 0, entropy = 0, count = 0;
-    for (size_t i = lo; i < hi; i++) {
-        sum += p->sum[i];
-        bytes += p->bytes[i];
-        count += (double)p->count[i];
-        if (p->entropy) entropy += p->e_sum[i];
-    }
-    if (!(count > 0)) return;
-    double mean = sum / count;
-    printf("%9zu %9zu %8.4f %11.2f %9.4f", lo, hi - 1, mean, exp(mean),
-           bytes > 0 ? sum / bytes / M_LN2 : 0);
-    if (p->entropy) printf(" %8.3f", entropy / count);
-    printf("  %s\n", bar(mean / scale, 30));
+    return s->bytes > 0 ? s->nll / s->bytes / M_LN2 : 0;
 }
 
 static void print_perplexity(const Perplexity *p)
 {
-    size_t n = p->n - p->from, buckets = min_size(BUCKETS, n);
-    double sum = 0, bytes = 0, top = 0, windows = (double)p->n_windows, took = seconds() - p->start;
-    for (size_t i = p->from; i < p->n; i++) sum += p->sum[i], bytes += p->bytes[i];
-    double tokens = (double)p->n_tokens, mean = sum / tokens;
-    for (size_t b = 0; b < buckets; b++) {
-        double part = 0, count = 0;
-        for (size_t i = p->from + b * n / buckets; i < p->from + (b + 1) * n / buckets; i++)
-            part += p->sum[i], count += (double)p->count[i];
-        if (count > 0) top = fmax(top, part / count);
+    size_t n = p->n - p->from, many = p->windows.n > 1;
+    double top = 0, took = seconds() - p->start, loss = p->all.nll / p->all.n;
+    for (size_t b = 0; b < p->n_buckets; b++) top = fmax(top, p->bucket[b].nll / p->bucket[b].n);
+    printf("     from        to     loss  perplexity bits/byte%s\n",
+           opt.entropy ? "  entropy" : "");
+    for (size_t b = 0; b < p->n_buckets && p->bucket[b].n > 0; b++) {
+        const Sums *s = &p->bucket[b];
+        printf("%9zu %9zu %8.4f %11.2f %9.4f", p->from + b * n / p->n_buckets,
+               p->from + (b + 1) * n / p->n_buckets - 1, s->nll / s->n, exp(s->nll / s->n),
+               bits_per_byte(s));
+        if (opt.entropy) printf(" %8.3f", s->entropy / s->n);
+        print_bar(s->nll / s->n / top, 30);
     }
-    printf("     from        to     loss  perplexity bits/byte%s\n", p->entropy ? "  entropy" : "");
-    for (size_t b = 0; b < buckets; b++)
-        print_bucket(p, p->from + b * n / buckets, p->from + (b + 1) * n / buckets, top);
-    int many = p->n_windows > 1; // the standard error is over windows, or over tokens of the one
-    double k = many ? windows : tokens, m = many ? p->mean_sum / k : mean;
-    double variance = k > 1 ? ((many ? p->mean_squares : p->squares) / k - m * m) / (k - 1) : 0;
-    printf("loss %.4f +- %.4f (standard error over %s), perplexity %.3f, bits/byte %.4f\n", mean,
-           sqrt(fmax(0, variance)), many ? "windows" : "the tokens of one window", exp(mean),
-           bytes > 0 ? sum / bytes / M_LN2 : 0);
-    printf("%zu windows, %zu predictions, %.1f s, %.1f tok/s\n", p->n_windows, p->n_tokens, took,
-           windows * (double)p->n / took);
+    const Sums *e = many ? &p->windows : &p->all;
+    double mean = e->nll / e->n;
+    double variance = e->n > 1 ? (e->squares / e->n - mean * mean) / (e->n - 1) : 0;
+    printf("loss %.4f +- %.4f (standard error over %s), perplexity %.3f, bits/byte %.4f\n", loss,
+           sqrt(fmax(0, variance)), many ? "windows" : "the tokens of one window", exp(loss),
+           bits_per_byte(&p->all));
+    printf("%.0f windows, %.0f predictions, %.1f s, %.1f tok/s\n", fmax(1, p->windows.n), p->all.n,
+           took, fmax(1, p->windows.n) * (double)p->n / took);
 }
 
-// Windows of ctx tokens, each with its own BOS and an empty cache, side by side; or, with a
-// stride, sliding by it, the last `stride` predictions of each counting. windows: at most; 0: all.
-static void run_perplexity(Session *s, const char *text, size_t len, size_t windows, size_t stride,
-                           int entropy, const char *tsv_path)
+// Windows of as many tokens as the context has, each with its own BOS and an empty cache, side by
+// side; or, with a stride, sliding by it, the last `stride` predictions of each counting.
+static void run_perplexity(Session *s)
 {
-    size_t n_ids;
-    int *ids = encode_prompt(s, text, len, &n_ids);
-    size_t n = min_size((size_t)s->ctx, n_ids), step = stride ? stride : n - 1;
+    size_t n_ids, stride = opt.stride;
+    if (!s->text) die(EXIT_USAGE, "--mode perplexity", "needs a text: -f FILE");
+    int *ids = encode_prompt(s, s->text, s->len, &n_ids);
+    size_t n = min_size(s->ctx, n_ids), step = stride ? stride : n - 1;
     if (n < 2) die(EXIT_DATA, "text", "nothing to predict (got %zu tokens, want 2)", n);
     if (stride >= n) die(EXIT_USAGE, "--stride", "want less than the window of %zu tokens", n);
-    Perplexity p = {.n = n - 1, .from = stride ? n - 1 - stride : 0};
-    double **arrays[] = {&p.nll, &p.sum, &p.bytes, &p.e_sum, &p.entropy};
-    for (int i = 0; i < 4 + entropy; i++) *arrays[i] = xcalloc(p.n, sizeof(double));
-    p.count = xcalloc(p.n, sizeof *p.count);
-    if (entropy) measure_entropy(&s->state);
-    Tsv tsv = tsv_open(tsv_path, entropy ? "window\tposition\ttoken\tnll\tentropy"
-                                         : "window\tposition\ttoken\tnll");
-    p.total = 1 + (n_ids - n) / step;
-    if (windows) p.total = min_size(p.total, windows);
-    p.start = seconds();
-    for (size_t w = 0; w < p.total && !interrupted; w++) {
+    if (opt.entropy) measure_entropy(&s->state);
+    Perplexity p = {.n = n - 1, .from = n - 1 - step, .start = seconds(),
+                    .n_buckets = min_size(BUCKETS, step), .n_windows = 1 + (n_ids - n) / step,
+                    .vocab = s->model.config.vocab_size};
+    if (opt.windows) p.n_windows = min_size(p.n_windows, opt.windows);
+    p.logits = xcalloc(LOGIT_ROWS * p.vocab, 4);
+    p.tsv = tsv_open(opt.entropy ? "window\tposition\ttoken\tnll\tentropy"
+                                 : "window\tposition\ttoken\tnll");
+    for (size_t w = 0; w < p.n_windows && !interrupted; w++) {
         int *window = ids + w * step, saved = *window;
         if (s->tokenizer.add_bos) *window = s->tokenizer.bos;
-        size_t done = score_window(s, &p, window);
-        if (done == p.n || (w == 0 && done > p.from)) add_window(s, &p, window, done, &tsv);
+        score_window(s, &p, window);
         *window = saved;
     }
-    tsv_close(&tsv);
-    if (p.n_windows) print_perplexity(&p);
-    free(ids);
-    for (int i = 0; i < 5; i++) free(*arrays[i]);
-    free(p.count);
+    tsv_close(p.tsv);
+    if (p.all.n > 0) print_perplexity(&p);
 }
 
 // --- passkey and retrieval ----------------------------------------------------------------------
@@ -4869,9 +4683,10 @@ typedef struct {
 } Fact;
 
 typedef struct {
-    Fact facts[8];
+    Fact facts[4]; // in text order
     int n_facts;
-    char question[64], lead[64], answer[16]; // lead: how the reply begins
+    char question[64], lead[64]; // lead: how the reply begins
+    int answer;
 } Task;
 
 typedef struct {
@@ -4884,7 +4699,7 @@ __attribute__((format(printf, 3, 4))) static void add_fact(Task *t, double at, c
     va_list ap;
     va_start(ap, fmt);
     int i = t->n_facts++;
-    for (; i > 0 && t->facts[i - 1].at > at; i--) t->facts[i] = t->facts[i - 1]; // in text order
+    for (; i > 0 && t->facts[i - 1].at > at; i--) t->facts[i] = t->facts[i - 1];
     t->facts[i].at = at;
     vsnprintf(t->facts[i].text, sizeof t->facts[i].text, fmt, ap);
     va_end(ap);
@@ -4895,11 +4710,10 @@ static int random_below(uint64_t *rng, int n) { return (int)(random_unit(rng) * 
 // A passkey, stated twice. [PI] 3.4, after Mohtashami and Jaggi 2023
 static void make_passkey(Task *t, double depth, uint64_t *rng)
 {
-    int key = 10000 + random_below(rng, 90000);
+    int key = t->answer = 10000 + random_below(rng, 90000);
     add_fact(t, depth, "The pass key is %d. Remember it. %d is the pass key.", key, key);
-    snprintf(t->question, sizeof t->question, "What is the pass key?");
-    snprintf(t->lead, sizeof t->lead, "The pass key is");
-    snprintf(t->answer, sizeof t->answer, "%d", key);
+    sprintf(t->question, "What is the pass key?");
+    sprintf(t->lead, "The pass key is");
 }
 
 // Four keys with names, one asked for (RULER's multi-key). The one at `depth` is asked for.
@@ -4913,9 +4727,9 @@ static void make_multikey(Task *t, double depth, uint64_t *rng)
         int number = 1000 + random_below(rng, 9000);
         add_fact(t, i ? random_unit(rng) : depth, "The magic number for %s is %d.", name, number);
         if (i) continue;
-        snprintf(t->question, sizeof t->question, "What is the magic number for %s?", name);
-        snprintf(t->lead, sizeof t->lead, "The magic number for %s is", name);
-        snprintf(t->answer, sizeof t->answer, "%d", number);
+        sprintf(t->question, "What is the magic number for %s?", name);
+        sprintf(t->lead, "The magic number for %s is", name);
+        t->answer = number;
     }
 }
 
@@ -4923,7 +4737,7 @@ static void make_multikey(Task *t, double depth, uint64_t *rng)
 // tracking). The chain begins at `depth`.
 static void make_tracking(Task *t, double depth, uint64_t *rng)
 {
-    int a = random_below(rng, 26), number = 1000 + random_below(rng, 9000);
+    int a = random_below(rng, 26), number = t->answer = 1000 + random_below(rng, 9000);
     int b = (a + 1 + random_below(rng, 8)) % 26, c = (a + 9 + random_below(rng, 8)) % 26;
     int d = (a + 17 + random_below(rng, 8)) % 26;
     double later = depth + (1 - depth) * random_unit(rng), other = random_unit(rng);
@@ -4932,9 +4746,8 @@ static void make_tracking(Task *t, double depth, uint64_t *rng)
     add_fact(t, other, "The box %c holds %d.", 'A' + c, 1000 + random_below(rng, 9000));
     add_fact(t, other + (1 - other) * random_unit(rng), "The box %c holds what the box %c holds.",
              'A' + d, 'A' + c);
-    snprintf(t->question, sizeof t->question, "What does the box %c hold?", 'A' + b);
-    snprintf(t->lead, sizeof t->lead, "The box %c holds", 'A' + b);
-    snprintf(t->answer, sizeof t->answer, "%d", number);
+    sprintf(t->question, "What does the box %c hold?", 'A' + b);
+    sprintf(t->lead, "The box %c holds", 'A' + b);
 }
 
 static const TaskKind task_kinds[] = {
@@ -4943,101 +4756,93 @@ static const TaskKind task_kinds[] = {
     {"variable tracking", make_tracking},
 };
 
-// Filler: sentences, repeated as often as needed.
-typedef struct {
-    const char **start;
-    size_t *len, n;
-} Filler;
-
 static const char classic_filler[] = "The grass is green. The sky is blue. The sun is yellow. "
                                      "Here we go. There and back again.";
 
-// Cuts text (which must outlive the filler) into sentences; line breaks are not kept.
-static Filler split_sentences(const char *text, size_t len)
+// The sentences of a text, in a copy of it; they end before a blank or with the line.
+static char **split_sentences(const char *text, size_t *n)
 {
-    Filler f = {0};
-    size_t at = 0;
-    while (at < len) {
-        while (at < len && isspace((unsigned char)text[at])) at++;
-        size_t end = at;
-        while (end < len && text[end] != '\n' &&
-               !(strchr(".!?", text[end]) && end + 1 < len && text[end + 1] == ' ')) end++;
-        if (end < len && text[end] != '\n') end++;
-        if (end > at) {
-            f.start = xrealloc(f.start, f.n + 1, sizeof *f.start);
-            f.len = xrealloc(f.len, f.n + 1, sizeof *f.len);
-            f.start[f.n] = text + at;
-            f.len[f.n++] = end - at;
-        }
-        at = end;
+    char **list = NULL, *s = strdup(text);
+    for (*n = 0; *(s += strspn(s, " \t\r\n")); *n += 1) {
+        list = xrealloc(list, *n + 1, sizeof *list);
+        list[*n] = s;
+        while (*s && *s != '\n' && !(s[0] == ' ' && strchr(".!?", s[-1]))) s++;
+        if (*s) *s++ = 0;
     }
-    if (!f.n) die(EXIT_DATA, "filler", "no sentences in it");
-    return f;
+    if (!*n) die(EXIT_DATA, "filler", "no sentences in it");
+    return list;
 }
 
-// The task's text with n sentences of filler, from sentence `first` on; *len gets its length.
-static char *write_task(const Task *t, const Filler *f, size_t first, size_t n, size_t *len)
+// What all cells of a grid have in common.
+typedef struct {
+    Session *s;
+    const TaskKind *kind;
+    const ChatFormat *format; // of the model, or NULL
+    char **filler;            // sentences [n_filler], repeated as often as needed
+    size_t n_filler;
+    FILE *tsv;
+} Grid;
+
+// The task's text with n sentences of filler, from sentence `first` on, and `end` behind it.
+static char *write_task(const Grid *g, const Task *t, size_t first, size_t n, const char *end,
+                        size_t *len)
 {
-    size_t room = 1024, at = 0;
-    for (size_t i = 0; i < n; i++) room += f->len[(first + i) % f->n] + 1;
-    char *text = xrealloc(NULL, room, 1);
-    int fact = 0;
-    for (size_t i = 0; i <= n; i++) {
-        for (; fact < t->n_facts && t->facts[fact].at * (double)n <= (double)i; fact++)
-            at += (size_t)sprintf(text + at, "%s ", t->facts[fact].text);
-        if (i == n) break;
-        size_t k = (first + i) % f->n;
-        memcpy(text + at, f->start[k], f->len[k]);
-        at += f->len[k];
-        text[at++] = ' ';
+    char *text;
+    FILE *out = open_memstream(&text, len);
+    if (!out) die(EXIT_DATA, "memory", "cannot write a text (%s)", strerror(errno));
+    for (size_t i = 0, fact = 0; i <= n; i++) {
+        for (; fact < (size_t)t->n_facts && t->facts[fact].at * (double)n <= (double)i; fact++)
+            fprintf(out, "%s ", t->facts[fact].text);
+        if (i < n) fprintf(out, "%s ", g->filler[(first + i) % g->n_filler]);
     }
-    *len = at + (size_t)sprintf(text + at, "%s", t->question);
+    fprintf(out, "%s%s", t->question, end);
+    fclose(out);
     return text;
 }
 
-// The ids of a task's text[len], which has room for the lead: as a user's turn and the beginning
-// of the reply if the model has a turn format, as one text otherwise.
-static int *encode_task(const Session *s, const Task *t, char *text, size_t len, size_t *n)
+// The ids of such a text: as a user's turn and the beginning of the reply if the model has a turn
+// format, as one text otherwise.
+static int *encode_task(const Grid *g, const Task *t, size_t first, size_t n, size_t *n_ids)
 {
-    const Vocab *v = &s->model.vocab;
-    const ChatFormat *f = v->chat ? find_chat_format(v, NULL) : NULL;
-    if (!f) return encode_prompt(s, text, len + (size_t)sprintf(text + len, " %s", t->lead), n);
-    int *ids = encode_turn(s, f, NULL, text, n);
-    ids = xrealloc(ids, *n + 2 * sizeof t->lead, sizeof *ids);
-    *n += (size_t)tokenizer_encode(&s->tokenizer, t->lead, strlen(t->lead), ids + *n);
+    char lead[sizeof t->lead + 1];
+    size_t len;
+    sprintf(lead, " %s", t->lead);
+    char *text = write_task(g, t, first, n, g->format ? "" : lead, &len);
+    int *ids = g->format ? encode_turn(g->s, g->format, NULL, text, n_ids)
+                         : encode_prompt(g->s, text, len, n_ids);
+    free(text);
+    if (!g->format) return ids;
+    ids = xrealloc(ids, *n_ids + 2 * sizeof lead, sizeof *ids);
+    *n_ids += tokenizer_encode(&g->s->tokenizer, t->lead, NULL, strlen(t->lead), ids + *n_ids);
     return ids;
 }
 
 // The ids of the longest such text that fits into `room` tokens; NULL if none does.
-static int *fit_task(const Session *s, const Task *t, const Filler *f, size_t first, size_t room,
-                     size_t *n_ids)
+static int *fit_task(const Grid *g, const Task *t, size_t first, size_t room, size_t *n_ids)
 {
     size_t lo = 0, hi = room; // lo sentences fit (if any do), hi + 1 do not
     for (;;) {
-        size_t mid = lo + (hi - lo + 1) / 2, len;
-        char *text = write_task(t, f, first, mid, &len);
-        int *ids = encode_task(s, t, text, len, n_ids);
-        free(text);
+        size_t mid = lo + (hi - lo + 1) / 2;
+        int *ids = encode_task(g, t, first, mid, n_ids);
         if (*n_ids <= room && lo == hi) return ids;
+        free(ids);
         if (*n_ids <= room) lo = mid;
         else if (mid > 0) hi = mid - 1;
-        free(ids);
-        if (mid == 0 && *n_ids > room) return NULL;
+        else return NULL;
     }
 }
 
 // Decodes greedily as long as the text goes along with the answer; 1 if it is all there and no
 // other digit follows.
-static int answers(Session *s, const int *ids, size_t n, const char *answer, char *got, size_t room)
+static int answers(Session *s, const int *ids, size_t n, const char *answer, char got[32])
 {
-    size_t row, used = 0, want = strlen(answer), vocab = (size_t)s->model.config.vocab_size;
-    row = feed(s, ids, n);
-    while (used < want + 1 && used + 1 < room && !interrupted && s->pos < s->ctx) {
+    size_t row = feed(s, ids, n), used = 0, want = strlen(answer);
+    while (used <= want && !interrupted && s->pos < s->ctx) {
         size_t len;
         next_logits(s, row);
-        int id = argmax(s->logits, vocab);
+        int id = argmax(s->logits, s->model.config.vocab_size);
         const char *text = tokenizer_decode(&s->tokenizer, last_token(s), id, &len);
-        for (size_t i = 0; i < len && used + 1 < room; i++)
+        for (size_t i = 0; i < len && used < 31; i++)
             if (used || text[i] != ' ') got[used++] = isspace((uint8_t)text[i]) ? ' ' : text[i];
         if (is_stop(&s->tokenizer, id)) break;
         row = feed(s, &id, 1);
@@ -5046,64 +4851,56 @@ static int answers(Session *s, const int *ids, size_t n, const char *answer, cha
     return !strncmp(got, answer, want) && !isdigit((unsigned char)got[want]);
 }
 
-typedef struct {
-    size_t lengths[32];
-    int n_lengths, depths, trials;
-    uint64_t seed;
-} Grid;
+// Where the fact is in column d, 0 to 1.
+static double grid_depth(int d) { return opt.depths > 1 ? (double)d / (opt.depths - 1) : 0.5; }
 
 // One cell of the grid: the share of right answers at one length and depth; -1: interrupted, or
 // the length has no room for the task.
-static double run_cell(Session *s, const TaskKind *kind, const Filler *f, const Grid *g, int l,
-                       int d, Tsv *tsv)
+static double run_cell(const Grid *g, size_t l, int d)
 {
-    double depth = g->depths > 1 ? (double)d / (g->depths - 1) : 0.5;
+    uint64_t seed = opt.seed >= 0 ? opt.seed : 1;
     int right = 0;
-    for (int trial = 0; trial < g->trials; trial++) {
-        uint64_t rng = seed_random(g->seed + (uint64_t)((l * 64 + d) * 1024 + trial));
+    for (int trial = 0; trial < opt.trials && !interrupted; trial++) {
+        uint64_t rng = seed_random(seed + (l * 64 + d) * 1024 + trial);
         for (int i = 0; i < 4; i++) next_random(&rng);
         Task task = {0};
-        char got[32];
-        size_t n, room = g->lengths[l] - 8; // 8 tokens for the answer
-        kind->make(&task, depth, &rng);
-        s->pos = 0;
-        size_t first = (size_t)random_below(&rng, (int)min_size(f->n, 1 << 20));
-        int *ids = fit_task(s, &task, f, first, room, &n);
-        int ok = ids ? answers(s, ids, n, task.answer, got, sizeof got) : 0;
+        char got[32], answer[16];
+        size_t n;
+        g->kind->make(&task, grid_depth(d), &rng);
+        sprintf(answer, "%d", task.answer);
+        g->s->pos = 0;
+        size_t first = random_below(&rng, (int)min_size(g->n_filler, 1 << 20));
+        int *ids = fit_task(g, &task, first, opt.length[l] - 8, &n); // 8 tokens for the answer
+        if (!ids) return -1;
+        int ok = answers(g->s, ids, n, answer, got);
         free(ids);
-        if (!ids || interrupted) return -1;
+        if (interrupted) break;
         right += ok;
-        tsv_row(tsv, "%s\t%zu\t%.3f\t%d\t%zu\t%d\t%s\t%s\n", kind->name, g->lengths[l], depth,
-                trial, n, ok, task.answer, got);
+        tsv_row(g->tsv, "%s\t%zu\t%.3f\t%d\t%zu\t%d\t%s\t%s\n", g->kind->name, opt.length[l],
+                grid_depth(d), trial, n, ok, answer, got);
     }
-    return (double)right / g->trials;
+    return interrupted ? -1 : (double)right / opt.trials;
 }
 
-static void run_grid(Session *s, const TaskKind *kind, const Filler *f, const Grid *g, Tsv *tsv)
+static void run_grid(const Grid *g)
 {
     static const char *const shades[] = {"  ", "\u2591\u2591", "\u2592\u2592", "\u2593\u2593",
                                          "\u2588\u2588"};
     double total = 0, cells = 0;
     printf("%s: %% right over %d trials, by depth of the fact (0: at the beginning)\n%9s",
-           kind->name, g->trials, "tokens");
-    for (int d = 0; d < g->depths; d++)
-        printf(" %6.0f%%", g->depths > 1 ? 100.0 * d / (g->depths - 1) : 50);
+           g->kind->name, opt.trials, "tokens");
+    for (int d = 0; d < opt.depths; d++) printf(" %6.0f%%", 100 * grid_depth(d));
     printf("     all\n");
-    for (int l = 0; l < g->n_lengths && !interrupted; l++) {
+    for (size_t l = 0; l < opt.n_lengths && !interrupted; l++) {
         char row[1024];
         double right = 0, done = 0;
-        int at = 0;
-        for (int d = 0; d < g->depths; d++) {
-            double share = interrupted ? -1 : run_cell(s, kind, f, g, l, d, tsv);
-            if (share < 0) {
-                at += sprintf(row + at, "%8s", "-");
-                continue;
-            }
-            right += share;
-            done++;
-            at += sprintf(row + at, " %s %4.0f", shades[(int)lround(share * 4)], 100 * share);
+        for (int d = 0, at = 0; d < opt.depths; d++) {
+            double share = interrupted ? -1 : run_cell(g, l, d);
+            if (share < 0) at += sprintf(row + at, "%8s", "-");
+            else at += sprintf(row + at, " %s %4.0f", shades[lround(share * 4)], 100 * share);
+            if (share >= 0) right += share, done++;
         }
-        printf("%9zu%s", g->lengths[l], row); // the whole row at once: progress uses the line
+        printf("%9zu%s", opt.length[l], row); // the whole row at once: progress uses the line
         if (done > 0) printf(" %7.0f", 100 * right / done);
         printf("\n");
         fflush(stdout);
@@ -5113,18 +4910,19 @@ static void run_grid(Session *s, const TaskKind *kind, const Filler *f, const Gr
     if (cells > 0) printf("all cells: %.1f%%\n", 100 * total / cells);
 }
 
-// kinds [n]: the tasks to run, each over the whole grid.
-static void run_retrieval(Session *s, const TaskKind *kinds, int n, const Grid *g,
-                          const char *filler, size_t len, const char *tsv_path)
+// kinds [n]: the tasks to run, each over the whole grid. The filler is the user's text, if any.
+static void run_grids(Session *s, const TaskKind *kinds, int n)
 {
-    Filler f = filler ? split_sentences(filler, len)
-                      : split_sentences(classic_filler, sizeof classic_filler - 1);
-    Tsv tsv = tsv_open(tsv_path, "task\tlength\tdepth\ttrial\ttokens\tright\tanswer\tgot");
-    for (int k = 0; k < n && !interrupted; k++) run_grid(s, &kinds[k], &f, g, &tsv);
-    tsv_close(&tsv);
-    free(f.start);
-    free(f.len);
+    const Vocab *v = &s->model.vocab;
+    Grid g = {.s = s, .format = v->chat ? find_chat_format(v, NULL) : NULL};
+    g.filler = split_sentences(s->text ? s->text : classic_filler, &g.n_filler);
+    g.tsv = tsv_open("task\tlength\tdepth\ttrial\ttokens\tright\tanswer\tgot");
+    for (g.kind = kinds; g.kind < kinds + n && !interrupted; g.kind++) run_grid(&g);
+    tsv_close(g.tsv);
 }
+
+static void run_passkey(Session *s) { run_grids(s, task_kinds, 1); }
+static void run_retrieval(Session *s) { run_grids(s, task_kinds + 1, 2); }
 
 // --- rope ---------------------------------------------------------------------------------------
 
@@ -5136,75 +4934,36 @@ static double score_decay(const double *freq, size_t pairs, double distance)
     return sum / (double)pairs;
 }
 
-static void run_rope(const State *s, const char *tsv_path)
+static void run_rope(Session *s)
 {
-    const RopeConfig *r = &s->config.rope;
-    size_t pairs = (size_t)s->config.head_dim / 2;
-    double *before = xcalloc(pairs, 8), *after = xcalloc(pairs, 8), n = (double)s->max_seq_len;
-    Tsv tsv = tsv_open(tsv_path, "pair\twavelength\tscaled\tturns\tratio");
+    const Config *c = &s->state.config;
+    const RopeConfig *r = &c->rope;
+    if (!is_rotary(c))
+        die(EXIT_USAGE, "--mode rope", "the model does not rotate (its encoding is %s)",
+            encodings[c->encoding].name);
+    size_t pairs = c->head_dim / 2;
+    double *before = xcalloc(pairs, 8), *after = xcalloc(pairs, 8), n = (double)s->ctx;
+    FILE *tsv = tsv_open("pair\twavelength\tscaled\tturns\tratio");
     printf("%s, base %g, L %d, s %g, attention factor %g, at length %.0f\n"
            " pair   wavelength       scaled  turns in L    ratio\n",
            rope_methods[r->method].name, r->theta, r->orig_ctx, r->factor, attention_factor(r), n);
     for (size_t m = 0; m < pairs; m++) {
-        before[m] = rope_none(r, s->config.head_dim, (int)m, n);
-        after[m] = rope_methods[r->method].frequency(r, s->config.head_dim, (int)m, n);
-        double wave = 2 * M_PI / before[m], ratio = before[m] / after[m];
-        double most = fmax(r->factor, n / r->orig_ctx);
-        printf("%5zu %12.1f %12.1f %11.3f %8.3f  %s\n", m, wave, 2 * M_PI / after[m],
-               r->orig_ctx / wave, ratio, fabs(ratio - 1) < 1e-3 ? "kept"
-               : ratio > 0.999 * most ? "interpolated" : "mixed");
-        tsv_row(&tsv, "%zu\t%.6g\t%.6g\t%.6g\t%.6g\n", m, wave, 2 * M_PI / after[m],
-                r->orig_ctx / wave, ratio);
+        before[m] = rope_none(r, c->head_dim, (int)m, n);
+        after[m] = rope_methods[r->method].frequency(r, c->head_dim, (int)m, n);
+        double wave = 2 * M_PI / before[m], scaled = 2 * M_PI / after[m], ratio = scaled / wave;
+        double most = fmax(r->factor, n / r->orig_ctx), turns = r->orig_ctx / wave;
+        printf("%5zu %12.1f %12.1f %11.3f %8.3f  %s\n", m, wave, scaled, turns, ratio,
+               fabs(ratio - 1) < 1e-3 ? "kept" : ratio > 0.999 * most ? "interpolated" : "mixed");
+        tsv_row(tsv, "%zu\t%.6g\t%.6g\t%.6g\t%.6g\n", m, wave, scaled, turns, ratio);
     }
     printf("\nmean of cos(D theta) over pairs: how a score decays with the distance D\n"
            "%9s %8s %8s\n", "D", "trained", "scaled");
     for (double D = 1; D <= n; D *= 2) {
         double share = score_decay(after, pairs, D);
-        printf("%9.0f %8.3f %8.3f  %s\n", D, score_decay(before, pairs, D), share, bar(share, 40));
+        printf("%9.0f %8.3f %8.3f", D, score_decay(before, pairs, D), share);
+        print_bar(share, 40);
     }
-    tsv_close(&tsv);
-    free(before);
-    free(after);
-}
-
-// --- bench --------------------------------------------------------------------------------------
-
-// Multiplications and additions for one token behind `seen` others, classifier left out.
-static double token_flops(const Config *c, double seen)
-{
-    double dim = c->dim, kv_dim = (double)c->n_kv_heads * c->head_dim, hidden = c->hidden_dim;
-    double q_dim = (double)c->n_heads * c->head_dim;
-    double weights = 2 * dim * q_dim + 2 * dim * kv_dim + 3 * dim * hidden;
-    return 2 * c->n_layers * (weights + 2 * q_dim * seen);
-}
-
-// Prompt and decode speed with 0, 1/4, 1/2, 3/4 and (nearly) all of the context used.
-static void run_bench(Session *s, size_t ctx)
-{
-    enum { DECODED = 32 };
-    const Config *c = &s->model.config;
-    if (ctx < 4 * DECODED) die(EXIT_USAGE, "-c", "too short to measure (got %zu)", ctx);
-    int *ids = xcalloc(ctx, sizeof *ids);
-    uint64_t rng = seed_random(1);
-    for (size_t i = 0; i < ctx; i++) ids[i] = random_below(&rng, c->vocab_size);
-    size_t kv = 2 * (size_t)c->n_layers * (size_t)c->n_kv_heads * (size_t)c->head_dim;
-    printf("%9s %12s %9s %12s %8s\n", "context", "prompt tok/s", "GFLOP/s", "decode tok/s", "GB/s");
-    for (size_t depth = 0; depth < ctx && !interrupted; depth += ctx / 4) {
-        size_t end = min_size(depth + ctx / 4, ctx - DECODED), n = end - depth;
-        s->pos = (int64_t)depth;
-        double start = seconds();
-        feed(s, ids + depth, n);
-        double read = seconds() - start, mid = (double)(depth + end) / 2;
-        s->pos = (int64_t)depth;
-        start = seconds();
-        for (int i = 0; i < DECODED && !interrupted; i++) next_logits(s, feed(s, ids + i, 1));
-        double made = (seconds() - start) / DECODED;
-        double bytes = (double)s->model.weight_bytes + (double)(kv * depth * s->state.cache.elem);
-        printf("%9zu %12.1f %9.1f %12.1f %8.2f\n", depth, (double)n / read,
-               token_flops(c, mid) * (double)n / read / 1e9, 1 / made, bytes / made / 1e9);
-        fflush(stdout);
-    }
-    free(ids);
+    tsv_close(tsv);
 }
 
 // --- info ---------------------------------------------------------------------------------------
@@ -5212,25 +4971,20 @@ static void run_bench(Session *s, size_t ctx)
 // Parameters and bytes of all matrices, by type.
 static void print_weights(const Model *m)
 {
-    size_t bytes[N_TENSOR_TYPES] = {0}, total = 0;
-    double parameters = 0;
-    for (int l = -1; l < m->config.n_layers; l++) {
-        const Layer *y = &m->layers[l < 0 ? 0 : l];
-        const Tensor *of_layer[] = {&y->wq, &y->wk, &y->wv, &y->wo, &y->w1, &y->w2, &y->w3};
-        const Tensor *of_model[] = {&m->tok_emb, &m->classifier};
-        int n = l >= 0 ? 7 : m->shared_classifier ? 1 : 2;
-        for (int i = 0; i < n; i++) {
-            const Tensor *t = l < 0 ? of_model[i] : of_layer[i];
-            bytes[t->type - tensor_types] += tensor_bytes(t);
-            parameters += (double)t->rows * (double)t->cols;
-        }
+    size_t bytes[N_TENSOR_TYPES] = {0}, total = 0, parameters = 0;
+    int n = m->config.n_layers * N_MATRICES;
+    for (int i = m->shared_classifier ? -1 : -2; i < n; i++) {
+        const Tensor *t = i == -2 ? &m->classifier : i == -1 ? &m->tok_emb
+                        : &m->layers[i / N_MATRICES].w[i % N_MATRICES];
+        bytes[t->type - tensor_types] += tensor_bytes(t);
+        parameters += t->rows * t->cols;
     }
     printf("weights       ");
     for (int i = 0; i < N_TENSOR_TYPES; i++) {
         if (bytes[i]) printf("%s %.1f MB, ", tensor_types[i].name, (double)bytes[i] / 1e6);
         total += bytes[i];
     }
-    printf("together %.1f MB, %.1fM parameters\n", (double)total / 1e6, parameters / 1e6);
+    printf("together %.1f MB, %.1fM parameters\n", (double)total / 1e6, (double)parameters / 1e6);
 }
 
 static void print_rope(const char *what, const RopeConfig *r)
@@ -5242,7 +4996,7 @@ static void print_rope(const char *what, const RopeConfig *r)
 }
 
 // What the model is, and what a context of ctx tokens takes.
-static void run_info(Session *s, size_t chunk, int f32_cache)
+static void run_info(Session *s)
 {
     const Model *m = &s->model;
     const Tokenizer *t = &s->tokenizer;
@@ -5250,14 +5004,14 @@ static void run_info(Session *s, size_t chunk, int f32_cache)
     Cache cache = {0};
     rope_resolve(&c.rope, c.train_ctx, s->ctx);
     rope_resolve(&c.local, c.train_ctx, s->ctx);
-    cache_layout(&cache, &c, s->ctx, chunk, f32_cache);
+    cache_layout(&cache, &c, s->ctx, opt.chunk, opt.exact || !strcmp(opt.kv, "f32"));
     const ChatFormat *f = find_chat_format(&m->vocab, NULL);
     printf("architecture  %s\nlayers        %d, dim %d, hidden %d, %d heads (%d for keys) of %d\n",
            m->arch, c.n_layers, c.dim, c.hidden_dim, c.n_heads, c.n_kv_heads, c.head_dim);
     print_weights(m);
     printf("trained       %d tokens\n", c.train_ctx);
     if (c.encoding == ENC_ROPE) print_rope("RoPE", &c.rope);
-    else printf("positions     none\n");
+    else printf("positions     %s\n", encodings[c.encoding].name);
     if (c.global_every) {
         print_rope("local layers", &c.local);
         printf("              all but every %dth\n", c.global_every);
@@ -5266,11 +5020,10 @@ static void run_info(Session *s, size_t chunk, int f32_cache)
            t->words ? "byte-level BPE, words as " : "SentencePiece-style",
            t->words ? t->words->name : "", t->vocab_size, t->add_bos ? "BOS" : "no BOS",
            f ? f->name : "unknown");
-    size_t row = 2 * (size_t)c.dim + 2 * (size_t)c.hidden_dim +
-                 2 * (size_t)(c.n_heads + c.n_kv_heads) * (size_t)c.head_dim;
+    double row = 2.0 * (c.dim + c.hidden_dim + q_dim(&c) + kv_dim(&c));
     printf("memory        %.1f MB file (mapped), %.1f MB KV cache at -c %lld, %.1f MB besides\n",
            (double)m->size / 1e6, (double)cache.bytes / 1e6, (long long)s->ctx,
-           4 * (double)(chunk * row + (size_t)c.vocab_size) / 1e6);
+           4 * (opt.chunk * row + c.vocab_size) / 1e6);
 }
 
 // ================================================================================================
@@ -5279,22 +5032,13 @@ static void run_info(Session *s, size_t chunk, int f32_cache)
 // One table says what every option is called, where its value goes and what it may be; the
 // parser, the range checks and the help text all come from it.
 
-typedef struct {
-    const char *checkpoint, *tokenizer, *prompt, *file, *mode, *system, *kv;
-    const char *chat_format, *scaling, *long_factors, *short_factors, *self_extend, *leaky;
-    const char *lengths, *tsv;
-    long long steps, ctx, threads, seed, top_k, chunk, orig_ctx, window, sinks, rerope;
-    long long windows, stride, depths, trials;
-    double temperature, top_p, min_p, repeat_penalty;
-    double factor, theta, attn_factor, beta_fast, beta_slow, low_freq_factor, high_freq_factor;
-    int exact, logn, clamp_positions, entropy, help, version;
-} Options;
+typedef enum { O_FLAG, O_INT, O_LONG, O_FLOAT, O_TEXT } OptionKind;
 
-static Options opt = {.mode = "generate", .kv = "f16", .steps = 256, .temperature = 1,
-                      .top_p = 0.9, .repeat_penalty = 1, .chunk = 128, .seed = -1, .window = -1,
-                      .sinks = -1, .rerope = -1, .depths = 5, .trials = 5};
-
-typedef enum { O_FLAG, O_INT, O_FLOAT, O_TEXT } OptionKind;
+#define FLAG(field) O_FLAG, &opt.field, 0, 0
+#define INT(field, lo, hi) O_INT, &opt.field, lo, hi
+#define LONG(field, lo, hi) O_LONG, &opt.field, lo, hi
+#define FLOAT(field, lo, hi) O_FLOAT, &opt.field, lo, hi
+#define TEXT(field) O_TEXT, &opt.field, 0, 0
 
 static const struct {
     char letter; // 0: none
@@ -5304,63 +5048,61 @@ static const struct {
     double lo, hi;
     const char *arg, *help;
 } option_table[] = {
-    {'i', "prompt", O_TEXT, &opt.prompt, 0, 0, "TEXT", "the text to continue; chat: first turn"},
-    {'f', "file", O_TEXT, &opt.file, 0, 0, "PATH", "read it from a file, - is standard input"},
-    {'n', "steps", O_INT, &opt.steps, 0, 1e12, "N", "new tokens; 0: until the context is full"},
-    {'t', "temp", O_FLOAT, &opt.temperature, 0, 1e3, "T", "temperature; 0: most likely token"},
-    {'p', "top-p", O_FLOAT, &opt.top_p, 0, 1, "P", "sample from the likeliest tokens up to P"},
-    {'k', "top-k", O_INT, &opt.top_k, 0, 1e9, "K", "sample from the K likeliest; 0: all"},
-    {0, "min-p", O_FLOAT, &opt.min_p, 0, 1, "P", "drop tokens below P times the likeliest"},
-    {0, "repeat-penalty", O_FLOAT, &opt.repeat_penalty, 0.1, 10, "R", "of the last 64 tokens"},
-    {'s', "seed", O_INT, &opt.seed, 0, 9e18, "N", "the same seed gives the same text"},
-    {'z', "tokenizer", O_TEXT, &opt.tokenizer, 0, 0, "PATH", "default: tokenizer.bin beside the"
-     " model or a folder up"},
-    {'m', "mode", O_TEXT, &opt.mode, 0, 0, "MODE", "generate, chat, perplexity, passkey,"
-     " retrieval, rope, bench, info"},
-    {0, "chat-format", O_TEXT, &opt.chat_format, 0, 0, "NAME", "chatml, llama2, llama3, gemma,"
-     " mistral, zephyr; default: the model's"},
-    {'y', "system", O_TEXT, &opt.system, 0, 0, "TEXT", "chat: the system's text"},
-    {'c', "ctx", O_INT, &opt.ctx, 1, 1 << 28, "N", "context in tokens; default: as trained"},
-    {'j', "threads", O_INT, &opt.threads, 1, 1024, "N", "default: processors that may be used"},
-    {0, "chunk", O_INT, &opt.chunk, 1, 65536, "N", "tokens of a prompt read at once"},
-    {0, "kv", O_TEXT, &opt.kv, 0, 0, "f16|f32", "type of the KV cache"},
-    {0, "exact", O_FLAG, &opt.exact, 0, 0, "", "all activations and the KV cache in float32"},
-    {0, "rope-scaling", O_TEXT, &opt.scaling, 0, 0, "METHOD", "past the trained context; below"},
-    {0, "rope-factor", O_FLOAT, &opt.factor, 1, 1e6, "S", "default: -c / L (dynamic: 1)"},
-    {0, "rope-orig-ctx", O_INT, &opt.orig_ctx, 1, 1 << 28, "L", "default: as trained"},
-    {0, "rope-theta", O_FLOAT, &opt.theta, 1.5, 1e12, "BASE", "default: the model's"},
-    {0, "rope-attn-factor", O_FLOAT, &opt.attn_factor, 1e-3, 1e3, "A", "default: the method's"},
-    {0, "beta-fast", O_FLOAT, &opt.beta_fast, 1e-3, 1e6, "TURNS", "by-parts, yarn: kept above; 32"},
-    {0, "beta-slow", O_FLOAT, &opt.beta_slow, 1e-3, 1e6, "TURNS", "interpolated below; 1"},
-    {0, "low-freq-factor", O_FLOAT, &opt.low_freq_factor, 1e-3, 1e6, "TURNS", "llama3; 1"},
-    {0, "high-freq-factor", O_FLOAT, &opt.high_freq_factor, 1e-3, 1e6, "TURNS", "llama3; 4"},
-    {0, "long-factors", O_TEXT, &opt.long_factors, 0, 0, "PATH", "longrope: a number a pair"},
-    {0, "short-factors", O_TEXT, &opt.short_factors, 0, 0, "PATH", "the same up to L tokens"},
-    {0, "window", O_INT, &opt.window, 0, 1 << 28, "W", "attend to the last W tokens only"},
-    {0, "sinks", O_INT, &opt.sinks, 0, 1 << 20, "S", "and to the first S (with --window)"},
-    {0, "self-extend", O_TEXT, &opt.self_extend, 0, 0, "G:W", "groups of G past distance W"},
-    {0, "rerope", O_INT, &opt.rerope, 1, 1 << 28, "W", "no distance above W"},
-    {0, "leaky-rerope", O_TEXT, &opt.leaky, 0, 0, "W:K", "past W, distances / K"},
-    {0, "logn", O_FLAG, &opt.logn, 0, 0, "", "scale queries past L by ln(n) / ln(L)"},
-    {0, "clamp-positions", O_FLAG, &opt.clamp_positions, 0, 0, "", "learned: past the table, its"
-     " last row"},
-    {0, "windows", O_INT, &opt.windows, 1, 1e9, "K", "perplexity: so many windows of -c at most"},
-    {0, "stride", O_INT, &opt.stride, 1, 1 << 28, "N", "perplexity: slide by N, score the last N"},
-    {0, "entropy", O_FLAG, &opt.entropy, 0, 0, "", "perplexity: entropy of attention, too"},
-    {0, "lengths", O_TEXT, &opt.lengths, 0, 0, "A,B,..", "passkey, retrieval: lengths in tokens"},
-    {0, "depths", O_INT, &opt.depths, 1, 64, "D", "passkey, retrieval: places of the fact; 5"},
-    {0, "trials", O_INT, &opt.trials, 1, 1024, "T", "passkey, retrieval: texts a place; 5"},
-    {0, "tsv", O_TEXT, &opt.tsv, 0, 0, "PATH", "the measurements as a table"},
-    {'h', "help", O_FLAG, &opt.help, 0, 0, "", "this text"},
-    {0, "version", O_FLAG, &opt.version, 0, 0, "", ""},
+    {'i', "prompt", TEXT(prompt), "TEXT", "the text to continue; chat: first turn"},
+    {'f', "file", TEXT(file), "PATH", "read it from a file, - is standard input"},
+    {'n', "steps", LONG(steps, 0, 1e12), "N", "new tokens; 0: until the context is full"},
+    {'t', "temp", FLOAT(sampler.temperature, 0, 1e3), "T", "temperature; 0: most likely token"},
+    {'p', "top-p", FLOAT(sampler.top_p, 0, 1), "P", "sample from the likeliest tokens up to P"},
+    {'k', "top-k", INT(sampler.top_k, 0, 1e9), "K", "sample from the K likeliest; 0: all"},
+    {0, "min-p", FLOAT(sampler.min_p, 0, 1), "P", "drop tokens below P times the likeliest"},
+    {0, "repeat-penalty", FLOAT(sampler.repeat_penalty, 0.1, 10), "R", "of the last 64 tokens"},
+    {'s', "seed", LONG(seed, 0, 9e18), "N", "the same seed gives the same text"},
+    {'z', "tokenizer", TEXT(tokenizer), "PATH",
+     "default: tokenizer.bin beside the model or a folder up"},
+    {'m', "mode", TEXT(mode), "MODE",
+     "generate, chat, info, perplexity, passkey, retrieval, rope"},
+    {0, "chat-format", TEXT(chat_format), "NAME",
+     "chatml, llama2, llama3, gemma, mistral, zephyr; default: the model's"},
+    {'y', "system", TEXT(system), "TEXT", "chat: the system's text"},
+    {'c', "ctx", INT(ctx, 1, 1 << 28), "N", "context in tokens; default: as trained"},
+    {'j', "threads", INT(threads, 1, 1024), "N", "default: processors that may be used"},
+    {0, "chunk", INT(chunk, 1, 65536), "N", "tokens of a prompt read at once"},
+    {0, "kv", TEXT(kv), "f16|f32", "type of the KV cache"},
+    {0, "exact", FLAG(exact), "", "all activations and the KV cache in float32"},
+    {0, "rope-scaling", TEXT(scaling), "METHOD", "past the trained context; below"},
+    {0, "rope-factor", FLOAT(rope.factor, 1, 1e6), "S", "default: -c / L (dynamic: 1)"},
+    {0, "rope-orig-ctx", INT(rope.orig_ctx, 1, 1 << 28), "L", "default: as trained"},
+    {0, "rope-theta", FLOAT(rope.theta, 1.5, 1e12), "BASE", "default: the model's"},
+    {0, "rope-attn-factor", FLOAT(rope.attn_factor, 1e-3, 1e3), "A", "default: the method's"},
+    {0, "beta-fast", FLOAT(rope.beta_fast, 1e-3, 1e6), "TURNS", "by-parts, yarn: kept above; 32"},
+    {0, "beta-slow", FLOAT(rope.beta_slow, 1e-3, 1e6), "TURNS", "interpolated below; 1"},
+    {0, "low-freq-factor", FLOAT(rope.low_freq_factor, 1e-3, 1e6), "TURNS", "llama3; 1"},
+    {0, "high-freq-factor", FLOAT(rope.high_freq_factor, 1e-3, 1e6), "TURNS", "llama3; 4"},
+    {0, "long-factors", TEXT(long_factors), "PATH", "longrope: a number a pair"},
+    {0, "short-factors", TEXT(short_factors), "PATH", "the same up to L tokens"},
+    {0, "window", INT(rope.window, 0, 1 << 28), "W", "attend to the last W tokens only"},
+    {0, "sinks", INT(rope.sinks, 0, 1 << 20), "S", "and to the first S (with --window)"},
+    {0, "self-extend", TEXT(self_extend), "G:W", "groups of G past distance W"},
+    {0, "rerope", INT(rope.near, 1, 1 << 28), "W", "no distance above W"},
+    {0, "leaky-rerope", TEXT(leaky), "W:K", "past W, distances / K"},
+    {0, "logn", FLAG(rope.logn), "", "scale queries past L by ln(n) / ln(L)"},
+    {0, "clamp-positions", FLAG(clamp_positions), "", "learned: past the table, its last row"},
+    {0, "windows", INT(windows, 1, 1e9), "K", "perplexity: so many windows of -c at most"},
+    {0, "stride", INT(stride, 1, 1 << 28), "N", "perplexity: slide by N, score the last N"},
+    {0, "entropy", FLAG(entropy), "", "perplexity: entropy of attention, too"},
+    {0, "lengths", TEXT(lengths), "A,B,..", "passkey, retrieval: lengths in tokens"},
+    {0, "depths", INT(depths, 1, 64), "D", "passkey, retrieval: places of the fact; 5"},
+    {0, "trials", INT(trials, 1, 1024), "T", "passkey, retrieval: texts a place; 5"},
+    {0, "tsv", TEXT(tsv), "PATH", "the measurements as a table"},
+    {'h', "help", FLAG(help), "", "this text"},
+    {0, "version", FLAG(version), "", ""},
 };
-enum { N_OPTIONS = sizeof option_table / sizeof *option_table };
-static const char version_text[] = "run 0.1";
+static const char *given[COUNT(option_table)]; // the values on the command line; NULL: not there
 
 static void print_help(void)
 {
     printf("usage: run CHECKPOINT [options]\n");
-    for (int i = 0; i < N_OPTIONS; i++) {
+    for (size_t i = 0; i < COUNT(option_table); i++) {
         char left[64], letter[8] = "    ";
         if (option_table[i].letter) sprintf(letter, "-%c, ", option_table[i].letter);
         snprintf(left, sizeof left, "%s--%s %s", letter, option_table[i].name, option_table[i].arg);
@@ -5374,20 +5116,7 @@ static void print_help(void)
         printf("  %-30s %s\n", encodings[i].name, encodings[i].what);
 }
 
-// The row for "-x" or "--name" (up to '='), or -1.
-static int find_option(const char *arg)
-{
-    for (int i = 0; i < N_OPTIONS; i++) {
-        const char *name = option_table[i].name;
-        size_t len = strlen(name);
-        if (arg[1] && arg[1] == option_table[i].letter && !arg[2]) return i;
-        if (arg[1] == '-' && !strncmp(arg + 2, name, len) && (!arg[2 + len] || arg[2 + len] == '='))
-            return i;
-    }
-    return -1;
-}
-
-static void set_option(int i, const char *name, const char *value)
+static void set_option(size_t i, const char *name, const char *value)
 {
     double lo = option_table[i].lo, hi = option_table[i].hi;
     void *to = option_table[i].to;
@@ -5395,27 +5124,31 @@ static void set_option(int i, const char *name, const char *value)
     case O_FLAG: *(int *)to = 1; break;
     case O_TEXT: *(const char **)to = value; break;
     case O_FLOAT: *(double *)to = parse_float(name, value, lo, hi); break;
-    case O_INT: *(long long *)to = parse_int(name, value, (long long)lo, (long long)hi); break;
+    case O_INT: *(int *)to = (int)parse_int(name, value, lo, hi); break;
+    case O_LONG: *(long long *)to = parse_int(name, value, lo, hi); break;
     }
 }
 
 static void parse_options(int argc, char **argv)
 {
     for (int a = 1; a < argc; a++) {
-        char *arg = argv[a];
+        char *arg = argv[a], *value = !strncmp(arg, "--", 2) ? strchr(arg, '=') : NULL;
         if (arg[0] != '-' || !arg[1]) {
             if (opt.checkpoint) die(EXIT_USAGE, arg, "a second checkpoint; see run -h");
             opt.checkpoint = arg;
             continue;
         }
-        int i = find_option(arg);
-        if (i < 0) die(EXIT_USAGE, arg, "no such option; see run -h");
-        char *value = strchr(arg, '=');
-        if (arg[1] != '-') value = NULL;
         if (value) *value++ = 0;
-        if (option_table[i].kind == O_FLAG && value) die(EXIT_USAGE, arg, "takes no value");
-        if (option_table[i].kind != O_FLAG && !value && !(value = argv[++a]))
+        size_t i = 0;
+        for (; i < COUNT(option_table); i++)
+            if (arg[1] == '-' ? !strcmp(arg + 2, option_table[i].name)
+                              : arg[1] == option_table[i].letter && !arg[2]) break;
+        if (i == COUNT(option_table)) die(EXIT_USAGE, arg, "no such option; see run -h");
+        int flag = option_table[i].kind == O_FLAG;
+        if (flag && value) die(EXIT_USAGE, arg, "takes no value");
+        if (!flag && !value && !(value = argv[++a]))
             die(EXIT_USAGE, arg, "needs a value (%s)", option_table[i].arg);
+        given[i] = flag ? "" : value;
         set_option(i, arg, value);
     }
 }
@@ -5447,77 +5180,67 @@ static int processors(void)
 static const float *read_factors(const char *path, size_t pairs)
 {
     size_t len, n = 0;
-    char *text = read_text(path, &len), *at = text;
     float *list = xcalloc(pairs, sizeof *list);
-    for (;;) {
-        at += strspn(at, ", \t\r\n");
-        if (!*at) break;
-        char *end;
+    for (char *at = read_text(path, &len), *end; *(at += strspn(at, ", \t\r\n")); at = end, n++) {
         float v = strtof(at, &end);
         if (end == at || !(v > 0 && v < 1e6f))
             die(EXIT_DATA, path, "number %zu (got '%.*s', want one above 0)", n + 1,
                 (int)strcspn(at, ", \t\r\n"), at);
         if (n < pairs) list[n] = v;
-        n++;
-        at = end;
     }
     if (n != pairs) die(EXIT_DATA, path, "one number a pair (got %zu, want %zu)", n, pairs);
-    free(text);
     return list;
 }
 
 static int parse_method(const char *name)
 {
-    for (int i = 0; i < N_ROPE_METHODS; i++)
-        if (!strcmp(name, rope_methods[i].name)) return i;
-    if (!strcmp(name, "pi")) return ROPE_LINEAR;
-    die(EXIT_USAGE, "--rope-scaling", "no such method (got '%s'); see run -h", name);
+    int i = !strcmp(name, "pi") ? ROPE_LINEAR : FIND_NAME(rope_methods, name);
+    if (i < 0) die(EXIT_USAGE, "--rope-scaling", "no such method (got '%s'); see run -h", name);
+    return i;
 }
 
-// "A:B" as two numbers.
-static void parse_two(const char *option, const char *s, double *a, double *b, double hi)
+// Cuts "A:B" in two; returns B.
+static char *cut_pair(const char *option, char *pair)
 {
-    char *copy = strdup(s), *colon = strchr(copy, ':');
-    if (!colon) die(EXIT_USAGE, option, "want two numbers with a colon between (got '%s')", s);
+    char *colon = strchr(pair, ':');
+    if (!colon) die(EXIT_USAGE, option, "want two numbers with a colon between (got '%s')", pair);
     *colon = 0;
-    *a = parse_float(option, copy, 1, hi);
-    *b = parse_float(option, colon + 1, 1, hi);
-    free(copy);
+    return colon + 1;
 }
 
 // The distance method of the command line, if any.
 static void set_distance(RopeConfig *r)
 {
-    double near = (double)opt.rerope;
-    if (!!opt.self_extend + !!opt.leaky + (opt.rerope > 0) > 1)
+    const long long most = 1 << 28;
+    if (!!opt.self_extend + !!opt.leaky + !!r->near > 1)
         die(EXIT_USAGE, "--self-extend, --rerope, --leaky-rerope", "only one of them can be used");
-    if (opt.rerope > 0) r->distance = DIST_REROPE;
+    if (r->near) r->distance = DIST_REROPE;
     if (opt.self_extend) {
+        char *group = strdup(opt.self_extend), *near = cut_pair("--self-extend", group);
         r->distance = DIST_SELF_EXTEND;
-        parse_two("--self-extend", opt.self_extend, &r->far, &near, 1 << 28);
-        if (r->far != floor(r->far)) die(EXIT_USAGE, "--self-extend", "G is not a whole number");
-    } else if (opt.leaky) {
-        r->distance = DIST_LEAKY;
-        parse_two("--leaky-rerope", opt.leaky, &near, &r->far, 1 << 28);
+        r->far = (double)parse_int("--self-extend", group, 1, most);
+        r->near = (int)parse_int("--self-extend", near, 1, most);
     }
-    if (near != floor(near)) die(EXIT_USAGE, "--self-extend, --leaky-rerope", "W is not whole");
-    if (r->distance != DIST_FULL) r->near = (int)near;
-    if (opt.sinks > 0 && !r->window) die(EXIT_USAGE, "--sinks", "needs --window");
-    if (!r->window) r->sinks = 0;
+    if (opt.leaky) {
+        char *near = strdup(opt.leaky), *step = cut_pair("--leaky-rerope", near);
+        r->distance = DIST_LEAKY;
+        r->near = (int)parse_int("--leaky-rerope", near, 1, most);
+        r->far = parse_float("--leaky-rerope", step, 1, (double)most);
+    }
+    if (r->sinks && !r->window) die(EXIT_USAGE, "--sinks", "needs --window");
     if (r->sinks && r->distance != DIST_FULL)
         die(EXIT_USAGE, "--sinks", "cannot be used with another distance method");
 }
 
-// Refuses what means nothing for the model's encoding.
-static void check_encoding(const Config *c)
+// Refuses what means nothing for the model's encoding. user: what the command line says.
+static void check_encoding(const Config *c, const RopeConfig *user)
 {
     const char *name = encodings[c->encoding].name;
-    int maps = c->rope.distance != DIST_FULL;
     if (is_rotary(c)) return;
-    if (opt.theta > 0 || opt.attn_factor > 0)
+    if (user->theta > 0 || user->attn_factor > 0)
         die(EXIT_USAGE, "--rope-theta, --rope-attn-factor", "the model does not rotate (its "
             "encoding is %s)", name);
-    if (maps && !encodings[c->encoding].bias)
+    if (c->rope.distance != DIST_FULL && !encodings[c->encoding].bias)
         die(EXIT_USAGE, "--self-extend, --rerope, --leaky-rerope", "the model knows no distances "
             "(its encoding is %s)", name);
     if (c->rope.method > ROPE_LINEAR || (c->rope.method && !encodings[c->encoding].linear))
@@ -5525,177 +5248,134 @@ static void check_encoding(const Config *c)
             rope_methods[c->rope.method].name, name);
 }
 
-// Lays the command line's position options over the checkpoint's.
+// Lays the command line's position options over the checkpoint's, by setting them once more.
 static void set_rope(Config *c)
 {
-    RopeConfig *r = &c->rope;
-    if (opt.scaling && parse_method(opt.scaling) != r->method) { // the model's method ends here
-        r->method = parse_method(opt.scaling);
-        r->factor = r->attn_factor = 0;
-    }
-    if (r->method == ROPE_NONE && opt.factor > 0)
+    RopeConfig user = opt.rope, *r = &opt.rope;
+    int method = opt.scaling ? parse_method(opt.scaling) : c->rope.method;
+    *r = c->rope;
+    if (method != r->method) r->factor = r->attn_factor = 0; // the model's method ends here
+    r->method = method;
+    for (size_t i = 0; i < COUNT(given); i++)
+        if (given[i]) set_option(i, option_table[i].name, given[i]);
+    if (r->method == ROPE_NONE && user.factor > 0)
         die(EXIT_USAGE, "--rope-factor", "needs --rope-scaling METHOD");
-    const double given[] = {opt.factor, opt.theta, opt.attn_factor, opt.beta_fast, opt.beta_slow,
-                            opt.low_freq_factor, opt.high_freq_factor};
-    double *const to[] = {&r->factor, &r->theta, &r->attn_factor, &r->beta_fast, &r->beta_slow,
-                          &r->low_freq_factor, &r->high_freq_factor};
-    for (int i = 0; i < 7; i++)
-        if (given[i] > 0) *to[i] = given[i];
-    size_t pairs = (size_t)c->head_dim / 2;
-    if (opt.orig_ctx) r->orig_ctx = (int)opt.orig_ctx;
-    if (opt.window >= 0) r->window = (int)opt.window;
-    if (opt.sinks >= 0) r->sinks = (int)opt.sinks;
-    if (opt.logn) r->logn = 1;
+    if (!r->window && !user.sinks) r->sinks = 0; // the model's, whose window was taken away
+    size_t pairs = c->head_dim / 2;
     if (opt.long_factors) r->long_factors = read_factors(opt.long_factors, pairs);
     if (opt.short_factors) r->short_factors = read_factors(opt.short_factors, pairs);
     if (r->method == ROPE_LONGROPE && !(r->long_factors && r->short_factors))
         die(EXIT_USAGE, "--rope-scaling longrope", "needs --long-factors and --short-factors");
     set_distance(r);
-    check_encoding(c);
+    c->rope = *r;
+    check_encoding(c, &user);
 }
 
-typedef enum { M_GENERATE, M_CHAT, M_PERPLEXITY, M_PASSKEY, M_RETRIEVAL, M_ROPE, M_BENCH, M_INFO,
-               N_MODES } Mode;
-static const char *const mode_names[N_MODES] = {"generate", "chat", "perplexity", "passkey",
-                                                "retrieval", "rope", "bench", "info"};
-
-static Mode parse_mode(const char *name)
-{
-    for (int i = 0; i < N_MODES; i++)
-        if (!strcmp(name, mode_names[i])) return (Mode)i;
-    die(EXIT_USAGE, "--mode", "no such mode (got '%s'); see run -h", name);
-}
-
-// The lengths of the grid, "A,B,C", or from an eighth of the context up; returns the longest.
-static int64_t set_lengths(Grid *g, const char *list, int64_t ctx)
+// The lengths to test, "A,B,C", or from an eighth of the context up; returns the longest.
+static int64_t set_lengths(int64_t ctx)
 {
     int64_t most = 0;
-    char *copy = strdup(list ? list : ""), *save = NULL;
-    for (char *s = strtok_r(copy, ",", &save); s; s = strtok_r(NULL, ",", &save)) {
-        if (g->n_lengths == 32) die(EXIT_USAGE, "--lengths", "more than 32 of them");
+    char *list = strdup(opt.lengths ? opt.lengths : ""), *save = NULL;
+    if (ctx < 32) die(EXIT_USAGE, "-c", "too short for a test (got %lld)", (long long)ctx);
+    for (char *s = strtok_r(list, ",", &save); s; s = strtok_r(NULL, ",", &save)) {
+        if (opt.n_lengths == 32) die(EXIT_USAGE, "--lengths", "more than 32 of them");
         int64_t n = parse_int("--lengths", s, 32, opt.ctx ? opt.ctx : 1 << 28);
-        g->lengths[g->n_lengths++] = (size_t)n;
+        opt.length[opt.n_lengths++] = n;
         most = n > most ? n : most;
     }
-    free(copy);
-    if (list && !most) die(EXIT_USAGE, "--lengths", "none given");
-    for (int64_t n = list ? ctx + 1 : ctx < 256 ? ctx : ctx / 8; n <= ctx; n *= 2)
-        g->lengths[g->n_lengths++] = (size_t)n;
-    return list ? most : ctx;
+    if (opt.lengths && !most) die(EXIT_USAGE, "--lengths", "none given");
+    if (most) return most;
+    for (int64_t n = ctx < 256 ? ctx : ctx / 8; n <= ctx; n *= 2) opt.length[opt.n_lengths++] = n;
+    return ctx;
 }
 
-// Which context the run uses: -c, else as trained; the longest of the grid's lengths; or, where a
+typedef struct {
+    const char *name;
+    void (*run)(Session *s);
+    int lengths; // tests texts of several lengths
+    int endless; // may go on for ever where a window keeps memory constant
+} Mode;
+
+static const Mode modes[] = {
+    {"generate", run_generate, 0, 1},
+    {"chat", run_chat, 0, 1},
+    {"info", run_info, 0, 0},
+    {"perplexity", run_perplexity, 0, 0},
+    {"passkey", run_passkey, 1, 0},
+    {"retrieval", run_retrieval, 1, 0},
+    {"rope", run_rope, 0, 0},
+};
+
+// Which context the run uses: -c, else as trained; the longest length to be tested; or, where a
 // window keeps memory constant, as much as there is text.
-static int64_t choose_context(Config *c, Grid *g, Mode mode)
+static int64_t choose_context(Config *c, const Mode *mode)
 {
     int64_t ctx = opt.ctx ? opt.ctx : c->train_ctx;
-    if (mode == M_PASSKEY || mode == M_RETRIEVAL) {
-        if (ctx < 32) die(EXIT_USAGE, "-c", "too short for a test (got %lld)", (long long)ctx);
-        return set_lengths(g, opt.lengths, ctx);
-    }
     int bounded = c->encoding == ENC_LEARNED && !opt.clamp_positions;
-    if ((mode == M_GENERATE || mode == M_CHAT) && c->rope.window && !opt.ctx && !bounded) {
+    if (mode->lengths) ctx = set_lengths(ctx);
+    if (mode->endless && c->rope.window && !opt.ctx && !bounded) {
         rope_resolve(&c->rope, c->train_ctx, ctx); // the factor is that of the trained context
-        return 1 << 28;
+        ctx = 1 << 28;
     }
     return ctx;
 }
 
-// More context than trained without a method works, but the user should know.
-static void warn_past_context(const Config *c, int64_t ctx)
-{
-    if (ctx > c->train_ctx && c->rope.method == ROPE_NONE && c->rope.distance == DIST_FULL &&
-        !c->rope.window && c->encoding == ENC_ROPE)
-        fprintf(stderr, "%s: context %lld is past the trained %d, where plain RoPE fails; try "
-                "--rope-scaling yarn\n", prog, (long long)ctx, c->train_ctx);
-}
-
-// Learned positions end with their table.
-static void check_learned(const Config *c, int64_t ctx)
+// Learned positions end with their table. More context than trained without a method works with
+// RoPE, but the user should know.
+static void check_context(const Config *c, int64_t ctx)
 {
     double last = (double)(ctx - 1) / position_stretch(c);
     if (c->encoding == ENC_LEARNED && !opt.clamp_positions && last >= c->rows)
         die(EXIT_USAGE, "-c", "past the model's learned positions (got %lld, want at most %d); "
             "see --clamp-positions", (long long)ctx, c->rows);
+    if (c->encoding == ENC_ROPE && ctx > c->train_ctx && c->rope.method == ROPE_NONE &&
+        c->rope.distance == DIST_FULL && !c->rope.window)
+        fprintf(stderr, "%s: context %lld is past the trained %d, where plain RoPE fails; try "
+                "--rope-scaling yarn\n", prog, (long long)ctx, c->train_ctx);
 }
 
-static void open_session(Session *s, Grid *g, Mode mode)
+static void open_session(Session *s, const Mode *mode)
 {
-    memset(s, 0, sizeof *s);
     model_load(&s->model, opt.checkpoint);
     Config *c = &s->model.config;
     set_rope(c);
-    s->ctx = choose_context(c, g, mode);
-    const char *path = opt.tokenizer;
-    if (!path && s->model.vocab.tokens.n)
+    s->ctx = choose_context(c, mode);
+    if (!opt.tokenizer && s->model.vocab.tokens.n)
         tokenizer_from_vocab(&s->tokenizer, opt.checkpoint, &s->model.vocab);
     else
-        tokenizer_load(&s->tokenizer, path ? path : find_tokenizer(opt.checkpoint), c->vocab_size);
-    if (mode == M_INFO) return; // whether or not it fits into memory
-    pool_start(opt.threads ? (int)opt.threads : processors());
-    state_init(&s->state, &s->model, s->ctx, (size_t)opt.chunk, !strcmp(opt.kv, "f32"), opt.exact);
-    check_learned(&s->state.config, s->ctx);
-    warn_past_context(c, s->ctx);
-    s->logits = xcalloc((size_t)c->vocab_size, 4);
-    uint64_t seed = opt.seed >= 0 ? (uint64_t)opt.seed : (uint64_t)time(NULL);
-    s->sampler = (Sampler){(float)opt.temperature, (float)opt.top_p, (int)opt.top_k,
-                           (float)opt.min_p, (float)opt.repeat_penalty, seed_random(seed)};
-    s->steps = opt.steps;
-}
-
-static void close_session(Session *s)
-{
-    free(s->logits);
-    state_free(&s->state);
-    tokenizer_free(&s->tokenizer);
-    model_free(&s->model);
-}
-
-static void run_mode(Mode mode, Session *s, Grid *g, const char *text, size_t len)
-{
-    switch (mode) {
-    case M_GENERATE: run_generate(s, text ? text : "", len); break;
-    case M_CHAT: run_chat(s, opt.chat_format, opt.system, text); break;
-    case M_PERPLEXITY:
-        if (!text) die(EXIT_USAGE, "--mode perplexity", "needs a text: -f FILE");
-        run_perplexity(s, text, len, (size_t)opt.windows, (size_t)opt.stride, opt.entropy, opt.tsv);
-        break;
-    case M_PASSKEY: run_retrieval(s, task_kinds, 1, g, text, len, opt.tsv); break;
-    case M_RETRIEVAL: run_retrieval(s, task_kinds + 1, 2, g, text, len, opt.tsv); break;
-    case M_ROPE:
-        if (!is_rotary(&s->state.config))
-            die(EXIT_USAGE, "--mode rope", "the model does not rotate (its encoding is %s)",
-                encodings[s->state.config.encoding].name);
-        run_rope(&s->state, opt.tsv);
-        break;
-    case M_INFO: run_info(s, (size_t)opt.chunk, opt.exact || !strcmp(opt.kv, "f32")); break;
-    default: run_bench(s, (size_t)s->ctx);
-    }
-    check_stdout();
+        tokenizer_load(&s->tokenizer, opt.tokenizer ? opt.tokenizer
+                                                    : find_tokenizer(opt.checkpoint),
+                       c->vocab_size);
+    if (mode->run == run_info) return; // whether or not it fits into memory
+    pool_start(opt.threads ? opt.threads : processors());
+    state_init(&s->state, &s->model, s->ctx, opt.chunk, !strcmp(opt.kv, "f32"), opt.exact);
+    check_context(&s->state.config, s->ctx);
+    s->logits = xcalloc(c->vocab_size, 4);
+    opt.sampler.rng = seed_random(opt.seed >= 0 ? opt.seed : (long long)time(NULL));
 }
 
 #ifndef TESTING
 int main(int argc, char **argv)
 {
+    static Session s;
     parse_options(argc, argv);
     if (opt.help) print_help();
-    else if (opt.version) puts(version_text);
-    if (opt.help || opt.version) return check_stdout(), 0;
-    if (!opt.checkpoint) die(EXIT_USAGE, "usage", "run CHECKPOINT [options]; see run -h");
-    Mode mode = parse_mode(opt.mode);
-    if (strcmp(opt.kv, "f16") && strcmp(opt.kv, "f32"))
-        die(EXIT_USAGE, "--kv", "no such type (got '%s', want f16 or f32)", opt.kv);
-    if (opt.prompt && opt.file) die(EXIT_USAGE, "--file", "cannot be used with --prompt");
-    Session s;
-    Grid grid = {.depths = (int)opt.depths, .trials = (int)opt.trials,
-                 .seed = opt.seed >= 0 ? (uint64_t)opt.seed : 1};
-    open_session(&s, &grid, mode);
-    size_t len = opt.prompt ? strlen(opt.prompt) : 0;
-    char *text = opt.file ? read_text(opt.file, &len) : NULL;
-    catch_interrupts();
-    run_mode(mode, &s, &grid, text ? text : opt.prompt, len);
-    free(text);
-    close_session(&s);
+    else if (opt.version) puts("run 0.1");
+    if (!opt.help && !opt.version) {
+        if (!opt.checkpoint) die(EXIT_USAGE, "usage", "run CHECKPOINT [options]; see run -h");
+        int mode = FIND_NAME(modes, opt.mode);
+        if (mode < 0)
+            die(EXIT_USAGE, "--mode", "no such mode (got '%s'); see run -h", opt.mode);
+        if (strcmp(opt.kv, "f16") && strcmp(opt.kv, "f32"))
+            die(EXIT_USAGE, "--kv", "no such type (got '%s', want f16 or f32)", opt.kv);
+        if (opt.prompt && opt.file) die(EXIT_USAGE, "--file", "cannot be used with --prompt");
+        open_session(&s, &modes[mode]);
+        s.text = opt.file ? read_text(opt.file, &s.len) : opt.prompt;
+        if (opt.prompt) s.len = strlen(opt.prompt);
+        catch_interrupts();
+        modes[mode].run(&s);
+    }
+    check_written(stdout, "stdout");
     return 0;
 }
 #endif

@@ -1553,7 +1553,7 @@ static void append_book(Source *s, Tokenizer *t, const char *path)
     size_t len;
     char *text = read_text(path, &len);
     int *ids = xcalloc(len + 2, sizeof(int));
-    int n = tokenizer_encode(t, text, len, ids);
+    int n = tokenizer_encode(t, text, NULL, len, ids);
     s->token = xrealloc(s->token, s->n + (size_t)n + 1, sizeof(uint16_t));
     s->token[s->n++] = ID_BOS;
     for (int i = 0; i < n; i++) s->token[s->n++] = (uint16_t)ids[i];
@@ -1772,7 +1772,7 @@ static void write_boxes(Retrieval *d, uint64_t *rng)
 static size_t put_statement(const Text *x, const char *text, uint16_t *out)
 {
     int ids[2 * sizeof *((Retrieval *)0)->question];
-    int n = tokenizer_encode(x->tokenizer, text, strlen(text), ids);
+    int n = tokenizer_encode(x->tokenizer, text, NULL, strlen(text), ids);
     for (int i = 0; i < n; i++) out[i] = (uint16_t)ids[i];
     return (size_t)n;
 }

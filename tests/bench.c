@@ -170,8 +170,6 @@ static void run_tasks(const char *path, char **tasks, int n_tasks, const Limits 
                    100 * ideal_time(&s, prompt, n, l) / time, prompt ? "multipliers" : "bandwidth");
         fflush(stdout);
     }
-    state_free(&s);
-    model_free(&m);
 }
 
 int main(int argc, char **argv)

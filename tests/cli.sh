@@ -3,26 +3,13 @@
 # writes. Every case asserts the exit status; a refused one also says exactly one line on stderr,
 # which begins with "run: ", and nothing on stdout. Run in the repository's folder.
 
-build=$1
-run=$build/run
-tmp=$build/cli
-rm -rf "$tmp"
-mkdir -p "$tmp"
-passed=0
-failed=0
+. tests/check.sh
 LC_ALL=C
 export LC_ALL
 
 for program in run make_model mutate; do
     [ -x "$build/$program" ] || { echo "cli.sh: no $build/$program"; exit 1; }
 done
-
-ok() { passed=$((passed + 1)); }
-
-bad() {
-    failed=$((failed + 1))
-    echo "cli.sh: $*"
-}
 
 # refused STATUS NAME ARGS...: run ARGS must fail with that status, in one line.
 refused() {
@@ -364,8 +351,7 @@ works "passkey" "$m" -m passkey --lengths 64,96 --depths 2 --trials 1
 works "retrieval" "$m" -m retrieval --lengths 96 --depths 2 --trials 1
 works "rope" "$m" -m rope
 works "rope, yarn" "$m" -m rope --rope-scaling yarn -c 400
-refused 2 "bench, context too short" "$m" -m bench
-works "bench" "$m" -m bench -c 600 --rope-scaling linear
+works "info" "$m" -m info -c 600 --rope-scaling linear
+if grep -q '^memory .*-c 600' "$tmp/out"; then ok; else bad "info: $(cat "$tmp/out")"; fi
 
-echo "cli.sh: $passed passed, $failed failed"
-[ $failed -eq 0 ]
+report

@@ -4,20 +4,7 @@
 # context, with linear interpolation, window, sinks and distance maps; the same bits for any chunk
 # and thread count; and what is refused.
 
-build=$1
-run=$build/run
-tmp=$build/encodings
-rm -rf "$tmp"
-mkdir -p "$tmp"
-passed=0
-failed=0
-
-ok() { passed=$((passed + 1)); }
-
-bad() {
-    failed=$((failed + 1))
-    echo "encodings.sh: $*"
-}
+. tests/check.sh
 
 [ -x "$build/oracle" ] || echo "encodings.sh: no oracle: losses are not checked"
 
@@ -158,5 +145,4 @@ for fields in "5 rows=31 max_distance=128" "5 rows=32 max_distance=16" "5 rows=0
     else bad "encoding $fields: status $status, $(cat "$tmp/err")"; fi
 done
 
-echo "encodings.sh: $passed passed, $failed failed"
-[ $failed -eq 0 ]
+report

@@ -140,42 +140,32 @@ static void put_header(TestModel *m)
     memcpy(m->file + 88, &s.factor, 4);
 }
 
-static void put_version0(TestModel *m, size_t dim, size_t kv_dim, size_t hidden)
+// Header and weights, in the version's order.
+static void put_weights(TestModel *m, size_t dim, size_t kv_dim, size_t hidden)
 {
-    size_t layers = (size_t)m->shape.layers, vocab = (size_t)m->shape.vocab;
-    size_t half = dim / (size_t)m->shape.heads / 2, ctx = (size_t)m->shape.ctx;
-    put_shape(m);
-    put_floats(m, m->tok_emb, vocab * dim);
+    size_t layers = m->shape.layers, vocab = m->shape.vocab;
+    float *matrices[] = {m->wq, m->wk, m->wv, m->wo, m->w1, m->w2, m->w3};
+    size_t rows[] = {dim, kv_dim, kv_dim, dim, hidden, hidden, hidden};
+    int v0 = m->shape.version == 0;
+    if (v0) put_shape(m);
+    else put_header(m);
+    if (v0) put_floats(m, m->tok_emb, vocab * dim);
     put_floats(m, m->att_norm, layers * dim);
-    put_matrices(m, m->wq, dim * dim);
-    put_matrices(m, m->wk, kv_dim * dim);
-    put_matrices(m, m->wv, kv_dim * dim);
-    put_matrices(m, m->wo, dim * dim);
-    put_floats(m, m->ffn_norm, layers * dim);
-    put_matrices(m, m->w1, hidden * dim);
-    put_matrices(m, m->w2, hidden * dim);
-    put_matrices(m, m->w3, hidden * dim);
+    if (!v0) {
+        put_floats(m, m->ffn_norm, layers * dim);
+        put_floats(m, m->final_norm, dim);
+        put_matrix(m, m->tok_emb, vocab * dim);
+    }
+    for (int k = 0; k < 7; k++) {
+        if (v0 && k == 4) put_floats(m, m->ffn_norm, layers * dim);
+        put_matrices(m, matrices[k], rows[k] * dim); // w2 is as large as w1
+    }
+    if (!v0) return;
     put_floats(m, m->final_norm, dim);
-    float *tables = random_floats(ctx * half * 2); // to be skipped, hence nonsense
-    put_floats(m, tables, ctx * half * 2);
-    free(tables);
-}
-
-static void put_version1(TestModel *m, size_t dim, size_t kv_dim, size_t hidden)
-{
-    size_t layers = (size_t)m->shape.layers, vocab = (size_t)m->shape.vocab;
-    put_header(m);
-    put_floats(m, m->att_norm, layers * dim);
-    put_floats(m, m->ffn_norm, layers * dim);
-    put_floats(m, m->final_norm, dim);
-    put_matrix(m, m->tok_emb, vocab * dim);
-    put_matrices(m, m->wq, dim * dim);
-    put_matrices(m, m->wk, kv_dim * dim);
-    put_matrices(m, m->wv, kv_dim * dim);
-    put_matrices(m, m->wo, dim * dim);
-    put_matrices(m, m->w1, hidden * dim);
-    put_matrices(m, m->w2, hidden * dim);
-    put_matrices(m, m->w3, hidden * dim);
+    size_t tables = m->shape.ctx * dim / m->shape.heads;
+    float *nonsense = random_floats(tables); // to be skipped
+    put_floats(m, nonsense, tables);
+    free(nonsense);
 }
 
 // What the encoding learned, random: biases of a size that matters, fire's and kerple's first
@@ -202,8 +192,7 @@ static TestModel make_model(Shape s)
     size_t dim = (size_t)s.dim, hidden = (size_t)s.hidden, half = dim / (size_t)s.heads / 2;
     size_t kv_dim = 2 * half * (size_t)s.kv_heads;
     make_weights(&m);
-    if (s.version == 0) put_version0(&m, dim, kv_dim, hidden);
-    else put_version1(&m, dim, kv_dim, hidden);
+    put_weights(&m, dim, kv_dim, hidden);
     if (s.own_classifier) put_matrix(&m, m.classifier, (size_t)s.vocab * dim);
     put_encoding(&m);
     if (s.scaling == 7) { // longrope
@@ -237,8 +226,6 @@ static void open_model(Model *m, const TestModel *t)
     unlink(path);
 }
 
-static void close_state(State *s) { state_free(s); }
-
 // Tokens from the tests' random numbers.
 static int *random_tokens(size_t n, int vocab, int seed)
 {
@@ -266,6 +253,5 @@ static float *final_states(const Model *m, const int *tokens, size_t n, Feeding 
         forward(&s, tokens + at, count, (int64_t)at);
         memcpy(out + at * dim, s.xb, count * dim * 4);
     }
-    close_state(&s);
     return out;
 }

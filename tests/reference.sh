@@ -2,20 +2,7 @@
 # reference.sh BUILD: checks against public checkpoints in the folder $REFERENCE, and of per-token
 # losses against BUILD/oracle, a slow independent program, on random checkpoints of our own.
 
-build=$1
-run=$build/run
-tmp=$build/reference
-rm -rf "$tmp"
-mkdir -p "$tmp"
-passed=0
-failed=0
-
-ok() { passed=$((passed + 1)); }
-
-bad() {
-    failed=$((failed + 1))
-    echo "reference.sh: $*"
-}
+. tests/check.sh
 
 # oracle NAME MODEL TEXT TOKENIZER FLAGS...: losses of run --exact agree with the oracle's, within
 # 2e-3 at worst and 5e-5 on average.
@@ -97,5 +84,4 @@ TEXT
     fi
 fi
 
-echo "reference.sh: $passed passed, $failed failed"
-[ $failed -eq 0 ]
+report

@@ -203,7 +203,6 @@ static void check_naive(const TestModel *t, const Model *m, int n, Feeding f, do
     double *want = naive_states(t, &s.config, tokens, n);
     float *got = final_states(m, tokens, (size_t)n, f);
     CHECK_NEAR(worst_difference(got, want, (size_t)(n * t->shape.dim)), 0, tolerance);
-    close_state(&s);
     free(tokens), free(want), free(got);
 }
 
@@ -218,7 +217,6 @@ static void test_methods_naive(void)
         check_naive(&t, &m, 530, (Feeding){.chunk = 128, .step = 128, .exact = 1}, 1e-4);
         note_failures(before, "method %s", methods[k].name);
     }
-    model_free(&m);
     free_test_model(&t);
 }
 
@@ -245,7 +243,6 @@ static void check_shape(Shape s)
     check_naive(&t, &m, 70, (Feeding){.chunk = 33, .step = 33, .exact = 0}, 0.25);
     note_failures(before, "version %d, dim %d, hidden %d, heads %d, kv heads %d, group %d",
                   s.version, s.dim, s.hidden, s.heads, s.kv_heads, s.group);
-    model_free(&m);
     free_test_model(&t);
 }
 
@@ -281,7 +278,6 @@ static void test_extension(void)
     CHECK_BITS(m.config.rope.short_factors, t.short_factors, 8);
     CHECK_BITS(m.config.rope.long_factors, t.long_factors, 8);
     check_naive(&t, &m, 150, (Feeding){.chunk = 40, .step = 40, .exact = 1}, 1e-4);
-    model_free(&m);
     free_test_model(&t);
     s = (Shape){.version = 102, .dim = 32, .hidden = 16, .heads = 2, .kv_heads = 1, .layers = 2,
                 .vocab = 30, .ctx = 99, .group = 8, .encoding = ENC_NOPE};
@@ -309,9 +305,7 @@ static void test_classify(void)
             bad += !(fabs(logits[i] - want) <= 1e-4);
         }
         CHECK_INT(bad, 0);
-        close_state(&st);
         free(tokens);
-        model_free(&m);
         free_test_model(&t);
     }
 }
@@ -349,14 +343,12 @@ static void test_chunks(void)
         set_method(&m, k);
         check_chunks(&m, k ? 600 : 1100, k % 2, methods[k].name); // past SEGMENT, twice
     }
-    model_free(&m);
     free_test_model(&t);
     s = (Shape){.version = 2, .dim = 96, .hidden = 100, .heads = 2, .kv_heads = 1, .layers = 2,
                 .vocab = 50, .ctx = 64, .group = 8, .seed = 9};
     t = make_model(s); // head size 48, w2's groups straddle rows
     open_model(&m, &t);
     check_chunks(&m, 200, 0, "head size 48");
-    model_free(&m);
     free_test_model(&t);
 }
 
@@ -380,10 +372,8 @@ static void test_uneven_chunks(void)
         }
         CHECK_INT(bad, 0);
         note_failures(before, "method %s", methods[k].name);
-        close_state(&s);
         free(tokens), free(want);
     }
-    model_free(&m);
     free_test_model(&t);
 }
 
@@ -419,7 +409,6 @@ static void test_threads(void)
     pool_start(1);
     for (int k = 0; k < 4; k++) free(want[k]);
     free(tokens);
-    model_free(&m);
     free_test_model(&t);
 }
 
@@ -440,7 +429,6 @@ static void check_same(RopeConfig a, RopeConfig b, int n, Feeding fa, Feeding fb
     CHECK_BITS(x, y, (size_t)n * (size_t)small.dim);
     note_failures(before, "%s", what);
     free(tokens), free(x), free(y);
-    model_free(&m);
     free_test_model(&t);
 }
 
@@ -481,8 +469,6 @@ static void test_ring(void)
         state_init(&full, &m, 1000, 1000, 0, 0);
         CHECK(ring.cache.n_slots < 8);
         CHECK_INT(full.cache.n_slots, 16);
-        close_state(&ring), close_state(&full);
-        model_free(&m);
         free_test_model(&t);
         check_same(all[k], all[k], 1000, (Feeding){.chunk = 7, .step = 7},
                    (Feeding){.chunk = 1000, .step = 7}, "ring against full cache");
@@ -505,9 +491,7 @@ static void test_no_memory(void)
     forward(&s, tokens, 400, 0);
     forward(&s, tokens, 180, 0);
     CHECK_BITS(s.xb, want, 180 * 64);
-    close_state(&s);
     free(tokens), free(want);
-    model_free(&m);
     free_test_model(&t);
 }
 
@@ -527,9 +511,7 @@ static void test_entropy(void)
     for (int i = 0; i < 600; i++)
         bad += !(fabs(s.entropy_sum[i] / small.heads - log(i + 1)) < 1e-4);
     CHECK_INT(bad, 0);
-    close_state(&s);
     free(tokens);
-    model_free(&m);
     free_test_model(&t);
 }
 

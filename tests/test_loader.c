@@ -27,7 +27,7 @@ static void use_tokenizer(const char *path)
     int ids[64], n;
     size_t len;
     tokenizer_load(&t, path, 300);
-    n = tokenizer_encode(&t, "a quick <0x41> \xff\xc3\xa9 test", 20, ids);
+    n = tokenizer_encode(&t, "a quick <0x41> \xff\xc3\xa9 test", NULL, 20, ids);
     for (int i = 0; i < n; i++) tokenizer_decode(&t, ID_BOS, ids[i], &len);
     _exit(0);
 }

@@ -280,9 +280,7 @@ static void test_translation(void)
         double worst = 0;
         for (int i = WINDOW * 64; i < N * 64; i++) worst = fmax(worst, fabs(want[i] - s.xb[i]));
         CHECK_NEAR(worst, 0, 1e-4);
-        close_state(&s);
     }
-    model_free(&m);
     free(tokens);
     free_test_model(&t);
 }

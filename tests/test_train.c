@@ -396,7 +396,7 @@ static void make_text(Text *x, double synthetic)
                 .repetition = 0.25};
     classify_pieces(x, 4096);
     Source *s = &x->source[0];
-    int *ids = xcalloc(n + 2, sizeof *ids), count = tokenizer_encode(&tokenizer, text, n, ids);
+    int *ids = xcalloc(n + 2, sizeof *ids), count = tokenizer_encode(&tokenizer, text, NULL, n, ids);
     s->token = xcalloc((size_t)count, sizeof *s->token);
     for (int i = 0; i < count; i++) s->token[i] = (uint16_t)ids[i];
     s->n = (size_t)count;
