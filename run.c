@@ -4499,7 +4499,7 @@ static void run_chat(Session *s)
 // Instruments for text longer than the trained context. Perplexity by position shows where a
 // method breaks; passkey shows whether a far fact can be fetched at all; retrieval asks for one
 // fact among several and for a chain of them, since passkey saturates early. The rope table shows
-// what a method does to each pair, info what the model is. Ctrl-C keeps what was measured.
+// what a method does to each pair, bench what the machine does. Ctrl-C keeps what was measured.
 
 // A row for other programs; f: what tsv_open() gave.
 __attribute__((format(printf, 2, 3))) static void tsv_row(FILE *f, const char *fmt, ...)
@@ -4966,6 +4966,42 @@ static void run_rope(Session *s)
     tsv_close(tsv);
 }
 
+// --- bench --------------------------------------------------------------------------------------
+
+// Multiplications and additions for one token behind `seen` others, classifier left out.
+static double token_flops(const Config *c, double seen)
+{
+    double q = q_dim(c), weights = 2 * c->dim * (q + kv_dim(c)) + 3.0 * c->dim * c->hidden_dim;
+    return 2 * c->n_layers * (weights + 2 * q * seen);
+}
+
+// Prompt and decode speed with 0, 1/4, 1/2, 3/4 and (nearly) all of the context used.
+static void run_bench(Session *s)
+{
+    enum { DECODED = 32 };
+    const Config *c = &s->model.config;
+    size_t ctx = s->ctx, kv = 2 * c->n_layers * kv_dim(c) * s->state.cache.elem;
+    if (ctx < 4 * DECODED) die(EXIT_USAGE, "-c", "too short to measure (got %zu)", ctx);
+    int *ids = xcalloc(ctx, sizeof *ids);
+    uint64_t rng = seed_random(1);
+    for (size_t i = 0; i < ctx; i++) ids[i] = random_below(&rng, c->vocab_size);
+    printf("%9s %12s %9s %12s %8s\n", "context", "prompt tok/s", "GFLOP/s", "decode tok/s", "GB/s");
+    for (size_t depth = 0; depth < ctx && !interrupted; depth += ctx / 4) {
+        size_t end = min_size(depth + ctx / 4, ctx - DECODED);
+        double n = (double)(end - depth), start = seconds();
+        s->pos = (int64_t)depth;
+        feed(s, ids + depth, end - depth);
+        double middle = seconds(), read = middle - start;
+        s->pos = (int64_t)depth;
+        for (int i = 0; i < DECODED && !interrupted; i++) next_logits(s, feed(s, ids + i, 1));
+        double made = (seconds() - middle) / DECODED;
+        printf("%9zu %12.1f %9.1f %12.1f %8.2f\n", depth, n / read,
+               token_flops(c, (double)(depth + end) / 2) * n / read / 1e9, 1 / made,
+               (double)(s->model.weight_bytes + kv * depth) / made / 1e9);
+        fflush(stdout);
+    }
+}
+
 // --- info ---------------------------------------------------------------------------------------
 
 // Parameters and bytes of all matrices, by type.
@@ -5060,7 +5096,7 @@ static const struct {
     {'z', "tokenizer", TEXT(tokenizer), "PATH",
      "default: tokenizer.bin beside the model or a folder up"},
     {'m', "mode", TEXT(mode), "MODE",
-     "generate, chat, info, perplexity, passkey, retrieval, rope"},
+     "generate, chat, perplexity, passkey, retrieval, rope, bench, info"},
     {0, "chat-format", TEXT(chat_format), "NAME",
      "chatml, llama2, llama3, gemma, mistral, zephyr; default: the model's"},
     {'y', "system", TEXT(system), "TEXT", "chat: the system's text"},
@@ -5297,13 +5333,10 @@ typedef struct {
 } Mode;
 
 static const Mode modes[] = {
-    {"generate", run_generate, 0, 1},
-    {"chat", run_chat, 0, 1},
-    {"info", run_info, 0, 0},
-    {"perplexity", run_perplexity, 0, 0},
-    {"passkey", run_passkey, 1, 0},
-    {"retrieval", run_retrieval, 1, 0},
-    {"rope", run_rope, 0, 0},
+    {"generate", run_generate, 0, 1},   {"chat", run_chat, 0, 1},
+    {"perplexity", run_perplexity, 0, 0}, {"passkey", run_passkey, 1, 0},
+    {"retrieval", run_retrieval, 1, 0}, {"rope", run_rope, 0, 0},
+    {"bench", run_bench, 0, 0},         {"info", run_info, 0, 0},
 };
 
 // Which context the run uses: -c, else as trained; the longest length to be tested; or, where a

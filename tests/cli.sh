@@ -353,5 +353,7 @@ works "rope" "$m" -m rope
 works "rope, yarn" "$m" -m rope --rope-scaling yarn -c 400
 works "info" "$m" -m info -c 600 --rope-scaling linear
 if grep -q '^memory .*-c 600' "$tmp/out"; then ok; else bad "info: $(cat "$tmp/out")"; fi
+refused 2 "bench, context too short" "$m" -m bench
+works "bench" "$m" -m bench -c 600 --rope-scaling linear
 
 report
