@@ -47,6 +47,9 @@
 // [Shaw]      Shaw et al. 2018, arXiv 1803.02155
 // [GQA]       Ainslie et al. 2023, grouped-query attention, arXiv 2305.13245
 
+#if __SIZEOF_POINTER__ != 8 || __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
+#error "run.c maps little-endian files of any size: it needs a 64-bit little-endian machine"
+#endif
 #define _GNU_SOURCE
 #include <ctype.h>
 #include <errno.h>
@@ -74,10 +77,6 @@
 #include <arm_neon.h>
 #endif
 
-_Static_assert(sizeof(void *) == 8, "run.c needs a 64-bit machine");
-#if __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
-#error "run.c reads little-endian files in place: a little-endian machine is needed"
-#endif
 
 // ================================================================================================
 // 1  Errors, memory, numbers on the command line
@@ -94,16 +93,21 @@ static const char *prog = "run";
 enum { EXIT_DATA = 1, EXIT_USAGE = 2 }; // a bad file or system failure; a bad command line
 static const char *unfinished;          // a file being written, removed if the program fails
 
+// One line whatever the names in it hold: control characters become '?'.
 __attribute__((noreturn, format(printf, 3, 4))) static void die(int code, const char *what,
                                                                 const char *fmt, ...)
 {
+    char line[PATH_MAX + 512];
     va_list ap;
     va_start(ap, fmt);
     fflush(stdout);
-    fprintf(stderr, "%s: %s: ", prog, what);
-    vfprintf(stderr, fmt, ap);
-    fputc('\n', stderr);
+    int n = snprintf(line, PATH_MAX + 64, "%s: %s: ", prog, what);
+    if (n > PATH_MAX + 63) n = PATH_MAX + 63;
+    vsnprintf(line + n, sizeof line - (size_t)n, fmt, ap);
     va_end(ap);
+    for (char *c = line; *c; c++)
+        if (iscntrl((unsigned char)*c)) *c = '?';
+    fprintf(stderr, "%s\n", line);
     if (unfinished) unlink(unfinished);
     exit(code);
 }
@@ -179,8 +183,10 @@ static char *read_text(const char *path, size_t *len)
     if (!f) die(EXIT_DATA, path, "cannot open (%s)", strerror(errno));
     size_t size = 0, room = 1 << 16;
     char *buf = xrealloc(NULL, room, 1);
-    for (size_t got; (got = fread(buf + size, 1, room - size - 1, f)) > 0;)
+    for (size_t got; (got = fread(buf + size, 1, room - size - 1, f)) > 0;) {
         if ((size += got) + 1 == room) buf = xrealloc(buf, room *= 2, 1);
+        if (size >= INT_MAX / 2) die(EXIT_DATA, path, "too long (want at most 1 GB)");
+    }
     if (ferror(f)) die(EXIT_DATA, path, "cannot read (%s)", strerror(errno));
     if (f != stdin) fclose(f);
     buf[size] = 0;
@@ -1682,11 +1688,24 @@ static void read_header(Model *m)
     if (m->group) check_group(m);
 }
 
+// A mapped file that shrinks, or whose disk fails, shows when a page of it is read.
+static char lost_text[PATH_MAX + 64];
+
+static void on_lost(int sig)
+{
+    static atomic_flag said = ATOMIC_FLAG_INIT;
+    (void)sig;
+    while (atomic_flag_test_and_set(&said)) pause(); // another thread says it
+    if (unfinished) unlink(unfinished);
+    if (write(STDERR_FILENO, lost_text, strlen(lost_text)) < 0) {} // nobody is left to tell
+    _exit(EXIT_DATA);
+}
+
 // Maps the file; *size gets its length.
 static const uint8_t *map_file(const char *path, size_t *size)
 {
     struct stat st;
-    int fd = open(path, O_RDONLY);
+    int fd = open(path, O_RDONLY | O_NONBLOCK); // a pipe is refused, not waited for
     if (fd < 0 || fstat(fd, &st)) die(EXIT_DATA, path, "cannot open (%s)", strerror(errno));
     if (!S_ISREG(st.st_mode)) die(EXIT_DATA, path, "not a file that can be mapped");
     *size = (size_t)st.st_size;
@@ -1694,6 +1713,9 @@ static const uint8_t *map_file(const char *path, size_t *size)
     void *map = mmap(NULL, *size, PROT_READ, MAP_PRIVATE, fd, 0);
     if (map == MAP_FAILED) die(EXIT_DATA, path, "cannot map (%s)", strerror(errno));
     close(fd);
+    snprintf(lost_text, sizeof lost_text, "%s: %s: shrank while in use, or cannot be read\n", prog,
+             path);
+    signal(SIGBUS, on_lost);
     return map;
 }
 
@@ -1943,7 +1965,7 @@ static int take_tensor(Gguf *g, const char *name, size_t rows, size_t cols, Tens
     if (!t) return 0;
     const TensorType *type = NULL;
     for (int i = 0; i < N_TENSOR_TYPES; i++)
-        if ((uint32_t)tensor_types[i].gguf == t->type) type = &tensor_types[i];
+        if (tensor_types[i].gguf == (int64_t)t->type) type = &tensor_types[i];
     if (!type) die(EXIT_DATA, m->path, "tensor %s has an unknown type (got %u)", name, t->type);
     if (t->dims[0] != cols || t->dims[1] != rows || t->dims[2] != 1 || t->dims[3] != 1)
         die(EXIT_DATA, m->path, "tensor %s: shape (got %llu x %llu, want %zu x %zu)", name,
@@ -2753,7 +2775,7 @@ static const float *far_key_table(const Angles *a, const RopeConfig *r, size_t p
 // threads and merges their states in the same order: the same arithmetic, so the same bits.
 
 enum { SEGMENT = 8 * TILE, BLOCK_ROWS = 192 };
-static const float MASKED = -1e30f; // exp(MASKED - m) = 0
+static const float MASKED = -INFINITY; // exp(MASKED - m) = 0
 
 typedef struct {
     size_t elem;       // bytes a number: 2 or 4
@@ -3067,7 +3089,7 @@ static void softmax_step(float *score, float *o, float *ml, size_t v_dim, int en
     for (size_t k = 0; k < TILE; k += LANES) {
         vf s = vload(score + k), p = vexp(s - vset(m));
         sum += p;
-        if (entropy) weighted += p * s;
+        if (entropy) weighted += p * vmax(s, vset(-1e30f)); // 0 * MASKED is 0
         vstore(score + k, p);
     }
     ml[1] += vsum(sum);
@@ -3546,6 +3568,13 @@ static int find_piece(const Tokenizer *t, const char *s, size_t len)
     return -1;
 }
 
+// The same for text, which holds no special tokens.
+static int find_text(const Tokenizer *t, const char *s, size_t len)
+{
+    int id = find_piece(t, s, len);
+    return id >= 0 && t->pieces[id].kind == TOKEN_TEXT ? id : -1;
+}
+
 static void add_piece(Tokenizer *t, int id)
 {
     const Piece *p = &t->pieces[id];
@@ -3862,8 +3891,8 @@ static void offer_merge(Encoder *e, const char *text, int left)
         const MergeRule *p = find_rule(t, a, b);
         if (p->left >= 0) push_merge(&e->merges, (Merge){p->score, left, right, len, p->id});
     } else if (t->id_byte[a] < 0 && t->id_byte[b] < 0) {
-        int id = find_piece(t, text + s[left].start, (size_t)len);
-        if (id >= 0 && t->pieces[id].kind == TOKEN_TEXT && t->id_byte[id] < 0)
+        int id = find_text(t, text + s[left].start, (size_t)len);
+        if (id >= 0 && t->id_byte[id] < 0)
             push_merge(&e->merges, (Merge){t->pieces[id].score, left, right, len, id});
     }
 }
@@ -3876,7 +3905,7 @@ static int split_symbols(const Tokenizer *t, const char *text, size_t len, Symbo
     for (size_t at = 0; at < len;) {
         size_t want = min_size(t->words ? 1 : utf8_length(text[at]), len - at), have = 1;
         while (have < want && ((uint8_t)text[at + have] & 0xc0) == 0x80) have++;
-        int id = t->words ? -1 : find_piece(t, text + at, have);
+        int id = t->words ? -1 : find_text(t, text + at, have);
         size_t step = id < 0 ? 1 : have;
         for (size_t end = at + have; at < end; at += step, n++)
             s[n] = (Symbol){at, (int)step, id < 0 ? t->byte_id[(uint8_t)text[at]] : id, n - 1,
@@ -3939,7 +3968,7 @@ static void encode_words(Encoder *e, const char *text, size_t len)
                     end += n;
         }
         n = cut_word(w, text + at, end - at);
-        int id = w->whole_words ? find_piece(e->t, text + at, n) : -1;
+        int id = w->whole_words ? find_text(e->t, text + at, n) : -1;
         if (id >= 0) e->ids[e->count++] = id;
         else encode_word(e, text + at, n);
     }
@@ -4089,7 +4118,7 @@ static void read_vocab_merges(Tokenizer *t, const Vocab *v)
         size_t a = plain_text(s, (size_t)(space - s), 1, both);
         size_t b = plain_text(space + 1, len - 1 - (size_t)(space - s), 1, both + a);
         int left = find_piece(t, both, a), right = find_piece(t, both + a, b);
-        int id = find_piece(t, both, a + b);
+        int id = find_text(t, both, a + b);
         if (left < 0 || right < 0 || id < 0) continue; // it can never happen
         MergeRule *p = find_rule(t, left, right);
         if (p->left < 0) *p = (MergeRule){left, right, id, -(float)rank};
@@ -4130,7 +4159,7 @@ static void tokenizer_from_vocab(Tokenizer *t, const char *path, const Vocab *v)
         die(EXIT_DATA, path, "unknown cut into words (got %s, want gpt-2, smollm, llama-bpe, qwen2 "
             "or default)", v->pre);
     for (int byte = 0; byte < 256; byte++)
-        t->byte_id[byte] = find_piece(t, (char[]){(char)byte}, 1);
+        t->byte_id[byte] = find_text(t, (char[]){(char)byte}, 1);
     read_vocab_merges(t, v);
 }
 
@@ -4141,11 +4170,17 @@ typedef struct {
     size_t n;
 } Stream;
 
+// At once, not when hours of text went to a full disk or a closed pipe.
+static void check_written(FILE *f)
+{
+    if (fflush(f) || ferror(f)) die(EXIT_DATA, "stdout", "cannot write (%s)", strerror(errno));
+}
+
 static void stream_flush(Stream *s)
 {
     fwrite(s->held, 1, s->n, s->out);
     s->n = 0;
-    fflush(s->out);
+    check_written(s->out);
 }
 
 static void stream_write(Stream *s, const char *bytes, size_t len)
@@ -4159,7 +4194,7 @@ static void stream_write(Stream *s, const char *bytes, size_t len)
             s->n = 0;
         }
     }
-    fflush(s->out);
+    check_written(s->out);
 }
 
 // ================================================================================================
@@ -4254,7 +4289,7 @@ static int sample(Sampler *s, float *logits, size_t n, const int *recent, int n_
     Candidate *c = xrealloc(NULL, n, sizeof *c);
     size_t left = 0;
     for (size_t i = 0; i < n; i++) {
-        float p = expf((logits[i] - top) / s->temperature);
+        float p = (int)i == best ? 1 : expf((logits[i] - top) / s->temperature);
         if (p >= floor) c[left++] = (Candidate){p, (int)i}, sum += p;
     }
     if (s->top_k || s->top_p < 1) left = cut_candidates(s, c, left, &sum);
@@ -4286,17 +4321,24 @@ typedef struct {
 
 static volatile sig_atomic_t interrupted;
 
-// The first Ctrl-C ends the text cleanly, the second ends the program (the default action).
+// The first Ctrl-C ends the text cleanly, the second ends the program, as SIGTERM does.
 static void on_interrupt(int sig)
 {
-    (void)sig;
+    int first = sig == SIGINT && !interrupted;
     interrupted = 1;
+    if (first) return;
+    if (unfinished) unlink(unfinished);
+    signal(sig, SIG_DFL);
+    raise(sig);
 }
 
-static void catch_interrupts(void)
+// A broken pipe shows as a failed write.
+static void catch_signals(void)
 {
-    struct sigaction action = {.sa_handler = on_interrupt, .sa_flags = (int)SA_RESETHAND};
+    struct sigaction action = {.sa_handler = on_interrupt}; // waiting for input ends, too
     sigaction(SIGINT, &action, NULL);
+    sigaction(SIGTERM, &action, NULL);
+    signal(SIGPIPE, SIG_IGN);
 }
 
 // A line on stderr that replaces itself, when someone is there to see it and the work takes more
@@ -4346,9 +4388,10 @@ static void next_logits(Session *s, size_t row)
 {
     size_t vocab = (size_t)s->model.config.vocab_size;
     classify(&s->state, row, 1, s->logits);
-    if (!isfinite(dot(s->logits, s->logits, vocab)))
-        die(EXIT_DATA, s->model.path, "its logits are not finite at position %lld",
-            (long long)s->pos - 1);
+    for (size_t i = 0; i < vocab; i++)
+        if (!isfinite(s->logits[i]))
+            die(EXIT_DATA, s->model.path, "its logits are not finite at position %lld",
+                (long long)s->pos - 1);
 }
 
 static void write_token(const Session *s, Stream *out, int prev, int id)
@@ -4388,11 +4431,6 @@ static int *encode_prompt(const Session *s, const char *text, size_t len, size_t
     return ids;
 }
 
-static void check_stdout(void)
-{
-    if (fflush(stdout) || ferror(stdout)) die(EXIT_DATA, "stdout", "cannot write");
-}
-
 static void run_generate(Session *s, const char *prompt, size_t len)
 {
     size_t n, made = 0;
@@ -4410,7 +4448,7 @@ static void run_generate(Session *s, const char *prompt, size_t len)
     fputc('\n', stdout);
     say_speed(n, middle - start, made, seconds() - middle);
     free(ids);
-    check_stdout();
+    check_written(stdout);
 }
 
 // How a conversation is written; bytes 1 and 2 stand for BOS and EOS.
@@ -4532,7 +4570,7 @@ static void run_chat(Session *s, const char *format, const char *system, const c
     }
     free(line);
     say_speed(read, read_s, made, made_s);
-    check_stdout();
+    check_written(stdout);
 }
 
 // ================================================================================================
@@ -4544,7 +4582,7 @@ static void run_chat(Session *s, const char *format, const char *system, const c
 // what a method does to each pair, bench what the machine does. Ctrl-C keeps what was measured.
 
 // A table for other programs: written beside its place and moved there when complete, unless the
-// place is a device or a pipe.
+// place is a device, a pipe or a link.
 typedef struct {
     const char *path; // NULL: not wanted
     char *tmp;        // NULL: written directly
@@ -4556,8 +4594,9 @@ __attribute__((format(printf, 2, 3))) static void tsv_row(Tsv *t, const char *fm
     if (!t->path) return;
     va_list ap;
     va_start(ap, fmt);
-    vfprintf(t->f, fmt, ap);
+    int n = vfprintf(t->f, fmt, ap);
     va_end(ap);
+    if (n < 0) die(EXIT_DATA, t->path, "cannot write (%s)", strerror(errno));
 }
 
 static Tsv tsv_open(const char *path, const char *header)
@@ -4565,7 +4604,7 @@ static Tsv tsv_open(const char *path, const char *header)
     Tsv t = {.path = path};
     struct stat st;
     if (!path) return t;
-    if (stat(path, &st) || S_ISREG(st.st_mode)) {
+    if (lstat(path, &st) || S_ISREG(st.st_mode)) {
         t.tmp = xrealloc(NULL, strlen(path) + 5, 1);
         sprintf(t.tmp, "%s.tmp", path);
     }
@@ -4579,8 +4618,7 @@ static Tsv tsv_open(const char *path, const char *header)
 static void tsv_close(Tsv *t)
 {
     if (!t->path) return;
-    int bad = ferror(t->f);
-    if (fclose(t->f) || bad || (t->tmp && rename(t->tmp, t->path)))
+    if (fclose(t->f) || (t->tmp && rename(t->tmp, t->path)))
         die(EXIT_DATA, t->path, "cannot write (%s)", strerror(errno));
     unfinished = NULL;
     free(t->tmp);
@@ -4999,7 +5037,7 @@ static void run_grid(Session *s, const TaskKind *kind, const Filler *f, const Gr
         printf("%9zu%s", g->lengths[l], row); // the whole row at once: progress uses the line
         if (done > 0) printf(" %7.0f", 100 * right / done);
         printf("\n");
-        fflush(stdout);
+        check_written(stdout);
         total += right;
         cells += done;
     }
@@ -5095,7 +5133,7 @@ static void run_bench(Session *s, size_t ctx)
         double bytes = (double)s->model.weight_bytes + (double)(kv * depth * s->state.cache.elem);
         printf("%9zu %12.1f %9.1f %12.1f %8.2f\n", depth, (double)n / read,
                token_flops(c, mid) * (double)n / read / 1e9, 1 / made, bytes / made / 1e9);
-        fflush(stdout);
+        check_written(stdout);
     }
     free(ids);
 }
@@ -5344,12 +5382,12 @@ static const float *read_factors(const char *path, size_t pairs)
     float *list = xcalloc(pairs, sizeof *list);
     for (;;) {
         at += strspn(at, ", \t\r\n");
-        if (!*at) break;
+        if (at == text + len) break;
         char *end;
         float v = strtof(at, &end);
         if (end == at || !(v > 0 && v < 1e6f))
             die(EXIT_DATA, path, "number %zu (got '%.*s', want one above 0)", n + 1,
-                (int)strcspn(at, ", \t\r\n"), at);
+                (int)min_size(strcspn(at, ", \t\r\n"), 40), at);
         if (n < pairs) list[n] = v;
         n++;
         at = end;
@@ -5564,16 +5602,18 @@ static void run_mode(Mode mode, Session *s, Grid *g, const char *text, size_t le
     case M_INFO: run_info(s, (size_t)opt.chunk, opt.exact || !strcmp(opt.kv, "f32")); break;
     default: run_bench(s, (size_t)s->ctx);
     }
-    check_stdout();
+    check_written(stdout);
 }
 
 #ifndef TESTING
 int main(int argc, char **argv)
 {
+    // A closed stdin, stdout or stderr must not become some file that is opened later.
+    for (int fd = 0; fd >= 0 && fd < 3;) fd = open("/dev/null", O_RDONLY);
     parse_options(argc, argv);
     if (opt.help) print_help();
     else if (opt.version) puts(version_text);
-    if (opt.help || opt.version) return check_stdout(), 0;
+    if (opt.help || opt.version) return check_written(stdout), 0;
     if (!opt.checkpoint) die(EXIT_USAGE, "usage", "run CHECKPOINT [options]; see run -h");
     Mode mode = parse_mode(opt.mode);
     if (strcmp(opt.kv, "f16") && strcmp(opt.kv, "f32"))
@@ -5585,7 +5625,7 @@ int main(int argc, char **argv)
     open_session(&s, &grid, mode);
     size_t len = opt.prompt ? strlen(opt.prompt) : 0;
     char *text = opt.file ? read_text(opt.file, &len) : NULL;
-    catch_interrupts();
+    catch_signals();
     run_mode(mode, &s, &grid, text ? text : opt.prompt, len);
     free(text);
     close_session(&s);
