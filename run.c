@@ -1211,7 +1211,7 @@ static void product_q8(const Matmul *m, const Product *p, size_t r0, int n_rows)
     for (int r = 0; r < PANEL; r++) {
         size_t row = r0 + (size_t)(r < n_rows ? r : 0), at = (size_t)r * n_groups;
         panel.rows[r] = (const int8_t *)w->data + row * w->cols;
-        scale_rows[r] = w->scales + row * n_groups;
+        if (w->scales) scale_rows[r] = w->scales + row * n_groups;
         if (!w->type->decode) continue;
         panel.rows[r] = q + (size_t)r * w->cols;
         scale_rows[r] = blocks + at;
@@ -4446,9 +4446,9 @@ static void run_generate(Session *s, const char *prompt, size_t len)
         write_token(s, &out, i ? ids[i - 1] : -1, ids[i]);
     if (!interrupted) made = generate_reply(s, row, &out);
     fputc('\n', stdout);
+    check_written(stdout);
     say_speed(n, middle - start, made, seconds() - middle);
     free(ids);
-    check_written(stdout);
 }
 
 // How a conversation is written; bytes 1 and 2 stand for BOS and EOS.
@@ -4569,8 +4569,8 @@ static void run_chat(Session *s, const char *format, const char *system, const c
         free(ids);
     }
     free(line);
-    say_speed(read, read_s, made, made_s);
     check_written(stdout);
+    say_speed(read, read_s, made, made_s);
 }
 
 // ================================================================================================

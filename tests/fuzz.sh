@@ -23,7 +23,7 @@ for target; do
     log=$build/fuzz-$target.log
     mkdir -p "$build/corpus/$target"
     if [ $how = libfuzzer ]; then
-        FUZZ_TARGET=$target "$build/fuzzer" -max_total_time="$limit" -max_len=200000 -timeout=20 \
+        FUZZ_TARGET=$target "$build/fuzzer" -max_total_time="$limit" -timeout=20 \
             -rss_limit_mb=3000 -use_value_profile=1 -print_final_stats=1 \
             -artifact_prefix="$build/crash-$target-" \
             "$build/corpus/$target" "$build/seeds/$target" > "$log" 2>&1
