@@ -456,12 +456,12 @@ ended "Ctrl-C in chat" $? 0 "generated: 0"
 exec 3>&-
 for how in "INT INT 130" "TERM 143"; do
     rm -f "$tmp/c.tsv"*
-    "$run" "$m" -m perplexity -f "$tmp/long2" -c 40000 --chunk 20000 --tsv "$tmp/c.tsv" \
+    "$run" "$m" -m perplexity -f "$tmp/long" -c 60000 --chunk 60000 --tsv "$tmp/c.tsv" \
         > "$tmp/out" 2> "$tmp/err" &
     pid=$!
     tries=0
     while [ ! -e "$tmp/c.tsv.tmp" ] && [ $tries -lt 600 ]; do sleep 0.1; tries=$((tries + 1)); done
-    for signal in ${how% *}; do kill -"$signal" $pid; sleep 0.3; done
+    for signal in ${how% *}; do kill -"$signal" $pid; sleep 0.1; done
     wait $pid
     got=$?
     if [ $got -eq "${how##* }" ]; then ok; else bad "$how: exit status $got"; fi
