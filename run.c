@@ -4419,12 +4419,15 @@ static size_t generate_reply(Session *s, size_t row, Stream *out)
     return made;
 }
 
+// Stands for a text without tokens, since a model needs one to go on from.
+static int any_token(const Tokenizer *t) { return t->bos >= 0 ? t->bos : t->eos >= 0 ? t->eos : 0; }
+
 // BOS, if the model has it, and the text's tokens; at least one. The caller frees them.
 static int *encode_prompt(const Session *s, const char *text, size_t len, size_t *n)
 {
     const Tokenizer *t = &s->tokenizer;
     int *ids = xrealloc(NULL, add_size(mul_size(len, 2), 2), sizeof *ids);
-    ids[0] = t->bos >= 0 ? t->bos : t->eos >= 0 ? t->eos : 0;
+    ids[0] = any_token(t);
     *n = (size_t)t->add_bos;
     *n += (size_t)tokenizer_encode(t, text, len, ids + *n);
     if (!*n) *n = 1;
@@ -4505,7 +4508,7 @@ static void add_text(Turn *t, const char *s, char template)
     t->len += n;
 }
 
-// The ids of a turn; the caller frees them.
+// The ids of a turn, at least one; the caller frees them.
 static int *encode_turn(const Session *s, const ChatFormat *f, const char *system,
                         const char *user, size_t *n)
 {
@@ -4521,6 +4524,7 @@ static int *encode_turn(const Session *s, const ChatFormat *f, const char *syste
     add_text(&t, f->reply, 1);
     int *ids = xrealloc(NULL, 2 * t.len + 1, sizeof *ids);
     *n = (size_t)encode_template(&s->tokenizer, t.text, t.template, t.len, ids);
+    if (!*n) ids[(*n)++] = any_token(&s->tokenizer);
     free(t.text);
     free(t.template);
     return ids;

@@ -130,8 +130,25 @@ static void replay(const char *folder)
     CHECK(n > 0);
 }
 
+// A vocabulary that can write nothing of a turn: there is a token to go on from all the same.
+static void test_empty_turn(void)
+{
+    static List tokens;
+    size_t n;
+    add_string(&tokens, "Q", 1);
+    Vocab v = {.tokens = {tokens.p, 1}, .merges.at = tokens.p, .bpe = 1, .bos = -1, .eos = -1,
+               .eot = -1, .pre = "gpt-2"};
+    Session s = {0};
+    tokenizer_from_vocab(&s.tokenizer, "test", &v);
+    int *ids = encode_turn(&s, &chat_formats[0], NULL, "xyz", &n);
+    CHECK(n == 1 && ids[0] == 0);
+    free(ids);
+    tokenizer_free(&s.tokenizer);
+}
+
 int main(void)
 {
+    test_empty_turn();
     alarm(600);
     give_seeds(damage);
     replay("tests/regress");
