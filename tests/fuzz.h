@@ -96,7 +96,7 @@ static void run_model(const Model *m, uint64_t bits, int64_t ctx)
     const Config *c = &m->config;
     State s;
     size_t chunk = 1 + bits % 16, vocab = (size_t)c->vocab_size;
-    size_t n = bits >> 16 & 3 || m->weight_bytes > 1 << 18 ? 5 : 80;
+    size_t n = bits >> 16 & 3 || m->weight_bytes > 1 << 16 ? 3 : 80;
     int exact = bits >> 4 & 1, f32 = bits >> 5 & 1, tokens[16];
     if (m->weight_bytes > 4 << 20 || c->n_layers > 64 || c->dim > 1 << 12 || c->hidden_dim > 1 << 14)
         return;

@@ -8,7 +8,7 @@
 #   portable          make portable, cli.sh once for each level
 #   m32               must be refused by the compiler, with the reason
 #   sanitize          make test under clang's address and undefined-behaviour sanitizers
-#   threads           unit tests of attention, the tokenizer and cli.sh under the thread sanitizer
+#   threads           cli.sh, with its threads and interrupts, under the thread sanitizer
 #   valgrind          the tools' smallest models, read and generated from, under valgrind
 #
 # Logs go to build/matrix/CELL.log. Exit status 1 if a cell failed.
@@ -146,8 +146,7 @@ for c; do
     m32) cell m32 gcc m32 ;;
     sanitize) cell sanitize clang tests sanitize clang "$san" ;;
     threads)
-        cell threads gcc some threads gcc "-O1 -g -march=native -fsanitize=thread" "" \
-            test_attention test_tokenizer ;;
+        cell threads gcc some threads gcc "-O2 -g -march=native -fsanitize=thread" "" ;;
     valgrind) cell valgrind valgrind valgrind_cell ;;
     *-O*-*)
         case $c in
