@@ -98,8 +98,8 @@ static void run_model(const Model *m, uint64_t bits, int64_t ctx)
     size_t chunk = 1 + bits % 16, vocab = (size_t)c->vocab_size;
     size_t n = bits >> 16 & 3 || m->weight_bytes > 1 << 16 ? 3 : 80;
     int exact = bits >> 4 & 1, f32 = bits >> 5 & 1, tokens[16];
-    if (m->weight_bytes > 4 << 20 || c->n_layers > 64 || c->dim > 1 << 12 || c->hidden_dim > 1 << 14)
-        return;
+    if (m->weight_bytes > 4 << 20 || c->n_layers > 64 || c->dim > 1 << 12 ||
+        c->hidden_dim > 1 << 14) return;
     Config resolved = *c;
     Cache cache = {0};
     rope_resolve(&resolved.rope, c->train_ctx, ctx);
@@ -247,7 +247,8 @@ static void use_text(const uint8_t *data, size_t size)
     char name[8];
     tokens.n = merges.n = 0;
     for (; n < 3 && !bpe; n++) types[n] = 3, add_string(&tokens, "<s>", n);
-    for (int b = 0; b < 256; b++) types[n++] = 1, add_string(&tokens, name, byte_name(bpe, b, name));
+    for (int b = 0; b < 256; b++, types[n++] = 1)
+        add_string(&tokens, name, byte_name(bpe, b, name));
     for (int k = 0; k < data[1] && at + 2 <= size; k++, n++) {
         size_t len = min_size(data[at] % 16, size - at - 2);
         types[n] = data[at] >> 5 == 1 ? 3 : data[at] >> 5 == 2 ? 4 : 1;
@@ -270,8 +271,8 @@ static void use_text(const uint8_t *data, size_t size)
         }
         add_string(&merges, both, len);
     }
-    Vocab v = {.tokens = {tokens.p, n}, .merges = {merges.p, n_merges}, .bpe = bpe, .bos = bpe ? -1 : 1,
-               .eos = -1, .eot = -1, .types = (uint8_t *)types,
+    Vocab v = {.tokens = {tokens.p, n}, .merges = {merges.p, n_merges}, .bpe = bpe,
+               .bos = bpe ? -1 : 1, .eos = -1, .eot = -1, .types = (uint8_t *)types,
                .scores = bpe ? NULL : (uint8_t *)scores, .space_prefix = data[0] >> 4 & 1};
     strcpy(v.pre, styles[data[0] >> 1 & 3]);
     tokenizer_from_vocab(&tokenizer, "fuzz", &v);
@@ -451,7 +452,8 @@ static void give_seeds(Give give)
         "\0--rope-scaling\nllama3\n--low-freq-factor\n2\n--beta-fast\n8\n-c\n99",
         "\4--rope-scaling\nlinear\n-c\n128", "\6--rope-scaling\nntk\n-c\n128"};
     static const char *const texts[] = {"\0\3\0\2\5ab\2\7ba\3\11abaabab ba", "\1\2\3\2\1ab\4\1abab"
-        "\202\204\1\3\3\202the abab 12's\n\n x", "\6\1\0\102\1<u>ab<u>ab", "\5\0\0it's 1234 caf\303\251\r\n"};
+        "\202\204\1\3\3\202the abab 12's\n\n x", "\6\1\0\102\1<u>ab<u>ab",
+        "\5\0\0it's 1234 caf\303\251\r\n"};
     static uint8_t tokenizer_file[8000];
     give_checkpoints(give);
     give_ggufs(give);

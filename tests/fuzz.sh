@@ -2,7 +2,8 @@
 # fuzz.sh BUILD SECONDS [TARGET...]: fuzzes each target for so long, one after the other, with
 # clang's libFuzzer if it is there, else by gcc's sanitizers and random changes. Inputs worth
 # keeping stay in BUILD/corpus. Writes a line a target; what breaks run.c is left in BUILD/crash-*
-# and belongs into tests/regress, as TARGET-NAME, when it has been mended. Exit status 1 if anything did.
+# and belongs into tests/regress, as TARGET-NAME, when it has been mended. Exit status 1 if
+# anything did.
 
 build=$1
 limit=$2
@@ -33,6 +34,7 @@ for target; do
     fi || { bad=1; echo "$target: broken, see $log"; grep -m 3 -E 'ERROR|not so|Test unit' "$log"; }
     awk -v t="$target" '/^#[0-9]+.*(NEW|REDUCE)/ { last = $1 } / cov: / { cov = $4; ft = $6 }
          /number_of_executed_units|inputs tried/ { n = $2 ~ /^[0-9]/ ? $2 : $1 }
-         END { print t ": executions " n ", edges " cov ", features " ft ", last new at " last }' "$log"
+         END { print t ": executions " n ", edges " cov ", features " ft ", last new at " last }
+        ' "$log"
 done
 exit $bad

@@ -90,7 +90,8 @@ portable() {
 
 m32() {
     if gcc -m32 -fsyntax-only run.c 2> build/matrix/m32.log; then echo "FAILED: it compiles"
-    elif head -n 5 build/matrix/m32.log | grep -q '#error "run.c maps'; then echo "refused, as it should be"
+    elif head -n 5 build/matrix/m32.log | grep -q '#error "run.c maps'; then
+        echo "refused, as it should be"
     else echo "FAILED: no reason given"; fi
 }
 

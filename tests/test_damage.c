@@ -78,7 +78,7 @@ static void change(int target, const uint8_t *file, size_t size, int tries)
         for (uint32_t c = 1 + random_bits() % 4; c; c--) {
             size_t head = random_bits() % 2 ? min_size(size, 300) : size, at = random_bits() % head;
             uint32_t r = random_bits();
-            if (r % 3 == 0 && size >= 8) memcpy(&copy[min_size(at, size - 8)], &edges[r / 4 % N_EDGES], 4);
+            if (r % 3 == 0 && at + 4 <= size) memcpy(&copy[at], &edges[r / 4 % N_EDGES], 4);
             else copy[at] ^= (uint8_t)(r >> 24);
         }
         attempt(target, copy, size);
