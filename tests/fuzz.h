@@ -451,8 +451,8 @@ static void give_seeds(Give give)
         "\0--rope-scaling\ndynamic\n--rope-factor\n1.5\n-c\n100\n--rope-theta\n500",
         "\0--rope-scaling\nllama3\n--low-freq-factor\n2\n--beta-fast\n8\n-c\n99",
         "\4--rope-scaling\nlinear\n-c\n128", "\6--rope-scaling\nntk\n-c\n128"};
-    static const char *const texts[] = {"\0\3\0\2\5ab\2\7ba\3\11abaabab ba", "\1\2\3\2\1ab\4\1abab"
-        "\202\204\1\3\3\202the abab 12's\n\n x", "\6\1\0\102\1<u>ab<u>ab",
+    static const char *const texts[] = {"\0\3\0\2\5ab\2\7ba\3\11abaabab ba", ("\1\2\3\2\1ab\4\1abab"
+        "\202\204\1\3\3\202the abab 12's\n\n x"), "\6\1\0\102\1<u>ab<u>ab",
         "\5\0\0it's 1234 caf\303\251\r\n"};
     static uint8_t tokenizer_file[8000];
     give_checkpoints(give);
