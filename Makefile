@@ -5,6 +5,8 @@
 # make bench      speed on models of known shapes, against this machine's limits
 # make portable   ./run for any x86-64: kernels for three levels, chosen as it starts
 # make survey     every position encoding, far past its trained context (about 10 minutes)
+# make fuzz       hostile files and options, SECONDS=60 for each kind
+# make matrix     make test with every compiler and machine at hand: hours
 # make clean      remove everything that was built
 #
 # CC and CFLAGS may be given, as in: make CC=clang CFLAGS="-O2 -march=native"
@@ -13,7 +15,8 @@ CC ?= cc
 CFLAGS ?= -O3 -march=native
 BUILD ?= build
 ALL_CFLAGS = -std=gnu11 -Wall -Wextra -ffp-contract=fast $(CFLAGS)
-# Tests and tools include run.c whole and use a part of it.
+# Tests and tools include run.c whole and use a part of it; the trainer's vectors may be wider than
+# the machine's, but no other file calls its functions.
 PART_CFLAGS = $(ALL_CFLAGS) -Wno-unused-function -Wno-psabi
 LDLIBS = -lm -lpthread
 
@@ -58,9 +61,10 @@ bench: $(BUILD)/bench $(BUILD)/make_model
 	sh tests/bench.sh $(BUILD)
 
 ifeq ($(shell uname -m),x86_64)
+RUN = run
 LEVELS = $(BUILD)/run_v2.o $(BUILD)/run_v3.o $(BUILD)/run_v4.o
 portable: $(LEVELS) tests/portable.c
-	$(CC) $(ALL_CFLAGS) -march=x86-64 -o run tests/portable.c $(LEVELS) $(LDLIBS)
+	$(CC) $(ALL_CFLAGS) -march=x86-64 -o $(RUN) tests/portable.c $(LEVELS) $(LDLIBS)
 
 $(BUILD)/run_v4.o: LEVEL = -march=x86-64-v4 -mavx512vnni
 $(BUILD)/run_%.o: run.c | $(BUILD)
@@ -81,4 +85,11 @@ survey: run $(BUILD)/plot
 
 $(BUILD)/test_plot: tests/plot.c
 
-.PHONY: figures survey
+SECONDS ?= 60
+fuzz: | $(BUILD)
+	sh tests/fuzz.sh $(BUILD) $(SECONDS)
+
+matrix:
+	sh tests/matrix.sh
+
+.PHONY: figures survey fuzz matrix

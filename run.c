@@ -47,6 +47,9 @@
 // [Shaw]      Shaw et al. 2018, arXiv 1803.02155
 // [GQA]       Ainslie et al. 2023, grouped-query attention, arXiv 2305.13245
 
+#if __SIZEOF_POINTER__ != 8 || __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
+#error "run.c maps little-endian files of any size: it needs a 64-bit little-endian machine"
+#endif
 #define _GNU_SOURCE
 #include <ctype.h>
 #include <errno.h>
@@ -74,10 +77,6 @@
 #include <arm_neon.h>
 #endif
 
-_Static_assert(sizeof(void *) == 8, "run.c needs a 64-bit machine");
-#if __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
-#error "run.c reads little-endian files in place: a little-endian machine is needed"
-#endif
 
 // ================================================================================================
 // 1  Errors, memory, numbers on the command line
@@ -95,23 +94,28 @@ static const char *prog = "run";
 enum { EXIT_DATA = 1, EXIT_USAGE = 2 }; // a bad file or system failure; a bad command line
 static char *unfinished;                // a file being written, removed if the program fails
 
+// One line whatever the names in it hold: control characters become '?'.
 __attribute__((noreturn, format(printf, 3, 4))) static void die(int code, const char *what,
                                                                 const char *fmt, ...)
 {
+    char line[PATH_MAX + 512];
     va_list ap;
     va_start(ap, fmt);
     fflush(stdout);
-    fprintf(stderr, "%s: %s: ", prog, what);
-    vfprintf(stderr, fmt, ap);
-    fputc('\n', stderr);
+    int n = snprintf(line, PATH_MAX + 64, "%s: %s: ", prog, what);
+    if (n > PATH_MAX + 63) n = PATH_MAX + 63;
+    vsnprintf(line + n, sizeof line - (size_t)n, fmt, ap);
     va_end(ap);
+    for (char *c = line; *c; c++)
+        if (iscntrl((unsigned char)*c)) *c = '?';
+    fprintf(stderr, "%s\n", line);
     if (unfinished) unlink(unfinished);
     exit(code);
 }
 
 static void check_written(FILE *f, const char *name)
 {
-    if (fflush(f) || ferror(f)) die(EXIT_DATA, name, "cannot write");
+    if (fflush(f) || ferror(f)) die(EXIT_DATA, name, "cannot write (%s)", strerror(errno));
 }
 
 static size_t mul_size(size_t a, size_t b)
@@ -194,8 +198,10 @@ static char *read_text(const char *path, size_t *len)
     if (!f) die(EXIT_DATA, path, "cannot open (%s)", strerror(errno));
     size_t size = 0, room = 1 << 16;
     char *buf = xrealloc(NULL, room, 1);
-    for (size_t got; (got = fread(buf + size, 1, room - size - 1, f)) > 0;)
+    for (size_t got; (got = fread(buf + size, 1, room - size - 1, f)) > 0;) {
         if ((size += got) + 1 == room) buf = xrealloc(buf, room *= 2, 1);
+        if (size >= INT_MAX / 2) die(EXIT_DATA, path, "too long (want at most 1 GB)");
+    }
     if (ferror(f)) die(EXIT_DATA, path, "cannot read (%s)", strerror(errno));
     if (f != stdin) fclose(f);
     buf[size] = 0;
@@ -1308,7 +1314,7 @@ static void product_q8(const Matmul *m, const Product *p, size_t r0, int n_rows)
     for (int r = 0; r < PANEL; r++) {
         size_t row = r0 + (size_t)(r < n_rows ? r : 0), at = (size_t)r * n_groups;
         panel.rows[r] = (const int8_t *)w->data + row * w->cols;
-        scale_rows[r] = w->scales + row * n_groups;
+        if (w->scales) scale_rows[r] = w->scales + row * n_groups;
         if (!w->type->decode) continue;
         panel.rows[r] = q + (size_t)r * w->cols;
         scale_rows[r] = blocks + at;
@@ -1796,11 +1802,24 @@ static void read_header(Model *m)
     if (m->group) check_group(m);
 }
 
+// A mapped file that shrinks, or whose disk fails, shows when a page of it is read.
+static char lost_text[PATH_MAX + 64];
+
+static void on_lost(int sig)
+{
+    static atomic_flag said = ATOMIC_FLAG_INIT;
+    (void)sig;
+    while (atomic_flag_test_and_set(&said)) pause(); // another thread says it
+    if (unfinished) unlink(unfinished);
+    if (write(STDERR_FILENO, lost_text, strlen(lost_text)) < 0) {} // nobody is left to tell
+    _exit(EXIT_DATA);
+}
+
 // Maps the file; *size gets its length.
 static const uint8_t *map_file(const char *path, size_t *size)
 {
     struct stat st;
-    int fd = open(path, O_RDONLY);
+    int fd = open(path, O_RDONLY | O_NONBLOCK); // a pipe is refused, not waited for
     if (fd < 0 || fstat(fd, &st)) die(EXIT_DATA, path, "cannot open (%s)", strerror(errno));
     if (!S_ISREG(st.st_mode)) die(EXIT_DATA, path, "not a file that can be mapped");
     *size = (size_t)st.st_size;
@@ -1808,6 +1827,9 @@ static const uint8_t *map_file(const char *path, size_t *size)
     void *map = mmap(NULL, *size, PROT_READ, MAP_PRIVATE, fd, 0);
     if (map == MAP_FAILED) die(EXIT_DATA, path, "cannot map (%s)", strerror(errno));
     close(fd);
+    snprintf(lost_text, sizeof lost_text, "%s: %s: shrank while in use, or cannot be read\n", prog,
+             path);
+    signal(SIGBUS, on_lost);
     return map;
 }
 
@@ -2032,7 +2054,7 @@ static Tensor find_tensor(Gguf *g, const char *name, size_t rows, size_t cols)
     if (!t) return (Tensor){0};
     const TensorType *type = NULL;
     for (int i = 0; i < N_TENSOR_TYPES; i++)
-        if ((uint32_t)tensor_types[i].gguf == t->type) type = &tensor_types[i];
+        if (tensor_types[i].gguf == (int64_t)t->type) type = &tensor_types[i];
     if (!type) die(EXIT_DATA, m->path, "tensor %s has an unknown type (got %u)", name, t->type);
     if (t->dims[0] != cols || t->dims[1] != rows || t->dims[2] != 1 || t->dims[3] != 1)
         die(EXIT_DATA, m->path, "tensor %s: shape (got %llu x %llu, want %zu x %zu)", name,
@@ -2806,7 +2828,7 @@ static const float *far_key_table(const Angles *a, const RopeConfig *r, size_t p
 // threads and merges their states in the same order: the same arithmetic, so the same bits.
 
 enum { SEGMENT = 8 * TILE, BLOCK_ROWS = 192 };
-static const float MASKED = -1e30f; // exp(MASKED - m) = 0
+static const float MASKED = -INFINITY; // exp(MASKED - m) = 0
 
 typedef struct {
     size_t elem;       // bytes a number: 2 or 4
@@ -3096,7 +3118,7 @@ static void softmax_step(float *score, float *o, float *ml, size_t v_dim, int en
     for (size_t k = 0; k < TILE; k += LANES) {
         vf s = vload(score + k), p = vexp(s - vset(m));
         sum += p;
-        if (entropy) weighted += p * s;
+        if (entropy) weighted += p * vmax(s, vset(-1e30f)); // 0 * MASKED is 0
         vstore(score + k, p);
     }
     ml[1] += vsum(sum);
@@ -3579,6 +3601,13 @@ static int find_piece(const Tokenizer *t, const char *s, size_t len)
     return map_find(&t->ids, s, len);
 }
 
+// The same for text, which holds no special tokens.
+static int find_text(const Tokenizer *t, const char *s, size_t len)
+{
+    int id = find_piece(t, s, len);
+    return id >= 0 && t->pieces[id].kind == TOKEN_TEXT ? id : -1;
+}
+
 static void tokenizer_init(Tokenizer *t, const char *path, int vocab_size)
 {
     *t = (Tokenizer){.path = path, .vocab_size = vocab_size, .ids = map_init(vocab_size)};
@@ -3624,6 +3653,7 @@ static void tokenizer_load(Tokenizer *t, const char *path, int vocab_size)
         p->text = t->file + (at += 8);
         if (p->len < 0 || (size_t)p->len > size - at)
             die(EXIT_DATA, path, "piece %d does not fit the file (got length %d)", id, p->len);
+        if (p->score != p->score) die(EXIT_DATA, path, "piece %d has no score (got nan)", id);
         at += p->len;
         if (id <= ID_EOS) p->kind = TOKEN_CONTROL;
     }
@@ -3855,8 +3885,8 @@ static void offer_merge(Encoder *e, const char *text, int left)
         if (rank >= 0)
             push_merge(&e->merges, (Merge){-(float)rank, left, right, len, t->rules[rank].id});
     } else if (t->pieces[pair[0]].kind != TOKEN_BYTE && t->pieces[pair[1]].kind != TOKEN_BYTE) {
-        int id = find_piece(t, text + s[left].start, len);
-        if (id >= 0 && t->pieces[id].kind == TOKEN_TEXT)
+        int id = find_text(t, text + s[left].start, len);
+        if (id >= 0)
             push_merge(&e->merges, (Merge){t->pieces[id].score, left, right, len, id});
     }
 }
@@ -3869,7 +3899,7 @@ static int split_symbols(const Tokenizer *t, const char *text, size_t len, Symbo
     for (size_t at = 0; at < len;) {
         size_t want = min_size(t->words ? 1 : utf8_length(text[at]), len - at), have = 1;
         while (have < want && ((uint8_t)text[at + have] & 0xc0) == 0x80) have++;
-        int id = t->words ? -1 : find_piece(t, text + at, have);
+        int id = t->words ? -1 : find_text(t, text + at, have);
         size_t step = id < 0 ? 1 : have;
         for (size_t end = at + have; at < end; at += step, n++)
             s[n] = (Symbol){at, (int)step, id < 0 ? t->byte_id[(uint8_t)text[at]] : id, n - 1,
@@ -3929,7 +3959,7 @@ static void encode_words(Encoder *e, const char *text, size_t len)
                     end += n;
         }
         n = cut_word(w, text + at, end - at);
-        int id = w->whole_words ? find_piece(e->t, text + at, n) : -1;
+        int id = w->whole_words ? find_text(e->t, text + at, n) : -1;
         if (id >= 0) e->ids[e->count++] = id;
         else encode_word(e, text + at, n);
     }
@@ -4064,7 +4094,7 @@ static void read_vocab_merges(Tokenizer *t, const Vocab *v)
         MergeRule *m = &t->rules[rank];
         m->pair[0] = find_piece(t, both, a);
         m->pair[1] = find_piece(t, both + a, b);
-        m->id = find_piece(t, both, a + b);
+        m->id = find_text(t, both, a + b);
         if (m->pair[0] < 0 || m->pair[1] < 0 || m->id < 0) continue; // it can never happen
         map_add(&t->ranks, m->pair, sizeof m->pair, (int)rank);
     }
@@ -4104,7 +4134,7 @@ static void tokenizer_from_vocab(Tokenizer *t, const char *path, const Vocab *v)
             "or default)", v->pre);
     t->words = &word_styles[style];
     for (int byte = 0; byte < 256; byte++)
-        t->byte_id[byte] = find_piece(t, (char[]){(char)byte}, 1);
+        t->byte_id[byte] = find_text(t, (char[]){(char)byte}, 1);
     read_vocab_merges(t, v);
 }
 
@@ -4114,6 +4144,8 @@ typedef struct {
     char held[4];
     size_t n;
 } Stream;
+
+// At once, not when hours of text went to a full disk or a closed pipe.
 
 static void stream_flush(Stream *s)
 {
@@ -4128,7 +4160,7 @@ static void stream_write(Stream *s, const char *bytes, size_t len)
         s->held[s->n++] = bytes[i];
         if (s->n >= utf8_length(s->held[0])) stream_flush(s);
     }
-    fflush(s->out);
+    check_written(s->out, "stdout");
 }
 
 // ================================================================================================
@@ -4223,7 +4255,7 @@ static int sample(Sampler *s, float *logits, size_t n, const int *recent, int n_
     Candidate *c = xrealloc(NULL, n, sizeof *c);
     size_t left = 0;
     for (size_t i = 0; i < n; i++) {
-        float p = expf((logits[i] - top) / (float)s->temperature);
+        float p = (int)i == best ? 1 : expf((logits[i] - top) / (float)s->temperature);
         if (p >= floor) c[left++] = (Candidate){p, (int)i}, sum += p;
     }
     if (s->top_k || s->top_p < 1) left = cut_candidates(s, c, left, &sum);
@@ -4270,17 +4302,24 @@ typedef struct {
 
 static volatile sig_atomic_t interrupted;
 
-// The first Ctrl-C ends the text cleanly, the second ends the program (the default action).
+// The first Ctrl-C ends the text cleanly, the second ends the program, as SIGTERM does.
 static void on_interrupt(int sig)
 {
-    (void)sig;
+    int first = sig == SIGINT && !interrupted;
     interrupted = 1;
+    if (first) return;
+    if (unfinished) unlink(unfinished);
+    signal(sig, SIG_DFL);
+    raise(sig);
 }
 
-static void catch_interrupts(void)
+// A broken pipe shows as a failed write.
+static void catch_signals(void)
 {
-    struct sigaction action = {.sa_handler = on_interrupt, .sa_flags = (int)SA_RESETHAND};
+    struct sigaction action = {.sa_handler = on_interrupt}; // waiting for input ends, too
     sigaction(SIGINT, &action, NULL);
+    sigaction(SIGTERM, &action, NULL);
+    signal(SIGPIPE, SIG_IGN);
 }
 
 // A line on stderr that replaces itself, when someone is there to see it and the work takes more
@@ -4324,9 +4363,10 @@ static void next_logits(Session *s, size_t row)
 {
     size_t vocab = s->model.config.vocab_size;
     classify(&s->state, row, 1, s->logits);
-    if (!isfinite(dot(s->logits, s->logits, vocab)))
-        die(EXIT_DATA, s->model.path, "its logits are not finite at position %lld",
-            (long long)s->pos - 1);
+    for (size_t i = 0; i < vocab; i++)
+        if (!isfinite(s->logits[i]))
+            die(EXIT_DATA, s->model.path, "its logits are not finite at position %lld",
+                (long long)s->pos - 1);
 }
 
 static void write_token(const Session *s, Stream *out, int prev, int id)
@@ -4357,6 +4397,7 @@ static void reply(Session *s, const int *ids, size_t n, size_t echo)
     }
     stream_flush(&out);
     fputc('\n', stdout);
+    check_written(stdout, "stdout");
     s->n_read += n;
     s->read_s += middle - start;
     s->made_s += seconds() - middle;
@@ -4369,12 +4410,15 @@ static void say_speed(const Session *s)
             s->made_s > 0 ? (double)s->n_made / s->made_s : 0);
 }
 
+// Stands for a text without tokens, since a model needs one to go on from.
+static int any_token(const Tokenizer *t) { return t->bos >= 0 ? t->bos : t->eos >= 0 ? t->eos : 0; }
+
 // BOS, if the model has it, and the text's tokens; at least one. The caller frees them.
 static int *encode_prompt(const Session *s, const char *text, size_t len, size_t *n)
 {
     const Tokenizer *t = &s->tokenizer;
     int *ids = xrealloc(NULL, add_size(mul_size(len, 2), 2), sizeof *ids);
-    ids[0] = t->bos >= 0 ? t->bos : t->eos >= 0 ? t->eos : 0;
+    ids[0] = any_token(t);
     *n = t->add_bos;
     *n += tokenizer_encode(t, text, NULL, len, ids + *n);
     if (!*n) *n = 1;
@@ -4427,7 +4471,7 @@ static const ChatFormat *find_chat_format(const Vocab *v, const char *name)
     return NULL;
 }
 
-// The ids of a turn; the caller frees them. A user cannot write control tokens: only in the
+// The ids of a turn, at least one; the caller frees them. A user cannot write control tokens: only in the
 // template's own parts are they recognised.
 static int *encode_turn(const Session *s, const ChatFormat *f, const char *system,
                         const char *user, size_t *n)
@@ -4453,6 +4497,7 @@ static int *encode_turn(const Session *s, const ChatFormat *f, const char *syste
     }
     int *ids = xrealloc(NULL, 2 * len + 1, sizeof *ids);
     *n = tokenizer_encode(&s->tokenizer, text, template, len, ids);
+    if (!*n) ids[(*n)++] = any_token(&s->tokenizer);
     free(text);
     free(template);
     return ids;
@@ -4490,6 +4535,7 @@ static void run_chat(Session *s)
         reply(s, ids, n, n); // the turn is not echoed
         free(ids);
     }
+    free(line);
     say_speed(s);
 }
 
@@ -4507,8 +4553,9 @@ __attribute__((format(printf, 2, 3))) static void tsv_row(FILE *f, const char *f
     if (!f) return;
     va_list ap;
     va_start(ap, fmt);
-    vfprintf(f, fmt, ap);
+    int n = vfprintf(f, fmt, ap);
     va_end(ap);
+    if (n < 0) die(EXIT_DATA, opt.tsv, "cannot write (%s)", strerror(errno));
 }
 
 // The table that --tsv asks for, or NULL: written beside its place and moved there when complete,
@@ -4517,7 +4564,7 @@ static FILE *tsv_open(const char *header)
 {
     struct stat st;
     if (!opt.tsv) return NULL;
-    if (stat(opt.tsv, &st) || S_ISREG(st.st_mode))
+    if (lstat(opt.tsv, &st) || S_ISREG(st.st_mode))
         unfinished = strcat(strcpy(xcalloc(strlen(opt.tsv) + 5, 1), opt.tsv), ".tmp");
     FILE *f = fopen(unfinished ? unfinished : opt.tsv, "w");
     if (!f) die(EXIT_DATA, opt.tsv, "cannot write (%s)", strerror(errno));
@@ -4903,7 +4950,7 @@ static void run_grid(const Grid *g)
         printf("%9zu%s", opt.length[l], row); // the whole row at once: progress uses the line
         if (done > 0) printf(" %7.0f", 100 * right / done);
         printf("\n");
-        fflush(stdout);
+        check_written(stdout, "stdout");
         total += right;
         cells += done;
     }
@@ -5217,11 +5264,12 @@ static const float *read_factors(const char *path, size_t pairs)
 {
     size_t len, n = 0;
     float *list = xcalloc(pairs, sizeof *list);
-    for (char *at = read_text(path, &len), *end; *(at += strspn(at, ", \t\r\n")); at = end, n++) {
+    char *text = read_text(path, &len), *at = text, *end;
+    for (; (at += strspn(at, ", \t\r\n")) < text + len; at = end, n++) {
         float v = strtof(at, &end);
         if (end == at || !(v > 0 && v < 1e6f))
             die(EXIT_DATA, path, "number %zu (got '%.*s', want one above 0)", n + 1,
-                (int)strcspn(at, ", \t\r\n"), at);
+                (int)min_size(strcspn(at, ", \t\r\n"), 40), at);
         if (n < pairs) list[n] = v;
     }
     if (n != pairs) die(EXIT_DATA, path, "one number a pair (got %zu, want %zu)", n, pairs);
@@ -5390,6 +5438,8 @@ static void open_session(Session *s, const Mode *mode)
 #ifndef TESTING
 int main(int argc, char **argv)
 {
+    // A closed stdin, stdout or stderr must not become some file that is opened later.
+    for (int fd = 0; fd >= 0 && fd < 3;) fd = open("/dev/null", O_RDONLY);
     static Session s;
     parse_options(argc, argv);
     if (opt.help) print_help();
@@ -5405,7 +5455,7 @@ int main(int argc, char **argv)
         open_session(&s, &modes[mode]);
         s.text = opt.file ? read_text(opt.file, &s.len) : opt.prompt;
         if (opt.prompt) s.len = strlen(opt.prompt);
-        catch_interrupts();
+        catch_signals();
         modes[mode].run(&s);
     }
     check_written(stdout, "stdout");

@@ -119,13 +119,14 @@ for at in 76 80 88 96 100 104 108 112; do
 done
 field "$tmp/v101.bin" 84 7 # longrope without its lists
 
-# Weights that are no numbers: refused or not, but with a message, and no crash.
+# Weights that are no numbers are said once, and nothing is sampled from them.
 "$build/make_model" "$tmp/nan.bin" own_classifier=1 nan=1
+"$build/mutate" "$tmp/nan.bin" "$tmp/inf.bin" f32 $(($(wc -c < "$tmp/nan.bin") - 4)) inf
 for t in 0 1; do
-    "$run" "$tmp/nan.bin" -i "Once" -n 5 -t $t -s 1 > "$tmp/out" 2> "$tmp/err"
-    got=$?
-    if [ $got -le 1 ] && [ "$(wc -l < "$tmp/err")" -eq 1 ]; then ok
-    else bad "NaN weight, -t $t: exit status $got: $(head -c 300 "$tmp/err")"; fi
+    for kind in nan inf; do
+        refused 1 "weight $kind, -t $t" "$tmp/$kind.bin" -n 5 -t $t -s 1
+        says "not finite" "weight $kind, -t $t"
+    done
 done
 
 # ---- Tokenizers ----------------------------------------------------------------------------------
@@ -356,4 +357,110 @@ if grep -q '^memory .*-c 600' "$tmp/out"; then ok; else bad "info: $(cat "$tmp/o
 refused 2 "bench, context too short" "$m" -m bench
 works "bench" "$m" -m bench -c 600 --rope-scaling linear
 
-report
+# ---- Resources and signals -----------------------------------------------------------------------
+
+# ended NAME STATUS WANT TEXT: it ended with that status, and the one line in $tmp/err holds TEXT.
+ended() {
+    if [ "$2" -eq "$3" ] && [ "$(wc -l < "$tmp/err")" -eq 1 ] && grep -q -e "$4" "$tmp/err"; then ok
+    else bad "$1: exit status $2, want $3 and '$4': $(head -c 300 "$tmp/err")"; fi
+}
+
+# wait_for FILE: until it is there and not empty, for a minute at most.
+wait_for() {
+    tries=0
+    while [ ! -s "$1" ] && [ $tries -lt 600 ]; do sleep 0.1; tries=$((tries + 1)); done
+}
+
+endless="-i Hello --window 30 -n 0 -t 0"
+"$run" "$m" -n 5 >&- 2> "$tmp/err"
+ended "closed stdout" $? 1 "run: stdout: cannot write"
+"$run" "$m" -m perplexity -f "$tmp/prompt" -c 32 --tsv "$tmp/b.tsv" >&- 2> "$tmp/err"
+ended "closed stdout, with a table" $? 1 "run: stdout: cannot write"
+same "the table with closed stdout" "$tmp/a.tsv" "$tmp/b.tsv"
+"$run" "$m" -f - -n 5 -t 0 <&- > "$tmp/out" 2> "$tmp/err"
+ended "closed stdin" $? 0 "tok/s"
+if "$run" "$m" -i "Once" -n 5 -t 0 2>&- > "$tmp/out"; then ok; else bad "closed stderr"; fi
+# shellcheck disable=SC2086 # the words of $endless are options
+{
+    timeout 60 "$run" "$m" $endless 2> "$tmp/err"
+    echo $? > "$tmp/status"
+} | head -c 1 > "$tmp/out"
+ended "broken pipe" "$(cat "$tmp/status")" 1 "run: stdout: cannot write"
+# shellcheck disable=SC2086
+timeout 60 "$run" "$m" $endless > /dev/full 2> "$tmp/err"
+ended "full disk, endless text" $? 1 "run: stdout: cannot write"
+refused 1 "full disk under a table" "$m" -m perplexity -f "$tmp/prompt" -c 32 --tsv /dev/full
+if [ -c /dev/full ]; then ok; else bad "--tsv /dev/full: the device is gone"; fi
+: > "$tmp/linked"
+ln -s linked "$tmp/link"
+works "a table by a link" "$m" -m perplexity -f "$tmp/prompt" -c 32 --tsv "$tmp/link"
+if [ -h "$tmp/link" ]; then ok; else bad "--tsv replaced a link"; fi
+same "a table by a link" "$tmp/a.tsv" "$tmp/linked"
+
+mkfifo "$tmp/fifo"
+timeout 60 "$run" "$tmp/fifo" > "$tmp/out" 2> "$tmp/err"
+ended "a pipe as model" $? 1 "that can be mapped"
+refused 1 "a name with control characters" "$(printf 'a\nb\033[2J')"
+says 'a?b?\[2J' "a name with control characters"
+head -c 2000000 /dev/zero | tr '\0' '!' > "$tmp/long"
+refused 1 "a prompt of a million tokens" "$m" -f "$tmp/long"
+says "want 96" "a prompt of a million tokens"
+head -c 50000 "$tmp/long" > "$tmp/long2"
+works "a prompt of 50 thousand bytes, small window" "$m" -f "$tmp/long2" --window 30 --sinks 2 -n 5
+if (ulimit -v 500000 && "$run" --version) > "$tmp/out" 2>&1; then
+    (ulimit -v 500000 && "$run" "$tmp/wide.bin" -c 100000) > "$tmp/out" 2> "$tmp/err"
+    ended "a KV cache past the limit" $? 1 "run: memory: cannot"
+fi
+
+# The file shrinks between two turns.
+cp "$m" "$tmp/shrinks.bin"
+"$run" "$tmp/shrinks.bin" -m chat --window 50 -n 10 -t 0 < "$tmp/fifo" > "$tmp/out" 2> "$tmp/err" &
+pid=$!
+exec 3> "$tmp/fifo"
+echo "Hello" >&3
+wait_for "$tmp/out"
+: > "$tmp/shrinks.bin"
+echo "Hello again" >&3
+exec 3>&-
+wait $pid
+ended "the model shrinks" $? 1 "shrinks.bin: shrank"
+
+# Ctrl-C once ends the text, twice the program; neither leaves a part of a table.
+: > "$tmp/out"
+# shellcheck disable=SC2086
+"$run" "$m" $endless > "$tmp/out" 2> "$tmp/err" &
+pid=$!
+wait_for "$tmp/out"
+kill -INT $pid
+wait $pid
+ended "Ctrl-C" $? 0 "generated:"
+if [ -z "$(tail -c 1 "$tmp/out")" ]; then ok; else bad "Ctrl-C: no newline"; fi
+"$run" "$m" -m chat --window 50 < "$tmp/fifo" > "$tmp/out" 2> "$tmp/err" &
+pid=$!
+exec 3> "$tmp/fifo"
+sleep 1 # it waits for a line
+kill -INT $pid
+wait $pid
+ended "Ctrl-C in chat" $? 0 "generated: 0"
+exec 3>&-
+for how in "INT INT 130" "TERM 143"; do
+    rm -f "$tmp/c.tsv"*
+    "$run" "$m" -m perplexity -f "$tmp/long" -c 60000 --chunk 60000 --tsv "$tmp/c.tsv" \
+        > "$tmp/out" 2> "$tmp/err" &
+    pid=$!
+    tries=0
+    while [ ! -e "$tmp/c.tsv.tmp" ] && [ $tries -lt 600 ]; do sleep 0.1; tries=$((tries + 1)); done
+    for signal in ${how% *}; do kill -"$signal" $pid; sleep 0.1; done
+    wait $pid
+    got=$?
+    if [ $got -eq "${how##* }" ]; then ok; else bad "$how: exit status $got"; fi
+    if ls "$tmp"/c.tsv* > "$tmp/out" 2>&1; then bad "$how: left $(cat "$tmp/out")"; else ok; fi
+done
+if command -v setsid > /dev/null; then
+    setsid "$run" "$m" -i "Once" -n 5 -t 0 < /dev/null > "$tmp/out" 2> "$tmp/err"
+    ended "no terminal" $? 0 "generated: 5"
+fi
+works "an empty prompt" "$m" -i "" -n 5 -t 0
+
+echo "cli.sh: $passed passed, $failed failed"
+[ $failed -eq 0 ]

@@ -31,20 +31,20 @@ static const GgufType gguf_types[] = {
     {"q6_k", 14, 256, 210, 3e-5f, 0, 208, -1},
 };
 
-static void put(Out *o, const void *p, size_t n)
+static void put_bytes(Out *o, const void *p, size_t n)
 {
     if (o->n + n > o->room) o->p = xrealloc(o->p, o->room = 2 * (o->n + n), 1);
     memcpy(o->p + o->n, p, n);
     o->n += n;
 }
 
-static void put_u32(Out *o, uint32_t v) { put(o, &v, 4); }
-static void put_u64(Out *o, uint64_t v) { put(o, &v, 8); }
+static void put_u32(Out *o, uint32_t v) { put_bytes(o, &v, 4); }
+static void put_u64(Out *o, uint64_t v) { put_bytes(o, &v, 8); }
 
 static void put_string(Out *o, const char *s)
 {
     put_u64(o, strlen(s));
-    put(o, s, strlen(s));
+    put_bytes(o, s, strlen(s));
 }
 
 static uint64_t n_gguf_keys;
@@ -69,7 +69,7 @@ static void key_f32(Out *o, const char *arch, const char *name, float v)
     char full[64];
     snprintf(full, sizeof full, "%s%s", arch, name);
     put_key(o, full, 6);
-    put(o, &v, 4);
+    put_bytes(o, &v, 4);
 }
 
 static void key_text(Out *o, const char *name, const char *v)
@@ -121,7 +121,7 @@ static void put_tokenizer(Out *o, const GgufSpec *g)
         put_u32(o, id < 3 ? 3 : id == 259 ? 4 : id < 259 && !g->bpe ? 6 : 1);
     if (!g->bpe) {
         put_array(o, "tokenizer.ggml.scores", 6, GGUF_VOCAB);
-        for (int id = 0; id < GGUF_VOCAB; id++) put(o, &(float){-(float)id}, 4);
+        for (int id = 0; id < GGUF_VOCAB; id++) put_bytes(o, &(float){-(float)id}, 4);
     } else {
         put_array(o, "tokenizer.ggml.merges", 8, GGUF_VOCAB - 260);
         for (int id = 260; id < GGUF_VOCAB; id++) {
@@ -149,7 +149,7 @@ static void put_tensor(Tensors *t, const char *name, const GgufType *type, size_
     put_u64(&t->list, cols);
     if (rows > 1) put_u64(&t->list, rows);
     put_u32(&t->list, type->id);
-    while (t->data.n % 32) put(&t->data, "", 1);
+    while (t->data.n % 32) put_bytes(&t->data, "", 1);
     put_u64(&t->list, t->data.n);
     t->n++;
     for (size_t i = 0; i < rows * cols / type->block; i++) {
@@ -165,7 +165,7 @@ static void put_tensor(Tensors *t, const char *name, const GgufType *type, size_
         uint16_t d = float_to_half(type->d), m = float_to_half(type->m);
         if (type->d_at >= 0) memcpy(block + type->d_at, &d, 2);
         if (type->m_at >= 0) memcpy(block + type->m_at, &m, 2);
-        put(&t->data, block, type->bytes);
+        put_bytes(&t->data, block, type->bytes);
     }
 }
 
@@ -183,7 +183,7 @@ static void put_vector(Tensors *t, int layer, const char *part, size_t n, float 
 }
 
 // A matrix of the next type.
-static void put_matrix(Tensors *t, int layer, const char *part, size_t rows, size_t cols)
+static void put_next_matrix(Tensors *t, int layer, const char *part, size_t rows, size_t cols)
 {
     char name[64];
     if (layer < 0) snprintf(name, sizeof name, "%s", part);
@@ -196,17 +196,21 @@ static void put_matrix(Tensors *t, int layer, const char *part, size_t rows, siz
     t->types += len + (t->types[len] == ' ');
 }
 
-enum { G_DIM = 256, G_HIDDEN = 512, G_HEADS = 4, G_KV_HEADS = 2, G_WINDOW = 24 };
+#ifndef GGUF_DIM // small files: K blocks then fit ffn_down alone
+#define GGUF_DIM 256
+#endif
+enum { G_DIM = GGUF_DIM, G_HIDDEN = 256 + GGUF_DIM / 256 * 256, G_HEADS = 4, G_KV_HEADS = 2,
+       G_WINDOW = 24 };
 
 static void put_layer(Tensors *t, int l, size_t d)
 {
     const char *arch = t->spec->arch;
     int gemma = !strcmp(arch, "gemma3");
     put_vector(t, l, "attn_norm.weight", G_DIM, 1);
-    put_matrix(t, l, "attn_q.weight", G_HEADS * d, G_DIM);
-    put_matrix(t, l, "attn_k.weight", G_KV_HEADS * d, G_DIM);
-    put_matrix(t, l, "attn_v.weight", G_KV_HEADS * d, G_DIM);
-    put_matrix(t, l, "attn_output.weight", G_DIM, G_HEADS * d);
+    put_next_matrix(t, l, "attn_q.weight", G_HEADS * d, G_DIM);
+    put_next_matrix(t, l, "attn_k.weight", G_KV_HEADS * d, G_DIM);
+    put_next_matrix(t, l, "attn_v.weight", G_KV_HEADS * d, G_DIM);
+    put_next_matrix(t, l, "attn_output.weight", G_DIM, G_HEADS * d);
     if (!strcmp(arch, "qwen2")) {
         put_vector(t, l, "attn_q.bias", G_HEADS * d, 0.1f);
         put_vector(t, l, "attn_k.bias", G_KV_HEADS * d, -0.2f);
@@ -218,9 +222,9 @@ static void put_layer(Tensors *t, int l, size_t d)
     }
     if (gemma) put_vector(t, l, "post_attention_norm.weight", G_DIM, 0.5f);
     put_vector(t, l, "ffn_norm.weight", G_DIM, 1);
-    put_matrix(t, l, "ffn_gate.weight", G_HIDDEN, G_DIM);
-    put_matrix(t, l, "ffn_up.weight", G_HIDDEN, G_DIM);
-    put_matrix(t, l, "ffn_down.weight", G_DIM, G_HIDDEN);
+    put_next_matrix(t, l, "ffn_gate.weight", G_HIDDEN, G_DIM);
+    put_next_matrix(t, l, "ffn_up.weight", G_HIDDEN, G_DIM);
+    put_next_matrix(t, l, "ffn_down.weight", G_DIM, G_HIDDEN);
     if (gemma) put_vector(t, l, "post_ffw_norm.weight", G_DIM, 0.5f);
 }
 
@@ -253,27 +257,27 @@ static uint8_t *build_gguf(const GgufSpec *g, uint64_t seed, size_t *size)
 {
     int own_head_dim = !strcmp(g->arch, "qwen3") || !strcmp(g->arch, "gemma3");
     int n_layers = strcmp(g->arch, "gemma3") ? 2 : 7; // the sixth is global
-    size_t d = own_head_dim ? 128 : G_DIM / G_HEADS;
+    size_t d = own_head_dim ? G_DIM / 2 : G_DIM / G_HEADS;
     Tensors t = {.spec = g, .types = g->types};
     test_rng = seed;
-    put_matrix(&t, -1, "token_embd.weight", GGUF_VOCAB, G_DIM);
+    put_next_matrix(&t, -1, "token_embd.weight", GGUF_VOCAB, G_DIM);
     for (int l = 0; l < n_layers; l++) put_layer(&t, l, d);
     put_vector(&t, -1, "output_norm.weight", G_DIM, 1);
-    if (!strcmp(g->arch, "llama")) put_matrix(&t, -1, "output.weight", GGUF_VOCAB, G_DIM);
+    if (!strcmp(g->arch, "llama")) put_next_matrix(&t, -1, "output.weight", GGUF_VOCAB, G_DIM);
     if (g->scaling && !strcmp(g->scaling, "freqs"))
         put_vector(&t, -1, "rope_freqs.weight", d / 2, 3);
     Out keys = {0}, o = {0};
     n_gguf_keys = 0;
     put_config(&keys, g, n_layers, d);
     put_tokenizer(&keys, g);
-    put(&o, "GGUF", 4);
+    put_bytes(&o, "GGUF", 4);
     put_u32(&o, 3);
     put_u64(&o, t.n);
     put_u64(&o, n_gguf_keys);
-    put(&o, keys.p, keys.n);
-    put(&o, t.list.p, t.list.n);
-    while (o.n % 32) put(&o, "", 1);
-    put(&o, t.data.p, t.data.n);
+    put_bytes(&o, keys.p, keys.n);
+    put_bytes(&o, t.list.p, t.list.n);
+    while (o.n % 32) put_bytes(&o, "", 1);
+    put_bytes(&o, t.data.p, t.data.n);
     free(keys.p), free(t.list.p), free(t.data.p);
     *size = o.n;
     return o.p;

@@ -515,8 +515,27 @@ static void test_entropy(void)
     free_test_model(&t);
 }
 
+// Scores of any size that a float has: the largest gets all, masked keys and an empty state
+// nothing. Where all overflowed there is no answer: NaN, which the logits then show.
+static void test_large_scores(void)
+{
+    static const float best[] = {-3e38f, -1e31f, 0, 1e31f, 3e38f, -INFINITY};
+    RopeConfig r = {0};
+    for (int k = 0; k < 6; k++) {
+        float score[TILE], o[LANES] = {0}, ml[3] = {MASKED, 0, 0};
+        for (int i = 0; i < TILE; i++) score[i] = i == 3 ? best[k] : i < 10 ? -3.2e38f : 1e38f;
+        if (k == 5) for (int i = 0; i < TILE; i++) score[i] = -INFINITY;
+        CHECK(mask_row(&r, 9, 0, score, NULL));
+        softmax_step(score, o, ml, LANES, 1);
+        if (k == 5) CHECK(isnan(ml[1]));
+        else CHECK(ml[0] == best[k] && ml[1] == 1 && score[3] == 1 && score[10] == 0 && o[0] == 0);
+        if (k < 5) CHECK_NEAR(ml[2], fmaxf(best[k], -1e30f), 0);
+    }
+}
+
 int main(void)
 {
+    test_large_scores();
     test_shapes();
     test_extension();
     test_classify();

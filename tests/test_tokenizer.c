@@ -361,6 +361,18 @@ static void test_penalty(void)
     CHECK_INT(draw(&s, recent, 4), 1);
 }
 
+// Logits of any size, and a penalty that makes the best one infinite.
+static void test_large_logits(void)
+{
+    float logits[3] = {-3e38f, 3e38f, 1};
+    Sampler s = plain_sampler();
+    CHECK_INT(sample(&s, logits, 3, NULL, 0), 1);
+    s.repeat_penalty = 0.1f;
+    CHECK_INT(sample(&s, logits, 3, (int[]){1}, 1), 1);
+    s.top_p = 0.9f;
+    CHECK_INT(sample(&s, logits, 3, NULL, 0), 1); // infinite from the start
+}
+
 static void test_seeds(void)
 {
     Sampler a = plain_sampler(), b = plain_sampler(), c = plain_sampler();
@@ -407,6 +419,7 @@ int main(void)
     test_greedy();
     test_distribution();
     test_penalty();
+    test_large_logits();
     test_seeds();
     test_argmax();
     return report("test_tokenizer");

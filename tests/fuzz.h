@@ -1,0 +1,472 @@
+// fuzz.h: run.c on hostile input, thousands of inputs a second in one process. A target is a
+// function that reads input as run.c does and, where it is accepted, uses what was read. die()
+// ends in exit(), which here jumps back; what was allocated until then is freed. An input is
+// accepted, or refused with one printable line and exit status 1 (2: usage); anything else aborts.
+#define _GNU_SOURCE
+#include <setjmp.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+
+static jmp_buf refused;
+static int status; // of the refusal
+
+__attribute__((noreturn)) static void leave(int code)
+{
+    status = code;
+    longjmp(refused, 1);
+}
+
+// Memory that the input now tried has asked for, so that a refused one loses none.
+static void *live[1 << 14];
+static size_t n_live;
+static int tracking;
+
+static void *track(void *old, void *new)
+{
+    for (size_t i = n_live; old && i-- > 0;)
+        if (live[i] == old) {
+            live[i] = live[--n_live];
+            break;
+        }
+    if (new && tracking && n_live < sizeof live / sizeof *live) live[n_live++] = new;
+    return new;
+}
+
+static void *tracked_realloc(void *p, size_t n)
+{
+    track(p, NULL);
+    return track(NULL, realloc(p, n));
+}
+
+static void tracked_free(void *p)
+{
+    track(p, NULL);
+    free(p);
+}
+
+static struct {
+    void *p;
+    size_t size;
+} mapped[8];
+static size_t n_mapped;
+
+static void *tracked_mmap(void *at, size_t size, int prot, int flags, int fd, off_t offset)
+{
+    void *p = mmap(at, size, prot, flags, fd, offset);
+    if (p != MAP_FAILED && tracking && n_mapped < sizeof mapped / sizeof *mapped)
+        mapped[n_mapped].p = p, mapped[n_mapped++].size = size;
+    return p;
+}
+
+// The file that run.c opens by whatever name.
+static const uint8_t *input;
+static size_t input_size;
+
+static FILE *message; // stands for stderr
+
+static FILE *open_input(void) { return fmemopen((void *)(uintptr_t)input, input_size, "rb"); }
+
+#define TESTING
+#undef stderr
+#define stderr message
+#define exit leave
+#define aligned_alloc(alignment, n) track(NULL, aligned_alloc(alignment, n))
+#define realloc tracked_realloc
+#define free tracked_free
+#define mmap tracked_mmap
+#define fopen(path, how) (strncmp(path, "/proc/", 6) ? open_input() : fopen(path, how))
+#include "../run.c"
+#undef exit
+#undef aligned_alloc
+#undef realloc
+#undef free
+#undef mmap
+#undef fopen
+#include "check.h"
+#include "model.h"
+#define GGUF_DIM 32
+#include "gguf.h"
+
+// What is wrong with run.c, rather than with the input.
+#define MUST(what) \
+    do { \
+        if (!(what)) { \
+            printf("%s:%d: not so: %s\n", __FILE__, __LINE__, #what); \
+            fflush(stdout); \
+            abort(); \
+        } \
+    } while (0)
+
+static void *exact_copy(const uint8_t *data, size_t size) // so that reading past it is seen
+{
+    return memcpy(track(NULL, malloc(size ? size : 1)), data, size);
+}
+
+static const char some_text[] = "Hello <|im_start|> caf\xc3\xa9 \xff 123\n\n  x'll <0x41>";
+
+// Reads n tokens and draws one more, in a way that `bits` choose, if the model is small enough.
+static void run_model(const Model *m, uint64_t bits, int64_t ctx)
+{
+    const Config *c = &m->config;
+    State s;
+    size_t chunk = 1 + bits % 16, vocab = (size_t)c->vocab_size;
+    size_t n = bits >> 16 & 3 || m->weight_bytes > 1 << 16 ? 3 : 80;
+    int exact = bits >> 4 & 1, f32 = bits >> 5 & 1, tokens[16];
+    if (m->weight_bytes > 4 << 20 || c->n_layers > 64 || c->dim > 1 << 12 ||
+        c->hidden_dim > 1 << 14) return;
+    Config resolved = *c;
+    Cache cache = {0};
+    rope_resolve(&resolved.rope, c->train_ctx, ctx);
+    cache_layout(&cache, &resolved, ctx, chunk, 1);
+    if (cache.bytes > 8 << 20 || cache.n_slots * (size_t)c->head_dim > 1 << 20) return;
+    state_init(&s, m, ctx, chunk, f32, exact);
+    if (bits >> 6 & 1) measure_entropy(&s);
+    float *logits = xcalloc(vocab, 4);
+    size_t step = 0;
+    for (size_t at = 0; at < n; at += step) {
+        step = min_size(min_size(n - at, chunk), (size_t)ctx - at);
+        if (!step) break;
+        for (size_t i = 0; i < step; i++) tokens[i] = (int)((at + i) * 7919 % vocab);
+        forward(&s, tokens, step, (int64_t)at);
+    }
+    forward(&s, tokens, 1, ctx - 1);
+    classify(&s, 0, 1, logits);
+    Sampler sampler = {(double)(bits >> 8 & 3) / 2, (double)(bits >> 10 & 3) / 3, bits >> 12 & 7,
+                       0, bits >> 15 & 1 ? 1 : 0.1, seed_random(bits)};
+    int bad = 0;
+    for (size_t i = 0; i < vocab; i++) bad += !isfinite(logits[i]);
+    if (!bad) {
+        int id = sample(&sampler, logits, vocab, tokens, 1);
+        MUST(id >= 0 && id < c->vocab_size);
+    }
+}
+
+// Encodes text with every kind of token; ids must be in range, and decode to the same text.
+static void check_text_ids(const Tokenizer *t, const char *text, size_t len, int lossless)
+{
+    int *ids = xrealloc(NULL, 2 * len + 2, sizeof *ids), prev = t->bos;
+    int n = tokenizer_encode(t, text, NULL, len, ids);
+    char *back = xrealloc(NULL, 1, 1);
+    size_t total = 0;
+    for (int i = 0; i < n; prev = ids[i++]) {
+        size_t got;
+        MUST(ids[i] >= 0 && ids[i] < t->vocab_size);
+        const char *s = tokenizer_decode(t, prev, ids[i], &got);
+        back = xrealloc(back, total + got + 1, 1);
+        memcpy(back + total, s, got);
+        total += got;
+    }
+    // The space before the text stays, if a token for the byte stands for it.
+    size_t extra = total > len ? 1 : 0;
+    MUST(!lossless || (total - extra == len && !memcmp(back + extra, text, len)));
+}
+
+// --- the targets --------------------------------------------------------------------------------
+
+static Model model;
+static Tokenizer tokenizer;
+
+static void load_input(void (*load)(Model *), const uint8_t *data, size_t size)
+{
+    memset(&model, 0, sizeof model);
+    model.path = "fuzz";
+    model.map = exact_copy(data, size);
+    model.size = size;
+    load(&model);
+}
+
+static void use_checkpoint(const uint8_t *data, size_t size)
+{
+    load_input(load_checkpoint, data, size);
+    run_model(&model, hash_bytes((const char *)data, size), 150);
+}
+
+static void use_gguf(const uint8_t *data, size_t size)
+{
+    if (size < 4) return; // model_load() looks at the first four bytes
+    load_input(load_gguf, data, size);
+    tokenizer_from_vocab(&tokenizer, "fuzz", &model.vocab);
+    check_text_ids(&tokenizer, some_text, sizeof some_text - 1, 0);
+    const ChatFormat *f = find_chat_format(&model.vocab, NULL);
+    Session s = {.model = model, .tokenizer = tokenizer};
+    size_t n;
+    if (f) encode_turn(&s, f, "Hi", "there <|im_end|>", &n);
+    run_model(&model, hash_bytes((const char *)data, min_size(size, 4096)), 150);
+}
+
+// A tokenizer.bin, for as many pieces as there are in it.
+static void use_tokenizer(const uint8_t *data, size_t size)
+{
+    int n = 0;
+    for (size_t at = 4; at + 8 <= size && n < 1 << 15; n++) {
+        size_t len = (uint32_t)read_i32(data + at + 4);
+        at += 8 + len;
+    }
+    input = data;
+    input_size = size;
+    tokenizer_load(&tokenizer, "fuzz", n ? n : 1);
+    check_text_ids(&tokenizer, some_text, sizeof some_text - 1, 1);
+    size_t tail = min_size(size, 200);
+    check_text_ids(&tokenizer, (const char *)data + size - tail, tail, 1);
+}
+
+typedef struct {
+    uint8_t p[1 << 17];
+    size_t n;
+} List;
+
+static void add_string(List *l, const void *s, size_t len)
+{
+    if (l->n + 8 + len > sizeof l->p) return;
+    memcpy(l->p + l->n, &(uint64_t){len}, 8);
+    memcpy(l->p + l->n + 8, s, len);
+    l->n += 8 + len;
+}
+
+// The name of a token that stands for a byte.
+static size_t byte_name(int bpe, int byte, char out[8])
+{
+    if (!bpe) return (size_t)sprintf(out, "<0x%02X>", (unsigned)byte);
+    for (uint32_t c = 33; c < 324; c++)
+        if (byte_of_char(c) == byte) {
+            if (c < 128) return (size_t)sprintf(out, "%c", (int)c);
+            return (size_t)sprintf(out, "%c%c", (int)(0xc0 | c >> 6), (int)(0x80 | (c & 63)));
+        }
+    MUST(!"every byte has a character");
+    return 0;
+}
+
+// A vocabulary, merges and a text: byte 0 flags, 1 and 2 the number of tokens and of merges; a
+// token is a length, a kind and text, a merge two numbers of tokens. The rest is the text.
+static void use_text(const uint8_t *data, size_t size)
+{
+    static const char *const styles[] = {"gpt-2", "smollm", "llama-bpe", "qwen2"};
+    static List tokens, merges;
+    static int32_t types[1024];
+    static float scores[1024];
+    static const char *texts[256];
+    size_t at = 3, lens[256], n = 0;
+    if (size < 3) return;
+    int bpe = data[0] & 1, first = bpe ? 256 : 259;
+    char name[8];
+    tokens.n = merges.n = 0;
+    for (; n < 3 && !bpe; n++) types[n] = 3, add_string(&tokens, "<s>", n);
+    for (int b = 0; b < 256; b++, types[n++] = 1)
+        add_string(&tokens, name, byte_name(bpe, b, name));
+    for (int k = 0; k < data[1] && at + 2 <= size; k++, n++) {
+        size_t len = min_size(data[at] % 16, size - at - 2);
+        types[n] = data[at] >> 5 == 1 ? 3 : data[at] >> 5 == 2 ? 4 : 1;
+        scores[n] = (int8_t)data[at + 1];
+        texts[n - (size_t)first] = (const char *)data + at + 2;
+        lens[n - (size_t)first] = len;
+        add_string(&tokens, data + at + 2, len);
+        at += 2 + len;
+    }
+    size_t n_merges = 0;
+    for (int k = 0; k < data[2] && at + 2 <= size; k++, at += 2, n_merges++) {
+        char both[64];
+        size_t len = 0;
+        for (int side = 0; side < 2; side++) {
+            size_t id = data[at + (size_t)side], own = n - (size_t)first;
+            if (own && id % 2) memcpy(both + len, texts[id / 2 % own], lens[id / 2 % own]),
+                               len += lens[id / 2 % own];
+            else len += byte_name(1, (int)id / 2 + 32, both + len);
+            if (!side) both[len++] = ' ';
+        }
+        add_string(&merges, both, len);
+    }
+    Vocab v = {.tokens = {tokens.p, n}, .merges = {merges.p, n_merges}, .bpe = bpe,
+               .bos = bpe ? -1 : 1, .eos = -1, .eot = -1, .types = (uint8_t *)types,
+               .scores = bpe ? NULL : (uint8_t *)scores, .space_prefix = data[0] >> 4 & 1};
+    strcpy(v.pre, styles[data[0] >> 1 & 3]);
+    tokenizer_from_vocab(&tokenizer, "fuzz", &v);
+    // SentencePiece-style, U+2581 comes back as a space, and a space follows user-defined tokens.
+    int spaced = 0;
+    for (size_t i = 0; i < n; i++) spaced |= types[i] == 4 && v.space_prefix;
+    int lossless = bpe || !(spaced || memmem(data + at, size - at, "\xe2\x96\x81", 3));
+    check_text_ids(&tokenizer, (const char *)data + at, size - at, lossless);
+}
+
+// A command line, one word a line, on a small model of the encoding that the first byte names.
+static void use_options(const uint8_t *data, size_t size)
+{
+    static const char factors[] = "1 1.5, 2 4";
+    static TestModel files[N_ENCODINGS];
+    static __typeof__(opt) defaults;
+    static int started;
+    if (!started) defaults = opt;
+    started = 1;
+    opt = defaults;
+    if (!size) return;
+    int encoding = data[0] % N_ENCODINGS, argc = 1;
+    if (!files[encoding].file) {
+        tracking = 0;
+        files[encoding] = make_model((Shape){.version = 101, .dim = 16, .hidden = 16, .layers = 1,
+            .heads = 2, .kv_heads = 1, .vocab = 8, .ctx = 64, .encoding = encoding, .rows = 64,
+            .max_distance = 100});
+        tracking = 1;
+    }
+    char *argv[40] = {"run"}, *words = xrealloc(NULL, size, 1);
+    memcpy(words, data + 1, size - 1);
+    words[size - 1] = 0;
+    input = (const uint8_t *)factors;
+    input_size = sizeof factors - 1;
+    for (char *w = words; w && argc < 39;) argv[argc++] = strsep(&w, "\n");
+    parse_options(argc, argv);
+    int mode = FIND_NAME(modes, opt.mode);
+    if (mode < 0) return;
+    load_input(load_checkpoint, files[encoding].file, files[encoding].size);
+    set_rope(&model.config);
+    int64_t ctx = choose_context(&model.config, &modes[mode]);
+    MUST(ctx >= 1 && ctx <= 1 << 28 && opt.n_lengths <= 32);
+    Config c = model.config;
+    rope_resolve(&c.rope, c.train_ctx, ctx);
+    check_context(&c, ctx);
+    if (ctx < 1 << 12 || (c.rope.window && c.rope.window < 1 << 12 && opt.chunk < 1 << 12))
+        run_model(&model, hash_bytes((const char *)data, size), ctx);
+}
+
+// A list of factors for as many pairs as the first byte says.
+static void use_factors(const uint8_t *data, size_t size)
+{
+    size_t pairs = size ? 1 + data[0] % 8 : 0;
+    if (!size) return;
+    input = data + 1;
+    input_size = size - 1;
+    const float *list = read_factors("fuzz", pairs);
+    for (size_t i = 0; i < pairs; i++) MUST(list[i] > 0 && list[i] < 1e6f);
+}
+
+static const struct {
+    const char *name;
+    void (*use)(const uint8_t *data, size_t size);
+} targets[] = {
+    {"checkpoint", use_checkpoint}, {"gguf", use_gguf}, {"tokenizer", use_tokenizer},
+    {"text", use_text}, {"options", use_options}, {"factors", use_factors},
+};
+enum { N_TARGETS = sizeof targets / sizeof *targets };
+
+// The target whose name the text begins with; the program ends if there is none.
+static int find_target(const char *text)
+{
+    for (int i = 0; i < N_TARGETS; i++)
+        if (!strncmp(text, targets[i].name, strlen(targets[i].name))) return i;
+    printf("no such target: %s\n", text);
+    exit(2);
+}
+
+static char said[8192]; // about the last input, if it was refused
+
+// 0: accepted; else the exit status with which the input was refused.
+static int try_input(int target, const uint8_t *data, size_t size)
+{
+    if (!message) {
+        message = fmemopen(said, sizeof said, "w");
+        scratch(32 << 20); // enough for all inputs, and not theirs
+    }
+    memset(said, 0, sizeof said);
+    rewind(message);
+    status = 0;
+    tracking = 1;
+    if (!setjmp(refused)) targets[target].use(data, size);
+    tracking = 0;
+    fflush(message);
+    if (status) {
+        size_t len = strlen(said);
+        MUST(status == EXIT_DATA || (status == EXIT_USAGE && targets[target].use == use_options));
+        MUST(len > 6 && !strncmp(said, "run: ", 5) && said[len - 1] == '\n');
+        for (size_t i = 0; i + 1 < len; i++) MUST(!iscntrl((unsigned char)said[i]));
+    } else MUST(!*said || targets[target].use == use_options); // which may give a hint
+    while (n_live) free(live[--n_live]);
+    for (; n_mapped; n_mapped--) munmap(mapped[n_mapped - 1].p, mapped[n_mapped - 1].size);
+    return status;
+}
+
+// --- good files to begin with -------------------------------------------------------------------
+
+// A tokenizer.bin of 300 pieces: three special, the bytes, and some short ones.
+static size_t make_tokenizer(uint8_t *out)
+{
+    size_t size = 4;
+    memset(out, 0, 4);
+    for (int id = 0; id < 300; id++) {
+        char text[16] = "<x>";
+        if (id >= 3 && id < 259) snprintf(text, sizeof text, "<0x%02X>", (unsigned)(id - 3));
+        if (id >= 259) snprintf(text, sizeof text, "%c%c", ' ' + id % 7, 'a' + id % 19);
+        float score = -(float)(id % 10);
+        int32_t len = (int32_t)strlen(text);
+        memcpy(out + size, &score, 4);
+        memcpy(out + size + 4, &len, 4);
+        memcpy(out + size + 8, text, (size_t)len);
+        size += 8 + (size_t)len;
+    }
+    return size;
+}
+
+typedef void (*Give)(int target, const char *name, const uint8_t *data, size_t size);
+
+static void give_checkpoints(Give give)
+{
+    static const int versions[] = {0, 1, 2, 101, 102};
+    for (int k = 0; k < 5 + N_ENCODINGS; k++) {
+        int encoding = k < 5 ? 0 : k - 5;
+        Shape s = {.version = k < 5 ? versions[k] : 101 + k % 2, .dim = 16, .hidden = 16,
+                   .layers = 1 + k % 2, .heads = 2, .kv_heads = 1, .vocab = 8, .ctx = 8, .group = 8,
+                   .own_classifier = k % 3 == 0, .encoding = encoding, .rows = 16,
+                   .max_distance = 40, .scaling = k == 3 ? 7 : 0, .window = k % 4 == 3 ? 20 : 0,
+                   .sinks = k % 4 == 3 ? 2 : 0};
+        char name[16];
+        sprintf(name, "v%d-%d", s.version, encoding);
+        TestModel t = make_model(s);
+        give(find_target("checkpoint"), name, t.file, t.size);
+        free_test_model(&t);
+    }
+}
+
+static void give_ggufs(Give give)
+{
+    static const GgufSpec specs[] = {
+        {"llama", "f32 q8_0 q4_0 q4_1 q5_0 f16 bf16 q4_k q8_0", 0, "freqs", NULL},
+        {"llama", "q4_0", 1, NULL, "smollm"},
+        {"qwen2", "q8_0 q5_1 q4_0 q4_1 q5_0 f16 bf16 q5_k", 1, "yarn", "qwen2"},
+        {"qwen3", "q8_0 q5_1 q4_0 q4_1 q5_0 f16 bf16 q6_k", 1, "linear", "llama-bpe"},
+        {"gemma3", "q4_0", 0, NULL, NULL},
+    };
+    for (int i = 0; i < 5; i++) {
+        size_t size;
+        uint8_t *file = build_gguf(&specs[i], 1, &size);
+        give(find_target("gguf"), (char[]){(char)('a' + i), 0}, file, size);
+        free(file);
+    }
+}
+
+static void give_seeds(Give give)
+{
+    static const char *const lines[] = {
+        "\0-n\n5\n-t\n0.5\n--rope-scaling=yarn\n-c\n200", "\0--self-extend\n4:16\n--logn\n-c\n300",
+        "\0--window\n20\n--sinks\n3\nm.bin", "\0--rerope\n16\n-m\npasskey\n--lengths\n40,50",
+        "\0--leaky-rerope\n16:4.5\n-m\nperplexity\n--stride\n9", "\3--clamp-positions\n-c\n90",
+        "\0--rope-scaling\nlongrope\n--long-factors\nx\n--short-factors\ny\n--rope-orig-ctx\n30",
+        "\0--rope-scaling\ndynamic\n--rope-factor\n1.5\n-c\n100\n--rope-theta\n500",
+        "\0--rope-scaling\nllama3\n--low-freq-factor\n2\n--beta-fast\n8\n-c\n99",
+        "\4--rope-scaling\nlinear\n-c\n128", "\6--rope-scaling\nntk\n-c\n128"};
+    static const char *const texts[] = {"\0\3\0\2\5ab\2\7ba\3\11abaabab ba", ("\1\2\3\2\1ab\4\1abab"
+        "\202\204\1\3\3\202the abab 12's\n\n x"), "\6\1\0\102\1<u>ab<u>ab",
+        "\5\0\0it's 1234 caf\303\251\r\n"};
+    static uint8_t tokenizer_file[8000];
+    give_checkpoints(give);
+    give_ggufs(give);
+    size_t size = make_tokenizer(tokenizer_file);
+    give(find_target("tokenizer"), "a", tokenizer_file, size);
+    for (int i = 0; i < 4; i++) {
+        size_t n = 3 + strlen(texts[i] + 3);
+        give(find_target("text"), (char[]){(char)('a' + i), 0}, (const uint8_t *)texts[i], n);
+    }
+    for (size_t i = 0; i < sizeof lines / sizeof *lines; i++)
+        give(find_target("options"), (char[]){(char)('a' + i), 0}, (const uint8_t *)lines[i],
+             1 + strlen(lines[i] + 1));
+    give(find_target("factors"), "a", (const uint8_t *)"\0031, 1.5 2\n2.5", 13);
+}

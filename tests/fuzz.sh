@@ -1,0 +1,40 @@
+#!/bin/sh
+# fuzz.sh BUILD SECONDS [TARGET...]: fuzzes each target for so long, one after the other, with
+# clang's libFuzzer if it is there, else by gcc's sanitizers and random changes. Inputs worth
+# keeping stay in BUILD/corpus. Writes a line a target; what breaks run.c is left in BUILD/crash-*
+# and belongs into tests/regress, as TARGET-NAME, when it has been mended. Exit status 1 if
+# anything did.
+
+build=$1
+limit=$2
+shift 2
+[ $# -gt 0 ] || set -- checkpoint gguf tokenizer text options factors
+flags="-std=gnu11 -g -O1 -march=native -ffp-contract=fast -fsanitize=address,undefined
+       -fno-sanitize-recover=undefined -Wno-unused-function"
+export ASAN_OPTIONS=detect_leaks=0:abort_on_error=1 UBSAN_OPTIONS=abort_on_error=1
+mkdir -p "$build/corpus"
+# shellcheck disable=SC2086 # the flags are words
+if clang $flags -DLIBFUZZER -fsanitize=fuzzer -o "$build/fuzzer" tests/fuzz.c -lm -lpthread \
+         2> /dev/null; then how=libfuzzer; else how=gcc; fi
+# shellcheck disable=SC2086
+${CC:-cc} $flags -o "$build/fuzz_san" tests/fuzz.c -lm -lpthread || exit 1
+"$build/fuzz_san" seeds "$build/seeds" || exit 1
+bad=0
+for target; do
+    log=$build/fuzz-$target.log
+    mkdir -p "$build/corpus/$target"
+    case $target in text | options | factors) most=1000 ;; *) most=0 ;; esac # 0: as the seeds
+    if [ $how = libfuzzer ]; then
+        FUZZ_TARGET=$target "$build/fuzzer" -max_total_time="$limit" -timeout=60 -max_len=$most \
+            -rss_limit_mb=3000 -use_value_profile=1 -print_final_stats=1 \
+            -artifact_prefix="$build/crash-$target-" \
+            "$build/corpus/$target" "$build/seeds/$target" > "$log" 2>&1
+    else
+        "$build/fuzz_san" try "$limit" "$build/seeds/$target"/* > "$log" 2>&1
+    fi || { bad=1; echo "$target: broken, see $log"; grep -m 3 -E 'ERROR|not so|Test unit' "$log"; }
+    awk -v t="$target" '/^#[0-9]+.*(NEW|REDUCE)/ { last = $1 } / cov: / { cov = $4; ft = $6 }
+         /number_of_executed_units|inputs tried/ { n = $2 ~ /^[0-9]/ ? $2 : $1 }
+         END { print t ": executions " n ", edges " cov ", features " ft ", last new at " last }
+        ' "$log"
+done
+exit $bad
