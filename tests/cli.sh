@@ -407,13 +407,14 @@ refused 1 "a prompt of a million tokens" "$m" -f "$tmp/long"
 says "want 96" "a prompt of a million tokens"
 head -c 50000 "$tmp/long" > "$tmp/long2"
 works "a prompt of 50 thousand bytes, small window" "$m" -f "$tmp/long2" --window 30 --sinks 2 -n 5
-if (ulimit -v 500000 && "$run" --version) > "$tmp/out" 2>&1; then
+if (ulimit -v 500000 && "$run" --version) > "$tmp/out" 2>&1; then # not with sanitizers
     (ulimit -v 500000 && "$run" "$tmp/wide.bin" -c 100000) > "$tmp/out" 2> "$tmp/err"
     ended "a KV cache past the limit" $? 1 "run: memory: cannot"
 fi
 
 # The file shrinks between two turns.
 cp "$m" "$tmp/shrinks.bin"
+: > "$tmp/out"
 "$run" "$tmp/shrinks.bin" -m chat --window 50 -n 10 -t 0 < "$tmp/fifo" > "$tmp/out" 2> "$tmp/err" &
 pid=$!
 exec 3> "$tmp/fifo"
