@@ -300,6 +300,7 @@ static void use_options(const uint8_t *data, size_t size)
     if (!started) defaults = opt;
     started = 1;
     opt = defaults;
+    memset(given, 0, sizeof given);
     if (!size) return;
     int encoding = data[0] % N_ENCODINGS, argc = 1;
     if (!files[encoding].file) {
