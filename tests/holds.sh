@@ -61,9 +61,9 @@ draw() { # kind instrument title names
 }
 file=${model##*/}
 draw loss loss "${file%.*}: loss against position
-Lower is better. Trained on $trained tokens; the book is new to it or not, as the case may be." "$names"
+Lower is better. Model trained on $trained tokens; $((factor * trained)) tokens of one book at once." "$names"
 draw grid passkey "${file%.*}: passkey, per cent of right answers
-Five digits within filler text, asked for at its end; ${TRIALS:-1} texts a cell." "$keyed"
+Five digits within filler text, asked for at its end. Texts in a cell: ${TRIALS:-1}." "$keyed"
 
 # One table of both: losses, then the passkey's columns as "a / b / c".
 awk -F '\t' -v OFS=' | ' 'NR == FNR { key[$1] = $2; for (i = 3; i <= NF; i++) key[$1] = key[$1] " / " $i; next }

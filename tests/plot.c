@@ -716,7 +716,7 @@ static void draw_grid(const char *path, double trained, const char *title, Serie
     begin_picture(path, PICTURE_WIDTH, height, title);
     emit("<g transform=\"rotate(-90 20 %.1f)\">", 100 + pitch * (double)down / 2 - 30);
     emit_text(20, 100 + pitch * (double)down / 2 - 30, "dim", "middle",
-              "depth of the key in the text (0%: at its beginning)");
+              height > 460 ? "depth of the key in the text (0%: at its beginning)" : "depth of key");
     emit("</g>\n");
     emit_text(480, height - 12, "dim", "middle", "length of the text (tokens)");
     printf("method");
