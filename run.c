@@ -3653,7 +3653,6 @@ static void tokenizer_load(Tokenizer *t, const char *path, int vocab_size)
         p->text = t->file + (at += 8);
         if (p->len < 0 || (size_t)p->len > size - at)
             die(EXIT_DATA, path, "piece %d does not fit the file (got length %d)", id, p->len);
-        if (p->score != p->score) die(EXIT_DATA, path, "piece %d has no score (got nan)", id);
         at += p->len;
         if (id <= ID_EOS) p->kind = TOKEN_CONTROL;
     }
@@ -4471,8 +4470,8 @@ static const ChatFormat *find_chat_format(const Vocab *v, const char *name)
     return NULL;
 }
 
-// The ids of a turn, at least one; the caller frees them. A user cannot write control tokens: only in the
-// template's own parts are they recognised.
+// The ids of a turn, at least one; the caller frees them. A user cannot write control tokens: only
+// in the template's own parts are they recognised.
 static int *encode_turn(const Session *s, const ChatFormat *f, const char *system,
                         const char *user, size_t *n)
 {
@@ -4559,7 +4558,7 @@ __attribute__((format(printf, 2, 3))) static void tsv_row(FILE *f, const char *f
 }
 
 // The table that --tsv asks for, or NULL: written beside its place and moved there when complete,
-// unless the place is a device or a pipe.
+// unless the place is a device, a pipe or a link.
 static FILE *tsv_open(const char *header)
 {
     struct stat st;

@@ -463,5 +463,4 @@ if command -v setsid > /dev/null; then
 fi
 works "an empty prompt" "$m" -i "" -n 5 -t 0
 
-echo "cli.sh: $passed passed, $failed failed"
-[ $failed -eq 0 ]
+report
