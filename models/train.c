@@ -2249,7 +2249,7 @@ static const Setting setting_table[] = {
     {"-z", &settings.tokenizer, TEXT, 0, 0, "tokenizer"},
     {"--valid", &settings.valid, TEXT, 0, 0, "held-out text, file or folder"},
     {"--state", &settings.state, TEXT, 0, 0, "state to write"},
-    {"--resume", &settings.resume, TEXT, 0, 0, "state to continue from; its shape holds"},
+    {"--resume", &settings.resume, TEXT, 0, 0, "state to continue from, with its shape"},
     {"--dim", &settings.shape.dim, INT32, 16, 8192, "width of the residual stream"},
     {"--hidden", &settings.shape.hidden_dim, INT32, 32, 32768, "width of the FFN"},
     {"--layers", &settings.shape.n_layers, INT32, 1, MAX_LAYERS, "layers"},
@@ -2375,23 +2375,36 @@ static void load_text(Text *x, const Settings *o, char **paths, int n_paths)
     }
 }
 
-#ifndef TESTING_TRAIN
-int main(int argc, char **argv)
+// Applies all settings of the command line; returns where its texts begin.
+static int apply_settings(int argc, char **argv)
 {
-    prog = "train";
     int i = 1;
     for (; i < argc && argv[i][0] == '-'; i += 2) {
         if (!strcmp(argv[i], "-h") || !strcmp(argv[i], "--help")) {
             print_settings();
-            return 0;
+            exit(0);
         }
         apply_setting(argv[i], argv[i + 1]);
     }
+    choose_encoding(&settings);
+    return i;
+}
+
+#ifndef TESTING_TRAIN
+int main(int argc, char **argv)
+{
+    prog = "train";
+    int i = apply_settings(argc, argv);
     if (i >= argc) die(2, "usage", "train [options] FILE_OR_FOLDER[=SHARE]...; see train --help");
     Progress progress = {0};
-    choose_encoding(&settings);
     FILE *state = settings.resume ? open_state(settings.resume, &progress) : NULL;
-    if (state) settings.shape = progress.shape;
+    if (state) {
+        settings.shape = progress.shape;
+        apply_settings(argc, argv); // what was asked for must be what the state has
+        if (memcmp(&settings.shape, &progress.shape, sizeof progress.shape))
+            die(2, settings.resume, "a state of another shape (got dim %d, %d layers, context %d)",
+                progress.shape.dim, progress.shape.n_layers, progress.shape.train_ctx);
+    }
     check_settings(&settings);
     signal(SIGINT, on_signal);
     signal(SIGTERM, on_signal);
