@@ -312,16 +312,16 @@ static void pair_rows(uint32_t *out, View a, size_t m, size_t k)
 }
 
 // out[i / 8][p / 2][i % 8]: m rows of A that lie side by side. Many at a time, since the next p is
-// far away in memory.
+// far away in memory; two tiles of 8 fill a vector.
 static void pair_columns(uint32_t *out, View a, size_t m, size_t k)
 {
     for (size_t p = 0; p < k; p += 2)
-        for (size_t i = 0; i < m; i += TILE_M) {
-            v16 even = {0}, odd = {0}; // half of each vector is used
-            memcpy(&even, a.p + p * a.col + i, TILE_M * 4);
-            memcpy(&odd, a.p + (p + 1) * a.col + i, TILE_M * 4);
-            v16w x = pair16(even, odd);
-            memcpy(out + i * (KC / 2) + p / 2 * TILE_M, &x, TILE_M * 4);
+        for (size_t i = 0; i < m; i += WIDTH) {
+            const float *even = a.p + p * a.col + i;
+            v16w x = pair16(load(even), load(even + a.col));
+            uint32_t *to = out + i * (KC / 2) + p / 2 * TILE_M;
+            memcpy(to, &x, TILE_M * 4);
+            memcpy(to + TILE_M * (KC / 2), (const char *)&x + TILE_M * 4, TILE_M * 4);
         }
 }
 
@@ -366,7 +366,7 @@ static void gemm_block_pairs(float *c, size_t ldc, View a, const uint32_t *b, si
 // Whether the product has the form that the kernel of pairs takes.
 static int fits_pairs(View a, View b, size_t m, size_t n, size_t k)
 {
-    return use_bf16 && m % TILE_M == 0 && n % TILE_N == 0 && k % (2 * WIDTH) == 0 &&
+    return use_bf16 && m % WIDTH == 0 && n % TILE_N == 0 && k % (2 * WIDTH) == 0 &&
            (a.col == 1 || a.row == 1) && (b.col == 1 || b.row == 1);
 }
 
