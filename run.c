@@ -1904,11 +1904,10 @@ typedef struct {
 // Moves past n items of `size` bytes, all in the file.
 static const uint8_t *gguf_skip(Gguf *g, size_t n, size_t size)
 {
-    const uint8_t *p = g->m->map + g->at;
     if (n > (g->m->size - g->at) / size)
         REFUSE(g->m, "cut off, or a wrong count (want %zu x %zu bytes at %zu)", n, size, g->at);
     g->at += n * size;
-    return p;
+    return g->m->map + g->at - n * size;
 }
 
 // The next number, of `size` bytes.
@@ -1919,6 +1918,7 @@ static size_t gguf_number(Gguf *g, size_t size)
     return v;
 }
 
+// What stands behind a key's name: its type and value.
 static void gguf_key(Gguf *g, GgufEntry *k)
 {
     int array = (k->type = gguf_number(g, 4)) == G_ARRAY;
@@ -1929,11 +1929,11 @@ static void gguf_key(Gguf *g, GgufEntry *k)
             : k->type == G_F32 ? FLOATS : k->type == G_I32 ? INTS : OTHER;
     size_t n = array ? gguf_number(g, 8) : 1;
     k->values = (Values){g->m->map + g->at, n};
-    if (k->type != G_STRING) gguf_skip(g, n, value_types[k->type].bytes);
-    else
-        while (n-- > 0) gguf_skip(g, gguf_number(g, 8), 1);
+    for (; k->type == G_STRING && n > 0; n--) gguf_skip(g, gguf_number(g, 8), 1);
+    if (n > 0) gguf_skip(g, n, value_types[k->type].bytes);
 }
 
+// What stands behind a tensor's name.
 static void gguf_tensor(Gguf *g, GgufEntry *t)
 {
     size_t n_dims = gguf_number(g, 4);
@@ -2051,6 +2051,7 @@ static const Arch archs[] = {
                                                .global_every = 6, .local.theta = 10000}},
 };
 
+// Layer i: all that its architecture has.
 static void take_layer(Gguf *g, const Arch *a, int i)
 {
     static const char *const names[N_MATRICES + N_VECTORS] = {
@@ -2106,6 +2107,7 @@ static void gguf_rope(Gguf *g, RopeConfig *r)
         REFUSE(g->m, "longrope without its tensors of factors");
 }
 
+// The tokenizer's lists, each as long as there are tokens, and ids, each of one of them.
 static void gguf_vocab(Gguf *g, Vocab *v)
 {
     char model[32];
@@ -3432,10 +3434,6 @@ typedef struct {
 } WordStyle;
 
 typedef struct {
-    int pair[2], id; // the two pieces make piece `id`; its place in the list is its rank
-} MergeRule;
-
-typedef struct {
     const char *path;
     char *file;         // the pieces' bytes
     Piece *pieces;      // [vocab_size]
@@ -3443,8 +3441,8 @@ typedef struct {
     Map ids;            // by text
     int byte_id[256];   // -1: none
     const WordStyle *words; // byte-level BPE; NULL: SentencePiece-style
-    MergeRule *rules;
-    Map ranks;          // of rules, by pair
+    int (*pairs)[2];    // of pieces that may merge, the first ones first
+    Map ranks;          // of pairs: their places in that list
     uint8_t special_len[256]; // the longest user-defined or control token that begins so
     int bos, eos, add_bos, space_prefix;
     int stops[12], n_stops; // tokens that end a turn or a text
@@ -3716,51 +3714,48 @@ typedef struct {
     int len, id, prev, next;
 } Symbol;
 
+// Joins symbols left and right to `len` bytes, piece `id`.
 typedef struct {
     float score;
-    int left, right, len, id; // joins symbols left and right to `len` bytes, piece `id`
+    int left, right, len, id;
 } Merge;
 
+// Text on its way to ids.
 typedef struct {
-    Merge *heap;
-    size_t n, room;
-} Merges;
+    const Tokenizer *t;
+    Symbol *symbols;
+    Merge *heap; // the candidates, the best at the root
+    size_t n_merges, room, heap_room;
+    int *ids, count;
+} Encoder;
 
 static int merge_before(const Merge *a, const Merge *b)
 {
     return a->score > b->score || (a->score == b->score && a->left < b->left);
 }
 
-static void push_merge(Merges *m, Merge new)
+static void push_merge(Encoder *e, Merge new)
 {
-    if (m->n == m->room) m->heap = xrealloc(m->heap, m->room = 2 * m->room + 64, sizeof new);
-    size_t at = m->n++;
-    for (; at && merge_before(&new, &m->heap[(at - 1) / 2]); at = (at - 1) / 2)
-        m->heap[at] = m->heap[(at - 1) / 2];
-    m->heap[at] = new;
+    if (e->n_merges == e->heap_room)
+        e->heap = xrealloc(e->heap, e->heap_room = 2 * e->heap_room + 64, sizeof new);
+    size_t at = e->n_merges++;
+    for (; at && merge_before(&new, &e->heap[(at - 1) / 2]); at = (at - 1) / 2)
+        e->heap[at] = e->heap[(at - 1) / 2];
+    e->heap[at] = new;
 }
 
-static Merge pop_merge(Merges *m)
+static Merge pop_merge(Encoder *e)
 {
-    Merge top = m->heap[0], last = m->heap[--m->n];
+    Merge top = e->heap[0], last = e->heap[--e->n_merges];
     size_t at = 0;
-    for (size_t child; (child = 2 * at + 1) < m->n; at = child) {
-        if (child + 1 < m->n && merge_before(&m->heap[child + 1], &m->heap[child])) child++;
-        if (!merge_before(&m->heap[child], &last)) break;
-        m->heap[at] = m->heap[child];
+    for (size_t child; (child = 2 * at + 1) < e->n_merges; at = child) {
+        if (child + 1 < e->n_merges && merge_before(&e->heap[child + 1], &e->heap[child])) child++;
+        if (!merge_before(&e->heap[child], &last)) break;
+        e->heap[at] = e->heap[child];
     }
-    m->heap[at] = last;
+    e->heap[at] = last;
     return top;
 }
-
-// Text on its way to ids.
-typedef struct {
-    const Tokenizer *t;
-    Symbol *symbols;
-    size_t room;
-    Merges merges;
-    int *ids, count;
-} Encoder;
 
 // Offers the pair (left, next of left), if it makes a piece. SentencePiece's bytes do not merge.
 static void offer_merge(Encoder *e, const char *text, int left)
@@ -3769,16 +3764,12 @@ static void offer_merge(Encoder *e, const char *text, int left)
     const Symbol *s = e->symbols;
     if (left < 0 || s[left].next < 0) return;
     int right = s[left].next, len = s[left].len + s[right].len, pair[] = {s[left].id, s[right].id};
-    if (pair[0] < 0 || pair[1] < 0) return;
-    if (t->words) {
-        int rank = map_find(&t->ranks, pair, sizeof pair);
-        if (rank >= 0)
-            push_merge(&e->merges, (Merge){-(float)rank, left, right, len, t->rules[rank].id});
-    } else if (t->pieces[pair[0]].kind != TOKEN_BYTE && t->pieces[pair[1]].kind != TOKEN_BYTE) {
-        int id = find_text(t, text + s[left].start, len);
-        if (id >= 0)
-            push_merge(&e->merges, (Merge){t->pieces[id].score, left, right, len, id});
-    }
+    for (int k = 0; k < 2; k++)
+        if (pair[k] < 0 || t->pieces[pair[k]].kind == TOKEN_BYTE) return;
+    int rank = t->words ? map_find(&t->ranks, pair, sizeof pair) : 0;
+    int id = rank < 0 ? -1 : find_text(t, text + s[left].start, len);
+    float score = id >= 0 && !t->words ? t->pieces[id].score : -(float)rank;
+    if (id >= 0) push_merge(e, (Merge){score, left, right, len, id});
 }
 
 // Splits text[len] into characters or, where those have no piece, bytes; for BPE all into bytes.
@@ -3805,11 +3796,10 @@ static void encode_word(Encoder *e, const char *text, size_t len)
 {
     if (e->room < len) e->symbols = xrealloc(e->symbols, e->room = 2 * len, sizeof *e->symbols);
     Symbol *s = e->symbols;
-    Merges *m = &e->merges;
     int n = split_symbols(e->t, text, len, s);
     for (int i = 0; i < n; i++) offer_merge(e, text, i);
-    while (m->n) {
-        Merge best = pop_merge(m);
+    while (e->n_merges) {
+        Merge best = pop_merge(e);
         Symbol *left = &s[best.left], *right = &s[best.right];
         // Stale: one of the two has been merged with something else since.
         if (!left->len || left->next != best.right || left->len + right->len != best.len) continue;
@@ -3886,7 +3876,7 @@ static int tokenizer_encode(const Tokenizer *t, const char *text, const char *te
         if (at > from) (t->words ? encode_words : encode_pieces)(&e, text + from, at - from);
         if (id >= 0) e.ids[e.count++] = id;
     }
-    free(e.merges.heap);
+    free(e.heap);
     free(e.symbols);
     return e.count;
 }
@@ -3959,23 +3949,18 @@ static void read_vocab_pieces(Tokenizer *t, const Vocab *v)
 // A merge is two pieces with a space between.
 static void read_vocab_merges(Tokenizer *t, const Vocab *v)
 {
-    t->rules = xcalloc(v->merges.n, sizeof *t->rules);
+    t->pairs = xcalloc(v->merges.n, sizeof *t->pairs);
     t->ranks = map_init(v->merges.n);
     Values list = v->merges;
     for (size_t rank = 0, len; rank < v->merges.n; rank++) {
-        char both[512];
-        const char *s = next_string(&list, &len);
-        const char *space = len ? memchr(s + 1, ' ', len - 1) : NULL;
-        if (!space || len > sizeof both)
+        const char *s = next_string(&list, &len), *space = len ? memchr(s + 1, ' ', len - 1) : NULL;
+        char piece[512];
+        int *pair = t->pairs[rank];
+        if (!space || len > sizeof piece)
             die(EXIT_DATA, t->path, "merge %zu is not two pieces", rank);
-        size_t a = plain_text(s, space - s, 1, both);
-        size_t b = plain_text(space + 1, s + len - (space + 1), 1, both + a);
-        MergeRule *m = &t->rules[rank];
-        m->pair[0] = find_piece(t, both, a);
-        m->pair[1] = find_piece(t, both + a, b);
-        m->id = find_text(t, both, a + b);
-        if (m->pair[0] < 0 || m->pair[1] < 0 || m->id < 0) continue; // it can never happen
-        map_add(&t->ranks, m->pair, sizeof m->pair, (int)rank);
+        pair[0] = find_piece(t, piece, plain_text(s, space - s, 1, piece));
+        pair[1] = find_piece(t, piece, plain_text(space + 1, s + len - (space + 1), 1, piece));
+        if (pair[0] >= 0 && pair[1] >= 0) map_add(&t->ranks, pair, sizeof t->pairs[0], (int)rank);
     }
 }
 
@@ -4024,8 +4009,6 @@ typedef struct {
     size_t n;
 } Stream;
 
-// At once, not when hours of text went to a full disk or a closed pipe.
-
 static void stream_flush(Stream *s)
 {
     fwrite(s->held, 1, s->n, s->out);
@@ -4039,7 +4022,7 @@ static void stream_write(Stream *s, const char *bytes, size_t len)
         s->held[s->n++] = bytes[i];
         if (s->n >= utf8_length(s->held[0])) stream_flush(s);
     }
-    check_written(s->out, "stdout");
+    check_written(s->out, "stdout"); // not when hours of text went to a full disk or a closed pipe
 }
 
 // ================================================================================================
