@@ -1531,23 +1531,21 @@ typedef struct {
     };
 } Layer;
 
-// Strings one after the other as GGUF has them, each behind its length in 64 bits; checked.
+// n values of one type, one after the other in the file; strings each behind its length in 64 bits.
 typedef struct {
-    const uint8_t *at;
+    const uint8_t *at; // NULL: none
     size_t n;
-} Strings;
+} Values;
 
 // The tokenizer that came with the model, raw; section 12 makes use of it. tokens.n 0: none did.
 typedef struct {
-    Strings tokens, merges;
-    const uint8_t *scores; // [tokens.n] floats, or NULL
-    const uint8_t *types;  // [tokens.n] int32, or NULL
+    Values tokens, merges; // strings
+    Values scores, types;  // floats, int32: as many as tokens, or none
+    Values chat;           // the chat template's text, one string, or none
     int bpe;               // merges by rank over bytes (GPT-2), not pieces by score (SentencePiece)
     char pre[32];          // bpe: how text is cut into words
     int bos, eos, eot;     // ids, or -1
     int add_bos, space_prefix;
-    const char *chat;      // the chat template's text [chat_len], or NULL
-    size_t chat_len;
 } Vocab;
 
 typedef struct {
@@ -1576,118 +1574,130 @@ static void matrix_shape(const Config *c, int k, size_t *rows, size_t *cols)
     *cols = (size_t[]){dim, dim, dim, q, dim, hidden, dim}[k];
 }
 
+// Numbers in a file, wherever they lie.
+typedef int32_t file_i32 __attribute__((aligned(1), may_alias));
+typedef float file_f32 __attribute__((aligned(1), may_alias));
+static int32_t read_i32(const uint8_t *p) { return *(const file_i32 *)p; }
+static float read_f32(const uint8_t *p) { return *(const file_f32 *)p; }
+
+// The next of a list of strings.
+static const char *next_string(Values *list, size_t *len)
+{
+    const char *s = (const char *)list->at + 8;
+    memcpy(len, list->at, 8);
+    list->at += 8 + *len;
+    return s;
+}
+
 enum { MAGIC = 0x616b3432, EXT_MAGIC = 0x31545845, HEADER = 256 }; // "24ka", "EXT1"
 
-static int32_t read_i32(const uint8_t *p)
+// Ends the program, since the model's file is not as it has to be.
+#define REFUSE(m, ...) die(EXIT_DATA, (m)->path, __VA_ARGS__)
+
+// A number of Config: where files have it, and what it may be. Both doors go through this table.
+typedef struct {
+    const char *name;
+    size_t to;       // in Config
+    char kind;       // there: int, float or double
+    int at;          // in a header of version 1, the extension block being at 64; 0: nowhere
+    const char *key; // in GGUF, behind the architecture's name; NULL: nowhere
+    int needed;      // in GGUF
+    double lo, hi;
+} Field;
+
+#define FIELD(m) \
+    #m, offsetof(Config, m), _Generic(((Config *)0)->m, float: 'f', double: 'd', default: 'i')
+
+static const Field config_fields[] = {
+    {FIELD(dim), 8, ".embedding_length", 1, 1, 1 << 24},
+    {FIELD(hidden_dim), 12, ".feed_forward_length", 1, 1, 1 << 24},
+    {FIELD(n_layers), 16, ".block_count", 1, 1, 4096},
+    {FIELD(n_heads), 20, ".attention.head_count", 1, 1, 1 << 16},
+    {FIELD(n_kv_heads), 24, ".attention.head_count_kv", 0, 1, 1 << 16},
+    {FIELD(head_dim), 0, ".attention.key_length", 0, 2, 1 << 14},
+    {FIELD(vocab_size), 28, NULL, 0, -(1 << 24), 1 << 24},
+    {FIELD(train_ctx), 32, ".context_length", 1, 1, 1 << 28},
+    {FIELD(encoding), 68, NULL, 0, 0, N_ENCODINGS - 1},
+    {FIELD(train_ctx), 72, NULL, 0, 1, 1 << 28},
+    {FIELD(rope.theta), 76, ".rope.freq_base", 0, 1.5, 1e12},
+    {FIELD(norm_eps), 80, ".attention.layer_norm_rms_epsilon", 1, 1e-12, 1},
+    {FIELD(rope.method), 84, NULL, 0, 0, N_ROPE_METHODS - 1},
+    {FIELD(rope.factor), 0, ".rope.scale_linear", 0, 1, 1e6}, // its name in old files
+    {FIELD(rope.factor), 88, ".rope.scaling.factor", 0, 1, 1e6},
+    {FIELD(rope.orig_ctx), 92, ".rope.scaling.original_context_length", 0, 0, 1 << 28},
+    {FIELD(rope.attn_factor), 96, ".rope.scaling.attn_factor", 0, 1e-3, 1e3},
+    {FIELD(rope.beta_fast), 100, ".rope.scaling.yarn_beta_fast", 0, 1e-3, 1e6},
+    {FIELD(rope.beta_slow), 104, ".rope.scaling.yarn_beta_slow", 0, 1e-3, 1e6},
+    {FIELD(rope.low_freq_factor), 108, NULL, 0, 1e-3, 1e6},
+    {FIELD(rope.high_freq_factor), 112, NULL, 0, 1e-3, 1e6},
+    {FIELD(rope.window), 116, ".attention.sliding_window", 0, 0, 1 << 28},
+    {FIELD(rope.sinks), 120, NULL, 0, 0, 1 << 20},
+    {FIELD(rope.logn), 124, NULL, 0, 0, 1},
+    {FIELD(rows), 128, NULL, 0, 0, 1 << 24},
+    {FIELD(max_distance), 132, NULL, 0, 0, 1 << 28},
+    {FIELD(global_every), 0, ".attention.sliding_window_pattern", 0, 1, 4096},
+    {FIELD(local.theta), 0, ".rope.freq_base_swa", 0, 1.5, 1e12},
+};
+
+static double check_range(const Model *m, const char *name, double v, double lo, double hi)
 {
-    int32_t v;
-    memcpy(&v, p, 4);
+    if (!(v >= lo && v <= hi))
+        REFUSE(m, "%s%s (got %.10g, want %.10g to %.10g)", *name == '.' ? m->arch : "", name, v,
+               lo, hi);
     return v;
 }
 
-// A field of the header, whose offset is `at`.
-static int field_int(const Model *m, size_t at, const char *name, int lo, int hi)
+// Sets the field to v; name: what the file calls it.
+static void set_field(Model *m, const Field *f, const char *name, double v)
 {
-    int32_t v = read_i32(m->map + at);
-    if (v < lo || v > hi)
-        die(EXIT_DATA, m->path, "%s in the header (got %d, want %d to %d)", name, v, lo, hi);
-    return v;
-}
-
-// The same for a float that may be 0, "not given".
-static double field_float(const Model *m, size_t at, const char *name, double lo, double hi)
-{
-    float v;
-    memcpy(&v, m->map + at, 4);
-    if (v != 0 && !(v >= lo && v <= hi))
-        die(EXIT_DATA, m->path, "%s in the header (got %g, want %g to %g)", name, v, lo, hi);
-    return v;
-}
-
-// The seven numbers of every version; at: where they begin.
-static void read_shape(Model *m, size_t at)
-{
-    Config *c = &m->config;
-    const int big = 1 << 24;
-    c->dim = field_int(m, at, "dim", 1, big);
-    c->hidden_dim = field_int(m, at + 4, "hidden_dim", 1, big);
-    c->n_layers = field_int(m, at + 8, "n_layers", 1, 4096);
-    c->n_heads = field_int(m, at + 12, "n_heads", 1, 1 << 16);
-    c->n_kv_heads = field_int(m, at + 16, "n_kv_heads", 1, c->n_heads);
-    c->vocab_size = field_int(m, at + 20, "vocab_size", m->version ? 1 : -big, big);
-    c->train_ctx = field_int(m, at + 24, "max_seq_len", 1, 1 << 28);
-    if (c->vocab_size == 0) die(EXIT_DATA, m->path, "vocab_size in the header (got 0)");
-    if (c->dim % c->n_heads)
-        die(EXIT_DATA, m->path, "dim is no multiple of n_heads (got %d, %d)", c->dim, c->n_heads);
-    if (c->n_heads % c->n_kv_heads)
-        die(EXIT_DATA, m->path, "n_heads is no multiple of n_kv_heads (got %d, %d)", c->n_heads,
-            c->n_kv_heads);
-    c->head_dim = c->dim / c->n_heads;
-    if (c->head_dim % 2)
-        die(EXIT_DATA, m->path, "odd head size (got %d, want an even one)", c->head_dim);
+    uint8_t *to = (uint8_t *)&m->config + f->to;
+    check_range(m, name, v, f->lo, f->hi);
+    if (f->kind == 'i') *(int *)to = (int)v;
+    else if (f->kind == 'f') *(float *)to = (float)v;
+    else *(double *)to = v;
 }
 
 static int is_rotary(const Config *c) { return c->encoding == ENC_ROPE || c->encoding == ENC_XPOS; }
 
-// Which encoding, and the sizes of what it learned.
-static void read_encoding(Model *m)
+// What one field cannot say: holds them against each other, and fills in the heads' sizes.
+static void complete_config(Model *m)
 {
     Config *c = &m->config;
-    c->encoding = (Encoding)field_int(m, 68, "encoding", 0, N_ENCODINGS - 1);
-    int t5 = c->encoding == ENC_T5, shaw = c->encoding == ENC_SHAW;
-    int sized = t5 || shaw || c->encoding == ENC_LEARNED;
-    c->rows = field_int(m, 128, "rows of the encoding's table", t5 ? 2 : sized && !shaw,
-                        t5 || shaw ? 1 << 12 : sized ? 1 << 24 : INT_MAX);
-    c->max_distance = field_int(m, 132, "max_distance", t5 ? c->rows / 2 + 1 : 0,
-                                1 << 28);
-    if (t5 && c->rows % 2)
-        die(EXIT_DATA, m->path, "odd number of t5 buckets in the header (got %d)", c->rows);
-    if (!is_rotary(c) && c->rope.method > 1)
-        die(EXIT_DATA, m->path, "scaling of a model that does not rotate (got %d, want 0 or 1)",
-            c->rope.method);
-}
-
-// The extension block, or llama2.c's defaults.
-static void read_extension(Model *m)
-{
-    Config *c = &m->config;
-    c->norm_eps = 1e-5f;
-    c->rope.theta = 10000;
-    if (m->version && read_i32(m->map + 64) == EXT_MAGIC) {
-        RopeConfig *r = &c->rope;
-        double theta = field_float(m, 76, "rope_theta", 1.5, 1e12);
-        double eps = field_float(m, 80, "norm_eps", 1e-12, 1);
-        c->train_ctx = field_int(m, 72, "train_ctx", 1, 1 << 28);
-        if (theta > 0) r->theta = theta;
-        if (eps > 0) c->norm_eps = (float)eps;
-        r->method = field_int(m, 84, "scaling", 0, 7);
-        r->factor = field_float(m, 88, "factor", 1, 1e6);
-        r->orig_ctx = field_int(m, 92, "orig_ctx", 0, 1 << 28);
-        r->attn_factor = field_float(m, 96, "attn_factor", 1e-3, 1e3);
-        r->beta_fast = field_float(m, 100, "beta_fast", 1e-3, 1e6);
-        r->beta_slow = field_float(m, 104, "beta_slow", 1e-3, 1e6);
-        r->low_freq_factor = field_float(m, 108, "low_freq_factor", 1e-3, 1e6);
-        r->high_freq_factor = field_float(m, 112, "high_freq_factor", 1e-3, 1e6);
-        r->window = field_int(m, 116, "window", 0, 1 << 28);
-        r->sinks = field_int(m, 120, "sinks", 0, 1 << 20);
-        r->logn = field_int(m, 124, "logn", 0, 1);
-        read_encoding(m);
-        if (r->sinks && !r->window)
-            die(EXIT_DATA, m->path, "sinks without a window in the header (got %d)", r->sinks);
-    } else if (m->version > 100)
-        die(EXIT_DATA, m->path, "version %d without an extension block", m->version);
+    int t5 = c->encoding == ENC_T5, least = t5 ? 2 : c->encoding == ENC_LEARNED;
+    int most = t5 || c->encoding == ENC_SHAW ? 1 << 12 : 1 << 24;
+    if (!c->n_kv_heads) c->n_kv_heads = c->n_heads;
+    if (c->n_heads % c->n_kv_heads)
+        REFUSE(m, "n_heads is no multiple of n_kv_heads (got %d, %d)", c->n_heads, c->n_kv_heads);
+    if (!c->head_dim && c->dim % c->n_heads)
+        REFUSE(m, "dim is no multiple of n_heads (got %d, %d)", c->dim, c->n_heads);
+    if (!c->head_dim) c->head_dim = c->dim / c->n_heads;
+    if (c->head_dim % 2) REFUSE(m, "odd head size (got %d, want an even one)", c->head_dim);
+    if (c->vocab_size < 1) REFUSE(m, "vocab_size (got %d)", c->vocab_size);
+    if (c->rope.sinks && !c->rope.window)
+        REFUSE(m, "sinks without a window (got %d)", c->rope.sinks);
+    if (!is_rotary(c) && c->rope.method > ROPE_LINEAR)
+        REFUSE(m, "scaling of a model that does not rotate (got %d, want 0 or 1)", c->rope.method);
+    if (c->rows < least || c->rows > most)
+        REFUSE(m, "the encoding's table (got %d rows, want %d to %d)", c->rows, least, most);
+    if (t5 && (c->rows % 2 || c->max_distance <= c->rows / 2))
+        REFUSE(m, "t5 (got %d buckets, max_distance %d, want an even number, and over half of it)",
+               c->rows, c->max_distance);
 }
 
 // A walk over the file: `at` moves past each tensor; without a base no pointer is made.
 typedef struct {
+    const Model *m;
     const uint8_t *base;
     size_t at;
 } Cursor;
 
-// group: of a planar Q8_0 matrix; 0: f32
+// group: of a planar Q8_0 matrix, of which there are only whole ones, and the scales lie at a
+// multiple of 4; 0: f32
 static Tensor take(Cursor *c, size_t rows, size_t cols, size_t group)
 {
     Tensor t = {&tensor_types[group ? T_Q8 : T_F32], NULL, NULL, group, rows, cols};
+    if (group && (rows * cols % group || rows * cols % 4))
+        REFUSE(c->m, "a matrix of %zu values is not whole groups of %zu", rows * cols, group);
     if (c->base) {
         t.data = c->base + c->at;
         if (group) t.scales = (const float *)(t.data + rows * cols);
@@ -1698,7 +1708,7 @@ static Tensor take(Cursor *c, size_t rows, size_t cols, size_t group)
 
 static const float *take_floats(Cursor *c, size_t n)
 {
-    return (const float *)(const void *)take(c, 1, n, 0).data;
+    return (const float *)take(c, 1, n, 0).data;
 }
 
 // Vector k of every layer.
@@ -1729,35 +1739,32 @@ static void check_table(const Model *m)
     int n = c->encoding == ENC_KERPLE ? 2 * c->n_heads : c->encoding == ENC_FIRE ? 2 : 0;
     for (int i = 0; i < n; i++)
         if (!(c->table[i] >= 1e-6f && c->table[i] <= 1e9f))
-            die(EXIT_DATA, m->path, "number %d of the encoding's table (got %g, want 1e-6 to 1e9)",
-                i, c->table[i]);
+            REFUSE(m, "number %d of the encoding's table (got %g, want 1e-6 to 1e9)", i,
+                   c->table[i]);
 }
 
-// Walks the whole file in its order; returns the extent.
+// Walks the whole file in its order; returns the extent. A version's order: e embeddings, a and f
+// the layers' norms, digits their matrices, n the final norm, t tables to skip, c classifier.
 static size_t lay_out(Model *m, const uint8_t *base)
 {
-    enum { ATT_NORM, FFN_NORM };
     Config *c = &m->config;
     size_t dim = c->dim, vocab = c->vocab_size, half = c->head_dim / 2, rows, cols;
-    int v0 = m->version == 0;
-    Cursor cur = {base, v0 ? 28 : HEADER};
-    if (v0) m->tok_emb = take(&cur, vocab, dim, 0);
-    take_norms(&cur, m, ATT_NORM);
-    if (!v0) {
-        take_norms(&cur, m, FFN_NORM);
-        m->final_norm = take_floats(&cur, dim);
-        m->tok_emb = take(&cur, vocab, dim, m->group);
-    }
-    for (int k = 0; k < N_MATRICES; k++) {
-        matrix_shape(c, k, &rows, &cols);
-        if (v0 && k == 4) take_norms(&cur, m, FFN_NORM); // before w1
-        for (int l = 0; l < c->n_layers; l++) m->layers[l].w[k] = take(&cur, rows, cols, m->group);
-    }
-    if (v0) {
-        m->final_norm = take_floats(&cur, dim);
-        take_floats(&cur, mul_size(c->train_ctx, 2 * half));
-    }
-    m->classifier = m->shared_classifier ? m->tok_emb : take(&cur, vocab, dim, m->group);
+    Cursor cur = {m, base, m->version ? HEADER : 28};
+    for (const char *p = m->version ? "afne0123456c" : "ea0123f456ntc"; *p; p++)
+        switch (*p) {
+        case 'a': take_norms(&cur, m, 0); break;
+        case 'f': take_norms(&cur, m, 1); break;
+        case 'n': m->final_norm = take_floats(&cur, dim); break;
+        case 'e': m->tok_emb = m->classifier = take(&cur, vocab, dim, m->group); break;
+        case 'c':
+            if (!m->shared_classifier) m->classifier = take(&cur, vocab, dim, m->group);
+            break;
+        case 't': take_floats(&cur, mul_size(c->train_ctx, 2 * half)); break;
+        default:
+            matrix_shape(c, *p - '0', &rows, &cols);
+            for (int l = 0; l < c->n_layers; l++)
+                m->layers[l].w[*p - '0'] = take(&cur, rows, cols, m->group);
+        }
     c->table = take_floats(&cur, table_size(c));
     if (c->rope.method == ROPE_LONGROPE) {
         c->rope.short_factors = take_floats(&cur, half);
@@ -1766,40 +1773,41 @@ static size_t lay_out(Model *m, const uint8_t *base)
     return cur.at;
 }
 
-// Version 2: every matrix must be whole groups, and its scales lie at a multiple of 4.
-static void check_group(const Model *m)
+// The fields in bytes [from, to) of a header; version 0 has them 8 bytes earlier. A float of 0 was
+// not given.
+static void read_fields(Model *m, int from, int to)
 {
-    for (int k = -1; k < N_MATRICES; k++) {
-        size_t rows = m->config.vocab_size, cols = m->config.dim;
-        if (k >= 0) matrix_shape(&m->config, k, &rows, &cols);
-        if (rows * cols % m->group || rows * cols % 4)
-            die(EXIT_DATA, m->path, "a matrix of %zu values is not whole groups (got group %zu)",
-                rows * cols, m->group);
+    for (const Field *f = config_fields; f < config_fields + COUNT(config_fields); f++) {
+        if (f->at < from || f->at >= to) continue;
+        const uint8_t *p = m->map + f->at - (m->version ? 0 : 8);
+        double v = f->kind == 'i' ? read_i32(p) : read_f32(p);
+        if (f->kind == 'i' || v != 0) set_field(m, f, f->name, v);
     }
 }
 
 static void read_header(Model *m)
 {
-    if (m->size < 28)
-        die(EXIT_DATA, m->path, "too short for a checkpoint (got %zu bytes)", m->size);
+    Config *c = &m->config;
+    if (m->size < 28) REFUSE(m, "too short for a checkpoint (got %zu bytes)", m->size);
     if (read_i32(m->map) == MAGIC) {
         if (m->size < HEADER)
-            die(EXIT_DATA, m->path, "cut off in the header (got %zu bytes, want %d)", m->size,
-                HEADER);
+            REFUSE(m, "cut off in the header (got %zu bytes, want %d)", m->size, HEADER);
         m->version = read_i32(m->map + 4);
         int v = m->version % 100;
         if ((v != 1 && v != 2) || m->version < 1 || m->version > 102)
-            die(EXIT_DATA, m->path, "unknown version (got %d, want 1, 2, 101 or 102)", m->version);
+            REFUSE(m, "unknown version (got %d, want 1, 2, 101 or 102)", m->version);
         m->shared_classifier = m->map[36] != 0;
-        if (v == 2) m->group = (size_t)field_int(m, 37, "group size", 1, 1 << 16);
+        if (v == 2) m->group = (size_t)check_range(m, "group", read_i32(m->map + 37), 1, 1 << 16);
     }
-    read_shape(m, m->version ? 8 : 0);
+    *c = (Config){.norm_eps = 1e-5f, .rope.theta = 10000}; // llama2.c's
+    read_fields(m, 8, 36);
+    if (m->version && read_i32(m->map + 64) == EXT_MAGIC) read_fields(m, 64, HEADER);
+    else if (m->version > 100) REFUSE(m, "version %d without an extension block", m->version);
     if (m->version == 0) {
-        m->shared_classifier = m->config.vocab_size > 0;
-        m->config.vocab_size = abs(m->config.vocab_size);
+        m->shared_classifier = c->vocab_size > 0;
+        c->vocab_size = abs(c->vocab_size);
     }
-    read_extension(m);
-    if (m->group) check_group(m);
+    complete_config(m);
 }
 
 // A mapped file that shrinks, or whose disk fails, shows when a page of it is read.
@@ -1840,8 +1848,7 @@ static void load_checkpoint(Model *m)
     m->layers = xcalloc((size_t)m->config.n_layers, sizeof *m->layers);
     size_t extent = lay_out(m, NULL);
     if (extent != m->size)
-        die(EXIT_DATA, m->path, "its size does not fit its header (got %zu bytes, want %zu)",
-            m->size, extent);
+        REFUSE(m, "its size does not fit its header (got %zu bytes, want %zu)", m->size, extent);
     lay_out(m, m->map);
     check_table(m);
     m->weight_bytes = m->size - (m->shared_classifier ? 0 : tensor_bytes(&m->tok_emb));
@@ -1861,451 +1868,337 @@ static void load_checkpoint(Model *m)
 // every tensor against the end of the file when it is taken. A tensor that the architecture does
 // not use is an error, since a model that needs it would be computed wrongly without.
 
-enum { G_U8, G_I8, G_U16, G_I16, G_U32, G_I32, G_F32, G_BOOL, G_STRING, G_ARRAY, G_U64, G_I64,
-       G_F64, G_TYPES };
-static const uint8_t gguf_sizes[G_TYPES] = {1, 1, 2, 2, 4, 4, 4, 1, 0, 0, 8, 8, 8};
+// What a key can be, as messages say it.
+static const char A_INT[] = "a whole number", A_FLOAT[] = "a float", A_STRING[] = "a string",
+                  INTS[] = "int32s", FLOATS[] = "floats", STRINGS[] = "strings", OTHER[] = "other";
+
+// A value's bytes and what it is, by the number of its type. Signed ones of one or two bytes, which
+// nobody writes, are left out; other negative numbers are then too large for any key.
+static const struct {
+    size_t bytes;
+    const char *kind;
+} value_types[] = {
+    {1, A_INT}, {1, OTHER}, {2, A_INT}, {2, OTHER}, {4, A_INT}, {4, A_INT}, {4, A_FLOAT},
+    {1, A_INT}, {0, A_STRING}, {0, OTHER}, {8, A_INT}, {8, A_INT}, {8, A_FLOAT},
+};
+enum { G_I32 = 5, G_F32 = 6, G_STRING = 8, G_ARRAY = 9 };
 
 // A key or a tensor.
 typedef struct {
-    const char *name; // in the file: no zero behind its len bytes
-    int len;
-    uint32_t type, elem; // of an array key: G_ARRAY and its elements' type; else the same twice
-    size_t n;            // values of a key
-    const uint8_t *data; // of a key
-    uint64_t dims[4], offset;
+    const char *name; // in the file: no zero behind its len bytes; NULL: the end of a list
+    size_t len;
+    uint32_t type;       // a tensor's, or of a key's values
+    const char *kind;    // of a key, and
+    Values values;       // what it holds
+    size_t rows, cols;   // of a tensor; dimensions behind the second count as rows
+    size_t offset;
     int used;            // by the model: a tensor
 } GgufEntry;
 
 typedef struct {
-    GgufEntry *entry;
-    size_t n;
-} GgufList;
-
-typedef struct {
     Model *m;
-    size_t at; // while reading
-    GgufList keys, tensors;
-    size_t data; // where offsets begin
+    size_t at; // while reading; then where the data begin
+    GgufEntry *keys, *tensors;
 } Gguf;
 
-// Moves past n items of `size` bytes.
-static const uint8_t *gguf_skip(Gguf *g, uint64_t n, size_t size)
+// Moves past n items of `size` bytes, all in the file.
+static const uint8_t *gguf_skip(Gguf *g, size_t n, size_t size)
 {
-    const uint8_t *p = g->m->map + g->at;
     if (n > (g->m->size - g->at) / size)
-        die(EXIT_DATA, g->m->path, "cut off, or a wrong count (got %zu bytes, want %llu x %zu at "
-            "byte %zu)", g->m->size, (unsigned long long)n, size, g->at);
-    g->at += (size_t)n * size;
-    return p;
+        REFUSE(g->m, "cut off, or a wrong count (want %zu x %zu bytes at %zu)", n, size, g->at);
+    g->at += n * size;
+    return g->m->map + g->at - n * size;
 }
 
 // The next number, of `size` bytes.
-static uint64_t gguf_number(Gguf *g, size_t size)
+static size_t gguf_number(Gguf *g, size_t size)
 {
-    uint64_t v = 0;
+    size_t v = 0;
     memcpy(&v, gguf_skip(g, size, 1), size);
     return v;
 }
 
-// A name: printable, so that it can stand in a message.
-static void gguf_name(Gguf *g, GgufEntry *e)
-{
-    uint64_t len = gguf_number(g, 8);
-    e->name = (const char *)gguf_skip(g, len, 1);
-    e->len = (int)min_size(len, 256);
-    int bad = len < 1 || len > 255;
-    for (int i = 0; i < e->len && !bad; i++) bad = e->name[i] < 33 || e->name[i] > 126;
-    if (bad) die(EXIT_DATA, g->m->path, "a broken name before byte %zu", g->at);
-}
-
+// What stands behind a key's name: its type and value.
 static void gguf_key(Gguf *g, GgufEntry *k)
 {
-    gguf_name(g, k);
-    k->type = k->elem = gguf_number(g, 4);
-    k->n = 1;
-    if (k->type == G_ARRAY) {
-        k->elem = gguf_number(g, 4);
-        k->n = gguf_number(g, 8);
-    }
-    if (k->elem >= G_TYPES || k->elem == G_ARRAY)
-        die(EXIT_DATA, g->m->path, "key %.*s has an unknown type (got %u)", k->len, k->name,
-            k->elem);
-    k->data = g->m->map + g->at;
-    if (k->elem != G_STRING) gguf_skip(g, k->n, gguf_sizes[k->elem]);
-    else
-        for (size_t i = 0; i < k->n; i++) gguf_skip(g, gguf_number(g, 8), 1);
+    int array = (k->type = gguf_number(g, 4)) == G_ARRAY;
+    if (array) k->type = gguf_number(g, 4);
+    if (k->type >= COUNT(value_types) || k->type == G_ARRAY)
+        REFUSE(g->m, "key %.*s has an unknown type (got %u)", (int)k->len, k->name, k->type);
+    k->kind = !array ? value_types[k->type].kind : k->type == G_STRING ? STRINGS
+            : k->type == G_F32 ? FLOATS : k->type == G_I32 ? INTS : OTHER;
+    size_t n = array ? gguf_number(g, 8) : 1;
+    k->values = (Values){g->m->map + g->at, n};
+    for (; k->type == G_STRING && n > 0; n--) gguf_skip(g, gguf_number(g, 8), 1);
+    if (n > 0) gguf_skip(g, n, value_types[k->type].bytes);
 }
 
+// What stands behind a tensor's name.
 static void gguf_tensor(Gguf *g, GgufEntry *t)
 {
-    gguf_name(g, t);
-    uint32_t n_dims = gguf_number(g, 4);
-    if (n_dims < 1 || n_dims > 4)
-        die(EXIT_DATA, g->m->path, "tensor %.*s: dimensions (got %u, want 1 to 4)", t->len, t->name,
-            n_dims);
-    for (uint32_t i = 0; i < 4; i++) t->dims[i] = i < n_dims ? gguf_number(g, 8) : 1;
+    size_t n_dims = gguf_number(g, 4);
+    t->cols = n_dims ? gguf_number(g, 8) : 1;
+    t->rows = 1;
+    while (n_dims-- > 1) t->rows = mul_size(t->rows, gguf_number(g, 8));
     t->type = gguf_number(g, 4);
     t->offset = gguf_number(g, 8);
 }
 
+// A list of n entries, each a name and what `read` reads; the last has no name.
+static GgufEntry *gguf_list(Gguf *g, size_t n, void (*read)(Gguf *, GgufEntry *))
+{
+    if (n > 1 << 16) REFUSE(g->m, "too many keys or tensors (got %zu)", n);
+    GgufEntry *list = xcalloc(n + 1, sizeof *list);
+    for (GgufEntry *e = list; e < list + n; e++) {
+        e->len = gguf_number(g, 8);
+        e->name = (const char *)gguf_skip(g, e->len, 1);
+        int bad = e->len < 1 || e->len > 255;
+        for (size_t i = 0; i < e->len && !bad; i++) bad = !isgraph((uint8_t)e->name[i]);
+        if (bad) REFUSE(g->m, "a broken name before byte %zu", g->at);
+        read(g, e);
+    }
+    return list;
+}
+
 // The entry of that name, or NULL; there may not be two.
-static GgufEntry *find_entry(const Gguf *g, const GgufList *list, const char *name)
+static GgufEntry *find_entry(const Gguf *g, GgufEntry *list, const char *name)
 {
     GgufEntry *found = NULL;
-    int len = (int)strlen(name);
-    for (GgufEntry *e = list->entry; e < list->entry + list->n; e++) {
-        if (e->len != len || memcmp(e->name, name, len)) continue;
-        if (found) die(EXIT_DATA, g->m->path, "%s is there twice", name);
+    for (GgufEntry *e = list; e->name; e++) {
+        if (e->len != strlen(name) || memcmp(e->name, name, e->len)) continue;
+        if (found) REFUSE(g->m, "%s is there twice", name);
         found = e;
     }
     return found;
 }
 
-static const GgufEntry *find_key(const Gguf *g, const char *name)
+// The key, one without values if there is none. ".name" stands for "architecture.name".
+static const GgufEntry *find_key(const Gguf *g, const char *name, const char *kind, int needed)
 {
-    char full[128]; // ".name" stands for "architecture.name"
+    static const GgufEntry none;
+    char full[128];
     snprintf(full, sizeof full, "%s%s", *name == '.' ? g->m->arch : "", name);
-    return find_entry(g, &g->keys, full);
+    const GgufEntry *k = find_entry(g, g->keys, full);
+    if (!k && needed) REFUSE(g->m, "no key %s (want %s)", full, kind);
+    if (k && k->kind != kind) REFUSE(g->m, "key %s (got %s, want %s)", full, k->kind, kind);
+    return k ? k : &none;
 }
 
-__attribute__((noreturn)) static void bad_key(const Gguf *g, const char *name, const char *want)
+static double key_number(const GgufEntry *k)
 {
-    die(EXIT_DATA, g->m->path, "key %s%s (%s, want %s)", *name == '.' ? g->m->arch : "", name,
-        find_key(g, name) ? "of another type or size" : "got none", want);
+    union { uint64_t u; float f; double d; } v = {0};
+    size_t bytes = value_types[k->type].bytes;
+    memcpy(&v, k->values.at, bytes);
+    return k->kind == A_INT ? (double)v.u : bytes == 4 ? v.f : v.d;
 }
 
-#define REQUIRED LLONG_MIN
-
-static int key_int(const Gguf *g, const char *name, int64_t lo, int64_t hi, int64_t absent)
+static int key_int(const Gguf *g, const char *name, int lo, int hi, int absent)
 {
-    const GgufEntry *k = find_key(g, name);
-    uint64_t bits = 0;
-    int64_t v;
-    if (!k && absent != REQUIRED) return (int)absent;
-    if (k) memcpy(&bits, k->data, gguf_sizes[k->type]);
-    switch (k ? k->type : G_TYPES) {
-    case G_U8: case G_U16: case G_U32: case G_BOOL: case G_I64: v = (int64_t)bits; break;
-    case G_I8: v = (int8_t)bits; break;
-    case G_I16: v = (int16_t)bits; break;
-    case G_I32: v = (int32_t)bits; break;
-    case G_U64: v = bits > INT64_MAX ? INT64_MAX : (int64_t)bits; break; // out of any range
-    default: bad_key(g, name, "a whole number");
-    }
-    if (v < lo || v > hi)
-        die(EXIT_DATA, g->m->path, "key %.*s (got %lld, want %lld to %lld)", k->len, k->name,
-            (long long)v, (long long)lo, (long long)hi);
-    return (int)v;
+    const GgufEntry *k = find_key(g, name, A_INT, 0);
+    return k->name ? (int)check_range(g->m, name, key_number(k), lo, hi) : absent;
 }
 
-static double key_float(const Gguf *g, const char *name, double lo, double hi, double absent)
-{
-    const GgufEntry *k = find_key(g, name);
-    if (!k && absent >= 0) return absent;
-    if (!k || (k->type != G_F32 && k->type != G_F64)) bad_key(g, name, "a float");
-    float f;
-    double v;
-    memcpy(&f, k->data, 4);
-    if (k->type == G_F64) memcpy(&v, k->data, 8);
-    else v = f;
-    if (!(v >= lo && v <= hi))
-        die(EXIT_DATA, g->m->path, "key %.*s (got %g, want %g to %g)", k->len, k->name, v, lo, hi);
-    return v;
-}
-
-// A string's bytes and length, or NULL.
-static const char *key_string(const Gguf *g, const char *name, size_t *len)
-{
-    const GgufEntry *k = find_key(g, name);
-    if (!k) return NULL;
-    if (k->type != G_STRING) bad_key(g, name, "a string");
-    memcpy(len, k->data, 8);
-    return (const char *)k->data + 8;
-}
-
-// A short string copied to out[32], or `absent`.
+// A short string, or `absent`, to out[32]; what does not fit is no word that anybody knows.
 static void key_word(const Gguf *g, const char *name, const char *absent, char out[32])
 {
+    Values v = find_key(g, name, A_STRING, 0)->values;
     size_t len = strlen(absent);
-    const char *s = key_string(g, name, &len);
-    if (len > 31) bad_key(g, name, "a short string");
-    memcpy(out, s ? s : absent, len);
-    out[len] = 0;
-    for (size_t i = 0; i < len; i++)
-        if (out[i] < 33 || out[i] > 126) bad_key(g, name, "a printable string");
+    const char *s = v.n ? next_string(&v, &len) : absent;
+    snprintf(out, 32, "%.*s", (int)min_size(len, 31), s);
 }
 
-// An array of n values (0: any number, *n gets it); NULL if there is none.
-static const uint8_t *key_array(const Gguf *g, const char *name, uint32_t elem, size_t *n)
-{
-    const GgufEntry *k = find_key(g, name);
-    if (!k) return NULL;
-    if (k->type != G_ARRAY || k->elem != elem || (*n && k->n != *n) || k->n > 1 << 24)
-        bad_key(g, name, "an array as long as the vocabulary");
-    *n = k->n;
-    return k->data;
-}
-
-// The tensor [rows][cols] of that name, all of it in the file; rows 1: one dimension will do. One
-// that is not there has no data.
-static Tensor find_tensor(Gguf *g, const char *name, size_t rows, size_t cols)
+// The tensor [rows][cols] of that name, all of it in the file; a vector (rows 1) is f32. One that
+// is not there has no data, or is an error if needed.
+static Tensor take_tensor(Gguf *g, const char *name, size_t rows, size_t cols, int needed)
 {
     const Model *m = g->m;
-    GgufEntry *t = find_entry(g, &g->tensors, name);
-    if (!t) return (Tensor){0};
-    const TensorType *type = NULL;
-    for (int i = 0; i < N_TENSOR_TYPES; i++)
-        if (tensor_types[i].gguf == (int64_t)t->type) type = &tensor_types[i];
-    if (!type) die(EXIT_DATA, m->path, "tensor %s has an unknown type (got %u)", name, t->type);
-    if (t->dims[0] != cols || t->dims[1] != rows || t->dims[2] != 1 || t->dims[3] != 1)
-        die(EXIT_DATA, m->path, "tensor %s: shape (got %llu x %llu, want %zu x %zu)", name,
-            (unsigned long long)t->dims[1], (unsigned long long)t->dims[0], rows, cols);
-    if (cols % type->block)
-        die(EXIT_DATA, m->path, "tensor %s: rows of %zu values (want whole blocks of %zu)", name,
-            cols, type->block);
-    Tensor out = {type, NULL, NULL, type->group, rows, cols};
-    size_t room = m->size - g->data, bytes = tensor_bytes(&out);
-    if (t->offset > room || bytes > room - t->offset)
-        die(EXIT_DATA, m->path, "tensor %s ends behind the file's end (got %zu bytes at %llu, want "
-            "%zu at most)", name, bytes, (unsigned long long)t->offset, room);
-    if (t->offset % 4) die(EXIT_DATA, m->path, "tensor %s is not aligned", name);
-    out.data = m->map + g->data + t->offset;
-    t->used = 1;
+    GgufEntry *e = find_entry(g, g->tensors, name);
+    if (!e && needed) REFUSE(m, "no tensor %s", name);
+    if (!e) return (Tensor){0};
+    int k = 0;
+    while (k < N_TENSOR_TYPES && tensor_types[k].gguf != (int64_t)e->type) k++;
+    const TensorType *type = &tensor_types[k];
+    if (k == N_TENSOR_TYPES || (rows == 1 && k != T_F32) || e->rows != rows || e->cols != cols ||
+        cols % type->block)
+        REFUSE(m, "tensor %s (got type %u, %zu x %zu, want %s, %zu x %zu)", name, e->type, e->rows,
+               e->cols, rows == 1 ? "0" : "a known one in whole blocks", rows, cols);
+    Tensor t = {type, m->map + g->at, NULL, type->group, rows, cols};
+    size_t room = m->size - g->at, bytes = tensor_bytes(&t);
+    if (e->offset > room || bytes > room - e->offset || e->offset % 4)
+        REFUSE(m, "tensor %s (got %zu bytes at %zu, want a multiple of 4 and at most %zu)",
+               name, bytes, e->offset, room);
+    t.data += e->offset;
+    e->used = 1;
     g->m->weight_bytes += bytes;
-    return out;
-}
-
-// The same for part `part` of layer l (l < 0: of the whole model), which has to be there.
-static Tensor take_matrix(Gguf *g, int l, const char *part, size_t rows, size_t cols)
-{
-    char name[64];
-    if (l < 0) snprintf(name, sizeof name, "%s", part);
-    else snprintf(name, sizeof name, "blk.%d.%s", l, part);
-    Tensor t = find_tensor(g, name, rows, cols);
-    if (!t.data) die(EXIT_DATA, g->m->path, "no tensor %s", name);
     return t;
-}
-
-// A tensor's floats.
-static const float *floats_of(const Gguf *g, Tensor t, const char *name)
-{
-    if (t.data && t.type != &tensor_types[T_F32])
-        die(EXIT_DATA, g->m->path, "tensor %s (got type %s, want f32)", name, t.type->name);
-    return (const float *)(const void *)t.data;
-}
-
-static const float *take_vector(Gguf *g, int l, const char *part, size_t n)
-{
-    return floats_of(g, take_matrix(g, l, part, 1, n), part);
 }
 
 // What architectures differ in. All of them are pre-norm Transformers with RMSNorm, grouped-query
 // attention, RoPE and a gated feed-forward layer.
 typedef struct {
     const char *name;
-    int rope_split, bias, qk_norm, gemma;
+    int vectors;   // of a layer: bit k says that it has Layer's vec[k]
+    Config config; // where no key says otherwise
 } Arch;
 
+enum { NORMS = 3, POST_NORMS = 3 << 2, QK_NORMS = 3 << 4, BIASES = 7 << 6 };
+
 static const Arch archs[] = {
-    {"llama", 0, 0, 0, 0}, // its converters permute wq and wk to interleaved pairs
-    {"qwen2", 1, 1, 0, 0},
-    {"qwen3", 1, 0, 1, 0},
-    {"gemma3", 1, 0, 1, 1}, // also: scaled embeddings, norms behind, GeGLU, local layers
+    {"llama", NORMS, {0}}, // its converters permute wq and wk to interleaved pairs
+    {"qwen2", NORMS | BIASES, {.rope_split = 1}},
+    {"qwen3", NORMS | QK_NORMS, {.rope_split = 1}},
+    {"gemma3", NORMS | QK_NORMS | POST_NORMS, {.rope_split = 1, .gelu = 1, .emb_scale = 1,
+                                               .global_every = 6, .local.theta = 10000}},
 };
 
-static const Arch *gguf_arch(Gguf *g)
+// Layer i: all that its architecture has.
+static void take_layer(Gguf *g, const Arch *a, int i)
 {
-    char name[32];
-    key_word(g, "general.architecture", "?", name);
-    int i = FIND_NAME(archs, name);
-    if (i < 0)
-        die(EXIT_DATA, g->m->path, "unknown architecture (got %s, want llama, qwen2, qwen3 or "
-            "gemma3)", name);
-    g->m->arch = archs[i].name;
-    return &archs[i];
-}
-
-static void gguf_shape(Gguf *g, Config *c)
-{
-    const int big = 1 << 24;
-    c->dim = key_int(g, ".embedding_length", 1, big, REQUIRED);
-    c->hidden_dim = key_int(g, ".feed_forward_length", 1, big, REQUIRED);
-    c->n_layers = key_int(g, ".block_count", 1, 4096, REQUIRED);
-    c->n_heads = key_int(g, ".attention.head_count", 1, 1 << 16, REQUIRED);
-    c->n_kv_heads = key_int(g, ".attention.head_count_kv", 1, c->n_heads, c->n_heads);
-    c->head_dim = key_int(g, ".attention.key_length", 2, 1 << 14, c->dim / c->n_heads);
-    c->train_ctx = key_int(g, ".context_length", 1, 1 << 28, REQUIRED);
-    c->norm_eps = (float)key_float(g, ".attention.layer_norm_rms_epsilon", 1e-12, 1, -1);
-    key_int(g, ".attention.value_length", c->head_dim, c->head_dim, c->head_dim);
-    key_int(g, ".rope.dimension_count", c->head_dim, c->head_dim, c->head_dim);
-    key_int(g, "split.count", 0, 1, 0); // the other files would be missing
-    if (c->n_heads % c->n_kv_heads || c->head_dim % 2 || c->head_dim < 2)
-        die(EXIT_DATA, g->m->path, "heads (got %d, %d for keys, of %d values; want a multiple, and "
-            "an even size)", c->n_heads, c->n_kv_heads, c->head_dim);
-}
-
-// The factors of tensor `name`, one a pair, or NULL.
-static const float *find_factors(Gguf *g, const char *name, size_t pairs)
-{
-    const float *f = floats_of(g, find_tensor(g, name, 1, pairs), name);
-    for (size_t m = 0; f && m < pairs; m++)
-        if (!(f[m] > 0 && f[m] < 1e6f)) die(EXIT_DATA, g->m->path, "%s (got %g)", name, f[m]);
-    return f;
-}
-
-static void gguf_rope(Gguf *g, Config *c)
-{
-    RopeConfig *r = &c->rope;
-    char type[32];
-    size_t pairs = c->head_dim / 2;
-    r->theta = key_float(g, ".rope.freq_base", 1.5, 1e12, 10000);
-    double factor = key_float(g, ".rope.scale_linear", 0, 1e6, 0); // its name in old files
-    key_word(g, ".rope.scaling.type", factor > 1 ? "linear" : "none", type);
-    factor = key_float(g, ".rope.scaling.factor", 0, 1e6, factor);
-    r->orig_ctx = key_int(g, ".rope.scaling.original_context_length", 0, 1 << 28, 0);
-    r->method = !strcmp(type, "none") ? ROPE_NONE : !strcmp(type, "linear") ? ROPE_LINEAR
-              : !strcmp(type, "yarn") ? ROPE_YARN : !strcmp(type, "longrope") ? ROPE_LONGROPE : -1;
-    if (r->method < 0)
-        die(EXIT_DATA, g->m->path, "unknown RoPE scaling (got %s, want none, linear, yarn or "
-            "longrope)", type);
-    if (r->method) {
-        double ratio = r->orig_ctx ? (double)c->train_ctx / r->orig_ctx : 1;
-        r->factor = factor > 0 ? factor : fmax(1, ratio);
-        r->beta_fast = key_float(g, ".rope.scaling.yarn_beta_fast", 0, 1e6, 0);
-        r->beta_slow = key_float(g, ".rope.scaling.yarn_beta_slow", 0, 1e6, 0);
-    }
-    if (r->method > ROPE_LINEAR) { // all of longrope's attention factor, but times yarn's own
-        double a = key_float(g, ".rope.scaling.attn_factor", 1e-3, 1e3, 1);
-        if (r->method == ROPE_LONGROPE) r->attn_factor = a;
-        else if (a != 1) r->attn_factor = a * (0.1 * log(fmax(1, r->factor)) + 1);
-    }
-    r->long_factors = find_factors(g, "rope_factors_long.weight", pairs);
-    r->short_factors = find_factors(g, "rope_factors_short.weight", pairs);
-    const float *freqs = find_factors(g, "rope_freqs.weight", pairs); // Llama 3.1's, at any length
-    if (freqs) {
-        r->method = ROPE_LONGROPE;
-        r->factor = 1;
-        r->long_factors = r->short_factors = freqs;
-    }
-    if (r->method == ROPE_LONGROPE && !(r->long_factors && r->short_factors))
-        die(EXIT_DATA, g->m->path, "longrope without its tensors of factors");
-}
-
-static void gguf_gemma(Gguf *g, Config *c)
-{
-    c->gelu = 1;
-    c->emb_scale = sqrtf((float)c->dim);
-    if (c->n_layers == 62) c->score_scale = sqrtf((float)c->n_heads / (float)c->dim); // the 27B
-    if (!c->rope.window) return;
-    c->local.theta = key_float(g, ".rope.freq_base_swa", 1.5, 1e12, 10000);
-    c->local.window = c->rope.window;
-    c->rope.window = 0;
-    c->global_every = key_int(g, ".attention.sliding_window_pattern", 1, 4096, 6);
-}
-
-static void gguf_layer(Gguf *g, const Arch *a, int i)
-{
-    static const char *const matrices[N_MATRICES] = {
+    static const char *const names[N_MATRICES + N_VECTORS] = {
         "attn_q.weight", "attn_k.weight", "attn_v.weight", "attn_output.weight", "ffn_gate.weight",
-        "ffn_down.weight", "ffn_up.weight"};
-    static const char *const vectors[N_VECTORS] = {
-        "attn_norm.weight", "ffn_norm.weight", "post_attention_norm.weight",
-        "post_ffw_norm.weight", "attn_q_norm.weight", "attn_k_norm.weight", "attn_q.bias",
-        "attn_k.bias", "attn_v.bias"};
+        "ffn_down.weight", "ffn_up.weight", "attn_norm.weight", "ffn_norm.weight",
+        "post_attention_norm.weight", "post_ffw_norm.weight", "attn_q_norm.weight",
+        "attn_k_norm.weight", "attn_q.bias", "attn_k.bias", "attn_v.bias"};
     const Config *c = &g->m->config;
     size_t dim = c->dim, d = c->head_dim, q = q_dim(c), kv = kv_dim(c), rows, cols;
     const size_t sizes[N_VECTORS] = {dim, dim, dim, dim, d, d, q, kv, kv};
-    const int has[N_VECTORS] = {1, 1, a->gemma, a->gemma, a->qk_norm, a->qk_norm, a->bias, a->bias,
-                                a->bias};
     Layer *l = &g->m->layers[i];
-    for (int k = 0; k < N_MATRICES; k++) {
-        matrix_shape(c, k, &rows, &cols);
-        l->w[k] = take_matrix(g, i, matrices[k], rows, cols);
+    for (int k = 0; k < N_MATRICES + N_VECTORS; k++) {
+        int v = k - N_MATRICES;
+        char name[64];
+        snprintf(name, sizeof name, "blk.%d.%s", i, names[k]);
+        if (v < 0) {
+            matrix_shape(c, k, &rows, &cols);
+            l->w[k] = take_tensor(g, name, rows, cols, 1);
+        } else if (a->vectors >> v & 1)
+            l->vec[v] = (const float *)take_tensor(g, name, 1, sizes[v], 1).data;
     }
-    for (int k = 0; k < N_VECTORS; k++)
-        if (has[k]) l->vec[k] = take_vector(g, i, vectors[k], sizes[k]);
 }
 
+// Factors of the wavelengths, one a pair, or NULL.
+static const float *take_factors(Gguf *g, const char *name)
+{
+    size_t pairs = g->m->config.head_dim / 2;
+    const float *f = (const float *)take_tensor(g, name, 1, pairs, 0).data;
+    for (size_t m = 0; f && m < pairs; m++)
+        if (!(f[m] > 0 && f[m] < 1e6f)) REFUSE(g->m, "%s (got %g)", name, f[m]);
+    return f;
+}
+
+// What the keys say about scaling, in our terms.
+static void gguf_rope(Gguf *g, RopeConfig *r)
+{
+    static const char *const types[] = {"none", "linear", "yarn", "longrope"};
+    static const int methods[] = {ROPE_NONE, ROPE_LINEAR, ROPE_YARN, ROPE_LONGROPE};
+    char type[32];
+    key_word(g, ".rope.scaling.type", r->factor > 0 ? "linear" : "none", type);
+    int k = FIND_NAME(types, type);
+    if (k < 0) REFUSE(g->m, "RoPE scaling (got %s, want none, linear, yarn or longrope)", type);
+    const float *freqs = take_factors(g, "rope_freqs.weight"); // Llama 3.1's, at any length
+    r->method = freqs ? ROPE_LONGROPE : methods[k];
+    if (freqs) r->factor = 1;
+    if (r->method == ROPE_NONE) r->factor = r->attn_factor = 0;
+    // The file's is all of longrope's attention factor, but is multiplied with yarn's own.
+    if (r->method == ROPE_LONGROPE && !(r->attn_factor > 0)) r->attn_factor = 1;
+    if (r->method == ROPE_YARN) r->attn_factor *= 0.1 * log(fmax(1, r->factor)) + 1;
+    r->long_factors = freqs ? freqs : take_factors(g, "rope_factors_long.weight");
+    r->short_factors = freqs ? freqs : take_factors(g, "rope_factors_short.weight");
+    if (r->method == ROPE_LONGROPE && !(r->long_factors && r->short_factors))
+        REFUSE(g->m, "longrope without its tensors of factors");
+}
+
+// The tokenizer's lists, each as long as there are tokens, and ids, each of one of them.
 static void gguf_vocab(Gguf *g, Vocab *v)
 {
     char model[32];
-    size_t n = 0;
     key_word(g, "tokenizer.ggml.model", "?", model);
     v->bpe = !strcmp(model, "gpt2");
     if (!v->bpe && strcmp(model, "llama"))
-        die(EXIT_DATA, g->m->path, "unknown tokenizer (got %s, want llama or gpt2)", model);
+        REFUSE(g->m, "tokenizer (got %s, want llama or gpt2)", model);
     key_word(g, "tokenizer.ggml.pre", "default", v->pre);
-    v->tokens.at = key_array(g, "tokenizer.ggml.tokens", G_STRING, &n);
-    if (!n) bad_key(g, "tokenizer.ggml.tokens", "an array of strings");
-    v->tokens.n = n;
-    v->scores = key_array(g, "tokenizer.ggml.scores", G_F32, &n);
-    v->types = key_array(g, "tokenizer.ggml.token_type", G_I32, &n);
-    v->merges.at = key_array(g, "tokenizer.ggml.merges", G_STRING, &v->merges.n);
-    if (v->bpe ? !v->merges.at : !v->scores)
-        bad_key(g, v->bpe ? "tokenizer.ggml.merges" : "tokenizer.ggml.scores", "an array");
+    v->tokens = find_key(g, "tokenizer.ggml.tokens", STRINGS, 1)->values;
+    v->merges = find_key(g, "tokenizer.ggml.merges", STRINGS, v->bpe)->values;
+    v->scores = find_key(g, "tokenizer.ggml.scores", FLOATS, !v->bpe)->values;
+    v->types = find_key(g, "tokenizer.ggml.token_type", INTS, 0)->values;
+    v->chat = find_key(g, "tokenizer.chat_template", A_STRING, 0)->values;
+    size_t n = check_range(g->m, "vocabulary", v->tokens.n, 1, 1 << 24);
+    if ((v->scores.at && v->scores.n != n) || (v->types.at && v->types.n != n))
+        REFUSE(g->m, "%zu tokens, but %zu scores, %zu types", n, v->scores.n, v->types.n);
+    check_range(g->m, "merges", v->merges.n, 0, 1 << 24);
     int llama3 = v->bpe && !strcmp(v->pre, "llama-bpe"), last = (int)n - 1;
     v->bos = key_int(g, "tokenizer.ggml.bos_token_id", 0, last, -1);
     v->eos = key_int(g, "tokenizer.ggml.eos_token_id", 0, last, -1);
     v->eot = key_int(g, "tokenizer.ggml.eot_token_id", 0, last, -1);
     v->add_bos = key_int(g, "tokenizer.ggml.add_bos_token", 0, 1, !v->bpe || llama3) && v->bos >= 0;
-    v->space_prefix = key_int(g, "tokenizer.ggml.add_space_prefix", 0, 1, !v->bpe);
-    v->chat = key_string(g, "tokenizer.chat_template", &v->chat_len);
+    v->space_prefix = key_int(g, "tokenizer.ggml.add_space_prefix", 0, 1, 1);
 }
 
-// Reads the lists of keys and tensors.
-static void gguf_lists(Gguf *g)
+static void gguf_config(Gguf *g, const Arch *arch)
 {
-    const Model *m = g->m;
-    g->at = 4;
-    uint32_t version = gguf_number(g, 4);
-    if (version != 2 && version != 3)
-        die(EXIT_DATA, m->path, "unknown GGUF version (got %u, want 2 or 3)", version);
-    uint64_t n_tensors = gguf_number(g, 8), n_keys = gguf_number(g, 8), left = m->size - g->at;
-    if (n_keys > min_size(left / 13, 1 << 16) || n_tensors > min_size(left / 32, 1 << 16))
-        die(EXIT_DATA, m->path, "more keys or tensors than fit the file (got %llu, %llu)",
-            (unsigned long long)n_keys, (unsigned long long)n_tensors);
-    g->keys = (GgufList){xcalloc(n_keys, sizeof(GgufEntry)), n_keys};
-    g->tensors = (GgufList){xcalloc(n_tensors, sizeof(GgufEntry)), n_tensors};
-    for (size_t i = 0; i < n_keys; i++) gguf_key(g, &g->keys.entry[i]);
-    for (size_t i = 0; i < n_tensors; i++) gguf_tensor(g, &g->tensors.entry[i]);
-    int align = key_int(g, "general.alignment", 4, 1 << 20, 32);
-    if (align & (align - 1))
-        die(EXIT_DATA, m->path, "key general.alignment (got %d, want a power of two)", align);
-    g->data = round_up(g->at, align);
-    if (g->data > m->size) die(EXIT_DATA, m->path, "cut off before the data");
+    Config *c = &g->m->config;
+    *c = arch->config;
+    c->rope.theta = 10000;
+    for (const Field *f = config_fields; f < config_fields + COUNT(config_fields); f++) {
+        if (!f->key) continue;
+        const GgufEntry *k = find_key(g, f->key, f->kind == 'i' ? A_INT : A_FLOAT, f->needed);
+        if (k->name) set_field(g->m, f, f->key, key_number(k));
+    }
+    c->vocab_size = (int)g->m->vocab.tokens.n;
+    complete_config(g->m);
+    key_int(g, ".attention.value_length", c->head_dim, c->head_dim, 0);
+    key_int(g, ".rope.dimension_count", c->head_dim, c->head_dim, 0);
+    key_int(g, "split.count", 0, 1, 0); // the other files would be missing
+    gguf_rope(g, &c->rope);
+    c->emb_scale *= sqrtf((float)c->dim);
+    if (c->gelu && c->n_layers == 62) c->score_scale = sqrtf((float)c->n_heads / c->dim); // the 27B
+    if (arch->config.global_every && c->rope.window) { // which is for local layers
+        c->local.window = c->rope.window;
+        c->rope.window = 0;
+    } else c->global_every = 0;
+}
+
+static void gguf_weights(Gguf *g, const Arch *arch)
+{
+    Model *m = g->m;
+    size_t dim = m->config.dim, vocab = m->config.vocab_size;
+    m->layers = xcalloc(m->config.n_layers, sizeof *m->layers);
+    m->final_norm = (const float *)take_tensor(g, "output_norm.weight", 1, dim, 1).data;
+    m->tok_emb = take_tensor(g, "token_embd.weight", vocab, dim, 1);
+    m->classifier = take_tensor(g, "output.weight", vocab, dim, 0);
+    m->shared_classifier = !m->classifier.data;
+    if (m->shared_classifier) m->classifier = m->tok_emb;
+    else m->weight_bytes -= tensor_bytes(&m->tok_emb);
+    for (int l = 0; l < m->config.n_layers; l++) take_layer(g, arch, l);
+    for (const GgufEntry *t = g->tensors; t->name; t++)
+        if (!t->used) REFUSE(m, "tensor %.*s: not of a %s", (int)t->len, t->name, m->arch);
 }
 
 static void load_gguf(Model *m)
 {
-    Gguf g = {.m = m};
-    Config *c = &m->config;
-    gguf_lists(&g);
-    const Arch *arch = gguf_arch(&g);
-    gguf_shape(&g, c);
-    c->rope_split = arch->rope_split;
-    c->rope.window = key_int(&g, ".attention.sliding_window", 0, 1 << 28, 0);
-    gguf_rope(&g, c);
-    if (arch->gemma) gguf_gemma(&g, c);
+    Gguf g = {.m = m, .at = 4};
+    char name[32];
+    uint32_t version = gguf_number(&g, 4);
+    if (version != 2 && version != 3) REFUSE(m, "GGUF version (got %u, want 2 or 3)", version);
+    size_t n_tensors = gguf_number(&g, 8), n_keys = gguf_number(&g, 8);
+    g.keys = gguf_list(&g, n_keys, gguf_key);
+    g.tensors = gguf_list(&g, n_tensors, gguf_tensor);
+    int align = key_int(&g, "general.alignment", 4, 1 << 20, 32);
+    if (align & (align - 1)) REFUSE(m, "general.alignment (got %d, want a power of two)", align);
+    gguf_skip(&g, round_up(g.at, align) - g.at, 1);
+    key_word(&g, "general.architecture", "?", name);
+    int arch = FIND_NAME(archs, name);
+    if (arch < 0) REFUSE(m, "architecture (got %s, want llama, qwen2, qwen3 or gemma3)", name);
+    m->arch = archs[arch].name;
     gguf_vocab(&g, &m->vocab);
-    size_t dim = c->dim, vocab = c->vocab_size = (int)m->vocab.tokens.n;
-    m->layers = xcalloc(c->n_layers, sizeof *m->layers);
-    m->final_norm = take_vector(&g, -1, "output_norm.weight", dim);
-    m->tok_emb = take_matrix(&g, -1, "token_embd.weight", vocab, dim);
-    m->classifier = find_tensor(&g, "output.weight", vocab, dim);
-    m->shared_classifier = !m->classifier.data;
-    if (m->shared_classifier) m->classifier = m->tok_emb;
-    else m->weight_bytes -= tensor_bytes(&m->tok_emb);
-    for (int l = 0; l < c->n_layers; l++) gguf_layer(&g, arch, l);
-    for (const GgufEntry *t = g.tensors.entry; t < g.tensors.entry + g.tensors.n; t++)
-        if (!t->used)
-            die(EXIT_DATA, m->path, "tensor %.*s is none of a %s model", t->len, t->name, m->arch);
-    free(g.keys.entry);
-    free(g.tensors.entry);
+    gguf_config(&g, &archs[arch]);
+    gguf_weights(&g, &archs[arch]);
+    free(g.keys);
+    free(g.tensors);
 }
 
 static void model_load(Model *m, const char *path)
 {
-    memset(m, 0, sizeof *m);
-    m->path = path;
+    *m = (Model){.path = path};
     m->map = map_file(path, &m->size);
     if (m->size >= 4 && !memcmp(m->map, "GGUF", 4)) load_gguf(m);
     else load_checkpoint(m);
@@ -3541,10 +3434,6 @@ typedef struct {
 } WordStyle;
 
 typedef struct {
-    int pair[2], id; // the two pieces make piece `id`; its place in the list is its rank
-} MergeRule;
-
-typedef struct {
     const char *path;
     char *file;         // the pieces' bytes
     Piece *pieces;      // [vocab_size]
@@ -3552,8 +3441,8 @@ typedef struct {
     Map ids;            // by text
     int byte_id[256];   // -1: none
     const WordStyle *words; // byte-level BPE; NULL: SentencePiece-style
-    MergeRule *rules;
-    Map ranks;          // of rules, by pair
+    int (*pairs)[2];    // of pieces that may merge, the first ones first
+    Map ranks;          // of pairs: their places in that list
     uint8_t special_len[256]; // the longest user-defined or control token that begins so
     int bos, eos, add_bos, space_prefix;
     int stops[12], n_stops; // tokens that end a turn or a text
@@ -3825,51 +3714,48 @@ typedef struct {
     int len, id, prev, next;
 } Symbol;
 
+// Joins symbols left and right to `len` bytes, piece `id`.
 typedef struct {
     float score;
-    int left, right, len, id; // joins symbols left and right to `len` bytes, piece `id`
+    int left, right, len, id;
 } Merge;
 
+// Text on its way to ids.
 typedef struct {
-    Merge *heap;
-    size_t n, room;
-} Merges;
+    const Tokenizer *t;
+    Symbol *symbols;
+    Merge *heap; // the candidates, the best at the root
+    size_t n_merges, room, heap_room;
+    int *ids, count;
+} Encoder;
 
 static int merge_before(const Merge *a, const Merge *b)
 {
     return a->score > b->score || (a->score == b->score && a->left < b->left);
 }
 
-static void push_merge(Merges *m, Merge new)
+static void push_merge(Encoder *e, Merge new)
 {
-    if (m->n == m->room) m->heap = xrealloc(m->heap, m->room = 2 * m->room + 64, sizeof new);
-    size_t at = m->n++;
-    for (; at && merge_before(&new, &m->heap[(at - 1) / 2]); at = (at - 1) / 2)
-        m->heap[at] = m->heap[(at - 1) / 2];
-    m->heap[at] = new;
+    if (e->n_merges == e->heap_room)
+        e->heap = xrealloc(e->heap, e->heap_room = 2 * e->heap_room + 64, sizeof new);
+    size_t at = e->n_merges++;
+    for (; at && merge_before(&new, &e->heap[(at - 1) / 2]); at = (at - 1) / 2)
+        e->heap[at] = e->heap[(at - 1) / 2];
+    e->heap[at] = new;
 }
 
-static Merge pop_merge(Merges *m)
+static Merge pop_merge(Encoder *e)
 {
-    Merge top = m->heap[0], last = m->heap[--m->n];
+    Merge top = e->heap[0], last = e->heap[--e->n_merges];
     size_t at = 0;
-    for (size_t child; (child = 2 * at + 1) < m->n; at = child) {
-        if (child + 1 < m->n && merge_before(&m->heap[child + 1], &m->heap[child])) child++;
-        if (!merge_before(&m->heap[child], &last)) break;
-        m->heap[at] = m->heap[child];
+    for (size_t child; (child = 2 * at + 1) < e->n_merges; at = child) {
+        if (child + 1 < e->n_merges && merge_before(&e->heap[child + 1], &e->heap[child])) child++;
+        if (!merge_before(&e->heap[child], &last)) break;
+        e->heap[at] = e->heap[child];
     }
-    m->heap[at] = last;
+    e->heap[at] = last;
     return top;
 }
-
-// Text on its way to ids.
-typedef struct {
-    const Tokenizer *t;
-    Symbol *symbols;
-    size_t room;
-    Merges merges;
-    int *ids, count;
-} Encoder;
 
 // Offers the pair (left, next of left), if it makes a piece. SentencePiece's bytes do not merge.
 static void offer_merge(Encoder *e, const char *text, int left)
@@ -3878,16 +3764,12 @@ static void offer_merge(Encoder *e, const char *text, int left)
     const Symbol *s = e->symbols;
     if (left < 0 || s[left].next < 0) return;
     int right = s[left].next, len = s[left].len + s[right].len, pair[] = {s[left].id, s[right].id};
-    if (pair[0] < 0 || pair[1] < 0) return;
-    if (t->words) {
-        int rank = map_find(&t->ranks, pair, sizeof pair);
-        if (rank >= 0)
-            push_merge(&e->merges, (Merge){-(float)rank, left, right, len, t->rules[rank].id});
-    } else if (t->pieces[pair[0]].kind != TOKEN_BYTE && t->pieces[pair[1]].kind != TOKEN_BYTE) {
-        int id = find_text(t, text + s[left].start, len);
-        if (id >= 0)
-            push_merge(&e->merges, (Merge){t->pieces[id].score, left, right, len, id});
-    }
+    for (int k = 0; k < 2; k++)
+        if (pair[k] < 0 || t->pieces[pair[k]].kind == TOKEN_BYTE) return;
+    int rank = t->words ? map_find(&t->ranks, pair, sizeof pair) : 0;
+    int id = rank < 0 ? -1 : find_text(t, text + s[left].start, len);
+    float score = id >= 0 && !t->words ? t->pieces[id].score : -(float)rank;
+    if (id >= 0) push_merge(e, (Merge){score, left, right, len, id});
 }
 
 // Splits text[len] into characters or, where those have no piece, bytes; for BPE all into bytes.
@@ -3914,11 +3796,10 @@ static void encode_word(Encoder *e, const char *text, size_t len)
 {
     if (e->room < len) e->symbols = xrealloc(e->symbols, e->room = 2 * len, sizeof *e->symbols);
     Symbol *s = e->symbols;
-    Merges *m = &e->merges;
     int n = split_symbols(e->t, text, len, s);
     for (int i = 0; i < n; i++) offer_merge(e, text, i);
-    while (m->n) {
-        Merge best = pop_merge(m);
+    while (e->n_merges) {
+        Merge best = pop_merge(e);
         Symbol *left = &s[best.left], *right = &s[best.right];
         // Stale: one of the two has been merged with something else since.
         if (!left->len || left->next != best.right || left->len + right->len != best.len) continue;
@@ -3995,7 +3876,7 @@ static int tokenizer_encode(const Tokenizer *t, const char *text, const char *te
         if (at > from) (t->words ? encode_words : encode_pieces)(&e, text + from, at - from);
         if (id >= 0) e.ids[e.count++] = id;
     }
-    free(e.merges.heap);
+    free(e.heap);
     free(e.symbols);
     return e.count;
 }
@@ -4018,17 +3899,6 @@ static int is_stop(const Tokenizer *t, int id)
 }
 
 // --- from the model file ------------------------------------------------------------------------
-
-// The next of a list of strings.
-static const char *next_string(Strings *list, size_t *len)
-{
-    uint64_t n;
-    memcpy(&n, list->at, 8);
-    const char *s = (const char *)list->at + 8;
-    list->at += 8 + n;
-    *len = (size_t)n;
-    return s;
-}
 
 // The byte that GPT-2 writes as character c, or -1: printable ones stand for themselves, the
 // others are numbered from 256 on.
@@ -4056,7 +3926,7 @@ static size_t plain_text(const char *s, size_t len, int bpe, char *out)
 // Type numbers in the file: 1 normal, 2 unknown, 3 control, 4 user-defined, 5 unused, 6 byte.
 static void read_vocab_pieces(Tokenizer *t, const Vocab *v)
 {
-    Strings list = v->tokens;
+    Values list = v->tokens;
     size_t total = 0, len;
     for (size_t i = 0; i < v->tokens.n; i++) next_string(&list, &len), total += len;
     char *to = t->file = xcalloc(total, 1);
@@ -4064,14 +3934,14 @@ static void read_vocab_pieces(Tokenizer *t, const Vocab *v)
     for (int id = 0; id < t->vocab_size; id++, to += len) {
         Piece *p = &t->pieces[id];
         const char *s = next_string(&list, &len);
-        int type = v->types ? read_i32(v->types + 4 * (size_t)id) : 1;
+        int type = v->types.at ? read_i32(v->types.at + 4 * (size_t)id) : 1;
         if (len > 1 << 16) die(EXIT_DATA, t->path, "token %d is too long (got %zu)", id, len);
         p->kind = type == 2 || type == 3 ? TOKEN_CONTROL : type == 4 ? TOKEN_USER : TOKEN_TEXT;
         p->text = to;
         if (p->kind != TOKEN_TEXT) memcpy(to, s, len);
         else len = plain_text(s, len, v->bpe, to);
         p->len = (int)len;
-        if (v->scores) memcpy(&p->score, v->scores + 4 * (size_t)id, 4);
+        if (v->scores.at) p->score = read_f32(v->scores.at + 4 * (size_t)id);
     }
     index_pieces(t);
 }
@@ -4079,23 +3949,18 @@ static void read_vocab_pieces(Tokenizer *t, const Vocab *v)
 // A merge is two pieces with a space between.
 static void read_vocab_merges(Tokenizer *t, const Vocab *v)
 {
-    t->rules = xcalloc(v->merges.n, sizeof *t->rules);
+    t->pairs = xcalloc(v->merges.n, sizeof *t->pairs);
     t->ranks = map_init(v->merges.n);
-    Strings list = v->merges;
+    Values list = v->merges;
     for (size_t rank = 0, len; rank < v->merges.n; rank++) {
-        char both[512];
-        const char *s = next_string(&list, &len);
-        const char *space = len ? memchr(s + 1, ' ', len - 1) : NULL;
-        if (!space || len > sizeof both)
+        const char *s = next_string(&list, &len), *space = len ? memchr(s + 1, ' ', len - 1) : NULL;
+        char piece[512];
+        int *pair = t->pairs[rank];
+        if (!space || len > sizeof piece)
             die(EXIT_DATA, t->path, "merge %zu is not two pieces", rank);
-        size_t a = plain_text(s, space - s, 1, both);
-        size_t b = plain_text(space + 1, s + len - (space + 1), 1, both + a);
-        MergeRule *m = &t->rules[rank];
-        m->pair[0] = find_piece(t, both, a);
-        m->pair[1] = find_piece(t, both + a, b);
-        m->id = find_text(t, both, a + b);
-        if (m->pair[0] < 0 || m->pair[1] < 0 || m->id < 0) continue; // it can never happen
-        map_add(&t->ranks, m->pair, sizeof m->pair, (int)rank);
+        pair[0] = find_piece(t, piece, plain_text(s, space - s, 1, piece));
+        pair[1] = find_piece(t, piece, plain_text(space + 1, s + len - (space + 1), 1, piece));
+        if (pair[0] >= 0 && pair[1] >= 0) map_add(&t->ranks, pair, sizeof t->pairs[0], (int)rank);
     }
 }
 
@@ -4144,8 +4009,6 @@ typedef struct {
     size_t n;
 } Stream;
 
-// At once, not when hours of text went to a full disk or a closed pipe.
-
 static void stream_flush(Stream *s)
 {
     fwrite(s->held, 1, s->n, s->out);
@@ -4159,7 +4022,7 @@ static void stream_write(Stream *s, const char *bytes, size_t len)
         s->held[s->n++] = bytes[i];
         if (s->n >= utf8_length(s->held[0])) stream_flush(s);
     }
-    check_written(s->out, "stdout");
+    check_written(s->out, "stdout"); // not when hours of text went to a full disk or a closed pipe
 }
 
 // ================================================================================================
@@ -4462,11 +4325,12 @@ static const ChatFormat chat_formats[] = {
 // The format called `name`, or without one the model's own; NULL if that is unknown.
 static const ChatFormat *find_chat_format(const Vocab *v, const char *name)
 {
+    size_t len = 0;
+    Values chat = v->chat;
+    const char *text = chat.n ? next_string(&chat, &len) : "";
     if (!name && !v->tokens.n) name = "llama2"; // as llama2.c
     for (const ChatFormat *f = chat_formats; f < chat_formats + COUNT(chat_formats); f++)
-        if (name ? !strcmp(name, f->name)
-                 : v->chat && memmem(v->chat, v->chat_len, f->mark, strlen(f->mark)))
-            return f;
+        if (name ? !strcmp(name, f->name) : !!memmem(text, len, f->mark, strlen(f->mark))) return f;
     return NULL;
 }
 
@@ -4960,7 +4824,7 @@ static void run_grid(const Grid *g)
 static void run_grids(Session *s, const TaskKind *kinds, int n)
 {
     const Vocab *v = &s->model.vocab;
-    Grid g = {.s = s, .format = v->chat ? find_chat_format(v, NULL) : NULL};
+    Grid g = {.s = s, .format = v->chat.n ? find_chat_format(v, NULL) : NULL};
     g.filler = split_sentences(s->text ? s->text : classic_filler, &g.n_filler);
     g.tsv = tsv_open("task\tlength\tdepth\ttrial\ttokens\tright\tanswer\tgot");
     for (g.kind = kinds; g.kind < kinds + n && !interrupted; g.kind++) run_grid(&g);

@@ -199,9 +199,12 @@ static void test_chat_formats(void)
         {"mistral", "{{ '[INST] ' }}"},
     };
     for (size_t i = 0; i < sizeof templates / sizeof *templates; i++) {
-        Vocab v = {.tokens.n = 1, .chat = templates[i][1], .chat_len = strlen(templates[i][1])};
+        Out text = {0};
+        put_string(&text, templates[i][1]);
+        Vocab v = {.tokens.n = 1, .chat = {text.p, 1}};
         const ChatFormat *f = find_chat_format(&v, NULL);
         CHECK(f && !strcmp(f->name, templates[i][0]));
+        free(text.p);
     }
     Vocab none = {.tokens.n = 1};
     CHECK(!find_chat_format(&none, NULL));
