@@ -1944,32 +1944,31 @@ static void gguf_tensor(Gguf *g, GgufEntry *t)
     t->offset = gguf_number(g, 8);
 }
 
-// A list of n entries, each a name and what `read` reads; the last has no name.
+// The entry of that name, or NULL.
+static GgufEntry *find_entry(GgufEntry *list, const char *name, size_t len)
+{
+    while (list->name && (list->len != len || memcmp(list->name, name, len))) list++;
+    return list->name ? list : NULL;
+}
+
+// A list of n entries, each a name, which may not come twice, and what `read` reads; the last has
+// no name.
 static GgufEntry *gguf_list(Gguf *g, size_t n, void (*read)(Gguf *, GgufEntry *))
 {
-    if (n > 1 << 16) REFUSE(g->m, "too many keys or tensors (got %zu)", n);
+    if (n > 1 << 14) REFUSE(g->m, "too many keys or tensors (got %zu)", n);
     GgufEntry *list = xcalloc(n + 1, sizeof *list);
     for (GgufEntry *e = list; e < list + n; e++) {
-        e->len = gguf_number(g, 8);
-        e->name = (const char *)gguf_skip(g, e->len, 1);
-        int bad = e->len < 1 || e->len > 255;
-        for (size_t i = 0; i < e->len && !bad; i++) bad = !isgraph((uint8_t)e->name[i]);
+        size_t len = gguf_number(g, 8);
+        const char *name = (const char *)gguf_skip(g, len, 1);
+        int bad = len < 1 || len > 255;
+        for (size_t i = 0; i < len && !bad; i++) bad = !isgraph((uint8_t)name[i]);
         if (bad) REFUSE(g->m, "a broken name before byte %zu", g->at);
+        if (find_entry(list, name, len)) REFUSE(g->m, "%.*s is there twice", (int)len, name);
+        e->name = name;
+        e->len = len;
         read(g, e);
     }
     return list;
-}
-
-// The entry of that name, or NULL; there may not be two.
-static GgufEntry *find_entry(const Gguf *g, GgufEntry *list, const char *name)
-{
-    GgufEntry *found = NULL;
-    for (GgufEntry *e = list; e->name; e++) {
-        if (e->len != strlen(name) || memcmp(e->name, name, e->len)) continue;
-        if (found) REFUSE(g->m, "%s is there twice", name);
-        found = e;
-    }
-    return found;
 }
 
 // The key, one without values if there is none. ".name" stands for "architecture.name".
@@ -1978,12 +1977,13 @@ static const GgufEntry *find_key(const Gguf *g, const char *name, const char *ki
     static const GgufEntry none;
     char full[128];
     snprintf(full, sizeof full, "%s%s", *name == '.' ? g->m->arch : "", name);
-    const GgufEntry *k = find_entry(g, g->keys, full);
+    const GgufEntry *k = find_entry(g->keys, full, strlen(full));
     if (!k && needed) REFUSE(g->m, "no key %s (want %s)", full, kind);
     if (k && k->kind != kind) REFUSE(g->m, "key %s (got %s, want %s)", full, k->kind, kind);
     return k ? k : &none;
 }
 
+// A key of one number.
 static double key_number(const GgufEntry *k)
 {
     union { uint64_t u; float f; double d; } v = {0};
@@ -2012,7 +2012,7 @@ static void key_word(const Gguf *g, const char *name, const char *absent, char o
 static Tensor take_tensor(Gguf *g, const char *name, size_t rows, size_t cols, int needed)
 {
     const Model *m = g->m;
-    GgufEntry *e = find_entry(g, g->tensors, name);
+    GgufEntry *e = find_entry(g->tensors, name, strlen(name));
     if (!e && needed) REFUSE(m, "no tensor %s", name);
     if (!e) return (Tensor){0};
     int k = 0;
@@ -2133,6 +2133,7 @@ static void gguf_vocab(Gguf *g, Vocab *v)
     v->space_prefix = key_int(g, "tokenizer.ggml.add_space_prefix", 0, 1, 1);
 }
 
+// Config: the architecture's, then what the keys say.
 static void gguf_config(Gguf *g, const Arch *arch)
 {
     Config *c = &g->m->config;
@@ -2157,6 +2158,7 @@ static void gguf_config(Gguf *g, const Arch *arch)
     } else c->global_every = 0;
 }
 
+// Finds all tensors that the architecture has; there may be no others.
 static void gguf_weights(Gguf *g, const Arch *arch)
 {
     Model *m = g->m;

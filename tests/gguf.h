@@ -231,6 +231,8 @@ static void put_layer(Tensors *t, int l, size_t d)
 static void put_config(Out *o, const GgufSpec *g, int n_layers, size_t d)
 {
     key_text(o, "general.architecture", g->arch);
+    key_text(o, "general.name", "a model"); // two that nobody reads
+    key_text(o, "general.note", "nothing");
     key_u32(o, g->arch, ".context_length", 512);
     key_u32(o, g->arch, ".embedding_length", G_DIM);
     key_u32(o, g->arch, ".feed_forward_length", G_HIDDEN);

@@ -312,6 +312,7 @@ static void test_bad_fields(void)
     check_refused("blk.0.attn_norm.weight", 12, 1, 4); // a norm in f16
     check_refused("blk.0.attn_q", 0, '_', 1); // a tensor that no llama has
     check_refused("blk.1.attn_", (size_t)-7, '0', 1); // twice the same name
+    check_refused("general.no", (size_t)-1, 'a' | 'm' << 8, 2); // no: general.name, twice
     check_refused("llama.embedding_lengt", 0, '\n', 1);
 }
 
