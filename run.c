@@ -557,6 +557,16 @@ INLINE vf vfma(vf a, vf b, vf c)
 #endif
 }
 
+// The same, fused where the machine can: left to themselves, compilers choose anew in every loop.
+INLINE vf vmuladd(vf a, vf b, vf c)
+{
+#if defined(__AVX512F__) || defined(__FMA__) || defined(__aarch64__)
+    return vfma(a, b, c);
+#else
+    return a * b + c;
+#endif
+}
+
 // Loads n < LANES floats and fills up with zeros.
 INLINE vf vload_part(const float *p, size_t n)
 {
@@ -688,8 +698,8 @@ static float dot(const float *a, const float *b, size_t n)
 {
     vf sum = {0};
     size_t k = 0;
-    for (; k + LANES <= n; k += LANES) sum += vload(a + k) * vload(b + k);
-    if (k < n) sum += vload_part(a + k, n - k) * vload_part(b + k, n - k);
+    for (; k + LANES <= n; k += LANES) sum = vmuladd(vload(a + k), vload(b + k), sum);
+    if (k < n) sum = vmuladd(vload_part(a + k, n - k), vload_part(b + k, n - k), sum);
     return vsum(sum);
 }
 
@@ -712,14 +722,14 @@ INLINE void tile_f32_n(int nt, const float *const w[TILE_ROWS], const float *x, 
         for (int r = 0; r < TILE_ROWS; r++) {
             vf wk = vload(w[r] + k);
             if (nt == 1) prefetch(w[r] + k);
-            for (int t = 0; t < nt; t++) sum[r][t] += wk * xk[t];
+            for (int t = 0; t < nt; t++) sum[r][t] = vmuladd(wk, xk[t], sum[r][t]);
         }
     }
     if (k < cols)
         for (int r = 0; r < TILE_ROWS; r++) {
             vf wk = vload_part(w[r] + k, cols - k);
             for (int t = 0; t < nt; t++)
-                sum[r][t] += wk * vload_part(x + (size_t)t * cols + k, cols - k);
+                sum[r][t] = vmuladd(wk, vload_part(x + (size_t)t * cols + k, cols - k), sum[r][t]);
         }
     for (int r = 0; r < TILE_ROWS; r++)
         for (int t = 0; t < nt; t++)
@@ -754,7 +764,7 @@ INLINE void gemm_rows_n(int nt, int nv, const float *a, size_t lda, const float 
         }
         for (int t = 0; t < nt; t++) {
             vf ak = vset(a[(size_t)t * lda + k]);
-            for (int v = 0; v < nv; v++) sum[t][v] += ak * row[v];
+            for (int v = 0; v < nv; v++) sum[t][v] = vmuladd(ak, row[v], sum[t][v]);
         }
     }
     for (int t = 0; t < nt; t++)
@@ -842,8 +852,8 @@ enum { PANEL = LANES };
 
 typedef struct {
     size_t group, n_groups; // values in a group, groups in a row
-    int8_t *q;              // [n][cols]
-    float *scale;           // [n][n_groups]
+    int8_t *q;              // [n][cols]; there is room for Q8_TOKENS - 1 more rows, for
+    float *scale;           // [n][n_groups]    tiles that are not full
     int32_t *bias;          // [n][n_groups]: -128 * sum of the group's q (see tile_q8)
 } Quantized;
 
@@ -951,42 +961,51 @@ INLINE vf add_group(vf sum, vi d, const float *w, float x)
     return vfma(__builtin_convertvector(d, vf), vload(w) * vset(x), sum);
 }
 
-// One packed panel against nt tokens from token t on. words: [cols / 4] vectors, each with four
-// neighbouring values of every row in that row's lane.
-INLINE void tile_q8_n(int nt, const vi *words, const Panel *p, const Quantized *x, size_t t,
-                      float *out, size_t stride, int n_rows)
+// Asks for groups [g, g + n) of the panel two panels on.
+INLINE void prefetch_panel(const Panel *p, const Quantized *x, size_t g, size_t n)
 {
-    vf sum[Q8_TOKENS];
+    const char *next = (const char *)p->rows[0] + (2 * x->n_groups + g) * PANEL * p->stride;
+    for (size_t i = 0; i < n * PANEL * p->stride; i += 64) __builtin_prefetch(next + i, 0, 2);
+}
+
+// One packed panel against tokens t .. t + nt - 1, of which those below n are wanted. words:
+// [cols / 4] vectors, each with four neighbouring values of every row in that row's lane.
+INLINE void tile_q8_n(size_t nt, const vi *words, const Panel *p, const Quantized *x, size_t t,
+                      size_t n, float *out, size_t stride, int n_rows)
+{
+    vf sum[Q8_TOKENS] = {{0}};
     size_t quads = x->group / 4, n_groups = x->n_groups, cols = n_groups * x->group;
     const int8_t *q = x->q + t * cols;
-    for (int i = 0; i < nt; i++) sum[i] = (vf){0};
     for (size_t g = 0; g < n_groups; g++, words += quads, q += x->group) {
         const float *xs = x->scale + t * n_groups + g;
         const int32_t *bias = x->bias + t * n_groups + g;
         vi d[Q8_TOKENS];
-        for (int i = 0; i < nt; i++) d[i] = (FLIP ? bias[(size_t)i * n_groups] : 0) - (vi){0};
+        if (!t) prefetch_panel(p, x, g, 1);
+        for (size_t i = 0; i < nt; i++) d[i] = (FLIP ? bias[i * n_groups] : 0) - (vi){0};
         for (size_t k = 0; k < quads; k++)
-            for (int i = 0; i < nt; i++) {
+            for (size_t i = 0; i < nt; i++) {
                 int32_t four;
-                memcpy(&four, q + (size_t)i * cols + 4 * k, 4);
+                memcpy(&four, q + i * cols + 4 * k, 4);
                 d[i] = dot_words(d[i], words[k], four - (vi){0});
             }
-        for (int i = 0; i < nt; i++)
-            sum[i] = add_group(sum[i], d[i], p->scales + g * PANEL, xs[(size_t)i * n_groups]);
-        for (int i = 0; p->mins && i < nt; i++)
-            sum[i] = add_group(sum[i], bias[(size_t)i * n_groups] - (vi){0}, p->mins + g * PANEL,
-                               xs[(size_t)i * n_groups]);
+        for (size_t i = 0; i < nt; i++)
+            sum[i] = add_group(sum[i], d[i], p->scales + g * PANEL, xs[i * n_groups]);
+        for (size_t i = 0; p->mins && i < nt; i++)
+            sum[i] = add_group(sum[i], bias[i * n_groups] - (vi){0}, p->mins + g * PANEL,
+                               xs[i * n_groups]);
     }
-    for (int i = 0; i < nt; i++) vstore_part(out + (t + (size_t)i) * stride, sum[i], n_rows);
+    for (size_t i = 0; i < nt && t + i < n; i++)
+        vstore_part(out + (t + i) * stride, sum[i], n_rows);
 }
 
-// 16 bytes each from LANES / 4 places, `stride` bytes apart.
-INLINE vi load_quarters(const void *from, size_t stride)
+// 16 bytes each from LANES / 4 places: number i is i / 2 * pair + i % 2 * one bytes on.
+INLINE vi load_quarters(const void *from, size_t pair, size_t one)
 {
     const char *p = from;
 #if HAVE_DOT && LANES > 4
     __m128i q[LANES / 4];
-    for (size_t i = 0; i < LANES / 4; i++) q[i] = _mm_loadu_si128((const void *)(p + i * stride));
+    for (size_t i = 0; i < LANES / 4; i++)
+        q[i] = _mm_loadu_si128((const void *)(p + i / 2 * pair + i % 2 * one));
     __m256i low = _mm256_inserti128_si256(_mm256_castsi128_si256(q[0]), q[1], 1);
 #if LANES == 8
     return (vi)low;
@@ -996,9 +1015,29 @@ INLINE vi load_quarters(const void *from, size_t stride)
 #endif
 #else
     vi v;
-    for (size_t i = 0; i < LANES / 4; i++) memcpy((char *)&v + 16 * i, p + i * stride, 16);
+    for (size_t i = 0; i < LANES / 4; i++)
+        memcpy((char *)&v + 16 * i, p + i / 2 * pair + i % 2 * one, 16);
     return v;
 #endif
+}
+
+// words[cols / 4]: four neighbouring values of every row in that row's lane. `blocks`: the rows are
+// blocks of 32 codes, which may be nibbles.
+INLINE void pack_words(const Panel *p, size_t cols, int blocks, int nibbles, vi *words)
+{
+    uint32_t minus = (uint32_t)(128 - p->zero) * 0x01010101; // no byte overflows
+    for (size_t k = 0; k < cols; k += 4 * LANES) {
+        size_t at = blocks ? k / 32 * p->stride + (nibbles ? 0 : k % 32) : k;
+        vi a[LANES], shift;
+        for (size_t i = 0; i < LANES; i++) shift[i] = (k + 4 * i) % 32 < 16 ? 0 : 4;
+        for (int r = 0; r < LANES; r++) {
+            a[r] = blocks ? load_quarters(p->rows[r] + at, p->stride, nibbles ? 0 : 16)
+                          : load_words(p->rows[r] + at);
+            if (nibbles) a[r] = (vi)(((vu)a[r] >> (vu)shift & 0x0f0f0f0f) + minus);
+            a[r] ^= (int32_t)(nibbles ? FLIP ^ 0x80808080 : FLIP);
+        }
+        transpose(a, words + k / 4);
+    }
 }
 
 // d[c] = in lane r, the dot product of group g + c of row r with x. A quarter of a vector holds a
@@ -1010,9 +1049,10 @@ INLINE void dot_groups(const Panel *p, size_t g, const Quantized *x, size_t grou
     for (int r = 0; r < LANES; r += 4) {
         vi a[4] = {{0}};
         for (size_t k = 0; k < group; k += 16) {
-            vi xk = load_quarters(x->q + g * group + k, group);
+            vi xk = load_quarters(x->q + g * group + k, 2 * group, group);
             for (int i = 0; i < 4; i++) {
-                vi w = load_quarters(p->rows[r + i] + g * p->stride + (nibbles ? 0 : k), p->stride);
+                vi w = load_quarters(p->rows[r + i] + g * p->stride + (nibbles ? 0 : k),
+                                     2 * p->stride, p->stride);
                 w = nibbles ? (k ? w >> 4 : w) & 0x0f0f0f0f : w ^ (int32_t)FLIP;
                 a[i] = dot_words(a[i], w, xk);
             }
@@ -1032,11 +1072,10 @@ INLINE void tile_q8_one(const Panel *p, const Quantized *x, size_t group, int ni
     vf sum = {0};
     vi d[LANES / 4];
     int32_t zero = nibbles ? p->zero : FLIP ? 128 : 0;
-    size_t n = x->n_groups, step = LANES / 4 * PANEL * p->stride;
+    size_t n = x->n_groups;
     for (size_t g = 0; g < n;) {
         size_t first = min_size(g, n - LANES / 4);
-        const char *next = (const char *)p->rows[0] + (2 * n + g) * PANEL * p->stride;
-        for (size_t i = 0; i < step; i += 64) __builtin_prefetch(next + i, 0, 2); // two panels on
+        prefetch_panel(p, x, g, LANES / 4);
         dot_groups(p, first, x, group, nibbles, d);
         for (size_t c = g - first; c < LANES / 4; c++, g++) {
             sum = add_group(sum, d[c] + x->bias[g] / 128 * zero, p->scales + g * PANEL,
@@ -1053,11 +1092,16 @@ static int tiles_one(const Quantized *x)
     return HAVE_DOT && x->group % 16 == 0 && x->n_groups >= LANES / 4;
 }
 
-// The plain version's equal. room: for a repacked panel, [cols / 4] vectors.
-static void tile_q8(const Panel *p, const Quantized *x, size_t n, float *out, size_t stride,
-                    int n_rows, void *room)
+static int packs(const Quantized *x)
 {
-    size_t cols = x->n_groups * x->group, t = 0;
+    return HAVE_DOT && x->group % 4 == 0 && x->n_groups * x->group % (4 * LANES) == 0;
+}
+
+// The plain version's equal. words: room for a packed panel, [cols / 4] vectors.
+static void tile_q8(const Panel *p, const Quantized *x, size_t n, float *out, size_t stride,
+                    int n_rows, vi *words)
+{
+    size_t cols = x->n_groups * x->group;
     if (n == 1 && tiles_one(x)) {
         if (p->nibbles) tile_q8_one(p, x, 32, 1, out, n_rows);
         else if (x->group == 16) tile_q8_one(p, x, 16, 0, out, n_rows);
@@ -1065,23 +1109,17 @@ static void tile_q8(const Panel *p, const Quantized *x, size_t n, float *out, si
         else tile_q8_one(p, x, x->group, 0, out, n_rows);
         return;
     }
-    if (!HAVE_DOT || x->group % 4 || cols % (4 * LANES)) {
+    if (!packs(x)) {
         tile_q8_plain(p, x, n, out, stride, n_rows);
         return;
     }
-    vi *words = room;
-    for (size_t k = 0; k < cols; k += 4 * LANES) {
-        vi a[LANES];
-        for (int r = 0; r < LANES; r++) {
-            prefetch(p->rows[r] + k);
-            a[r] = load_words(p->rows[r] + k) ^ (int32_t)FLIP;
-        }
-        transpose(a, words + k / 4);
-    }
-    for (; t + Q8_TOKENS <= n; t += Q8_TOKENS)
-        tile_q8_n(Q8_TOKENS, words, p, x, t, out, stride, n_rows);
-    for (; t + 4 <= n; t += 4) tile_q8_n(4, words, p, x, t, out, stride, n_rows);
-    for (; t < n; t++) tile_q8_n(1, words, p, x, t, out, stride, n_rows);
+    if (p->nibbles) pack_words(p, cols, 1, 1, words);
+    else if (p->stride != x->group) pack_words(p, cols, 1, 0, words);
+    else pack_words(p, cols, 0, 0, words);
+    size_t t = 0;
+    for (; n - t > Q8_TOKENS / 2 && t < n; t += Q8_TOKENS)
+        tile_q8_n(Q8_TOKENS, words, p, x, t, n, out, stride, n_rows);
+    if (t < n) tile_q8_n(Q8_TOKENS / 2, words, p, x, t, n, out, stride, n_rows);
 }
 
 // out[i][r] = rows[r][i] * factor for i < n; the last block may do a part of its neighbour again.
@@ -1278,14 +1316,15 @@ static void gather_halves(const uint8_t *const blocks[PANEL], size_t stride, siz
         vstore(out + i, vload_half(room + i) * vset(factor));
 }
 
-// product_q8() for one token and blocks whose codes are multiplied where they lie: 32 bytes, or 16
-// of nibbles, behind the scale and the minimum.
+// product_q8() for blocks whose codes are read where they lie: 32 bytes, or 16 of nibbles, behind
+// the scale and the minimum.
 static void product_in_place(const Matmul *m, const Product *p, size_t r0, int n_rows)
 {
     const Tensor *w = p->w;
     size_t n_groups = w->cols / w->group, n = PANEL * n_groups, bytes = w->type->bytes;
     int nibbles = bytes < w->group, has_min = w->type->has_min;
-    float *scales = scratch(n * 10), *mins = scales + n;
+    vi *words = scratch(PANEL * w->cols + n * 10);
+    float *scales = (float *)(words + w->cols / 4), *mins = scales + n;
     uint16_t *room = (uint16_t *)(mins + n);
     const uint8_t *scale_at[PANEL], *min_at[PANEL];
     Panel panel = {.scales = scales, .mins = has_min ? mins : NULL, .stride = bytes,
@@ -1297,7 +1336,7 @@ static void product_in_place(const Matmul *m, const Product *p, size_t r0, int n
     }
     gather_halves(scale_at, bytes, n_groups, 1, room, scales);
     if (has_min) gather_halves(min_at, bytes, n_groups, -1.0f / 128, room, mins);
-    tile_q8(&panel, m->act, 1, p->out + r0, w->rows, n_rows, NULL);
+    tile_q8(&panel, m->act, m->n, p->out + r0, w->rows, n_rows, words);
 }
 
 // Rows [r0, r0 + n_rows) of one product in int8; n_rows <= PANEL. Planar rows are used where they
@@ -1315,6 +1354,7 @@ static void product_q8(const Matmul *m, const Product *p, size_t r0, int n_rows)
         size_t row = r0 + (size_t)(r < n_rows ? r : 0), at = (size_t)r * n_groups;
         panel.rows[r] = (const int8_t *)w->data + row * w->cols;
         if (w->scales) scale_rows[r] = w->scales + row * n_groups;
+        if (w->scales) __builtin_prefetch(scale_rows[r] + 2 * n, 0, 2);
         if (!w->type->decode) continue;
         panel.rows[r] = q + (size_t)r * w->cols;
         scale_rows[r] = blocks + at;
@@ -1323,7 +1363,7 @@ static void product_q8(const Matmul *m, const Product *p, size_t r0, int n_rows)
     }
     transpose_floats(scale_rows, n_groups, 1, scales);
     if (panel.mins) transpose_floats(min_rows, n_groups, 1.0f / 128, mins);
-    tile_q8(&panel, m->act, m->n, p->out + r0, w->rows, n_rows, q + bytes);
+    tile_q8(&panel, m->act, m->n, p->out + r0, w->rows, n_rows, (vi *)(q + bytes));
 }
 
 // The same in float: f32 rows are used where they lie, others are unpacked, exactly, first.
@@ -1354,7 +1394,7 @@ static void matmul_panels(void *arg, size_t begin, size_t end)
         for (; panel >= ceil_div(p->w->rows, PANEL); p++) panel -= ceil_div(p->w->rows, PANEL);
         size_t r0 = panel * PANEL;
         int n_rows = (int)min_size(PANEL, p->w->rows - r0);
-        if (m->act && m->n == 1 && p->w->type->in_place && tiles_one(m->act))
+        if (m->act && p->w->type->in_place && (m->n == 1 ? tiles_one(m->act) : packs(m->act)))
             product_in_place(m, p, r0, n_rows);
         else if (m->act) product_q8(m, p, r0, n_rows);
         else product_f32(m, p, r0, n_rows);
@@ -1387,7 +1427,7 @@ static void matmul(Quantized *act, const Product *jobs, int n_jobs, const float 
         parallel_for(n, ceil_div(MIN_BLOCK, 4 * cols), quantize_rows, &m);
     }
     size_t grain = ceil_div(MIN_BLOCK, PANEL * cols * n);
-    if (n == 1) { // memory is the limit, and it is fastest where each thread reads long stretches
+    if (n <= Q8_TOKENS) { // memory is the limit, and long stretches are read fastest
         size_t stretch = ceil_div(n_panels, 2 * (size_t)pool.n_threads);
         grain = max_size(ceil_div(grain, 2), stretch);
     }
@@ -3246,12 +3286,12 @@ static void state_init(State *s, const Model *m, int64_t max_seq_len, size_t chu
     if (!rope->window) s->partial = reserve(n_segments * state * 4);
     float **parts[] = {&s->x, &s->xb, &s->q, &s->att, &s->k, &s->v, &s->gate, &s->up};
     size_t sizes[] = {dim, dim, q, q, kv, kv, hidden, hidden};
-    for (int i = 0; i < 8; i++) *parts[i] = xcalloc(mul_size(chunk, sizes[i]), 4);
-    size_t widest = mul_size(chunk, max_size(dim, max_size(q, hidden)));
+    for (int i = 0; i < 8; i++) *parts[i] = reserve(mul_size(mul_size(chunk, sizes[i]), 4));
     if (exact) return;
-    s->act.q = xcalloc(widest, 1);
-    s->act.scale = xcalloc(widest, 4);
-    s->act.bias = xcalloc(widest, 4);
+    size_t widest = mul_size(chunk + Q8_TOKENS - 1, max_size(dim, max_size(q, hidden)));
+    s->act.q = reserve(widest);
+    s->act.scale = reserve(mul_size(widest, 4));
+    s->act.bias = reserve(mul_size(widest, 4));
 }
 
 static void measure_entropy(State *s)
@@ -5280,20 +5320,39 @@ static void check_context(const Config *c, int64_t ctx)
                 "--rope-scaling yarn\n", prog, (long long)ctx, c->train_ctx);
 }
 
+// Item 0 of the loading is the tokenizer. The others map the file's pages, a megabyte each, which
+// the first token would do page by page: the kernel maps 16 pages around the one that is touched.
+enum { PIECE = 1 << 20, TOUCHED = 1 << 16 };
+
+static void load_parts(void *arg, size_t begin, size_t end)
+{
+    Session *s = arg;
+    const Model *m = &s->model;
+    for (size_t i = begin; i < end; i++) {
+        size_t to = min_size(i * PIECE, m->size);
+        for (size_t at = i ? (i - 1) * PIECE : to; at < to; at += TOUCHED)
+            (void)*(const volatile uint8_t *)(m->map + at);
+        if (i) continue;
+        if (!opt.tokenizer && m->vocab.tokens.n)
+            tokenizer_from_vocab(&s->tokenizer, opt.checkpoint, &m->vocab);
+        else
+            tokenizer_load(&s->tokenizer, opt.tokenizer ? opt.tokenizer
+                                                        : find_tokenizer(opt.checkpoint),
+                           m->config.vocab_size);
+    }
+}
+
 static void open_session(Session *s, const Mode *mode)
 {
     model_load(&s->model, opt.checkpoint);
     Config *c = &s->model.config;
     set_rope(c);
     s->ctx = choose_context(c, mode);
-    if (!opt.tokenizer && s->model.vocab.tokens.n)
-        tokenizer_from_vocab(&s->tokenizer, opt.checkpoint, &s->model.vocab);
-    else
-        tokenizer_load(&s->tokenizer, opt.tokenizer ? opt.tokenizer
-                                                    : find_tokenizer(opt.checkpoint),
-                       c->vocab_size);
-    if (mode->run == run_info) return; // whether or not it fits into memory
-    pool_start(opt.threads ? opt.threads : processors());
+    int info = mode->run == run_info; // whether or not it fits into memory
+    if (!info) pool_start(opt.threads ? opt.threads : processors());
+    size_t pieces = info || mode->run == run_rope ? 0 : ceil_div(s->model.size, PIECE);
+    parallel_for(1 + pieces, 1, load_parts, s);
+    if (info) return;
     state_init(&s->state, &s->model, s->ctx, opt.chunk, !strcmp(opt.kv, "f32"), opt.exact);
     check_context(&s->state.config, s->ctx);
     s->logits = xcalloc(c->vocab_size, 4);

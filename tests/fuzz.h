@@ -50,7 +50,7 @@ static void tracked_free(void *p)
 static struct {
     void *p;
     size_t size;
-} mapped[8];
+} mapped[16];
 static size_t n_mapped;
 
 static void *tracked_mmap(void *at, size_t size, int prot, int flags, int fd, off_t offset)

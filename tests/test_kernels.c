@@ -192,6 +192,7 @@ static void test_gemm_rows(void)
 
 static Quantized quantized(size_t n, size_t cols, size_t group)
 {
+    n += Q8_TOKENS - 1;
     return (Quantized){group, cols / group, xcalloc(n * cols, 1), xcalloc(n * cols / group, 4),
                        xcalloc(n * cols / group, 4)};
 }
@@ -284,31 +285,37 @@ static void test_tile_q8(void)
     check_tile_q8(1, 192, 96, PANEL, 1);
 }
 
-// Blocks read in place, for one token: the same bits as their values taken apart, for few groups,
-// for the last groups that share a vector with others, and for panels that are not full.
+// Blocks read in place, for one token and for several: the same bits as their values taken apart,
+// for few groups, for the last groups that share a vector with others, and for panels that are not
+// full.
 static void test_blocks_in_place(void)
 {
+    enum { N = Q8_TOKENS + 3 };
     size_t sizes[] = {32, 64, 96, 128, 160, 224, 576};
     for (size_t i = 0; i < N_TENSOR_TYPES * (sizeof sizes / sizeof *sizes); i++) {
-        const TensorType *type = &tensor_types[i % N_TENSOR_TYPES];
+        TensorType type = tensor_types[i % N_TENSOR_TYPES], apart = type;
         size_t cols = sizes[i / N_TENSOR_TYPES], rows = PANEL + 3, n = cols / 32;
-        size_t bytes = rows * n * type->bytes;
-        if (!type->in_place) continue;
+        size_t bytes = rows * n * type.bytes;
+        if (!type.in_place) continue;
+        apart.in_place = 0;
         uint8_t *data = xcalloc(bytes, 1);
         for (size_t k = 0; k < bytes; k++) data[k] = (uint8_t)(random_bits() >> 24);
         for (size_t k = 0; k < rows * n; k++) // scales and minima that are no NaN
-            data[k * type->bytes + 1] &= 0xbf, data[k * type->bytes + 3] &= 0xbf;
-        Tensor w = {type, data, NULL, 32, rows, cols};
-        float *x = random_floats(2 * cols), *one = xcalloc(2 * rows, 4), *two = xcalloc(2 * rows, 4);
-        Quantized act = quantized(2, cols, 32);
-        matmul(&act, &(Product){&w, two}, 1, x, 2);
-        for (size_t t = 0; t < 2; t++)
+            data[k * type.bytes + 1] &= 0xbf, data[k * type.bytes + 3] &= 0xbf;
+        Tensor w = {&type, data, NULL, 32, rows, cols}, v = {&apart, data, NULL, 32, rows, cols};
+        float *x = random_floats(N * cols), *want = xcalloc(N * rows, 4);
+        float *one = xcalloc(N * rows, 4), *all = xcalloc(N * rows, 4);
+        Quantized act = quantized(N, cols, 32);
+        matmul(&act, &(Product){&v, want}, 1, x, N);
+        matmul(&act, &(Product){&w, all}, 1, x, N);
+        for (size_t t = 0; t < N; t++)
             matmul(&act, &(Product){&w, one + t * rows}, 1, x + t * cols, 1);
         int before = n_failed;
-        CHECK_BITS(one, two, 2 * rows);
-        note_failures(before, "%s, cols %zu", type->name, cols);
+        CHECK_BITS(all, want, N * rows);
+        CHECK_BITS(one, want, N * rows);
+        note_failures(before, "%s, cols %zu", type.name, cols);
         free_quantized(&act);
-        free(data), free(x), free(one), free(two);
+        free(data), free(x), free(want), free(one), free(all);
     }
 }
 
