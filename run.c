@@ -854,7 +854,7 @@ typedef struct {
     size_t group, n_groups; // values in a group, groups in a row
     int8_t *q;              // [n][cols]; there is room for Q8_TOKENS - 1 more rows, for
     float *scale;           // [n][n_groups]    tiles that are not full
-    int32_t *bias;          // [n][n_groups]: -128 * sum of the group's q (see tile_q8)
+    int32_t *minus_sum;     // [n][n_groups]: of the group's q
 } Quantized;
 
 // Rounds x[cols] to row t of a: q = round(x / scale), scale = max|x| / 127 in each group.
@@ -878,16 +878,16 @@ static void quantize_row(const float *x, size_t t, Quantized *a)
         float total = vsum(sum); // exact: groups are short of 2^17 values
         int finite = fabsf(total) < 1e9f;
         a->scale[g] = finite ? largest / 127 : NAN; // NaN and infinity are not lost
-        a->bias[g] = finite ? -128 * (int32_t)total : 0;
+        a->minus_sum[g] = finite ? -(int32_t)total : 0;
     }
 }
 
-// PANEL rows of weights; mins is NULL for types without. For one token the rows may also be codes
-// with something between the groups, and the codes may be nibbles: the lower ones of 16 bytes are
-// values 0..15, the upper ones 16..31, and `zero` is the code of 0.
+// PANEL rows of weights; mins is NULL for types without. Rows of groups of 32 may have something
+// between the groups, and may be nibbles: the lower ones of 16 bytes are values 0..15, the upper
+// ones 16..31, and `zero` is the nibble that means 0.
 typedef struct {
     const int8_t *rows[PANEL];  // [cols] each
-    const float *scales, *mins; // [n_groups][PANEL]; mins / 128, since bias is -128 * sum(x)
+    const float *scales, *mins; // [n_groups][PANEL]
     size_t stride;              // bytes from a group to the next
     int nibbles, zero;
 } Panel;
@@ -906,7 +906,8 @@ static void tile_q8_plain(const Panel *p, const Quantized *x, size_t n, float *o
                 int32_t d = 0;
                 for (size_t k = 0; k < x->group; k++) d += w[k] * q[k];
                 sum = fmaf((float)d, p->scales[lane] * x->scale[at], sum);
-                if (p->mins) sum = fmaf((float)x->bias[at], p->mins[lane] * x->scale[at], sum);
+                if (!p->mins) continue;
+                sum = fmaf((float)x->minus_sum[at], p->mins[lane] * x->scale[at], sum);
             }
             out[t * stride + (size_t)r] = sum;
         }
@@ -914,7 +915,8 @@ static void tile_q8_plain(const Panel *p, const Quantized *x, size_t n, float *o
 
 // Words are four int8 that are multiplied together: dot_words() adds, in each lane, the products of
 // the four bytes of w and x. Some processors multiply unsigned by signed bytes; there FLIP turns
-// w into w + 128, and sums start at the bias, -128 * sum(x), to make up for it.
+// w into w + 128. A code whose zero is not 0 adds that many times the sum of x, which start_sum()
+// makes up for.
 #if defined(__AVX512VNNI__) || defined(__AVXVNNI__)
 #define HAVE_DOT 1
 #define FLIP 0x80808080u
@@ -961,6 +963,11 @@ INLINE vf add_group(vf sum, vi d, const float *w, float x)
     return vfma(__builtin_convertvector(d, vf), vload(w) * vset(x), sum);
 }
 
+INLINE int32_t start_sum(const Panel *p, int32_t minus_sum)
+{
+    return minus_sum * (p->nibbles ? p->zero : FLIP ? 128 : 0);
+}
+
 // Asks for groups [g, g + n) of the panel two panels on.
 INLINE void prefetch_panel(const Panel *p, const Quantized *x, size_t g, size_t n)
 {
@@ -978,10 +985,10 @@ INLINE void tile_q8_n(size_t nt, const vi *words, const Panel *p, const Quantize
     const int8_t *q = x->q + t * cols;
     for (size_t g = 0; g < n_groups; g++, words += quads, q += x->group) {
         const float *xs = x->scale + t * n_groups + g;
-        const int32_t *bias = x->bias + t * n_groups + g;
+        const int32_t *minus_sum = x->minus_sum + t * n_groups + g;
         vi d[Q8_TOKENS];
         if (!t) prefetch_panel(p, x, g, 1);
-        for (size_t i = 0; i < nt; i++) d[i] = (FLIP ? bias[i * n_groups] : 0) - (vi){0};
+        for (size_t i = 0; i < nt; i++) d[i] = start_sum(p, minus_sum[i * n_groups]) - (vi){0};
         for (size_t k = 0; k < quads; k++)
             for (size_t i = 0; i < nt; i++) {
                 int32_t four;
@@ -991,7 +998,7 @@ INLINE void tile_q8_n(size_t nt, const vi *words, const Panel *p, const Quantize
         for (size_t i = 0; i < nt; i++)
             sum[i] = add_group(sum[i], d[i], p->scales + g * PANEL, xs[i * n_groups]);
         for (size_t i = 0; p->mins && i < nt; i++)
-            sum[i] = add_group(sum[i], bias[i * n_groups] - (vi){0}, p->mins + g * PANEL,
+            sum[i] = add_group(sum[i], minus_sum[i * n_groups] - (vi){0}, p->mins + g * PANEL,
                                xs[i * n_groups]);
     }
     for (size_t i = 0; i < nt && t + i < n; i++)
@@ -1025,7 +1032,6 @@ INLINE vi load_quarters(const void *from, size_t pair, size_t one)
 // blocks of 32 codes, which may be nibbles.
 INLINE void pack_words(const Panel *p, size_t cols, int blocks, int nibbles, vi *words)
 {
-    uint32_t minus = (uint32_t)(128 - p->zero) * 0x01010101; // no byte overflows
     for (size_t k = 0; k < cols; k += 4 * LANES) {
         size_t at = blocks ? k / 32 * p->stride + (nibbles ? 0 : k % 32) : k;
         vi a[LANES], shift;
@@ -1033,8 +1039,7 @@ INLINE void pack_words(const Panel *p, size_t cols, int blocks, int nibbles, vi 
         for (int r = 0; r < LANES; r++) {
             a[r] = blocks ? load_quarters(p->rows[r] + at, p->stride, nibbles ? 0 : 16)
                           : load_words(p->rows[r] + at);
-            if (nibbles) a[r] = (vi)(((vu)a[r] >> (vu)shift & 0x0f0f0f0f) + minus);
-            a[r] ^= (int32_t)(nibbles ? FLIP ^ 0x80808080 : FLIP);
+            a[r] = nibbles ? a[r] >> shift & 0x0f0f0f0f : a[r] ^ (int32_t)FLIP;
         }
         transpose(a, words + k / 4);
     }
@@ -1071,17 +1076,17 @@ INLINE void tile_q8_one(const Panel *p, const Quantized *x, size_t group, int ni
 {
     vf sum = {0};
     vi d[LANES / 4];
-    int32_t zero = nibbles ? p->zero : FLIP ? 128 : 0;
     size_t n = x->n_groups;
     for (size_t g = 0; g < n;) {
         size_t first = min_size(g, n - LANES / 4);
         prefetch_panel(p, x, g, LANES / 4);
         dot_groups(p, first, x, group, nibbles, d);
         for (size_t c = g - first; c < LANES / 4; c++, g++) {
-            sum = add_group(sum, d[c] + x->bias[g] / 128 * zero, p->scales + g * PANEL,
+            int32_t minus_sum = x->minus_sum[g];
+            sum = add_group(sum, d[c] + start_sum(p, minus_sum), p->scales + g * PANEL,
                             x->scale[g]);
             if (p->mins)
-                sum = add_group(sum, x->bias[g] - (vi){0}, p->mins + g * PANEL, x->scale[g]);
+                sum = add_group(sum, minus_sum - (vi){0}, p->mins + g * PANEL, x->scale[g]);
         }
     }
     vstore_part(out, sum, n_rows);
@@ -1104,7 +1109,6 @@ static void tile_q8(const Panel *p, const Quantized *x, size_t n, float *out, si
     size_t cols = x->n_groups * x->group;
     if (n == 1 && tiles_one(x)) {
         if (p->nibbles) tile_q8_one(p, x, 32, 1, out, n_rows);
-        else if (x->group == 16) tile_q8_one(p, x, 16, 0, out, n_rows);
         else if (x->group == 32) tile_q8_one(p, x, 32, 0, out, n_rows);
         else tile_q8_one(p, x, x->group, 0, out, n_rows);
         return;
@@ -1122,18 +1126,18 @@ static void tile_q8(const Panel *p, const Quantized *x, size_t n, float *out, si
     if (t < n) tile_q8_n(Q8_TOKENS / 2, words, p, x, t, n, out, stride, n_rows);
 }
 
-// out[i][r] = rows[r][i] * factor for i < n; the last block may do a part of its neighbour again.
-static void transpose_floats(const float *const rows[PANEL], size_t n, float factor, float *out)
+// out[i][r] = rows[r][i] for i < n; the last block may do a part of its neighbour again.
+static void transpose_floats(const float *const rows[PANEL], size_t n, float *out)
 {
     for (size_t i = 0; n >= LANES && i < n; i += LANES) {
         size_t at = min_size(i, n - LANES);
         vi a[LANES], b[LANES];
         for (int r = 0; r < PANEL; r++) a[r] = load_words(rows[r] + at);
         transpose(a, b);
-        for (size_t k = 0; k < LANES; k++) vstore(out + (at + k) * PANEL, (vf)b[k] * vset(factor));
+        memcpy(out + at * PANEL, b, sizeof b);
     }
     for (size_t i = 0; n < LANES && i < n; i++)
-        for (size_t r = 0; r < PANEL; r++) out[i * PANEL + r] = rows[r][i] * factor;
+        for (size_t r = 0; r < PANEL; r++) out[i * PANEL + r] = rows[r][i];
 }
 
 // ================================================================================================
@@ -1286,15 +1290,15 @@ static size_t int8_group(const Tensor *w)
     return w->group && w->cols % w->group == 0 ? w->group : 0;
 }
 
-// Takes the blocks of one row apart into q[cols], scale[n_groups] and, for types that have them,
-// min[n_groups].
+// Takes the blocks of one row apart into q[cols], scale[n_groups][PANEL] and, for types that have
+// them, min[n_groups][PANEL].
 static void decode_row(const Tensor *w, size_t row, int8_t *q, float *scale, float *min)
 {
-    size_t bytes = w->type->bytes, block = w->type->block, groups = block / w->group;
+    size_t bytes = w->type->bytes, block = w->type->block, step = block / w->group * PANEL;
     const uint8_t *b = w->data + row * (w->cols / block) * bytes;
-    for (size_t k = 0; k < w->cols; k += block, b += bytes, scale += groups, min += groups) {
+    for (size_t k = 0; k < w->cols; k += block, b += bytes, scale += step, min += step) {
         for (size_t i = 0; i < bytes; i += 64) prefetch(b + i);
-        w->type->decode(b, q + k, scale, min, 1);
+        w->type->decode(b, q + k, scale, min, PANEL);
     }
 }
 
@@ -1335,7 +1339,7 @@ static void product_in_place(const Matmul *m, const Product *p, size_t r0, int n
         panel.rows[r] = (const int8_t *)scale_at[r] + bytes - w->group / (nibbles ? 2 : 1);
     }
     gather_halves(scale_at, bytes, n_groups, 1, room, scales);
-    if (has_min) gather_halves(min_at, bytes, n_groups, -1.0f / 128, room, mins);
+    if (has_min) gather_halves(min_at, bytes, n_groups, -1, room, mins);
     tile_q8(&panel, m->act, m->n, p->out + r0, w->rows, n_rows, words);
 }
 
@@ -1345,25 +1349,20 @@ static void product_q8(const Matmul *m, const Product *p, size_t r0, int n_rows)
 {
     const Tensor *w = p->w;
     size_t n_groups = w->cols / w->group, n = PANEL * n_groups, bytes = PANEL * w->cols;
-    float *scales = scratch(4 * n * 4 + 2 * bytes), *mins = scales + n, *blocks = mins + n;
-    int8_t *q = (int8_t *)(blocks + 2 * n);
-    const float *scale_rows[PANEL], *min_rows[PANEL];
-    Panel panel = {.scales = scales, .mins = w->type->has_min ? mins : NULL,
-                   .stride = w->group};
-    for (int r = 0; r < PANEL; r++) {
-        size_t row = r0 + (size_t)(r < n_rows ? r : 0), at = (size_t)r * n_groups;
-        panel.rows[r] = (const int8_t *)w->data + row * w->cols;
-        if (w->scales) scale_rows[r] = w->scales + row * n_groups;
+    vi *words = scratch(2 * bytes + 2 * n * 4);
+    float *scales = (float *)(words + w->cols / 4), *mins = scales + n;
+    const float *scale_rows[PANEL];
+    Panel panel = {.scales = scales, .mins = w->type->has_min ? mins : NULL, .stride = w->group};
+    for (size_t r = 0; r < PANEL; r++) {
+        size_t row = r0 + (r < (size_t)n_rows ? r : 0);
+        int8_t *q = (int8_t *)(mins + n) + r * w->cols;
+        panel.rows[r] = w->scales ? (const int8_t *)w->data + row * w->cols : q;
+        scale_rows[r] = w->scales ? w->scales + row * n_groups : NULL;
         if (w->scales) __builtin_prefetch(scale_rows[r] + 2 * n, 0, 2);
-        if (!w->type->decode) continue;
-        panel.rows[r] = q + (size_t)r * w->cols;
-        scale_rows[r] = blocks + at;
-        min_rows[r] = blocks + n + at;
-        if (r < n_rows) decode_row(w, row, q + (size_t)r * w->cols, blocks + at, blocks + n + at);
+        else decode_row(w, row, q, scales + r, mins + r);
     }
-    transpose_floats(scale_rows, n_groups, 1, scales);
-    if (panel.mins) transpose_floats(min_rows, n_groups, 1.0f / 128, mins);
-    tile_q8(&panel, m->act, m->n, p->out + r0, w->rows, n_rows, (vi *)(q + bytes));
+    if (w->scales) transpose_floats(scale_rows, n_groups, scales);
+    tile_q8(&panel, m->act, m->n, p->out + r0, w->rows, n_rows, words);
 }
 
 // The same in float: f32 rows are used where they lie, others are unpacked, exactly, first.
@@ -3291,7 +3290,7 @@ static void state_init(State *s, const Model *m, int64_t max_seq_len, size_t chu
     size_t widest = mul_size(chunk + Q8_TOKENS - 1, max_size(dim, max_size(q, hidden)));
     s->act.q = reserve(widest);
     s->act.scale = reserve(mul_size(widest, 4));
-    s->act.bias = reserve(mul_size(widest, 4));
+    s->act.minus_sum = reserve(mul_size(widest, 4));
 }
 
 static void measure_entropy(State *s)

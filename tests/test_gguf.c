@@ -92,13 +92,13 @@ static void test_panels(void)
         uint8_t *data = xcalloc(2 * type->bytes, 1);
         for (size_t i = 0; i < 2 * type->bytes; i++) data[i] = (uint8_t)(random_bits() >> 26);
         Tensor t = {type, data, NULL, type->group, 2, type->block};
-        float *row = xcalloc(type->block, 4), scales[16], mins[16] = {0};
+        float *row = xcalloc(type->block, 4), scales[16 * PANEL], mins[16 * PANEL] = {0};
         int8_t *q = xcalloc(type->block, 1);
         int bad = 0;
         type->unpack(&t, 1, row);
         decode_row(&t, 1, q, scales, mins);
         for (size_t i = 0; i < type->block; i++) {
-            size_t g = i / type->group;
+            size_t g = i / type->group * PANEL;
             bad += fabs((double)q[i] * scales[g] - mins[g] - row[i]) > 1e-6 * fabs(row[i]) + 1e-7;
         }
         CHECK_INT(bad, 0);
