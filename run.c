@@ -5349,8 +5349,8 @@ static void open_session(Session *s, const Mode *mode)
     s->ctx = choose_context(c, mode);
     int info = mode->run == run_info; // whether or not it fits into memory
     if (!info) pool_start(opt.threads ? opt.threads : processors());
-    size_t pieces = info || mode->run == run_rope ? 0 : ceil_div(s->model.size, PIECE);
-    parallel_for(1 + pieces, 1, load_parts, s);
+    int all = !info && mode->run != run_rope && s->model.size < available_memory();
+    parallel_for(1 + (all ? ceil_div(s->model.size, PIECE) : 0), 1, load_parts, s);
     if (info) return;
     state_init(&s->state, &s->model, s->ctx, opt.chunk, !strcmp(opt.kv, "f32"), opt.exact);
     check_context(&s->state.config, s->ctx);
