@@ -4,10 +4,10 @@
 # method; draws both and prints a table in Markdown. Hours for a large model; it goes on where it was
 # stopped.
 #
-# From the environment: FACTOR (4), TEXT (tests/heldout.txt, see figures.sh), WINDOWS (of the text, 1),
-# LENGTHS (of the passkey texts: half, once and twice the trained context), DEPTHS (5), TRIALS (1),
-# METHODS and KEYED (names from below; KEYED are those asked for keys), JOBS (at once, 1), FIGURES (where pictures and numbers go: holds-loss
-# and holds-passkey, .svg and .tsv; BUILD/holds).
+# From the environment: FACTOR (4), TEXT (tests/heldout.txt, see figures.sh), WINDOWS (of the text,
+# 1), LENGTHS (of the passkey texts: half, once and twice the trained context), DEPTHS (5), TRIALS
+# (1), METHODS and KEYED (names from below; KEYED are those asked for keys), JOBS (at once, 1),
+# FIGURES (where pictures and numbers go: holds-loss and holds-passkey, .svg and .tsv; BUILD/holds).
 
 set -e
 build=$1 model=$2

@@ -4,7 +4,8 @@
 #
 #   gcc-O0-sse2 ... clang-O3-avx512   make test: gcc, clang x O0, O2, O3 x sse2, avx2, avx512
 #   musl              make test with musl-gcc, static
-#   aarch64           cross-compiled (gcc 12's vectorizer breaks on a test: it is off here); unit tests but the trainer's, and cli.sh, under qemu-aarch64
+#   aarch64           cross-compiled (gcc 12's vectorizer breaks on a test: it is off here); unit
+#                     tests but the trainer's, and cli.sh, under qemu-aarch64
 #   portable          make portable, cli.sh once for each level
 #   m32               must be refused by the compiler, with the reason
 #   sanitize          make test under clang's address and undefined-behaviour sanitizers
