@@ -3,7 +3,8 @@
 # texts in FOLDER: everything but the encoding is the same, down to the order of the data and the
 # first value of every other weight. 0.95 million parameters, trained context 256, 10 million tokens.
 # It begins with mostly synthetic texts and repetitions, else none would learn to find anything
-# again (see README.md). Each takes about 20 minutes of one Zen 4 core: 4.5 hours in all.
+# again (see README.md). Each takes about 12 minutes of one Zen 4 core with nothing else on it, or
+# 6.5 of two (-j 2): 2.6 core-hours in all.
 #
 #     make build/train && sh models/survey.sh path/to/texts
 #
