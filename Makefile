@@ -4,7 +4,7 @@
 # make tools      build/bpe, build/train, build/oracle
 # make bench      speed on models of known shapes, against this machine's limits
 # make portable   ./run for any x86-64: kernels for three levels, chosen as it starts
-# make survey     every position encoding, far past its trained context (about 10 minutes)
+# make survey     every position encoding, far past its trained context (13 minutes)
 # make fuzz       hostile files and options, SECONDS=60 for each kind
 # make matrix     make test with every compiler and machine at hand: hours
 # make clean      remove everything that was built
@@ -75,11 +75,11 @@ endif
 
 .PHONY: bench portable
 
-# The pictures of the README and the numbers behind them, in models/figures: about 10 minutes.
+# The pictures of the README and the numbers behind them, in models/figures: about 6 minutes.
 figures: run $(BUILD)/plot
 	sh tests/figures.sh $(BUILD)
 
-# One small model for each position encoding, far past its trained context: about 10 minutes.
+# One small model for each position encoding, far past its trained context: 13 minutes.
 survey: run $(BUILD)/plot
 	sh tests/survey.sh $(BUILD)
 
