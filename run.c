@@ -77,7 +77,6 @@
 #include <arm_neon.h>
 #endif
 
-
 // ================================================================================================
 // 1  Errors, memory, numbers on the command line
 //
