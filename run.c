@@ -71,7 +71,8 @@
 #include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
-#if defined(__AVX2__)
+#if defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
+#define X86_V3 1
 #include <immintrin.h>
 #elif defined(__aarch64__)
 #include <arm_neon.h>
@@ -220,11 +221,14 @@ static char *read_text(const char *path, size_t *len)
 
 typedef struct Tensor Tensor;
 
+typedef struct TensorType TensorType;
+
 // Takes a block apart: q[block], and for group g of it scale[g * stride] and, where the type has
 // minima, min[g * stride].
-typedef void (*Decode)(const uint8_t *block, int8_t *q, float *scale, float *min, size_t stride);
+typedef void (*Decode)(const TensorType *type, const uint8_t *block, int8_t *q, float *scale,
+                       float *min, size_t stride);
 
-typedef struct {
+struct TensorType {
     const char *name;
     size_t block;   // values in a block, and
     size_t bytes;   // bytes in a block (without planar Q8_0's separate scales)
@@ -234,7 +238,7 @@ typedef struct {
     Decode decode;  // block types
     int gguf;       // its number in GGUF files, -1: none
     int in_place;   // blocks of halves (scale, minimum) and codes that need no taking apart
-} TensorType;
+};
 
 struct Tensor {
     const TensorType *type;
@@ -247,16 +251,11 @@ struct Tensor {
 // IEEE half precision to float, by bits: the plain version of what F16C and NEON do in hardware.
 static float half_to_float(uint16_t h)
 {
-    uint32_t sign = (uint32_t)(h >> 15) << 31, exp = (h >> 10) & 31, man = h & 1023, bits;
-    if (exp == 31) bits = sign | 0x7f800000 | man << 13;
-    else if (exp) bits = sign | (exp + 112) << 23 | man << 13;
-    else { // zero or subnormal: man * 2^-24
-        float f = (float)man * 0x1p-24f;
-        return sign ? -f : f;
-    }
+    uint32_t bits = (uint32_t)(h & 0x7fff) << 13; // of the value times 2^-112, even if subnormal
+    if (bits >= 0x0f800000) bits |= 0x7f800000;   // but for infinity and NaN
     float f;
     memcpy(&f, &bits, 4);
-    return f;
+    return (h >> 15 ? -f : f) * 0x1p112f;
 }
 
 // Float to half, to nearest even; too large a value becomes the largest half, not infinity, since
@@ -307,69 +306,37 @@ static float read_half(const uint8_t *p)
 {
     uint16_t h;
     memcpy(&h, p, 2);
-#ifdef __F16C__
+#if defined(X86_V3)
     return _cvtsh_ss(h);
 #else
     return half_to_float(h);
 #endif
 }
 
-// half d, int8 q[32]
-static void decode_q8_0(const uint8_t *b, int8_t *q, float *scale, float *min, size_t stride)
-{
-    (void)min, (void)stride;
-    *scale = read_half(b);
-    memcpy(q, b + 2, 32);
-}
-
 typedef uint8_t b16 __attribute__((vector_size(16)));
 
-// The low and high halves of 16 bytes are values 0..15 and 16..31; bit k of `fifth`, if there is
-// one, is value k's fifth bit.
-INLINE void decode_nibbles(const uint8_t *b, int8_t *q, const uint8_t *fifth, int minus)
+// Blocks of 32: half d, half m if the type has minima, and bytes (Q8_0), or nibbles (Q4), or a
+// fifth bit of each in 4 bytes and nibbles (Q5). The low nibbles of 16 bytes are values 0..15, the
+// high ones 16..31. A value is q * d + m, or (q - half the range) * d.
+static void decode_32(const TensorType *type, const uint8_t *b, int8_t *q, float *scale,
+                      float *min, size_t stride)
 {
-    b16 both, high[2] = {{0}};
-    uint32_t bits = 0;
-    memcpy(&both, b, 16);
-    if (fifth) memcpy(&bits, fifth, 4);
-    for (int k = 0; fifth && k < 32; k++) high[k / 16][k % 16] = (uint8_t)((bits >> k & 1) << 4);
-    b16 low = ((both & 15) | high[0]) - (uint8_t)minus, up = (both >> 4 | high[1]) - (uint8_t)minus;
+    (void)stride;
+    size_t head = type->has_min ? 4 : 2, codes = type->bytes - head;
+    *scale = read_half(b);
+    if (type->has_min) *min = -read_half(b + 2);
+    if (codes == 32) {
+        memcpy(q, b + head, 32);
+        return;
+    }
+    b16 both, fifth[2] = {{0}};
+    uint8_t minus = type->has_min ? 0 : codes == 16 ? 8 : 16;
+    memcpy(&both, b + type->bytes - 16, 16);
+    for (size_t k = 0; codes == 20 && k < 32; k++)
+        fifth[k / 16][k % 16] = (uint8_t)((b[head + k / 8] >> k % 8 & 1) << 4);
+    b16 low = ((both & 15) | fifth[0]) - minus, high = (both >> 4 | fifth[1]) - minus;
     memcpy(q, &low, 16);
-    memcpy(q + 16, &up, 16);
-}
-
-// half d, nibbles: q - 8
-static void decode_q4_0(const uint8_t *b, int8_t *q, float *scale, float *min, size_t stride)
-{
-    (void)min, (void)stride;
-    *scale = read_half(b);
-    decode_nibbles(b + 2, q, NULL, 8);
-}
-
-// half d, half m, nibbles: q * d + m
-static void decode_q4_1(const uint8_t *b, int8_t *q, float *scale, float *min, size_t stride)
-{
-    (void)stride;
-    *scale = read_half(b);
-    *min = -read_half(b + 2);
-    decode_nibbles(b + 4, q, NULL, 0);
-}
-
-// half d, fifth bits, nibbles: q - 16
-static void decode_q5_0(const uint8_t *b, int8_t *q, float *scale, float *min, size_t stride)
-{
-    (void)min, (void)stride;
-    *scale = read_half(b);
-    decode_nibbles(b + 6, q, b + 2, 16);
-}
-
-// half d, half m, fifth bits, nibbles: q * d + m
-static void decode_q5_1(const uint8_t *b, int8_t *q, float *scale, float *min, size_t stride)
-{
-    (void)stride;
-    *scale = read_half(b);
-    *min = -read_half(b + 2);
-    decode_nibbles(b + 8, q, b + 4, 0);
+    memcpy(q + 16, &high, 16);
 }
 
 // The heads of Q4_K and Q5_K: half d, half dmin, and for each of 8 groups of 32 a scale and a
@@ -387,35 +354,28 @@ static void decode_k_scales(const uint8_t *b, float *scale, float *min, size_t s
     }
 }
 
-// 16 bytes of head; each 32 bytes hold a group in the low nibbles and the next in the high ones.
-static void decode_q4_k(const uint8_t *b, int8_t *q, float *scale, float *min, size_t stride)
+// 16 bytes of head, in Q5_K a plane of 32 bytes (bit g of byte k is the fifth bit of group g's k),
+// then 32 bytes a pair of groups: one in the low nibbles, the next in the high ones.
+static void decode_q45_k(const TensorType *type, const uint8_t *b, int8_t *q, float *scale,
+                         float *min, size_t stride)
 {
+    const uint8_t *fifth = type->bytes == 176 ? b + 16 : NULL, *both = b + (fifth ? 48 : 16);
     decode_k_scales(b, scale, min, stride);
-    for (int pair = 0; pair < 4; pair++, q += 64)
+    for (int g = 0; g < 8; g += 2, q += 64, both += 32)
         for (int k = 0; k < 32; k++) {
-            q[k] = (int8_t)(b[16 + 32 * pair + k] & 15);
-            q[k + 32] = (int8_t)(b[16 + 32 * pair + k] >> 4);
-        }
-}
-
-// The same with a plane of 32 bytes between: bit g of byte k is the fifth bit of group g's k.
-static void decode_q5_k(const uint8_t *b, int8_t *q, float *scale, float *min, size_t stride)
-{
-    decode_k_scales(b, scale, min, stride);
-    const uint8_t *fifth = b + 16, *low = b + 48;
-    for (int g = 0; g < 8; g++)
-        for (int k = 0; k < 32; k++) {
-            int nibble = g % 2 ? low[g / 2 * 32 + k] >> 4 : low[g / 2 * 32 + k] & 15;
-            q[g * 32 + k] = (int8_t)(nibble | (fifth[k] >> g & 1) << 4);
+            int high = fifth ? fifth[k] >> g : 0;
+            q[k] = (int8_t)((both[k] & 15) | (high & 1) << 4);
+            q[k + 32] = (int8_t)(both[k] >> 4 | (high & 2) << 3);
         }
 }
 
 // 128 bytes of nibbles, 64 of upper pairs of bits, an int8 scale for each of 16 groups of 16, and
 // half d: (q - 32) * scale * d. Each half of the block is four rows of 32 values: rows 0 and 1 in
 // the low nibbles of 64 bytes, 2 and 3 in the high ones, row r's upper bits at bit 2r of 32 bytes.
-static void decode_q6_k(const uint8_t *b, int8_t *q, float *scale, float *min, size_t stride)
+static void decode_q6_k(const TensorType *type, const uint8_t *b, int8_t *q, float *scale,
+                        float *min, size_t stride)
 {
-    (void)min;
+    (void)type, (void)min;
     float d = read_half(b + 208);
     for (size_t g = 0; g < 16; g++) scale[g * stride] = d * (float)(int8_t)b[192 + g];
     for (int half = 0; half < 2; half++, q += 128) {
@@ -437,7 +397,7 @@ static void unpack_blocks(const Tensor *t, size_t row, float *out)
     for (; n; n--, b += type->bytes) {
         int8_t q[256];
         float scale[16], min[16] = {0};
-        type->decode(b, q, scale, min, 1);
+        type->decode(type, b, q, scale, min, 1);
         for (size_t i = 0; i < type->block; i++)
             *out++ = (float)q[i] * scale[i / type->group] - min[i / type->group];
     }
@@ -449,13 +409,13 @@ static const TensorType tensor_types[] = {
     [T_F16] = {"f16", 1, 2, unpack_f16, 0, 0, NULL, 1, 0},
     [T_Q8] = {"q8_0 (planar)", 1, 1, unpack_q8, 0, 0, NULL, -1, 0},
     [T_BF16] = {"bf16", 1, 2, unpack_bf16, 0, 0, NULL, 30, 0},
-    [T_BLOCKS] = {"q8_0", 32, 34, unpack_blocks, 32, 0, decode_q8_0, 8, 1},
-    {"q4_0", 32, 18, unpack_blocks, 32, 0, decode_q4_0, 2, 1},
-    {"q4_1", 32, 20, unpack_blocks, 32, 1, decode_q4_1, 3, 1},
-    {"q5_0", 32, 22, unpack_blocks, 32, 0, decode_q5_0, 6, 0},
-    {"q5_1", 32, 24, unpack_blocks, 32, 1, decode_q5_1, 7, 0},
-    {"q4_k", 256, 144, unpack_blocks, 32, 1, decode_q4_k, 12, 0},
-    {"q5_k", 256, 176, unpack_blocks, 32, 1, decode_q5_k, 13, 0},
+    [T_BLOCKS] = {"q8_0", 32, 34, unpack_blocks, 32, 0, decode_32, 8, 1},
+    {"q4_0", 32, 18, unpack_blocks, 32, 0, decode_32, 2, 1},
+    {"q4_1", 32, 20, unpack_blocks, 32, 1, decode_32, 3, 1},
+    {"q5_0", 32, 22, unpack_blocks, 32, 0, decode_32, 6, 0},
+    {"q5_1", 32, 24, unpack_blocks, 32, 1, decode_32, 7, 0},
+    {"q4_k", 256, 144, unpack_blocks, 32, 1, decode_q45_k, 12, 0},
+    {"q5_k", 256, 176, unpack_blocks, 32, 1, decode_q45_k, 13, 0},
     {"q6_k", 256, 210, unpack_blocks, 16, 0, decode_q6_k, 14, 0},
 };
 enum { N_TENSOR_TYPES = sizeof tensor_types / sizeof *tensor_types };
@@ -480,41 +440,47 @@ static size_t tensor_bytes(const Tensor *t)
 // with its neighbours (a prompt), so a prompt cut in another way gives the same bits.
 //
 // Everything uses the compiler's vector extensions (gcc and clang turn them into SSE, AVX or NEON)
-// but the four-byte dot product and conversions, which they cannot say. The int8 product has a
-// plain version, which says what is meant and equals the fast one bit for bit.
+// but for what these cannot say: there, MM(op) is x86's instruction op for vectors of LANES words.
+// The int8 product has a plain version, which says what is meant and equals the fast one bit for
+// bit.
 
-#if defined(__AVX512VNNI__)
+#if defined(X86_V3) && defined(__AVX512VNNI__)
 #define LANES 16
-#define TILE_TOKENS 6 // 4 rows x 6 tokens: 24 of 32 vector registers are sums
-#define GEMM_VECTORS 4 // 4 rows x 4 vectors
-#define Q8_TOKENS 8
-#elif defined(__AVX__)
+#define MM(op) _mm512_##op
+typedef __m512 mf;
+typedef __m512i mi;
+typedef __m256i mi_half; // half as wide
+#elif defined(X86_V3)
 #define LANES 8
-#define TILE_TOKENS 3 // 16 registers
-#define GEMM_VECTORS 2
-#define Q8_TOKENS 4
+#define MM(op) _mm256_##op
+typedef __m256 mf;
+typedef __m256i mi;
+typedef __m128i mi_half;
 #else
 #define LANES 4
-#define TILE_TOKENS 3
-#define GEMM_VECTORS 2
-#define Q8_TOKENS 4
 #endif
-enum { TILE_ROWS = 4 };
+
+enum { // so that sums fill the registers: 32 of 16 lanes, else 16
+    TILE_ROWS = 4,
+    TILE_TOKENS = LANES == 16 ? 6 : 3,
+    GEMM_TOKENS = 4,
+    GEMM_VECTORS = LANES == 16 ? 4 : 2,
+    Q8_TOKENS = LANES == 16 ? 8 : 4,
+    PANEL = LANES // rows of int8 weights, one a lane
+};
 
 typedef float vf __attribute__((vector_size(4 * LANES)));
 typedef int32_t vi __attribute__((vector_size(4 * LANES)));
 typedef uint32_t vu __attribute__((vector_size(4 * LANES)));
 typedef int8_t vb __attribute__((vector_size(LANES)));
+typedef uint16_t vh __attribute__((vector_size(2 * LANES)));
 typedef float v4 __attribute__((vector_size(16)));
-typedef int32_t v4i __attribute__((vector_size(16)));
 typedef float vf_unaligned __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 
 // Keeps a vector in its register: gcc would rather load it again for each use, but a tile's speed
 // is limited by its loads.
-#if defined(__AVX512F__)
+#if defined(__x86_64__)
 #define KEEP(v) __asm__("" : "+v"(v))
-#elif defined(__SSE__)
-#define KEEP(v) __asm__("" : "+x"(v))
 #else
 #define KEEP(v) (void)(v)
 #endif
@@ -530,63 +496,45 @@ INLINE vf vset(float f) { return f - (vf){0}; }
 INLINE vf vselect(vi mask, vf a, vf b) { return (vf)((mask & (vi)a) | (~mask & (vi)b)); }
 
 // a > b ? a : b and a < b ? a : b by lanes: b where either is NaN.
-#if LANES == 16
-INLINE vf vmax(vf a, vf b) { return (vf)_mm512_max_ps((__m512)a, (__m512)b); }
-INLINE vf vmin(vf a, vf b) { return (vf)_mm512_min_ps((__m512)a, (__m512)b); }
-#elif defined(__AVX2__)
-INLINE vf vmax(vf a, vf b) { return (vf)_mm256_max_ps((__m256)a, (__m256)b); }
-INLINE vf vmin(vf a, vf b) { return (vf)_mm256_min_ps((__m256)a, (__m256)b); }
-#else
-INLINE vf vmax(vf a, vf b) { return vselect(a > b, a, b); }
-INLINE vf vmin(vf a, vf b) { return vselect(a < b, a, b); }
-#endif
-
-// a * b + c, rounded once whatever the compiler's options are.
-INLINE vf vfma(vf a, vf b, vf c)
+INLINE vf vmax(vf a, vf b)
 {
-#if defined(__AVX512F__)
-    return (vf)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
-#elif defined(__FMA__)
-    return (vf)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
-#elif defined(__aarch64__)
-    return (vf)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b);
+#if defined(MM)
+    return (vf)MM(max_ps)((mf)a, (mf)b);
 #else
-    for (int i = 0; i < LANES; i++) c[i] = fmaf(a[i], b[i], c[i]);
-    return c;
+    return vselect(a > b, a, b);
 #endif
 }
 
-// The same, fused where the machine can: left to themselves, compilers choose anew in every loop.
+INLINE vf vmin(vf a, vf b) { return -vmax(-a, -b); }
+
+// a * b + c, fused where the machine can: left to themselves, compilers choose anew in every loop.
 INLINE vf vmuladd(vf a, vf b, vf c)
 {
-#if defined(__AVX512F__) || defined(__FMA__) || defined(__aarch64__)
-    return vfma(a, b, c);
+#if defined(MM)
+    return (vf)MM(fmadd_ps)((mf)a, (mf)b, (mf)c);
+#elif defined(__aarch64__)
+    return (vf)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b);
 #else
     return a * b + c;
 #endif
 }
 
-// Loads n < LANES floats and fills up with zeros.
+// Loads the n floats that are left, or LANES of them; what is missing is 0.
 INLINE vf vload_part(const float *p, size_t n)
 {
     vf v = {0};
+    if (n >= LANES) return vload(p);
     memcpy(&v, p, n * 4);
     return v;
 }
 
-// Loads LANES floats or, where fewer are left, those.
-INLINE vf vload_up_to(const float *p, size_t left)
+INLINE void vstore_part(float *p, vf v, size_t n)
 {
-    return left >= LANES ? vload(p) : vload_part(p, left);
+    if (n >= LANES) vstore(p, v);
+    else memcpy(p, &v, n * 4);
 }
 
-INLINE void vstore_part(float *p, vf v, int n)
-{
-    if (n == LANES) vstore(p, v);
-    else memcpy(p, &v, (size_t)n * 4);
-}
-
-// Sum and largest of the lanes, as a balanced tree: the one reduction used everywhere.
+// Sum of the lanes, as a balanced tree: the one reduction used everywhere.
 INLINE float vsum(vf v)
 {
     v4 a[LANES / 4];
@@ -596,79 +544,73 @@ INLINE float vsum(vf v)
     return (a[0][0] + a[0][2]) + (a[0][1] + a[0][3]);
 }
 
-INLINE float vmax_lane(vf v)
-{
-    v4 a[LANES / 4];
-    memcpy(a, &v, sizeof v);
-    for (int half = LANES / 8; half; half /= 2)
-        for (int i = 0; i < half; i++) {
-            v4i larger = a[i] > a[i + half];
-            a[i] = (v4)((larger & (v4i)a[i]) | (~larger & (v4i)a[i + half]));
-        }
-    float m = a[0][0];
-    for (int i = 1; i < 4; i++) m = a[0][i] > m ? a[0][i] : m;
-    return m;
-}
-
-// Vectors consist of quarters of four words (16 bytes): LANES / 4 of them, whatever the name says.
-// zip_low and zip_high interleave the lower and the upper words of each quarter of a and b;
-// EVEN_QUARTERS and ODD_QUARTERS take quarters: on every processor these are the cheap shuffles.
-#if defined(__clang__) || __GNUC__ >= 12
+// Vectors consist of quarters of 16 bytes: LANES / 4 of them, whatever the name says. Four vectors
+// together hold 16 bytes of each row of a panel, rows i, i + 4, ... being the quarters of a[i]:
+// then only words within quarters remain to be moved, which is cheap on every processor.
+#define ZIP(q, i) 4 * q + i, LANES + 4 * q + i, 4 * q + i + 1, LANES + 4 * q + i + 1
+#if LANES == 16
+#define ZIPS(i) ZIP(0, i), ZIP(1, i), ZIP(2, i), ZIP(3, i)
+#elif LANES == 8
+#define ZIPS(i) ZIP(0, i), ZIP(1, i)
+#else
+#define ZIPS(i) ZIP(0, i)
+#endif
+#if defined(__clang__)
 #define SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
 #else
 #define SHUFFLE(a, b, ...) __builtin_shuffle(a, b, (vi){__VA_ARGS__})
 #endif
-#if LANES == 16
-#define ZIP_LOW 0, 16, 1, 17, 4, 20, 5, 21, 8, 24, 9, 25, 12, 28, 13, 29
-#define ZIP_HIGH 2, 18, 3, 19, 6, 22, 7, 23, 10, 26, 11, 27, 14, 30, 15, 31
-#define EVEN_QUARTERS 0, 1, 2, 3, 8, 9, 10, 11, 16, 17, 18, 19, 24, 25, 26, 27
-#define ODD_QUARTERS 4, 5, 6, 7, 12, 13, 14, 15, 20, 21, 22, 23, 28, 29, 30, 31
-#elif LANES == 8
-#define ZIP_LOW 0, 8, 1, 9, 4, 12, 5, 13
-#define ZIP_HIGH 2, 10, 3, 11, 6, 14, 7, 15
-#define EVEN_QUARTERS 0, 1, 2, 3, 8, 9, 10, 11
-#define ODD_QUARTERS 4, 5, 6, 7, 12, 13, 14, 15
-#else
-#define ZIP_LOW 0, 4, 1, 5
-#define ZIP_HIGH 2, 6, 3, 7
-#define EVEN_QUARTERS ZIP_LOW // not used
-#define ODD_QUARTERS ZIP_HIGH
-#endif
-INLINE vi zip_low(vi a, vi b) { return SHUFFLE(a, b, ZIP_LOW); }
-INLINE vi zip_high(vi a, vi b) { return SHUFFLE(a, b, ZIP_HIGH); }
+INLINE vi zip_low(vi a, vi b) { return SHUFFLE(a, b, ZIPS(0)); } // a0 b0 a1 b1 in each quarter
+INLINE vi zip_high(vi a, vi b) { return SHUFFLE(a, b, ZIPS(2)); } // a2 b2 a3 b3
+INLINE vi add_zips(vi a, vi b) { return zip_low(a, b) + zip_high(a, b); }
+INLINE vf max_zips(vf v) { return vmax((vf)zip_low((vi)v, (vi)v), (vf)zip_high((vi)v, (vi)v)); }
 
-// out[q] = quarter q of each a[LANES / 4].
-INLINE void transpose_quarters(const vi *a, vi *out)
+// The largest lane.
+INLINE float vmax_lane(vf v)
 {
-    vi b[4];
-    if (LANES == 4) out[0] = a[0];
-    for (int i = 0; i < LANES / 8; i++) {
-        vi *to = LANES == 8 ? out : b;
-        to[i] = SHUFFLE(a[2 * i], a[2 * i + 1], EVEN_QUARTERS);
-        to[i + LANES / 8] = SHUFFLE(a[2 * i], a[2 * i + 1], ODD_QUARTERS);
-    }
-    for (int i = 0; LANES == 16 && i < 2; i++) {
-        out[i] = SHUFFLE(b[2 * i], b[2 * i + 1], EVEN_QUARTERS);
-        out[i + 2] = SHUFFLE(b[2 * i], b[2 * i + 1], ODD_QUARTERS);
-    }
+    vf quarters = max_zips(max_zips(v));
+    float max = quarters[0];
+    for (int i = 4; i < LANES; i += 4) max = quarters[i] > max ? quarters[i] : max;
+    return max;
 }
 
-// out[c] = word c of each a[LANES]: four rows at a time inside the quarters, then the quarters.
-INLINE void transpose(const vi *a, vi *out)
+INLINE vi load_quarters(const char *a, const char *b, const char *c, const char *d)
 {
-    vi b[4][LANES / 4], c[LANES / 4];
-    for (int r = 0; r < LANES; r += 4) {
-        vi even = zip_low(a[r], a[r + 2]), odd = zip_low(a[r + 1], a[r + 3]);
-        b[0][r / 4] = zip_low(even, odd);
-        b[1][r / 4] = zip_high(even, odd);
-        even = zip_high(a[r], a[r + 2]), odd = zip_high(a[r + 1], a[r + 3]);
-        b[2][r / 4] = zip_low(even, odd);
-        b[3][r / 4] = zip_high(even, odd);
+#if LANES == 16
+    __m256i low = _mm256_loadu2_m128i((const void *)b, (const void *)a);
+    __m256i high = _mm256_loadu2_m128i((const void *)d, (const void *)c);
+    return (vi)_mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1);
+#elif LANES == 8
+    (void)c, (void)d;
+    return (vi)_mm256_loadu2_m128i((const void *)b, (const void *)a);
+#else
+    vi v;
+    (void)b, (void)c, (void)d;
+    memcpy(&v, a, sizeof v);
+    return v;
+#endif
+}
+
+// 16 bytes each, from `at` on, of rows i, i + 4, ...
+INLINE vi load_rows(const char *const rows[PANEL], int i, size_t at)
+{
+    return load_quarters(rows[i] + at, rows[(i + 4) % PANEL] + at, rows[(i + 8) % PANEL] + at,
+                         rows[(i + 12) % PANEL] + at);
+}
+
+// The same 16 bytes of all rows: word r of a[k] is word k of row r.
+INLINE void transpose_rows(const char *const rows[PANEL], size_t at, vi a[4])
+{
+    vi even[2], odd[2];
+    for (int i = 0; i < 2; i++) {
+        vi low = load_rows(rows, i, at), high = load_rows(rows, i + 2, at);
+        even[i] = zip_low(low, high);
+        odd[i] = zip_high(low, high);
     }
-    for (int w = 0; w < 4; w++) {
-        transpose_quarters(b[w], c);
-        for (int q = 0; q < LANES / 4; q++) out[4 * q + w] = c[q];
-    }
+    a[0] = zip_low(even[0], even[1]);
+    a[1] = zip_high(even[0], even[1]);
+    a[2] = zip_low(odd[0], odd[1]);
+    a[3] = zip_high(odd[0], odd[1]);
 }
 
 // e^x by lanes: x = n ln 2 + r with |r| <= ln 2 / 2, e^r by its Taylor polynomial of degree 7,
@@ -676,18 +618,12 @@ INLINE void transpose(const vi *a, vi *out)
 // score of minus a lot gets exactly no weight), e^88 above.
 INLINE vf vexp(vf x)
 {
+    const float taylor[] = {1.0f / 720, 1.0f / 120, 1.0f / 24, 1.0f / 6, 0.5f, 1, 1};
     const vf shift = vset(12582912.0f); // 1.5 * 2^23: adding it rounds to an integer
     vf y = vmax(vset(-87), vmin(vset(88), x)); // in this order, NaN stays NaN
     vf shifted = y * vset(1.44269504f) + shift, n = shifted - shift;
-    vf r = (y - n * vset(0.693359375f)) + n * vset(2.12194440e-4f);
-    vf p = vset(1.0f / 5040);
-    p = p * r + vset(1.0f / 720);
-    p = p * r + vset(1.0f / 120);
-    p = p * r + vset(1.0f / 24);
-    p = p * r + vset(1.0f / 6);
-    p = p * r + vset(0.5f);
-    p = p * r + vset(1);
-    p = p * r + vset(1);
+    vf r = (y - n * vset(0.693359375f)) + n * vset(2.12194440e-4f), p = vset(1.0f / 5040);
+    for (size_t i = 0; i < COUNT(taylor); i++) p = p * r + vset(taylor[i]);
     vf e = p * (vf)(((vu)shifted << 23) + 0x3f800000u); // the low bits of `shifted` are n
     return vselect(x < vset(-87), vset(0), e);
 }
@@ -696,17 +632,16 @@ INLINE vf vexp(vf x)
 static float dot(const float *a, const float *b, size_t n)
 {
     vf sum = {0};
-    size_t k = 0;
-    for (; k + LANES <= n; k += LANES) sum = vmuladd(vload(a + k), vload(b + k), sum);
-    if (k < n) sum = vmuladd(vload_part(a + k, n - k), vload_part(b + k, n - k), sum);
+    for (size_t k = 0; k < n; k += LANES)
+        sum = vmuladd(vload_part(a + k, n - k), vload_part(b + k, n - k), sum);
     return vsum(sum);
 }
 
 // out[t][r] = w[r] . x[t] for TILE_ROWS rows and nt tokens (nt a constant wherever this is
-// inlined); every output has one vector of partial sums along the inner dimension. w: row
-// pointers; x: [nt][cols]; out: row stride `stride`.
+// inlined), of which the first n_rows rows are wanted; every output has one vector of partial sums
+// along the inner dimension. x: [nt][cols]; out: row stride `stride`.
 INLINE void tile_f32_n(int nt, const float *const w[TILE_ROWS], const float *x, size_t cols,
-                       float *out, size_t stride, int n_rows)
+                       float *out, size_t stride, size_t n_rows)
 {
     vf sum[TILE_ROWS][TILE_TOKENS];
     for (int r = 0; r < TILE_ROWS; r++)
@@ -724,35 +659,34 @@ INLINE void tile_f32_n(int nt, const float *const w[TILE_ROWS], const float *x, 
             for (int t = 0; t < nt; t++) sum[r][t] = vmuladd(wk, xk[t], sum[r][t]);
         }
     }
-    if (k < cols)
-        for (int r = 0; r < TILE_ROWS; r++) {
-            vf wk = vload_part(w[r] + k, cols - k);
-            for (int t = 0; t < nt; t++)
-                sum[r][t] = vmuladd(wk, vload_part(x + (size_t)t * cols + k, cols - k), sum[r][t]);
-        }
-    for (int r = 0; r < TILE_ROWS; r++)
+    for (int r = 0; k < cols && r < TILE_ROWS; r++) {
+        vf wk = vload_part(w[r] + k, cols - k);
         for (int t = 0; t < nt; t++)
-            if (r < n_rows) out[(size_t)t * stride + (size_t)r] = vsum(sum[r][t]);
+            sum[r][t] = vmuladd(wk, vload_part(x + (size_t)t * cols + k, cols - k), sum[r][t]);
+    }
+    for (size_t r = 0; r < TILE_ROWS; r++)
+        for (size_t t = 0; t < (size_t)nt; t++)
+            if (r < n_rows) out[t * stride + r] = vsum(sum[r][t]);
 }
 
 // The same for any number of tokens. rows: [n_rows <= TILE_ROWS] pointers.
-static void tile_f32(const float *const *rows, int n_rows, const float *x, size_t n, size_t cols,
-                     float *out, size_t stride)
+static void tile_f32(const float *const *rows, size_t n_rows, const float *x, size_t n,
+                     size_t cols, float *out, size_t stride)
 {
     const float *w[TILE_ROWS];
-    for (int r = 0; r < TILE_ROWS; r++) w[r] = rows[r < n_rows ? r : 0];
+    for (size_t r = 0; r < TILE_ROWS; r++) w[r] = rows[r < n_rows ? r : 0];
     size_t t = 0;
     for (; t + TILE_TOKENS <= n; t += TILE_TOKENS)
         tile_f32_n(TILE_TOKENS, w, x + t * cols, cols, out + t * stride, stride, n_rows);
     for (; t < n; t++) tile_f32_n(1, w, x + t * cols, cols, out + t * stride, stride, n_rows);
 }
 
-// c[t][v] = sum over k of a[t][k] * b[k][v], or += with `add`; one token after the other or a few
-// at once, each sum in the order of k. a: [nt][lda], b: [K][N], c: [nt][N], N a multiple of LANES.
-INLINE void gemm_rows_n(int nt, int nv, const float *a, size_t lda, const float *b, size_t K,
-                        size_t N, float *c)
+// c[t][v] += sum over k of a[t][k] * b[k][v] for nt tokens and nv vectors (constants wherever this
+// is inlined), each sum in the order of k. a: [nt][lda], b: [K][N], c: [nt][N].
+INLINE void gemm_tile(int nt, int nv, const float *a, size_t lda, const float *b, size_t K,
+                      size_t N, float *c)
 {
-    vf sum[4][GEMM_VECTORS];
+    vf sum[GEMM_TOKENS][GEMM_VECTORS];
     for (int t = 0; t < nt; t++)
         for (int v = 0; v < nv; v++) sum[t][v] = vload(c + (size_t)t * N + (size_t)v * LANES);
     for (size_t k = 0; k < K; k++) {
@@ -770,38 +704,32 @@ INLINE void gemm_rows_n(int nt, int nv, const float *a, size_t lda, const float 
         for (int v = 0; v < nv; v++) vstore(c + (size_t)t * N + (size_t)v * LANES, sum[t][v]);
 }
 
-// The same for any n: columns in vectors of nv.
-INLINE void gemm_columns(int nv, size_t n, const float *a, size_t lda, const float *b, size_t K,
-                         size_t N, float *c)
-{
-    size_t t = 0;
-    for (; t + 4 <= n; t += 4) gemm_rows_n(4, nv, a + t * lda, lda, b, K, N, c + t * N);
-    a += t * lda;
-    c += t * N;
-    if (n - t == 3) gemm_rows_n(3, nv, a, lda, b, K, N, c);
-    if (n - t == 2) gemm_rows_n(2, nv, a, lda, b, K, N, c);
-    if (n - t == 1) gemm_rows_n(1, nv, a, lda, b, K, N, c);
-}
-
-// c[n][N] += a[n][K] b[K][N].
+// c[n][N] += a[n][K] b[K][N], N a multiple of LANES.
 static void gemm_rows(size_t n, const float *a, size_t lda, const float *b, size_t K, size_t N,
                       float *c)
 {
-    size_t v = 0;
-    for (; v + GEMM_VECTORS * LANES <= N; v += GEMM_VECTORS * LANES)
-        gemm_columns(GEMM_VECTORS, n, a, lda, b + v, K, N, c + v);
-    for (; v < N; v += LANES) gemm_columns(1, n, a, lda, b + v, K, N, c + v);
+    enum { NT = GEMM_TOKENS, NV = GEMM_VECTORS };
+    for (size_t v = 0, nv; v < N; v += nv * LANES, b += nv * LANES) {
+        nv = N - v < NV * LANES ? 1 : NV;
+        for (size_t t = 0, nt; t < n; t += nt) {
+            const float *at = a + t * lda;
+            float *ct = c + t * N + v;
+            nt = n - t < NT ? 1 : NT;
+            if (nt > 1 && nv > 1) gemm_tile(NT, NV, at, lda, b, K, N, ct);
+            else if (nt > 1) gemm_tile(NT, 1, at, lda, b, K, N, ct);
+            else if (nv > 1) gemm_tile(1, NV, at, lda, b, K, N, ct);
+            else gemm_tile(1, 1, at, lda, b, K, N, ct);
+        }
+    }
 }
 
-// LANES halves as floats.
-INLINE vf vload_half(const uint16_t *h)
+// LANES halves as floats, and floats as halves, as float_to_half() does it.
+INLINE vf half_to_vf(vh h)
 {
-#if defined(__AVX512F__)
-    return (vf)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)h));
-#elif defined(__F16C__)
-    return (vf)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)h));
+#if defined(MM)
+    return (vf)MM(cvtph_ps)((mi_half)h);
 #elif defined(__aarch64__)
-    return (vf)vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(h)));
+    return (vf)vcvt_f32_f16((float16x4_t)h);
 #else
     vf v;
     for (int i = 0; i < LANES; i++) v[i] = half_to_float(h[i]);
@@ -809,19 +737,25 @@ INLINE vf vload_half(const uint16_t *h)
 #endif
 }
 
-// LANES floats as halves, as float_to_half() does it.
-INLINE void vstore_half(uint16_t *h, vf v)
+INLINE vh vf_to_half(vf v)
 {
     v = vmax(vset(-65504), vmin(vset(65504), v)); // in this order, NaN stays NaN
-#if defined(__AVX512F__)
-    _mm256_storeu_si256((__m256i *)h, _mm512_cvtps_ph((__m512)v, _MM_FROUND_TO_NEAREST_INT));
-#elif defined(__F16C__)
-    _mm_storeu_si128((__m128i *)h, _mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT));
+#if defined(MM)
+    return (vh)MM(cvtps_ph)((mf)v, _MM_FROUND_TO_NEAREST_INT);
 #elif defined(__aarch64__)
-    vst1_u16(h, vreinterpret_u16_f16(vcvt_f16_f32((float32x4_t)v)));
+    return (vh)vcvt_f16_f32((float32x4_t)v);
 #else
+    vh h;
     for (int i = 0; i < LANES; i++) h[i] = float_to_half(v[i]);
+    return h;
 #endif
+}
+
+INLINE vf vload_half(const uint16_t *h)
+{
+    vh v;
+    memcpy(&v, h, sizeof v);
+    return half_to_vf(v);
 }
 
 static void halves_to_floats(const uint16_t *h, float *f, size_t n)
@@ -834,7 +768,10 @@ static void halves_to_floats(const uint16_t *h, float *f, size_t n)
 static void floats_to_halves(const float *f, uint16_t *h, size_t n)
 {
     size_t i = 0;
-    for (; i + LANES <= n; i += LANES) vstore_half(h + i, vload(f + i));
+    for (; i + LANES <= n; i += LANES) {
+        vh v = vf_to_half(vload(f + i));
+        memcpy(h + i, &v, sizeof v);
+    }
     for (; i < n; i++) h[i] = float_to_half(f[i]);
 }
 
@@ -844,10 +781,7 @@ static void floats_to_halves(const float *f, uint16_t *h, size_t n)
 //   y = sum over groups g, in order, of  (sum over k in g of w_k x_k)  *  (scale_w[g] scale_x[g])
 //                                          - (sum over k in g of x_k)  *  (min_w[g] scale_x[g])
 // where the inner sums are of integers, hence exact and free of order, and the outer one a chain
-// of fused multiply-adds, the second line only for types with a minimum. Weights are read in
-// panels of PANEL rows, one row a lane.
-
-enum { PANEL = LANES };
+// of multiply-adds, the second line only for types with a minimum.
 
 typedef struct {
     size_t group, n_groups; // values in a group, groups in a row
@@ -864,12 +798,12 @@ static void quantize_row(const float *x, size_t t, Quantized *a)
     for (size_t g = t * a->n_groups; g < (t + 1) * a->n_groups; g++, x += a->group) {
         vf max = {0}, sum = {0};
         for (size_t k = 0; k < a->group; k += LANES) {
-            vf v = vload_up_to(x + k, a->group - k);
+            vf v = vload_part(x + k, a->group - k);
             max = vmax(vmax(v, -v), max);
         }
         float largest = vmax_lane(max), inverse = largest > 0 ? 127 / largest : 0;
         for (size_t k = 0; k < a->group; k += LANES) {
-            vf q = (vload_up_to(x + k, a->group - k) * vset(inverse) + round) - round;
+            vf q = (vload_part(x + k, a->group - k) * vset(inverse) + round) - round;
             vb bytes = __builtin_convertvector(__builtin_convertvector(q, vi), vb);
             memcpy(a->q + g * a->group + k, &bytes, min_size(LANES, a->group - k));
             sum += q;
@@ -885,109 +819,91 @@ static void quantize_row(const float *x, size_t t, Quantized *a)
 // between the groups, and may be nibbles: the lower ones of 16 bytes are values 0..15, the upper
 // ones 16..31, and `zero` is the nibble that means 0.
 typedef struct {
-    const int8_t *rows[PANEL];  // [cols] each
+    const char *rows[PANEL];    // [cols] codes each
     const float *scales, *mins; // [n_groups][PANEL]
     size_t stride;              // bytes from a group to the next
     int nibbles, zero;
 } Panel;
 
+// sum + what group g adds: of d, the sums of products, and of x's group, its sum and scale.
+INLINE vf add_group(vf sum, const Panel *p, size_t g, vi d, int32_t minus_sum, float scale)
+{
+    sum = vmuladd(__builtin_convertvector(d, vf), vload(p->scales + g * PANEL) * vset(scale), sum);
+    if (!p->mins) return sum;
+    return vmuladd(vset((float)minus_sum), vload(p->mins + g * PANEL) * vset(scale), sum);
+}
+
 // out[t][r] for PANEL rows and n tokens, as the equation above says. The plain version.
 static void tile_q8_plain(const Panel *p, const Quantized *x, size_t n, float *out,
-                          size_t stride, int n_rows)
+                          size_t stride, size_t n_rows)
 {
-    for (size_t t = 0; t < n; t++)
-        for (int r = 0; r < n_rows; r++) {
-            float sum = 0;
-            for (size_t g = 0; g < x->n_groups; g++) {
-                const int8_t *w = p->rows[r] + g * x->group;
-                size_t at = t * x->n_groups + g, lane = g * PANEL + (size_t)r;
-                const int8_t *q = x->q + at * x->group;
-                int32_t d = 0;
-                for (size_t k = 0; k < x->group; k++) d += w[k] * q[k];
-                sum = fmaf((float)d, p->scales[lane] * x->scale[at], sum);
-                if (!p->mins) continue;
-                sum = fmaf((float)x->minus_sum[at], p->mins[lane] * x->scale[at], sum);
+    for (size_t t = 0; t < n; t++) {
+        vf sum = {0};
+        const int8_t *q = x->q + t * x->n_groups * x->group;
+        for (size_t g = 0; g < x->n_groups; g++, q += x->group) {
+            size_t at = t * x->n_groups + g;
+            vi d = {0};
+            for (size_t r = 0; r < n_rows; r++) {
+                const int8_t *w = (const int8_t *)p->rows[r] + g * x->group;
+                int32_t dot = 0;
+                for (size_t k = 0; k < x->group; k++) dot += w[k] * q[k];
+                d[r] = dot;
             }
-            out[t * stride + (size_t)r] = sum;
+            sum = add_group(sum, p, g, d, x->minus_sum[at], x->scale[at]);
         }
+        vstore_part(out + t * stride, sum, n_rows);
+    }
 }
 
 // Words are four int8 that are multiplied together: dot_words() adds, in each lane, the products of
-// the four bytes of w and x. Some processors multiply unsigned by signed bytes; there FLIP turns
-// w into w + 128. A code whose zero is not 0 adds that many times the sum of x, which start_sum()
-// makes up for.
-#if defined(__AVX512VNNI__) || defined(__AVXVNNI__)
-#define HAVE_DOT 1
-#define FLIP 0x80808080u
+// the four bytes of w and x. VNNI multiplies unsigned by signed bytes; there FLIP turns w into
+// w + 128. A code whose zero is not 0 adds that many times the sum of x, which code_zero() is for.
+#if LANES == 16 || (LANES == 8 && defined(__AVXVNNI__))
+enum { HAVE_DOT = 1, FLIP = (int32_t)0x80808080 };
+#elif LANES == 8 || defined(__ARM_FEATURE_DOTPROD)
+enum { HAVE_DOT = 1, FLIP = 0 };
+#else
+enum { HAVE_DOT = 0, FLIP = 0 };
+#endif
 INLINE vi dot_words(vi sum, vi w, vi x)
 {
-#if defined(__AVX512VNNI__)
-    return (vi)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)w, (__m512i)x);
-#else
-    return (vi)_mm256_dpbusd_avx_epi32((__m256i)sum, (__m256i)w, (__m256i)x);
-#endif
-}
-#elif defined(__AVX2__)
-#define HAVE_DOT 1
-#define FLIP 0u
-INLINE vi dot_words(vi sum, vi w, vi x) // |w| (x sign w): two products fit in 16 bits
-{
-    __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8((__m256i)w),
-                                         _mm256_sign_epi8((__m256i)x, (__m256i)w));
-    return sum + (vi)_mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
-}
+#if LANES == 16
+    return (vi)_mm512_dpbusd_epi32((mi)sum, (mi)w, (mi)x);
+#elif LANES == 8 && defined(__AVXVNNI__)
+    return (vi)_mm256_dpbusd_avx_epi32((mi)sum, (mi)w, (mi)x);
+#elif LANES == 8 // |w| (x sign w): two products fit in 16 bits
+    mi pairs = MM(maddubs_epi16)(MM(abs_epi8)((mi)w), MM(sign_epi8)((mi)x, (mi)w));
+    return sum + (vi)MM(madd_epi16)(pairs, MM(set1_epi16)(1));
 #elif defined(__ARM_FEATURE_DOTPROD)
-#define HAVE_DOT 1
-#define FLIP 0u
-INLINE vi dot_words(vi sum, vi w, vi x)
-{
     return vdotq_s32(sum, vreinterpretq_s8_s32(w), vreinterpretq_s8_s32(x));
-}
 #else
-#define HAVE_DOT 0
-#define FLIP 0u
-INLINE vi dot_words(vi sum, vi w, vi x) { return sum + w * x; } // not used
+    return sum + w * x; // not used
 #endif
-
-INLINE vi load_words(const void *p)
-{
-    vi v;
-    memcpy(&v, p, sizeof v);
-    return v;
 }
 
-// sum + d * (w * x) by lanes: one group's part of a product.
-INLINE vf add_group(vf sum, vi d, const float *w, float x)
-{
-    return vfma(__builtin_convertvector(d, vf), vload(w) * vset(x), sum);
-}
+INLINE int32_t code_zero(const Panel *p) { return p->nibbles ? p->zero : FLIP ? 128 : 0; }
 
-INLINE int32_t start_sum(const Panel *p, int32_t minus_sum)
+// Asks for group g of the panel two panels on.
+INLINE void prefetch_panel(const Panel *p, const Quantized *x, size_t g)
 {
-    return minus_sum * (p->nibbles ? p->zero : FLIP ? 128 : 0);
-}
-
-// Asks for groups [g, g + n) of the panel two panels on.
-INLINE void prefetch_panel(const Panel *p, const Quantized *x, size_t g, size_t n)
-{
-    const char *next = (const char *)p->rows[0] + (2 * x->n_groups + g) * PANEL * p->stride;
-    for (size_t i = 0; i < n * PANEL * p->stride; i += 64) __builtin_prefetch(next + i, 0, 2);
+    const char *next = p->rows[0] + (2 * x->n_groups + g) * PANEL * p->stride;
+    for (size_t i = 0; i < PANEL * p->stride; i += 64) __builtin_prefetch(next + i, 0, 2);
 }
 
 // One packed panel against tokens t .. t + nt - 1, of which those below n are wanted. words:
 // [cols / 4] vectors, each with four neighbouring values of every row in that row's lane.
 INLINE void tile_q8_n(size_t nt, const vi *words, const Panel *p, const Quantized *x, size_t t,
-                      size_t n, float *out, size_t stride, int n_rows)
+                      size_t n, float *out, size_t stride, size_t n_rows)
 {
     vf sum[Q8_TOKENS] = {{0}};
     size_t quads = x->group / 4, n_groups = x->n_groups, cols = n_groups * x->group;
     const int8_t *q = x->q + t * cols;
     for (size_t g = 0; g < n_groups; g++, words += quads, q += x->group) {
-        const float *xs = x->scale + t * n_groups + g;
+        const float *scale = x->scale + t * n_groups + g;
         const int32_t *minus_sum = x->minus_sum + t * n_groups + g;
         vi d[Q8_TOKENS];
-        if (!t) prefetch_panel(p, x, g, 1);
-        for (size_t i = 0; i < nt; i++) d[i] = start_sum(p, minus_sum[i * n_groups]) - (vi){0};
+        if (!t) prefetch_panel(p, x, g);
+        for (size_t i = 0; i < nt; i++) d[i] = minus_sum[i * n_groups] * code_zero(p) - (vi){0};
         for (size_t k = 0; k < quads; k++)
             for (size_t i = 0; i < nt; i++) {
                 int32_t four;
@@ -995,148 +911,85 @@ INLINE void tile_q8_n(size_t nt, const vi *words, const Panel *p, const Quantize
                 d[i] = dot_words(d[i], words[k], four - (vi){0});
             }
         for (size_t i = 0; i < nt; i++)
-            sum[i] = add_group(sum[i], d[i], p->scales + g * PANEL, xs[i * n_groups]);
-        for (size_t i = 0; p->mins && i < nt; i++)
-            sum[i] = add_group(sum[i], minus_sum[i * n_groups] - (vi){0}, p->mins + g * PANEL,
-                               xs[i * n_groups]);
+            sum[i] = add_group(sum[i], p, g, d[i], minus_sum[i * n_groups], scale[i * n_groups]);
     }
     for (size_t i = 0; i < nt && t + i < n; i++)
         vstore_part(out + (t + i) * stride, sum[i], n_rows);
 }
 
-// 16 bytes each from LANES / 4 places: number i is i / 2 * pair + i % 2 * one bytes on.
-INLINE vi load_quarters(const void *from, size_t pair, size_t one)
+// words[cols / 4]: four neighbouring values of every row in that row's lane. (Inlined, it makes gcc
+// lay out the loops behind it in a way that costs prompts 10 %.)
+__attribute__((noinline)) static void pack_words(const Panel *p, const Quantized *x, vi *words)
 {
-    const char *p = from;
-#if HAVE_DOT && LANES > 4
-    __m128i q[LANES / 4];
-    for (size_t i = 0; i < LANES / 4; i++)
-        q[i] = _mm_loadu_si128((const void *)(p + i / 2 * pair + i % 2 * one));
-    __m256i low = _mm256_inserti128_si256(_mm256_castsi128_si256(q[0]), q[1], 1);
-#if LANES == 8
-    return (vi)low;
-#else
-    __m256i high = _mm256_inserti128_si256(_mm256_castsi128_si256(q[2]), q[3], 1);
-    return (vi)_mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1);
-#endif
-#else
-    vi v;
-    for (size_t i = 0; i < LANES / 4; i++)
-        memcpy((char *)&v + 16 * i, p + i / 2 * pair + i % 2 * one, 16);
-    return v;
-#endif
-}
-
-// words[cols / 4]: four neighbouring values of every row in that row's lane. `blocks`: the rows are
-// blocks of 32 codes, which may be nibbles.
-INLINE void pack_words(const Panel *p, size_t cols, int blocks, int nibbles, vi *words)
-{
-    for (size_t k = 0; k < cols; k += 4 * LANES) {
-        size_t at = blocks ? k / 32 * p->stride + (nibbles ? 0 : k % 32) : k;
-        vi a[LANES], shift;
-        for (size_t i = 0; i < LANES; i++) shift[i] = (k + 4 * i) % 32 < 16 ? 0 : 4;
-        for (int r = 0; r < LANES; r++) {
-            a[r] = blocks ? load_quarters(p->rows[r] + at, p->stride, nibbles ? 0 : 16)
-                          : load_words(p->rows[r] + at);
-            a[r] = nibbles ? a[r] >> shift & 0x0f0f0f0f : a[r] ^ (int32_t)FLIP;
+    size_t step = p->nibbles ? 32 : 16, cols = x->n_groups * x->group;
+    for (size_t k = 0; k < cols; k += step, words += step / 4) {
+        vi a[4];
+        transpose_rows(p->rows, p->stride == x->group ? k : k / 32 * p->stride + k % 32, a);
+        for (int i = 0; i < 4; i++) {
+            words[i] = p->nibbles ? a[i] & 0x0f0f0f0f : a[i] ^ FLIP;
+            if (p->nibbles) words[i + 4] = a[i] >> 4 & 0x0f0f0f0f;
         }
-        transpose(a, words + k / 4);
     }
 }
 
-// d[c] = in lane r, the dot product of group g + c of row r with x. A quarter of a vector holds a
-// part of one group, so that only the quarters' sums are left to transpose.
-INLINE void dot_groups(const Panel *p, size_t g, const Quantized *x, size_t group, int nibbles,
-                       vi d[LANES / 4])
+// In lane r the dot product of group g of row r with x[group]. `group` and `nibbles` are constants
+// wherever this is inlined.
+INLINE vi dot_group(const Panel *p, size_t g, const int8_t *x, size_t group, int nibbles)
 {
-    vi sums[LANES / 4];
-    for (int r = 0; r < LANES; r += 4) {
-        vi a[4] = {{0}};
+    vi sum[4] = {{0}};
+    for (int i = 0; i < 4; i++)
         for (size_t k = 0; k < group; k += 16) {
-            vi xk = load_quarters(x->q + g * group + k, 2 * group, group);
-            for (int i = 0; i < 4; i++) {
-                vi w = load_quarters(p->rows[r + i] + g * p->stride + (nibbles ? 0 : k),
-                                     2 * p->stride, p->stride);
-                w = nibbles ? (k ? w >> 4 : w) & 0x0f0f0f0f : w ^ (int32_t)FLIP;
-                a[i] = dot_words(a[i], w, xk);
-            }
+            const char *at = (const char *)x + k;
+            vi w = load_rows(p->rows, i, g * p->stride + (nibbles ? 0 : k));
+            w = nibbles ? (k ? w >> 4 : w) & 0x0f0f0f0f : w ^ FLIP;
+            sum[i] = dot_words(sum[i], w, load_quarters(at, at, at, at));
         }
-        vi even = zip_low(a[0], a[2]) + zip_high(a[0], a[2]);
-        vi odd = zip_low(a[1], a[3]) + zip_high(a[1], a[3]);
-        sums[r / 4] = zip_low(even, odd) + zip_high(even, odd); // rows r..r+3 in each quarter
-    }
-    transpose_quarters(sums, d);
+    return add_zips(add_zips(sum[0], sum[2]), add_zips(sum[1], sum[3]));
 }
 
-// For one token it is cheaper to multiply the rows as they lie, even in GGUF's blocks, and to
-// transpose the sums. The last groups are taken together with some already summed.
+// For one token it is cheaper to multiply the rows as they lie and to transpose the sums.
 INLINE void tile_q8_one(const Panel *p, const Quantized *x, size_t group, int nibbles, float *out,
-                        int n_rows)
+                        size_t n_rows)
 {
     vf sum = {0};
-    vi d[LANES / 4];
-    size_t n = x->n_groups;
-    for (size_t g = 0; g < n;) {
-        size_t first = min_size(g, n - LANES / 4);
-        prefetch_panel(p, x, g, LANES / 4);
-        dot_groups(p, first, x, group, nibbles, d);
-        for (size_t c = g - first; c < LANES / 4; c++, g++) {
-            int32_t minus_sum = x->minus_sum[g];
-            sum = add_group(sum, d[c] + start_sum(p, minus_sum), p->scales + g * PANEL,
-                            x->scale[g]);
-            if (p->mins)
-                sum = add_group(sum, minus_sum - (vi){0}, p->mins + g * PANEL, x->scale[g]);
-        }
+    for (size_t g = 0; g < x->n_groups; g++) {
+        int32_t minus_sum = x->minus_sum[g];
+        prefetch_panel(p, x, g);
+        vi d = dot_group(p, g, x->q + g * group, group, nibbles) + minus_sum * code_zero(p);
+        sum = add_group(sum, p, g, d, minus_sum, x->scale[g]);
     }
     vstore_part(out, sum, n_rows);
 }
 
-static int tiles_one(const Quantized *x)
-{
-    return HAVE_DOT && x->group % 16 == 0 && x->n_groups >= LANES / 4;
-}
-
-static int packs(const Quantized *x)
-{
-    return HAVE_DOT && x->group % 4 == 0 && x->n_groups * x->group % (4 * LANES) == 0;
-}
-
 // The plain version's equal. words: room for a packed panel, [cols / 4] vectors.
 static void tile_q8(const Panel *p, const Quantized *x, size_t n, float *out, size_t stride,
-                    int n_rows, vi *words)
+                    size_t n_rows, vi *words)
 {
-    size_t cols = x->n_groups * x->group;
-    if (n == 1 && tiles_one(x)) {
-        if (p->nibbles) tile_q8_one(p, x, 32, 1, out, n_rows);
-        else if (x->group == 32) tile_q8_one(p, x, 32, 0, out, n_rows);
-        else tile_q8_one(p, x, x->group, 0, out, n_rows);
-        return;
+    size_t group = x->group, cols = x->n_groups * group, t = 0;
+    if (!HAVE_DOT || group % 4 || cols % 16) tile_q8_plain(p, x, n, out, stride, n_rows);
+    else if (n == 1 && p->nibbles) tile_q8_one(p, x, 32, 1, out, n_rows);
+    else if (n == 1 && group == 32) tile_q8_one(p, x, 32, 0, out, n_rows);
+    else if (n == 1 && group == 64) tile_q8_one(p, x, 64, 0, out, n_rows);
+    else if (n == 1 && group % 16 == 0) tile_q8_one(p, x, group, 0, out, n_rows);
+    else {
+        pack_words(p, x, words);
+        for (; n - t > Q8_TOKENS / 2 && t < n; t += Q8_TOKENS)
+            tile_q8_n(Q8_TOKENS, words, p, x, t, n, out, stride, n_rows);
+        if (t < n) tile_q8_n(Q8_TOKENS / 2, words, p, x, t, n, out, stride, n_rows);
     }
-    if (!packs(x)) {
-        tile_q8_plain(p, x, n, out, stride, n_rows);
-        return;
-    }
-    if (p->nibbles) pack_words(p, cols, 1, 1, words);
-    else if (p->stride != x->group) pack_words(p, cols, 1, 0, words);
-    else pack_words(p, cols, 0, 0, words);
-    size_t t = 0;
-    for (; n - t > Q8_TOKENS / 2 && t < n; t += Q8_TOKENS)
-        tile_q8_n(Q8_TOKENS, words, p, x, t, n, out, stride, n_rows);
-    if (t < n) tile_q8_n(Q8_TOKENS / 2, words, p, x, t, n, out, stride, n_rows);
 }
 
-// out[i][r] = rows[r][i] for i < n; the last block may do a part of its neighbour again.
-static void transpose_floats(const float *const rows[PANEL], size_t n, float *out)
+// out[i][r] = float i of row r, i < n; the last four may be a part of the four before.
+static void transpose_floats(const char *const rows[PANEL], size_t n, float *out)
 {
-    for (size_t i = 0; n >= LANES && i < n; i += LANES) {
-        size_t at = min_size(i, n - LANES);
-        vi a[LANES], b[LANES];
-        for (int r = 0; r < PANEL; r++) a[r] = load_words(rows[r] + at);
-        transpose(a, b);
-        memcpy(out + at * PANEL, b, sizeof b);
+    for (size_t i = 0; n >= 4 && i < n; i += 4) {
+        size_t at = min_size(i, n - 4);
+        vi a[4];
+        transpose_rows(rows, at * 4, a);
+        memcpy(out + at * PANEL, a, sizeof a);
     }
-    for (size_t i = 0; n < LANES && i < n; i++)
-        for (size_t r = 0; r < PANEL; r++) out[i * PANEL + r] = rows[r][i];
+    for (size_t i = 0; n < 4 && i < n; i++)
+        for (size_t r = 0; r < PANEL; r++) memcpy(&out[i * PANEL + r], rows[r] + i * 4, 4);
 }
 
 // ================================================================================================
@@ -1297,89 +1150,66 @@ static void decode_row(const Tensor *w, size_t row, int8_t *q, float *scale, flo
     const uint8_t *b = w->data + row * (w->cols / block) * bytes;
     for (size_t k = 0; k < w->cols; k += block, b += bytes, scale += step, min += step) {
         for (size_t i = 0; i < bytes; i += 64) prefetch(b + i);
-        w->type->decode(b, q + k, scale, min, PANEL);
+        w->type->decode(w->type, b, q + k, scale, min, PANEL);
     }
 }
 
-// out[g][r] = factor * the half at blocks[r] + g * stride, g < n. room: [n][PANEL]
-static void gather_halves(const uint8_t *const blocks[PANEL], size_t stride, size_t n,
-                          float factor, uint16_t *room, float *out)
+// scales[g][r] and mins[g][r], if there are any, from the two halves at rows[r] + g * stride, g < n.
+static void gather_scales(const char *const rows[PANEL], size_t stride, size_t n, float *scales,
+                          float *mins)
 {
-    for (size_t r = 0; r < PANEL; r += 4)
-        for (size_t g = 0; g < n; g++) {
-            uint64_t four = 0; // fewer, larger stores
-            for (size_t i = 0; i < 4; i++) {
-                uint16_t half;
-                memcpy(&half, blocks[r + i] + g * stride, 2);
-                four |= (uint64_t)half << 16 * i;
-            }
-            memcpy(room + g * PANEL + r, &four, 8);
-        }
-    for (size_t i = 0; i < n * PANEL; i += LANES)
-        vstore(out + i, vload_half(room + i) * vset(factor));
-}
-
-// product_q8() for blocks whose codes are read where they lie: 32 bytes, or 16 of nibbles, behind
-// the scale and the minimum.
-static void product_in_place(const Matmul *m, const Product *p, size_t r0, int n_rows)
-{
-    const Tensor *w = p->w;
-    size_t n_groups = w->cols / w->group, n = PANEL * n_groups, bytes = w->type->bytes;
-    int nibbles = bytes < w->group, has_min = w->type->has_min;
-    vi *words = scratch(PANEL * w->cols + n * 10);
-    float *scales = (float *)(words + w->cols / 4), *mins = scales + n;
-    uint16_t *room = (uint16_t *)(mins + n);
-    const uint8_t *scale_at[PANEL], *min_at[PANEL];
-    Panel panel = {.scales = scales, .mins = has_min ? mins : NULL, .stride = bytes,
-                   .nibbles = nibbles, .zero = has_min ? 0 : 8};
-    for (int r = 0; r < PANEL; r++) {
-        scale_at[r] = w->data + (r0 + (size_t)(r < n_rows ? r : 0)) * n_groups * bytes;
-        min_at[r] = scale_at[r] + 2;
-        panel.rows[r] = (const int8_t *)scale_at[r] + bytes - w->group / (nibbles ? 2 : 1);
+    for (size_t g = 0; g < n; g++) {
+        vi a[4];
+        transpose_rows(rows, g * stride, a); // word 0 is both halves
+        vh low = __builtin_convertvector(a[0], vh), high = __builtin_convertvector(a[0] >> 16, vh);
+        vstore(scales + g * PANEL, half_to_vf(low));
+        if (mins) vstore(mins + g * PANEL, -half_to_vf(high));
     }
-    gather_halves(scale_at, bytes, n_groups, 1, room, scales);
-    if (has_min) gather_halves(min_at, bytes, n_groups, -1, room, mins);
-    tile_q8(&panel, m->act, m->n, p->out + r0, w->rows, n_rows, words);
 }
 
-// Rows [r0, r0 + n_rows) of one product in int8; n_rows <= PANEL. Planar rows are used where they
-// lie, blocks are taken apart first.
-static void product_q8(const Matmul *m, const Product *p, size_t r0, int n_rows)
+// Rows [r0, r0 + n_rows) of one product in int8; n_rows <= PANEL. Codes are used where they lie if
+// they are planar or in blocks that need no taking apart: a scale, a minimum, and bytes or nibbles.
+static void product_q8(const Matmul *m, const Product *p, size_t r0, size_t n_rows)
 {
     const Tensor *w = p->w;
-    size_t n_groups = w->cols / w->group, n = PANEL * n_groups, bytes = PANEL * w->cols;
-    vi *words = scratch(2 * bytes + 2 * n * 4);
+    const TensorType *type = w->type;
+    size_t n_groups = w->cols / w->group, n = PANEL * n_groups, bytes = type->bytes;
+    size_t row_bytes = w->cols / type->block * bytes;
+    int in_place = type->in_place && HAVE_DOT;
+    vi *words = scratch(2 * PANEL * w->cols + 2 * n * 4);
     float *scales = (float *)(words + w->cols / 4), *mins = scales + n;
-    const float *scale_rows[PANEL];
-    Panel panel = {.scales = scales, .mins = w->type->has_min ? mins : NULL, .stride = w->group};
+    char *apart = (char *)(mins + n);
+    const char *rows[PANEL]; // of scales or of blocks
+    Panel panel = {.scales = scales, .mins = type->has_min ? mins : NULL,
+                   .stride = in_place ? bytes : w->group, .nibbles = in_place && bytes < w->group,
+                   .zero = type->has_min ? 0 : 8};
     for (size_t r = 0; r < PANEL; r++) {
-        size_t row = r0 + (r < (size_t)n_rows ? r : 0);
-        int8_t *q = (int8_t *)(mins + n) + r * w->cols;
-        panel.rows[r] = w->scales ? (const int8_t *)w->data + row * w->cols : q;
-        scale_rows[r] = w->scales ? w->scales + row * n_groups : NULL;
-        if (w->scales) __builtin_prefetch(scale_rows[r] + 2 * n, 0, 2);
-        else decode_row(w, row, q, scales + r, mins + r);
+        size_t row = r0 + (r < n_rows ? r : 0);
+        const char *data = (const char *)w->data + row * row_bytes;
+        rows[r] = w->scales ? (const char *)(w->scales + row * n_groups) : data;
+        if (w->scales) __builtin_prefetch(rows[r] + 2 * n * 4, 0, 2);
+        else if (in_place) data += bytes - w->group / (panel.nibbles ? 2 : 1);
+        else decode_row(w, row, (int8_t *)(data = apart + r * w->cols), scales + r, mins + r);
+        panel.rows[r] = data;
     }
-    if (w->scales) transpose_floats(scale_rows, n_groups, scales);
+    if (w->scales) transpose_floats(rows, n_groups, scales);
+    if (in_place) gather_scales(rows, bytes, n_groups, scales, type->has_min ? mins : NULL);
     tile_q8(&panel, m->act, m->n, p->out + r0, w->rows, n_rows, words);
 }
 
 // The same in float: f32 rows are used where they lie, others are unpacked, exactly, first.
-static void product_f32(const Matmul *m, const Product *p, size_t r0, int n_rows)
+static void product_f32(const Matmul *m, const Product *p, size_t r0, size_t n_rows)
 {
     const Tensor *w = p->w;
     const float *rows[PANEL];
     float *unpacked = w->type == &tensor_types[T_F32] ? NULL : scratch(PANEL * w->cols * 4);
-    for (int r = 0; r < n_rows; r++) {
-        size_t row = r0 + (size_t)r;
-        rows[r] = (const float *)w->data + row * w->cols;
-        if (!unpacked) continue;
-        rows[r] = unpacked + (size_t)r * w->cols;
-        w->type->unpack(w, row, unpacked + (size_t)r * w->cols);
+    for (size_t r = 0; r < n_rows; r++) {
+        rows[r] = unpacked ? unpacked + r * w->cols : (const float *)w->data + (r0 + r) * w->cols;
+        if (unpacked) w->type->unpack(w, r0 + r, unpacked + r * w->cols);
     }
-    for (int r = 0; r < n_rows; r += TILE_ROWS)
-        tile_f32(rows + r, n_rows - r < TILE_ROWS ? n_rows - r : TILE_ROWS, m->x, m->n, w->cols,
-                 p->out + r0 + (size_t)r, w->rows);
+    for (size_t r = 0; r < n_rows; r += TILE_ROWS)
+        tile_f32(rows + r, min_size(n_rows - r, TILE_ROWS), m->x, m->n, w->cols,
+                 p->out + r0 + r, w->rows);
 }
 
 // Work items are panels of rows, numbered through all products.
@@ -1390,12 +1220,8 @@ static void matmul_panels(void *arg, size_t begin, size_t end)
         const Product *p = m->jobs;
         size_t panel = item;
         for (; panel >= ceil_div(p->w->rows, PANEL); p++) panel -= ceil_div(p->w->rows, PANEL);
-        size_t r0 = panel * PANEL;
-        int n_rows = (int)min_size(PANEL, p->w->rows - r0);
-        if (m->act && p->w->type->in_place && (m->n == 1 ? tiles_one(m->act) : packs(m->act)))
-            product_in_place(m, p, r0, n_rows);
-        else if (m->act) product_q8(m, p, r0, n_rows);
-        else product_f32(m, p, r0, n_rows);
+        size_t r0 = panel * PANEL, n_rows = min_size(PANEL, p->w->rows - r0);
+        (m->act ? product_q8 : product_f32)(m, p, r0, n_rows);
     }
 }
 
@@ -1451,12 +1277,9 @@ INLINE vf activate(vf x, int gelu)
 // gate[n] = silu(gate) * up, or with gelu in its place.
 static void gated(float *gate, const float *up, size_t n, int gelu)
 {
-    size_t i = 0;
-    for (; i + LANES <= n; i += LANES)
-        vstore(gate + i, activate(vload(gate + i), gelu) * vload(up + i));
-    if (i < n) {
+    for (size_t i = 0; i < n; i += LANES) {
         vf g = activate(vload_part(gate + i, n - i), gelu) * vload_part(up + i, n - i);
-        memcpy(gate + i, &g, (n - i) * 4);
+        vstore_part(gate + i, g, n - i);
     }
 }
 
