@@ -169,25 +169,32 @@ static void check_text_ids(const Tokenizer *t, const char *text, size_t len, int
 static Model model;
 static Tokenizer tokenizer;
 
-static void load_input(void (*load)(Model *), const uint8_t *data, size_t size)
+enum { FILL = 0x2c }; // a small number in every type
+
+// As many bytes as `fill` says follow the input.
+static void load_input(void (*load)(Model *), const uint8_t *data, size_t size, size_t fill)
 {
     memset(&model, 0, sizeof model);
     model.path = "fuzz";
-    model.map = exact_copy(data, size);
-    model.size = size;
+    uint8_t *file = track(NULL, malloc(size + fill ? size + fill : 1));
+    memcpy(file, data, size);
+    memset(file + size, FILL, fill);
+    model.map = file;
+    model.size = size + fill;
     load(&model);
 }
 
 static void use_checkpoint(const uint8_t *data, size_t size)
 {
-    load_input(load_checkpoint, data, size);
+    load_input(load_checkpoint, data, size, 0);
     run_model(&model, hash_bytes((const char *)data, size), 150);
 }
 
+// An input that ends in FILL gets weights behind it, so that changes fall upon what describes them.
 static void use_gguf(const uint8_t *data, size_t size)
 {
     if (size < 4) return; // model_load() looks at the first four bytes
-    load_input(load_gguf, data, size);
+    load_input(load_gguf, data, size, data[size - 1] == FILL ? 1 << 18 : 0);
     tokenizer_from_vocab(&tokenizer, "fuzz", &model.vocab);
     check_text_ids(&tokenizer, some_text, sizeof some_text - 1, 0);
     const ChatFormat *f = find_chat_format(&model.vocab, NULL);
@@ -319,7 +326,7 @@ static void use_options(const uint8_t *data, size_t size)
     parse_options(argc, argv);
     int mode = FIND_NAME(modes, opt.mode);
     if (mode < 0) return;
-    load_input(load_checkpoint, files[encoding].file, files[encoding].size);
+    load_input(load_checkpoint, files[encoding].file, files[encoding].size, 0);
     set_rope(&model.config);
     int64_t ctx = choose_context(&model.config, &modes[mode]);
     MUST(ctx >= 1 && ctx <= 1 << 28 && opt.n_lengths <= 32);
