@@ -190,7 +190,7 @@ static void use_gguf(const uint8_t *data, size_t size)
     load_input(load_gguf, data, size);
     tokenizer_from_vocab(&tokenizer, "fuzz", &model.vocab);
     check_text_ids(&tokenizer, some_text, sizeof some_text - 1, 0);
-    const ChatFormat *f = find_chat_format(&model.vocab, NULL);
+    const ChatFormat *f = find_chat_format(&model.vocab);
     Session s = {.model = model, .tokenizer = tokenizer};
     size_t n;
     if (f) encode_turn(&s, f, "Hi", "there <|im_end|>", &n);
@@ -317,11 +317,9 @@ static void use_options(const uint8_t *data, size_t size)
     input_size = sizeof factors - 1;
     for (char *w = words; w && argc < 39;) argv[argc++] = strsep(&w, "\n");
     parse_options(argc, argv);
-    int mode = FIND_NAME(modes, opt.mode);
-    if (mode < 0) return;
     load_input(load_checkpoint, files[encoding].file, files[encoding].size);
     set_rope(&model.config);
-    int64_t ctx = choose_context(&model.config, &modes[mode]);
+    int64_t ctx = choose_context(&model.config, &modes[opt.mode]);
     MUST(ctx >= 1 && ctx <= 1 << 28 && opt.n_lengths <= 32);
     Config c = model.config;
     rope_resolve(&c.rope, c.train_ctx, ctx);

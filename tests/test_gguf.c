@@ -202,13 +202,14 @@ static void test_chat_formats(void)
         Out text = {0};
         put_string(&text, templates[i][1]);
         Vocab v = {.tokens.n = 1, .chat = {text.p, 1}};
-        const ChatFormat *f = find_chat_format(&v, NULL);
+        const ChatFormat *f = find_chat_format(&v);
         CHECK(f && !strcmp(f->name, templates[i][0]));
         free(text.p);
     }
     Vocab none = {.tokens.n = 1};
-    CHECK(!find_chat_format(&none, NULL));
-    CHECK(find_chat_format(&none, "llama3"));
+    CHECK(!find_chat_format(&none));
+    Vocab old = {0}; // a .bin
+    CHECK(find_chat_format(&old) && !strcmp(find_chat_format(&old)->name, "llama2"));
 }
 
 // --- bad files ----------------------------------------------------------------------------------
