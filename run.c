@@ -116,18 +116,8 @@ static void check_written(FILE *f, const char *name)
     if (fflush(f) || ferror(f)) die(EXIT_DATA, name, "cannot write (%s)", strerror(errno));
 }
 
-static size_t mul_size(size_t a, size_t b)
-{
-    size_t r;
-    return __builtin_mul_overflow(a, b, &r) ? SIZE_MAX : r;
-}
-
-static size_t add_size(size_t a, size_t b)
-{
-    size_t r;
-    return __builtin_add_overflow(a, b, &r) ? SIZE_MAX : r;
-}
-
+static size_t mul_size(size_t a, size_t b) { return b && a > SIZE_MAX / b ? SIZE_MAX : a * b; }
+static size_t add_size(size_t a, size_t b) { return a > SIZE_MAX - b ? SIZE_MAX : a + b; }
 static size_t ceil_div(size_t a, size_t b) { return a / b + (a % b != 0); }
 static size_t round_up(size_t a, size_t b) { return ceil_div(a, b) * b; }
 static size_t min_size(size_t a, size_t b) { return a < b ? a : b; }
@@ -173,6 +163,15 @@ static int find_name(Table t, const char *name)
 }
 #define FIND_NAME(array, name) find_name((Table)TABLE(array), name)
 
+// "a, b, c", for messages.
+static const char *list_names(Table t)
+{
+    static char list[512];
+    *list = 0;
+    for (size_t i = 0; i < t.n; i++) strcat(strcat(list, i ? ", " : ""), row_name(t, i));
+    return list;
+}
+
 // Values on the command line are parsed whole: "12x", "", "nan" and what is out of range are
 // refused, never clamped.
 static long long parse_int(const char *option, const char *s, long long lo, long long hi)
@@ -200,11 +199,9 @@ static double parse_float(const char *option, const char *s, double lo, double h
 
 static int parse_name(const char *option, const char *s, Table t)
 {
-    int found = find_name(t, s);
-    if (found >= 0) return found;
-    char names[512] = "";
-    for (size_t i = 0; i < t.n; i++) strcat(strcat(names, i ? ", " : ""), row_name(t, i));
-    die(EXIT_USAGE, option, "no such name (got '%s', want one of %s)", s, names);
+    int i = find_name(t, s);
+    if (i < 0) die(EXIT_USAGE, option, "no such name (got '%s', want %s)", s, list_names(t));
+    return i;
 }
 
 // Reads all of a file ("-": standard input) into memory that the caller frees; *len is its size.
@@ -4226,9 +4223,7 @@ static volatile sig_atomic_t interrupted;
 // The first Ctrl-C ends the text cleanly, the second ends the program, as SIGTERM does.
 static void on_interrupt(int sig)
 {
-    int first = sig == SIGINT && !interrupted;
-    interrupted = 1;
-    if (first) return;
+    if (sig == SIGINT && !interrupted++) return;
     if (unfinished) unlink(unfinished);
     signal(sig, SIG_DFL);
     raise(sig);
@@ -4244,7 +4239,6 @@ static void progress(const char *what, double start, size_t done, size_t total)
     if (done < total)
         fprintf(stderr, "%s: %zu of %zu, %.0f s left", what, done, total,
                 took / (double)done * (double)(total - done));
-    fflush(stderr);
 }
 
 // Reads tokens[n] in chunks and sets the logits; stops early on Ctrl-C. A model with NaN or
@@ -4306,29 +4300,26 @@ static void reply(Session *s, const int *ids, size_t n, int is_turn)
 static void say_speed(const Session *s)
 {
     fprintf(stderr, "prompt: %zu tokens, %.1f tok/s; generated: %zu tokens, %.1f tok/s\n",
-            s->n_read, s->read_s > 0 ? s->n_read / s->read_s : 0, s->n_made,
-            s->made_s > 0 ? s->n_made / s->made_s : 0);
+            s->n_read, s->n_read / fmax(s->read_s, 1e-9), s->n_made,
+            s->n_made / fmax(s->made_s, 1e-9));
 }
 
-// Stands for a text without tokens, since a model needs one to go on from.
-static int any_token(const Tokenizer *t) { return t->bos >= 0 ? t->bos : t->eos >= 0 ? t->eos : 0; }
-
-// BOS, if the model has it, and the text's tokens; at least one. The caller frees them.
-static int *encode_prompt(const Session *s, const char *text, size_t len, size_t *n)
+// The text's tokens, with BOS first if the model wants it and no template says where. There is at
+// least one, since a model needs one to go on from. The caller frees them.
+static int *encode_text(const Tokenizer *t, const char *text, const char *template, size_t len,
+                        size_t *n)
 {
-    const Tokenizer *t = &s->tokenizer;
     int *ids = xrealloc(NULL, add_size(mul_size(len, 2), 2), sizeof *ids);
-    ids[0] = any_token(t);
-    *n = t->add_bos;
-    *n += tokenizer_encode(t, text, NULL, len, ids + *n);
-    *n = max_size(1, *n);
+    int bos = !template && t->add_bos;
+    ids[0] = t->bos >= 0 ? t->bos : t->eos >= 0 ? t->eos : 0;
+    *n = max_size(1, bos + tokenizer_encode(t, text, template, len, ids + bos));
     return ids;
 }
 
 static void run_generate(Session *s)
 {
     size_t n;
-    int *ids = encode_prompt(s, s->text ? s->text : "", s->len, &n);
+    int *ids = encode_text(&s->tokenizer, s->text ? s->text : "", NULL, s->len, &n);
     if ((long long)n > s->ctx)
         die(EXIT_DATA, "prompt", "longer than the context (got %zu tokens, want %lld at most); "
             "use -c %zu, or --window", n, s->ctx, n + 256);
@@ -4381,21 +4372,15 @@ static int *encode_turn(const Session *s, const ChatFormat *f, const char *syste
     const char *parts[PARTS] = {
         s->pos ? f->end : s->tokenizer.add_bos ? "\1" : "", system ? f->system : "",
         system ? system : "", system ? f->system_user : f->user, user, f->reply};
-    char *text = NULL, *template = NULL;
     size_t len = 0;
+    for (int k = 0; k < PARTS; k++) len += strlen(parts[k]);
+    char *text = xcalloc(len + 1, 2), *template = text + len + 1;
     for (int k = 0; k < PARTS; k++) {
-        size_t more = strlen(parts[k]);
-        text = xrealloc(text, len + more, 1);
-        template = xrealloc(template, len + more, 1);
-        memcpy(text + len, parts[k], more);
-        memset(template + len, k != SYSTEM && k != USER, more);
-        len += more;
+        memset(template + strlen(text), k != SYSTEM && k != USER, strlen(parts[k]));
+        strcat(text, parts[k]);
     }
-    int *ids = xrealloc(NULL, 2 * len + 1, sizeof *ids);
-    ids[0] = any_token(&s->tokenizer);
-    *n = max_size(1, tokenizer_encode(&s->tokenizer, text, template, len, ids));
+    int *ids = encode_text(&s->tokenizer, text, template, len, n);
     free(text);
-    free(template);
     return ids;
 }
 
@@ -4432,33 +4417,23 @@ static void run_chat(Session *s)
 // fact among several and for a chain of them, since passkey saturates early. The rope table shows
 // what a method does to each pair, bench what the machine does. Ctrl-C keeps what was measured.
 
-static FILE *tsv; // the table that --tsv asks for, or NULL
+static FILE *tsv; // the table that --tsv asks for, or /dev/null
 
 // It is written beside its place and moved there when complete, unless the place is a device, a
 // pipe or a link.
 static void tsv_open(const char *header)
 {
     struct stat st;
-    if (!opt.tsv) return;
-    if ((lstat(opt.tsv, &st) || S_ISREG(st.st_mode)) && asprintf(&unfinished, "%s.tmp", opt.tsv) < 0)
-        unfinished = NULL;
-    tsv = fopen(unfinished ? unfinished : opt.tsv, "w");
-    if (!tsv) die(EXIT_DATA, opt.tsv, "cannot write (%s)", strerror(errno));
+    const char *path = opt.tsv ? opt.tsv : "/dev/null";
+    if (opt.tsv && (lstat(path, &st) || S_ISREG(st.st_mode)))
+        path = unfinished = strcat(strcpy(xcalloc(strlen(path) + 5, 1), path), ".tmp");
+    tsv = fopen(path, "w");
+    if (!tsv) die(EXIT_DATA, opt.tsv ? opt.tsv : path, "cannot write (%s)", strerror(errno));
     fprintf(tsv, "%s\n", header);
-}
-
-__attribute__((format(printf, 1, 2))) static void tsv_row(const char *fmt, ...)
-{
-    if (!tsv) return;
-    va_list ap;
-    va_start(ap, fmt);
-    if (vfprintf(tsv, fmt, ap) < 0) die(EXIT_DATA, opt.tsv, "cannot write (%s)", strerror(errno));
-    va_end(ap);
 }
 
 static void tsv_close(void)
 {
-    if (!tsv) return;
     check_written(tsv, opt.tsv);
     if (fclose(tsv) || (unfinished && rename(unfinished, opt.tsv)))
         die(EXIT_DATA, opt.tsv, "cannot write (%s)", strerror(errno));
@@ -4519,9 +4494,9 @@ static void add_prediction(const Session *s, Perplexity *p, const int *ids, size
     tokenizer_decode(&s->tokenizer, ids[i], ids[i + 1], &len);
     add_loss(&p->bucket[b], nll, len, entropy);
     add_loss(&p->all, nll, len, entropy);
-    tsv_row("%.0f\t%zu\t%d\t%.7f", p->windows.n, i, ids[i + 1], nll);
-    if (opt.entropy) tsv_row("\t%.7f", entropy);
-    tsv_row("\n");
+    fprintf(tsv, "%.0f\t%zu\t%d\t%.7f", p->windows.n, i, ids[i + 1], nll);
+    if (opt.entropy) fprintf(tsv, "\t%.7f", entropy);
+    fprintf(tsv, "\n");
 }
 
 // Runs ids[n + 1] from an empty cache; each is predicted from those before it.
@@ -4540,6 +4515,7 @@ static void score_window(Session *s, Perplexity *p, const int *ids)
             for (size_t r = 0; r < rows; r++)
                 add_prediction(s, p, ids, at + t + r, t + r, p->nll[r]);
         }
+        check_written(tsv, opt.tsv); // not when all is measured
         progress("tokens", p->start, (size_t)p->windows.n * p->n + at + step, p->n_windows * p->n);
     }
     if (at == p->n) add_loss(&p->windows, (p->all.nll - before) / (p->n - p->from), 0, 0);
@@ -4578,7 +4554,7 @@ static void run_perplexity(Session *s)
 {
     size_t n_ids, stride = opt.stride;
     if (!s->text) die(EXIT_USAGE, "--mode perplexity", "needs a text: -f FILE");
-    int *ids = encode_prompt(s, s->text, s->len, &n_ids);
+    int *ids = encode_text(&s->tokenizer, s->text, NULL, s->len, &n_ids);
     size_t n = min_size(s->ctx, n_ids), step = stride ? stride : n - 1;
     if (n < 2) die(EXIT_DATA, "text", "nothing to predict (got %zu tokens, want 2)", n);
     if (stride >= n) die(EXIT_USAGE, "--stride", "want less than the window of %zu tokens", n);
@@ -4588,7 +4564,8 @@ static void run_perplexity(Session *s)
                     .vocab = s->model.config.vocab_size};
     if (opt.windows) p.n_windows = min_size(p.n_windows, opt.windows);
     p.logits = xcalloc(LOGIT_ROWS * p.vocab, 4);
-    tsv_open(opt.entropy ? "window\tposition\ttoken\tnll\tentropy" : "window\tposition\ttoken\tnll");
+    tsv_open(opt.entropy ? "window\tposition\ttoken\tnll\tentropy"
+                         : "window\tposition\ttoken\tnll");
     for (size_t w = 0; w < p.n_windows && !interrupted; w++) {
         int *window = ids + w * step, saved = *window;
         if (s->tokenizer.add_bos) *window = s->tokenizer.bos;
@@ -4604,27 +4581,22 @@ static void run_perplexity(Session *s)
 // decoded greedily and must begin with exactly the right digits.
 
 typedef struct {
-    struct {
-        double at;     // place in the filler, 0 to 1
-        char text[96];
-    } facts[4];        // in text order
     int n_facts, answer;
-    char question[64], lead[64]; // lead: how the reply begins
+    char fact[4][96], question[64], lead[64]; // lead: how the reply begins
+    double at[4];                             // where in the filler the facts are, 0 to 1, in order
 } Task;
-
-typedef struct {
-    const char *name;
-    void (*make)(Task *t, double depth, uint64_t *rng);
-} TaskKind;
 
 __attribute__((format(printf, 3, 4))) static void add_fact(Task *t, double at, const char *fmt, ...)
 {
     va_list ap;
     va_start(ap, fmt);
     int i = t->n_facts++;
-    for (; i > 0 && t->facts[i - 1].at > at; i--) t->facts[i] = t->facts[i - 1];
-    t->facts[i].at = at;
-    vsnprintf(t->facts[i].text, sizeof t->facts[i].text, fmt, ap);
+    for (; i > 0 && t->at[i - 1] > at; i--) {
+        t->at[i] = t->at[i - 1];
+        strcpy(t->fact[i], t->fact[i - 1]);
+    }
+    t->at[i] = at;
+    vsnprintf(t->fact[i], sizeof t->fact[i], fmt, ap);
     va_end(ap);
 }
 
@@ -4672,16 +4644,17 @@ static void make_tracking(Task *t, double depth, uint64_t *rng)
     sprintf(t->lead, "The box %c holds", 'A' + b);
 }
 
-static const TaskKind task_kinds[] = {
-    {"passkey", make_passkey},
-    {"multi-key", make_multikey},
-    {"variable tracking", make_tracking},
+static const struct {
+    const char *name;
+    void (*make)(Task *t, double depth, uint64_t *rng);
+} task_kinds[] = {
+    {"passkey", make_passkey}, {"multi-key", make_multikey}, {"variable tracking", make_tracking},
 };
 
 // What all cells of a grid have in common.
 typedef struct {
     Session *s;
-    const TaskKind *kind;
+    int kind;                 // of the tasks
     const ChatFormat *format; // of the model, or NULL
     char **filler;            // sentences [n_filler], repeated as often as needed
     size_t n_filler;
@@ -4708,8 +4681,8 @@ static int *encode_task(const Grid *g, const Task *t, size_t first, size_t n, si
     FILE *out = open_memstream(&text, &len);
     if (!out) die(EXIT_DATA, "memory", "cannot write a text (%s)", strerror(errno));
     for (size_t i = 0, fact = 0; i <= n; i++) {
-        for (; fact < (size_t)t->n_facts && t->facts[fact].at * n <= i; fact++)
-            fprintf(out, "%s ", t->facts[fact].text);
+        for (; fact < (size_t)t->n_facts && t->at[fact] * n <= i; fact++)
+            fprintf(out, "%s ", t->fact[fact]);
         if (i < n) fprintf(out, "%s ", g->filler[(first + i) % g->n_filler]);
     }
     fputs(t->question, out);
@@ -4720,7 +4693,7 @@ static int *encode_task(const Grid *g, const Task *t, size_t first, size_t n, si
         ids = encode_turn(g->s, g->format, NULL, text, n_ids);
         ids = xrealloc(ids, *n_ids + 2 * sizeof t->lead, sizeof *ids);
         *n_ids += tokenizer_encode(&g->s->tokenizer, t->lead, NULL, strlen(t->lead), ids + *n_ids);
-    } else ids = encode_prompt(g->s, text, len, n_ids);
+    } else ids = encode_text(&g->s->tokenizer, text, NULL, len, n_ids);
     free(text);
     return ids;
 }
@@ -4728,16 +4701,16 @@ static int *encode_task(const Grid *g, const Task *t, size_t first, size_t n, si
 // The ids of the longest such text that fits into `room` tokens; NULL if none does.
 static int *fit_task(const Grid *g, const Task *t, size_t first, size_t room, size_t *n_ids)
 {
-    size_t lo = 0, hi = room; // lo sentences fit (if any do), hi + 1 do not
-    for (;;) {
-        size_t mid = lo + (hi - lo + 1) / 2;
-        int *ids = encode_task(g, t, first, mid, n_ids);
-        if (*n_ids <= room && lo == hi) return ids;
-        free(ids);
-        if (*n_ids <= room) lo = mid;
-        else if (mid > 0) hi = mid - 1;
-        else return NULL;
+    size_t n = 0, more = 1;
+    while (2 * more <= room) more *= 2; // a sentence has a token at least
+    for (; more; more /= 2) {           // n sentences fit, if any do, and n + 2 * more do not
+        free(encode_task(g, t, first, n + more, n_ids));
+        if (*n_ids <= room) n += more;
     }
+    int *ids = encode_task(g, t, first, n, n_ids);
+    if (*n_ids <= room) return ids;
+    free(ids);
+    return NULL;
 }
 
 // Decodes greedily as long as the text goes along with the answer; 1 if it is all there and no
@@ -4773,17 +4746,18 @@ static double run_cell(const Grid *g, size_t l, int d)
         Task task = {0};
         char got[32], answer[16];
         size_t n;
-        g->kind->make(&task, grid_depth(d), &rng);
+        task_kinds[g->kind].make(&task, grid_depth(d), &rng);
         sprintf(answer, "%d", task.answer);
         g->s->pos = 0;
         size_t first = random_below(&rng, (int)min_size(g->n_filler, 1 << 20));
         int *ids = fit_task(g, &task, first, opt.length[l] - 8, &n); // 8 tokens for the answer
-        int ok = ids && answers(g->s, ids, n, answer, got);
+        if (!ids) return -1;
+        int ok = answers(g->s, ids, n, answer, got);
         free(ids);
-        if (!ids || interrupted) return -1;
+        if (interrupted) return -1;
         right += ok;
-        tsv_row("%s\t%zu\t%.3f\t%d\t%zu\t%d\t%s\t%s\n", g->kind->name, opt.length[l],
-                grid_depth(d), trial, n, ok, answer, got);
+        fprintf(tsv, "%s\t%zu\t%.3f\t%d\t%zu\t%d\t%s\t%s\n", task_kinds[g->kind].name,
+                opt.length[l], grid_depth(d), trial, n, ok, answer, got);
     }
     return (double)right / opt.trials;
 }
@@ -4794,42 +4768,43 @@ static void run_grid(const Grid *g)
                                          "\u2588\u2588"};
     double total = 0, cells = 0;
     printf("%s: %% right over %d trials, by depth of the fact (0: at the beginning)\n%9s",
-           g->kind->name, opt.trials, "tokens");
+           task_kinds[g->kind].name, opt.trials, "tokens");
     for (int d = 0; d < opt.depths; d++) printf(" %6.0f%%", 100 * grid_depth(d));
     printf("     all\n");
     for (size_t l = 0; l < opt.n_lengths && !interrupted; l++) {
-        char row[1024];
         double right = 0, done = 0;
-        for (int d = 0, at = 0; d < opt.depths; d++) {
+        printf("%9zu", opt.length[l]); // seen when the row is complete: progress uses the line
+        for (int d = 0; d < opt.depths; d++) {
             double share = interrupted ? -1 : run_cell(g, l, d);
-            if (share < 0) at += sprintf(row + at, "%8s", "-");
-            else at += sprintf(row + at, " %s %4.0f", shades[lround(share * 4)], 100 * share);
+            if (share < 0) printf("%8s", "-");
+            else printf(" %s %4.0f", shades[lround(share * 4)], 100 * share);
             if (share >= 0) right += share, done++;
         }
-        printf("%9zu%s", opt.length[l], row); // the whole row at once: progress uses the line
         if (done > 0) printf(" %7.0f", 100 * right / done);
         printf("\n");
         check_written(stdout, "stdout");
+        check_written(tsv, opt.tsv);
         total += right;
         cells += done;
     }
     if (cells > 0) printf("all cells: %.1f%%\n", 100 * total / cells);
 }
 
-// kinds [n]: the tasks to run, each over the whole grid. The filler is the user's text, if any.
-static void run_grids(Session *s, const TaskKind *kinds, int n)
+// Tasks of kinds first..last, each over the whole grid. The filler is the user's text, if any.
+static void run_grids(Session *s, int first, int last)
 {
     static const char classic[] = "The grass is green. The sky is blue. The sun is yellow. "
                                   "Here we go. There and back again.";
-    Grid g = {.s = s, .format = s->model.vocab.chat.n ? find_chat_format(&s->model.vocab) : NULL};
+    const Vocab *v = &s->model.vocab;
+    Grid g = {.s = s, .kind = first, .format = v->chat.n ? find_chat_format(v) : NULL};
     split_sentences(&g, strdup(s->text ? s->text : classic));
     tsv_open("task\tlength\tdepth\ttrial\ttokens\tright\tanswer\tgot");
-    for (g.kind = kinds; g.kind < kinds + n && !interrupted; g.kind++) run_grid(&g);
+    for (; g.kind <= last && !interrupted; g.kind++) run_grid(&g);
     tsv_close();
 }
 
-static void run_passkey(Session *s) { run_grids(s, task_kinds, 1); }
-static void run_retrieval(Session *s) { run_grids(s, task_kinds + 1, 2); }
+static void run_passkey(Session *s) { run_grids(s, 0, 0); }
+static void run_retrieval(Session *s) { run_grids(s, 1, 2); }
 
 // --- rope ---------------------------------------------------------------------------------------
 
@@ -4841,14 +4816,8 @@ static void print_rope(const char *what, const RopeConfig *r)
     printf("\n");
 }
 
-// Mean of cos(D theta_m) over pairs: the score of equal q and k at distance D, against D = 0.
-static double score_decay(const double *freq, size_t pairs, double distance)
-{
-    double sum = 0;
-    for (size_t m = 0; m < pairs; m++) sum += cos(distance * freq[m]);
-    return sum / pairs;
-}
-
+// A row for each pair: how long its wave was and is; then the mean of cos(D theta_m) over pairs,
+// which is the score of equal q and k at distance D, against that at D = 0.
 static void run_rope(Session *s)
 {
     const Config *c = &s->state.config;
@@ -4859,9 +4828,8 @@ static void run_rope(Session *s)
     size_t pairs = c->head_dim / 2;
     double *before = xcalloc(pairs, 8), *after = xcalloc(pairs, 8), n = s->ctx;
     tsv_open("pair\twavelength\tscaled\tturns\tratio");
-    printf("%s, base %g, L %d, s %g, attention factor %g, at length %.0f\n"
-           " pair   wavelength       scaled  turns in L    ratio\n",
-           rope_methods[r->method].name, r->theta, r->orig_ctx, r->factor, attention_factor(r), n);
+    print_rope("RoPE", r);
+    printf(" pair   wavelength       scaled  turns in L    ratio   at length %.0f\n", n);
     for (size_t m = 0; m < pairs; m++) {
         before[m] = rope_none(r, c->head_dim, (int)m, n);
         after[m] = rope_methods[r->method].frequency(r, c->head_dim, (int)m, n);
@@ -4869,26 +4837,23 @@ static void run_rope(Session *s)
         double most = fmax(r->factor, n / r->orig_ctx), turns = r->orig_ctx / wave;
         printf("%5zu %12.1f %12.1f %11.3f %8.3f  %s\n", m, wave, scaled, turns, ratio,
                fabs(ratio - 1) < 1e-3 ? "kept" : ratio > 0.999 * most ? "interpolated" : "mixed");
-        tsv_row("%zu\t%.6g\t%.6g\t%.6g\t%.6g\n", m, wave, scaled, turns, ratio);
+        fprintf(tsv, "%zu\t%.6g\t%.6g\t%.6g\t%.6g\n", m, wave, scaled, turns, ratio);
     }
     tsv_close();
     printf("\nmean of cos(D theta) over pairs: how a score decays with the distance D\n"
            "%9s %8s %8s\n", "D", "trained", "scaled");
     for (double D = 1; D <= n; D *= 2) {
-        double share = score_decay(after, pairs, D);
-        printf("%9.0f %8.3f %8.3f", D, score_decay(before, pairs, D), share);
-        print_bar(share, 40);
+        double trained = 0, scaled = 0;
+        for (size_t m = 0; m < pairs; m++) {
+            trained += cos(D * before[m]) / pairs;
+            scaled += cos(D * after[m]) / pairs;
+        }
+        printf("%9.0f %8.3f %8.3f", D, trained, scaled);
+        print_bar(scaled, 40);
     }
 }
 
 // --- bench --------------------------------------------------------------------------------------
-
-// Multiplications and additions for one token behind `seen` others, classifier left out.
-static double token_flops(const Config *c, double seen)
-{
-    double q = q_dim(c), weights = 2 * c->dim * (q + kv_dim(c)) + 3.0 * c->dim * c->hidden_dim;
-    return 2 * c->n_layers * (weights + 2 * q * seen);
-}
 
 // With 0, 1/4, 1/2 and 3/4 of the context used: the speed of reading the next quarter, and that of
 // writing DECODED tokens.
@@ -4897,6 +4862,9 @@ static void run_bench(Session *s)
     enum { DECODED = 32 };
     const Config *c = &s->model.config;
     size_t quarter = s->ctx / 4, kv = 2 * c->n_layers * kv_dim(c) * s->state.cache.elem;
+    // Multiplications and additions of a token, classifier left out, and of a token that it sees
+    double q = q_dim(c), weights = 2 * c->dim * (q + kv_dim(c)) + 3.0 * c->dim * c->hidden_dim;
+    double flops = 2 * c->n_layers * weights, seen_flops = 4 * c->n_layers * q;
     if (quarter < DECODED) die(EXIT_USAGE, "-c", "too short to measure (got %lld)", s->ctx);
     int *ids = xcalloc(quarter, sizeof *ids);
     uint64_t rng = seed_random(1);
@@ -4911,7 +4879,7 @@ static void run_bench(Session *s)
         for (int i = 0; i < DECODED && !interrupted; i++) feed(s, ids + i, 1);
         double made = DECODED / (seconds() - middle);
         printf("%9zu %12.1f %9.1f %12.1f %8.2f\n", depth, read,
-               token_flops(c, depth + quarter / 2.0) * read / 1e9, made,
+               (flops + seen_flops * (depth + quarter / 2.0)) * read / 1e9, made,
                (s->model.weight_bytes + kv * depth) * made / 1e9);
         fflush(stdout);
     }
@@ -4974,18 +4942,16 @@ static void run_info(Session *s)
 // One table says what every option is called, where its value goes and what it may be; the
 // parser, the range checks and the help text all come from it.
 
-typedef struct {
+static const struct {
     const char *name;
     void (*run)(Session *s);
-    int lengths; // tests texts of several lengths
-    int endless; // may go on for ever where a window keeps memory constant
-} Mode;
-
-static const Mode modes[] = {
-    {"generate", run_generate, 0, 1},   {"chat", run_chat, 0, 1},
-    {"perplexity", run_perplexity, 0, 0}, {"passkey", run_passkey, 1, 0},
-    {"retrieval", run_retrieval, 1, 0}, {"rope", run_rope, 0, 0},
-    {"bench", run_bench, 0, 0},         {"info", run_info, 0, 0},
+    enum { ENDLESS = 1, LENGTHS, NO_WEIGHTS, NO_STATE } kind;
+} modes[] = {
+    // ENDLESS where a window keeps memory constant; NO_STATE, whether or not it fits into memory
+    {"generate", run_generate, ENDLESS}, {"chat", run_chat, ENDLESS},
+    {"perplexity", run_perplexity, 0},   {"passkey", run_passkey, LENGTHS},
+    {"retrieval", run_retrieval, LENGTHS}, {"rope", run_rope, NO_WEIGHTS},
+    {"bench", run_bench, 0},             {"info", run_info, NO_STATE},
 };
 static const char *const kv_types[] = {"f16", "f32"};
 
@@ -4996,7 +4962,7 @@ typedef struct {
     void *to;
     double lo, hi;
     Table names; // O_NAME: the value is the number of a row
-    const char *arg, *help;
+    const char *arg, *help; // NULL: the names are
 } Option;
 
 #define FLAG(field) O_FLAG, &opt.field, 0, 0, {0}
@@ -5016,20 +4982,16 @@ static const Option option_table[] = {
     {0, "min-p", FLOAT(sampler.min_p, 0, 1), "P", "drop tokens below P times the likeliest"},
     {0, "repeat-penalty", FLOAT(sampler.repeat_penalty, 0.1, 10), "R", "of the last 64 tokens"},
     {'s', "seed", LONG(seed, 0, 9e18), "N", "the same seed gives the same text"},
-    {'z', "tokenizer", TEXT(tokenizer), "PATH",
-     "default: tokenizer.bin beside the model or a folder up"},
-    {'m', "mode", NAME(mode, modes), "MODE",
-     "generate, chat, perplexity, passkey, retrieval, rope, bench, info"},
-    {0, "chat-format", NAME(chat_format, chat_formats), "NAME",
-     "chatml, llama2, llama3, gemma, mistral, zephyr; default: the model's"},
+    {'z', "tokenizer", TEXT(tokenizer), "PATH", "default: tokenizer.bin beside the model or above"},
+    {'m', "mode", NAME(mode, modes), "MODE", NULL},
+    {0, "chat-format", NAME(chat_format, chat_formats), "NAME", NULL},
     {'y', "system", TEXT(system), "TEXT", "chat: the system's text"},
     {'c', "ctx", INT(ctx, 1, 1 << 28), "N", "context in tokens; default: as trained"},
     {'j', "threads", INT(threads, 1, 1024), "N", "default: processors that may be used"},
     {0, "chunk", INT(chunk, 1, 65536), "N", "tokens of a prompt read at once"},
     {0, "kv", NAME(kv, kv_types), "f16|f32", "type of the KV cache"},
     {0, "exact", FLAG(exact), "", "all activations and the KV cache in float32"},
-    {0, "rope-scaling", NAME(rope.method, rope_methods), "METHOD",
-     "past the trained context; below"},
+    {0, "rope-scaling", NAME(rope.method, rope_methods), "METHOD", "to go past L; see below"},
     {0, "rope-factor", FLOAT(rope.factor, 1, 1e6), "S", "default: -c / L (dynamic: 1)"},
     {0, "rope-orig-ctx", INT(rope.orig_ctx, 1, 1 << 28), "L", "default: as trained"},
     {0, "rope-theta", FLOAT(rope.theta, 1.5, 1e12), "BASE", "default: the model's"},
@@ -5066,7 +5028,7 @@ static void print_help(void)
         char left[64], letter[8] = "    ";
         if (o->letter) sprintf(letter, "-%c, ", o->letter);
         snprintf(left, sizeof left, "%s--%s %s", letter, o->name, o->arg);
-        printf("  %-30s %s\n", left, o->help);
+        printf("  %-30s %s\n", left, o->help ? o->help : list_names(o->names));
     }
     printf("--rope-scaling:\n");
     for (int i = 0; i < N_ROPE_METHODS; i++)
@@ -5100,8 +5062,8 @@ static void parse_options(int argc, char **argv)
         }
         if (value) *value++ = 0;
         const Option *o = option_table, *end = o + COUNT(option_table);
-        while (o < end && (arg[1] == '-' ? strcmp(arg + 2, o->name) : arg[1] != o->letter || arg[2]))
-            o++;
+        for (; o < end; o++)
+            if (arg[1] == '-' ? !strcmp(arg + 2, o->name) : arg[1] == o->letter && !arg[2]) break;
         if (o == end) die(EXIT_USAGE, arg, "no such option; see run -h");
         if (o->kind == O_FLAG && value) die(EXIT_USAGE, arg, "takes no value");
         if (o->kind == O_FLAG) value = "";
@@ -5151,111 +5113,105 @@ static const float *read_factors(const char *path, size_t pairs)
     return list;
 }
 
-// The distance method of the command line, if any: G:W or W:K, or only W.
+// The distance method of the command line, if any: G:W, W:K or only W.
 static void set_distance(RopeConfig *r)
 {
-    const long long most = 1 << 28;
     const char *option = opt.leaky ? "--leaky-rerope" : "--self-extend";
     const char *pair = opt.leaky ? opt.leaky : opt.self_extend;
-    if (!!opt.self_extend + !!opt.leaky + !!r->near > 1)
-        die(EXIT_USAGE, "--self-extend, --rerope, --leaky-rerope", "only one of them can be used");
     if (r->near) r->distance = DIST_REROPE;
-    if (pair) {
-        char *first = strdup(pair), *second = strchr(first, ':');
-        if (!second)
-            die(EXIT_USAGE, option, "want two numbers with a colon between (got '%s')", pair);
-        *second++ = 0;
-        r->distance = opt.leaky ? DIST_LEAKY : DIST_SELF_EXTEND;
-        r->near = (int)parse_int(option, opt.leaky ? first : second, 1, most);
-        r->far = opt.leaky ? parse_float(option, second, 1, most)
-                           : (double)parse_int(option, first, 1, most);
-    }
-    if (r->sinks && !r->window) die(EXIT_USAGE, "--sinks", "needs --window");
-    if (r->sinks && r->distance != DIST_FULL)
-        die(EXIT_USAGE, "--sinks", "cannot be used with another distance method");
+    if (!pair) return;
+    char *first = strdup(pair), *second = strchr(first, ':');
+    if (!second) die(EXIT_USAGE, option, "want two numbers with a colon between (got '%s')", pair);
+    *second++ = 0;
+    r->distance = opt.leaky ? DIST_LEAKY : DIST_SELF_EXTEND;
+    r->near = (int)parse_int(option, opt.leaky ? first : second, 1, 1 << 28);
+    r->far = opt.leaky ? parse_float(option, second, 1, 1 << 28)
+                       : (double)parse_int(option, first, 1, 1 << 28);
 }
 
-// Refuses what means nothing for the model's encoding. user: what the command line says.
-static void check_encoding(const Config *c, const RopeConfig *user)
+// Refuses what means nothing, together or for the model's encoding. user: the command line's.
+static void check_rope(const Config *c, const RopeConfig *user)
 {
+    static const char distances[] = "--self-extend, --rerope, --leaky-rerope";
+    const RopeConfig *r = &c->rope;
     const char *name = encodings[c->encoding].name;
+    if (!r->method && user->factor > 0)
+        die(EXIT_USAGE, "--rope-factor", "needs --rope-scaling METHOD");
+    if (r->method == ROPE_LONGROPE && !(r->long_factors && r->short_factors))
+        die(EXIT_USAGE, "--rope-scaling longrope", "needs --long-factors and --short-factors");
+    if (!!opt.self_extend + !!opt.leaky + !!user->near > 1)
+        die(EXIT_USAGE, distances, "only one of them can be used");
+    if (r->sinks && !r->window) die(EXIT_USAGE, "--sinks", "needs --window");
+    if (r->sinks && r->distance)
+        die(EXIT_USAGE, "--sinks", "cannot be used with another distance method");
     if (is_rotary(c)) return;
     if (user->theta > 0 || user->attn_factor > 0)
         die(EXIT_USAGE, "--rope-theta, --rope-attn-factor", "the model does not rotate (its "
             "encoding is %s)", name);
-    if (c->rope.distance != DIST_FULL && !encodings[c->encoding].bias)
-        die(EXIT_USAGE, "--self-extend, --rerope, --leaky-rerope", "the model knows no distances "
-            "(its encoding is %s)", name);
-    if (c->rope.method > ROPE_LINEAR || (c->rope.method && !encodings[c->encoding].linear))
+    if (r->distance && !encodings[c->encoding].bias)
+        die(EXIT_USAGE, distances, "the model knows no distances (its encoding is %s)", name);
+    if (r->method > ROPE_LINEAR || (r->method && !encodings[c->encoding].linear))
         die(EXIT_USAGE, "--rope-scaling", "%s is not defined for the model's encoding (got %s)",
-            rope_methods[c->rope.method].name, name);
+            rope_methods[r->method].name, name);
 }
 
 // Lays the command line's position options over the checkpoint's, by setting them once more.
 static void set_rope(Config *c)
 {
     RopeConfig user = opt.rope, *r = &opt.rope;
+    size_t pairs = c->head_dim / 2;
     *r = c->rope;
     if (user.method >= 0 && user.method != r->method) r->factor = r->attn_factor = 0; // the model's
     for (size_t i = 0; i < COUNT(given); i++)
         if (given[i]) set_option(&option_table[i], option_table[i].name, given[i]);
-    if (r->method == ROPE_NONE && user.factor > 0)
-        die(EXIT_USAGE, "--rope-factor", "needs --rope-scaling METHOD");
     if (!r->window && !user.sinks) r->sinks = 0; // the model's, whose window was taken away
-    size_t pairs = c->head_dim / 2;
     if (opt.long_factors) r->long_factors = read_factors(opt.long_factors, pairs);
     if (opt.short_factors) r->short_factors = read_factors(opt.short_factors, pairs);
-    if (r->method == ROPE_LONGROPE && !(r->long_factors && r->short_factors))
-        die(EXIT_USAGE, "--rope-scaling longrope", "needs --long-factors and --short-factors");
     set_distance(r);
     c->rope = *r;
-    check_encoding(c, &user);
+    check_rope(c, &user);
 }
 
 // The lengths to test, "A,B,C", or from an eighth of the context up; returns the longest.
-static int64_t set_lengths(int64_t ctx)
+static long long set_lengths(long long ctx)
 {
-    int64_t most = 0;
-    char *list = strdup(opt.lengths ? opt.lengths : ""), *save = NULL;
-    if (ctx < 32) die(EXIT_USAGE, "-c", "too short for a test (got %lld)", (long long)ctx);
-    for (char *s = strtok_r(list, ",", &save); s; s = strtok_r(NULL, ",", &save)) {
-        if (opt.n_lengths == 32) die(EXIT_USAGE, "--lengths", "more than 32 of them");
-        int64_t n = parse_int("--lengths", s, 32, opt.ctx ? opt.ctx : 1 << 28);
-        opt.length[opt.n_lengths++] = n;
-        most = n > most ? n : most;
+    size_t most = ctx, *n = &opt.n_lengths;
+    char *list = strdup(opt.lengths ? opt.lengths : "");
+    if (ctx < 32) die(EXIT_USAGE, "-c", "too short for a test (got %lld)", ctx);
+    if (opt.lengths) most = 0;
+    else for (size_t l = ctx < 256 ? ctx : ctx / 8; l <= most; l *= 2) opt.length[(*n)++] = l;
+    while (opt.lengths && list) {
+        if (*n == COUNT(opt.length)) die(EXIT_USAGE, "--lengths", "more than 32 of them");
+        size_t l = parse_int("--lengths", strsep(&list, ","), 32, opt.ctx ? opt.ctx : 1 << 28);
+        most = max_size(most, opt.length[(*n)++] = l);
     }
-    if (opt.lengths && !most) die(EXIT_USAGE, "--lengths", "none given");
-    if (most) return most;
-    for (int64_t n = ctx < 256 ? ctx : ctx / 8; n <= ctx; n *= 2) opt.length[opt.n_lengths++] = n;
-    return ctx;
+    return most;
 }
 
 // Which context the run uses: -c, else as trained; the longest length to be tested; or, where a
 // window keeps memory constant, as much as there is text.
-static int64_t choose_context(Config *c, const Mode *mode)
+static long long choose_context(Config *c)
 {
-    int64_t ctx = opt.ctx ? opt.ctx : c->train_ctx;
+    long long ctx = opt.ctx ? opt.ctx : c->train_ctx;
     int bounded = c->encoding == ENC_LEARNED && !opt.clamp_positions;
-    if (mode->lengths) ctx = set_lengths(ctx);
-    if (mode->endless && c->rope.window && !opt.ctx && !bounded) {
-        rope_resolve(&c->rope, c->train_ctx, ctx); // the factor is that of the trained context
-        ctx = 1 << 28;
-    }
-    return ctx;
+    if (modes[opt.mode].kind == LENGTHS) ctx = set_lengths(ctx);
+    if (modes[opt.mode].kind != ENDLESS || !c->rope.window || opt.ctx || bounded) return ctx;
+    rope_resolve(&c->rope, c->train_ctx, ctx); // the factor is that of the trained context
+    return 1 << 28;
 }
 
 // Learned positions end with their table. More context than trained without a method works with
 // RoPE, but the user should know.
-static void check_context(const Config *c, int64_t ctx)
+static void check_context(const Config *c, long long ctx)
 {
-    double last = (double)(ctx - 1) / position_stretch(c);
+    const RopeConfig *r = &c->rope;
+    double last = (ctx - 1) / position_stretch(c);
     if (c->encoding == ENC_LEARNED && !opt.clamp_positions && last >= c->rows)
         die(EXIT_USAGE, "-c", "past the model's learned positions (got %lld, want at most %d); "
-            "see --clamp-positions", (long long)ctx, c->rows);
-    if (c->encoding == ENC_ROPE && ctx > c->train_ctx && c->rope.method == ROPE_NONE &&
-        c->rope.distance == DIST_FULL && !c->rope.window)
+            "see --clamp-positions", ctx, c->rows);
+    if (c->encoding == ENC_ROPE && ctx > c->train_ctx && !r->method && !r->distance && !r->window)
         fprintf(stderr, "%s: context %lld is past the trained %d, where plain RoPE fails; try "
-                "--rope-scaling yarn\n", prog, (long long)ctx, c->train_ctx);
+                "--rope-scaling yarn\n", prog, ctx, c->train_ctx);
 }
 
 // Item 0 of the loading is the tokenizer. The others map the file's pages, a megabyte each, which
@@ -5266,33 +5222,28 @@ static void load_parts(void *arg, size_t begin, size_t end)
 {
     Session *s = arg;
     const Model *m = &s->model;
-    for (size_t i = begin; i < end; i++) {
-        size_t to = min_size(i * PIECE, m->size);
-        for (size_t at = i ? (i - 1) * PIECE : to; at < to; at += TOUCHED)
-            (void)*(const volatile uint8_t *)(m->map + at);
-        if (i) continue;
-        if (!opt.tokenizer && m->vocab.tokens.n)
-            tokenizer_from_vocab(&s->tokenizer, opt.checkpoint, &m->vocab);
-        else
-            tokenizer_load(&s->tokenizer, opt.tokenizer ? opt.tokenizer
-                                                        : find_tokenizer(opt.checkpoint),
-                           m->config.vocab_size);
-    }
+    const char *path = opt.tokenizer;
+    if (!begin && !path && m->vocab.tokens.n)
+        tokenizer_from_vocab(&s->tokenizer, m->path, &m->vocab);
+    else if (!begin)
+        tokenizer_load(&s->tokenizer, path ? path : find_tokenizer(m->path), m->config.vocab_size);
+    size_t at = (max_size(1, begin) - 1) * PIECE, to = min_size((end - 1) * PIECE, m->size);
+    for (; at < to; at += TOUCHED) (void)*(const volatile uint8_t *)(m->map + at);
 }
 
-static void open_session(Session *s, const Mode *mode)
+static void open_session(Session *s)
 {
+    int kind = modes[opt.mode].kind;
     model_load(&s->model, opt.checkpoint);
     Config *c = &s->model.config;
     set_rope(c);
-    s->ctx = choose_context(c, mode);
-    int info = mode->run == run_info; // whether or not it fits into memory
-    if (!info) pool_start(opt.threads ? opt.threads : processors());
-    int all = !info && mode->run != run_rope && s->model.size < available_memory();
-    parallel_for(1 + (all ? ceil_div(s->model.size, PIECE) : 0), 1, load_parts, s);
+    s->ctx = choose_context(c);
+    if (kind != NO_STATE) pool_start(opt.threads ? opt.threads : processors());
+    size_t mapped = kind < NO_WEIGHTS && s->model.size < available_memory() ? s->model.size : 0;
+    parallel_for(1 + ceil_div(mapped, PIECE), 1, load_parts, s);
     s->text = opt.file ? read_text(opt.file, &s->len) : opt.prompt;
     if (opt.prompt) s->len = strlen(opt.prompt);
-    if (info) return;
+    if (kind == NO_STATE) return;
     state_init(&s->state, &s->model, s->ctx, opt.chunk, opt.kv, opt.exact);
     check_context(&s->state.config, s->ctx);
     s->logits = xcalloc(c->vocab_size, 4);
@@ -5312,7 +5263,7 @@ int main(int argc, char **argv)
     else {
         if (!opt.checkpoint) die(EXIT_USAGE, "usage", "run CHECKPOINT [options]; see run -h");
         if (opt.prompt && opt.file) die(EXIT_USAGE, "--file", "cannot be used with --prompt");
-        open_session(&s, &modes[opt.mode]);
+        open_session(&s);
         sigaction(SIGINT, &action, NULL);
         sigaction(SIGTERM, &action, NULL);
         signal(SIGPIPE, SIG_IGN); // a failed write will tell

@@ -319,7 +319,7 @@ static void use_options(const uint8_t *data, size_t size)
     parse_options(argc, argv);
     load_input(load_checkpoint, files[encoding].file, files[encoding].size);
     set_rope(&model.config);
-    int64_t ctx = choose_context(&model.config, &modes[opt.mode]);
+    int64_t ctx = choose_context(&model.config);
     MUST(ctx >= 1 && ctx <= 1 << 28 && opt.n_lengths <= 32);
     Config c = model.config;
     rope_resolve(&c.rope, c.train_ctx, ctx);
