@@ -5175,17 +5175,20 @@ static void set_rope(Config *c)
 // The lengths to test, "A,B,C", or from an eighth of the context up; returns the longest.
 static long long set_lengths(long long ctx)
 {
-    size_t most = ctx, *n = &opt.n_lengths;
-    char *list = strdup(opt.lengths ? opt.lengths : "");
     if (ctx < 32) die(EXIT_USAGE, "-c", "too short for a test (got %lld)", ctx);
-    if (opt.lengths) most = 0;
-    else for (size_t l = ctx < 256 ? ctx : ctx / 8; l <= most; l *= 2) opt.length[(*n)++] = l;
-    while (opt.lengths && list) {
-        if (*n == COUNT(opt.length)) die(EXIT_USAGE, "--lengths", "more than 32 of them");
-        size_t l = parse_int("--lengths", strsep(&list, ","), 32, opt.ctx ? opt.ctx : 1 << 28);
-        most = max_size(most, opt.length[(*n)++] = l);
+    if (!opt.lengths) {
+        for (long long n = ctx < 256 ? ctx : ctx / 8; n <= ctx; n *= 2)
+            opt.length[opt.n_lengths++] = n;
+        return ctx;
     }
-    return most;
+    size_t longest = 0;
+    for (char *list = strdup(opt.lengths); list;) {
+        if (opt.n_lengths == COUNT(opt.length)) die(EXIT_USAGE, "--lengths", "more than 32");
+        size_t n = parse_int("--lengths", strsep(&list, ","), 32, opt.ctx ? opt.ctx : 1 << 28);
+        opt.length[opt.n_lengths++] = n;
+        longest = max_size(longest, n);
+    }
+    return longest;
 }
 
 // Which context the run uses: -c, else as trained; the longest length to be tested; or, where a
