@@ -149,22 +149,22 @@ static double seconds(void)
 typedef struct {
     const char *rows;
     size_t n, size;
-} Table;
-#define TABLE(array) {(const char *)(array), COUNT(array), sizeof *(array)}
+} Names;
+#define NAMES(array) {(const char *)(array), COUNT(array), sizeof *(array)}
 
-static const char *row_name(Table t, size_t i) { return *(char *const *)(t.rows + i * t.size); }
+static const char *row_name(Names t, size_t i) { return *(char *const *)(t.rows + i * t.size); }
 
 // Which row has this name, or -1.
-static int find_name(Table t, const char *name)
+static int find_name(Names t, const char *name)
 {
     for (size_t i = 0; i < t.n; i++)
         if (!strcmp(row_name(t, i), name)) return (int)i;
     return -1;
 }
-#define FIND_NAME(array, name) find_name((Table)TABLE(array), name)
+#define FIND_NAME(array, name) find_name((Names)NAMES(array), name)
 
 // "a, b, c", for messages.
-static const char *list_names(Table t)
+static const char *list_names(Names t)
 {
     static char list[512];
     *list = 0;
@@ -197,7 +197,7 @@ static double parse_float(const char *option, const char *s, double lo, double h
     return v;
 }
 
-static int parse_name(const char *option, const char *s, Table t)
+static int parse_name(const char *option, const char *s, Names t)
 {
     int i = find_name(t, s);
     if (i < 0) die(EXIT_USAGE, option, "no such name (got '%s', want %s)", s, list_names(t));
@@ -4961,7 +4961,7 @@ typedef struct {
     enum { O_FLAG, O_INT, O_LONG, O_FLOAT, O_TEXT, O_NAME } kind;
     void *to;
     double lo, hi;
-    Table names; // O_NAME: the value is the number of a row
+    Names names; // O_NAME: the value is the number of a row
     const char *arg, *help; // NULL: the names are
 } Option;
 
@@ -4970,7 +4970,7 @@ typedef struct {
 #define LONG(field, lo, hi) O_LONG, &opt.field, lo, hi, {0}
 #define FLOAT(field, lo, hi) O_FLOAT, &opt.field, lo, hi, {0}
 #define TEXT(field) O_TEXT, &opt.field, 0, 0, {0}
-#define NAME(field, table) O_NAME, &opt.field, 0, 0, TABLE(table)
+#define NAME(field, table) O_NAME, &opt.field, 0, 0, NAMES(table)
 
 static const Option option_table[] = {
     {'i', "prompt", TEXT(prompt), "TEXT", "the text to continue; chat: first turn"},
