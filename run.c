@@ -99,15 +99,14 @@ __attribute__((noreturn, format(printf, 3, 4))) static void die(int code, const 
                                                                 const char *fmt, ...)
 {
     char line[PATH_MAX + 512];
+    int n = snprintf(line, sizeof line, "%s: %.*s: ", prog, PATH_MAX, what);
     va_list ap;
     va_start(ap, fmt);
-    fflush(stdout);
-    int n = snprintf(line, PATH_MAX + 64, "%s: %s: ", prog, what);
-    if (n > PATH_MAX + 63) n = PATH_MAX + 63;
     vsnprintf(line + n, sizeof line - (size_t)n, fmt, ap);
     va_end(ap);
     for (char *c = line; *c; c++)
         if (iscntrl((unsigned char)*c)) *c = '?';
+    fflush(stdout);
     fprintf(stderr, "%s\n", line);
     if (unfinished) unlink(unfinished);
     exit(code);
@@ -118,18 +117,8 @@ static void check_written(FILE *f, const char *name)
     if (fflush(f) || ferror(f)) die(EXIT_DATA, name, "cannot write (%s)", strerror(errno));
 }
 
-static size_t mul_size(size_t a, size_t b)
-{
-    size_t r;
-    return __builtin_mul_overflow(a, b, &r) ? SIZE_MAX : r;
-}
-
-static size_t add_size(size_t a, size_t b)
-{
-    size_t r;
-    return __builtin_add_overflow(a, b, &r) ? SIZE_MAX : r;
-}
-
+static size_t mul_size(size_t a, size_t b) { return b && a > SIZE_MAX / b ? SIZE_MAX : a * b; }
+static size_t add_size(size_t a, size_t b) { return a > SIZE_MAX - b ? SIZE_MAX : a + b; }
 static size_t ceil_div(size_t a, size_t b) { return a / b + (a % b != 0); }
 static size_t round_up(size_t a, size_t b) { return ceil_div(a, b) * b; }
 static size_t min_size(size_t a, size_t b) { return a < b ? a : b; }
@@ -150,15 +139,6 @@ static void *xrealloc(void *p, size_t n, size_t size)
     return p;
 }
 
-// Which row of a table has this name, or -1. Rows begin with their names.
-static int find_name(const void *table, size_t rows, size_t size, const char *name)
-{
-    for (size_t i = 0; i < rows; i++)
-        if (!strcmp(*(const char *const *)((const char *)table + i * size), name)) return (int)i;
-    return -1;
-}
-#define FIND_NAME(table, name) find_name(table, COUNT(table), sizeof *(table), name)
-
 static double seconds(void)
 {
     struct timespec t;
@@ -166,7 +146,34 @@ static double seconds(void)
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
-// Numbers on the command line are parsed whole: "12x", "", "nan" and values out of range are
+// An array whose rows begin with their names.
+typedef struct {
+    const char *rows;
+    size_t n, size;
+} Names;
+#define NAMES(array) {(const char *)(array), COUNT(array), sizeof *(array)}
+
+static const char *row_name(Names t, size_t i) { return *(char *const *)(t.rows + i * t.size); }
+
+// Which row has this name, or -1.
+static int find_name(Names t, const char *name)
+{
+    for (size_t i = 0; i < t.n; i++)
+        if (!strcmp(row_name(t, i), name)) return (int)i;
+    return -1;
+}
+#define FIND_NAME(array, name) find_name((Names)NAMES(array), name)
+
+// "a, b, c", for messages.
+static const char *list_names(Names t)
+{
+    static char list[512];
+    *list = 0;
+    for (size_t i = 0; i < t.n; i++) strcat(strcat(list, i ? ", " : ""), row_name(t, i));
+    return list;
+}
+
+// Values on the command line are parsed whole: "12x", "", "nan" and what is out of range are
 // refused, never clamped.
 static long long parse_int(const char *option, const char *s, long long lo, long long hi)
 {
@@ -191,22 +198,30 @@ static double parse_float(const char *option, const char *s, double lo, double h
     return v;
 }
 
+static int parse_name(const char *option, const char *s, Names t)
+{
+    int i = find_name(t, s);
+    if (i < 0) die(EXIT_USAGE, option, "no such name (got '%s', want %s)", s, list_names(t));
+    return i;
+}
+
 // Reads all of a file ("-": standard input) into memory that the caller frees; *len is its size.
 static char *read_text(const char *path, size_t *len)
 {
     FILE *f = strcmp(path, "-") ? fopen(path, "rb") : stdin;
     if (!f) die(EXIT_DATA, path, "cannot open (%s)", strerror(errno));
-    size_t size = 0, room = 1 << 16;
-    char *buf = xrealloc(NULL, room, 1);
-    for (size_t got; (got = fread(buf + size, 1, room - size - 1, f)) > 0;) {
-        if ((size += got) + 1 == room) buf = xrealloc(buf, room *= 2, 1);
-        if (size >= INT_MAX / 2) die(EXIT_DATA, path, "too long (want at most 1 GB)");
+    char *text = NULL;
+    size_t size = 0, got = 1;
+    for (; got > 0; size += got) {
+        text = xrealloc(text, 2 * size + (1 << 16), 1);
+        got = fread(text + size, 1, size + (1 << 16) - 1, f);
+        if (size + got >= INT_MAX / 2) die(EXIT_DATA, path, "too long (want at most 1 GB)");
     }
     if (ferror(f)) die(EXIT_DATA, path, "cannot read (%s)", strerror(errno));
     if (f != stdin) fclose(f);
-    buf[size] = 0;
+    text[size] = 0;
     *len = size;
-    return buf;
+    return text;
 }
 
 // ================================================================================================
@@ -1154,7 +1169,7 @@ static void decode_row(const Tensor *w, size_t row, int8_t *q, float *scale, flo
     }
 }
 
-// scales[g][r] and mins[g][r], if there are any, from the two halves at rows[r] + g * stride, g < n.
+// scales[g][r] and mins[g][r], if there are any, from the halves at rows[r] + g * stride, g < n.
 static void gather_scales(const char *const rows[PANEL], size_t stride, size_t n, float *scales,
                           float *mins)
 {
@@ -4000,16 +4015,17 @@ static int sample(Sampler *s, float *logits, size_t n, const int *recent, int n_
 
 // What the command line says; section 16 has a row for each option.
 static struct {
-    const char *checkpoint, *tokenizer, *prompt, *file, *mode, *system, *chat_format, *kv;
-    const char *scaling, *long_factors, *short_factors, *self_extend, *leaky, *lengths, *tsv;
+    const char *checkpoint, *tokenizer, *prompt, *file, *system, *lengths, *tsv;
+    const char *long_factors, *short_factors, *self_extend, *leaky;
     long long steps, seed;
+    int mode, chat_format, kv; // rows of their tables; -1: not given
     int ctx, threads, chunk, windows, stride, depths, trials;
     int exact, clamp_positions, entropy, help, version;
     Sampler sampler;
     RopeConfig rope;
     size_t length[32], n_lengths; // of --lengths
-} opt = {.mode = "generate", .kv = "f16", .steps = 256, .seed = -1, .chunk = 128, .depths = 5,
-         .trials = 5, .sampler = {.temperature = 1, .top_p = 0.9, .repeat_penalty = 1}};
+} opt = {.steps = 256, .seed = -1, .chat_format = -1, .chunk = 128, .depths = 5, .trials = 5,
+         .sampler = {.temperature = 1, .top_p = 0.9, .repeat_penalty = 1}, .rope.method = -1};
 
 typedef struct {
     Model model;
@@ -4017,12 +4033,12 @@ typedef struct {
     State state;
     const char *text; // the user's [len], or NULL
     size_t len;
-    float *logits;    // [vocab_size]
-    int64_t ctx;      // positions that may be used
-    int64_t pos;      // positions used: what the cache holds
-    int recent[REPEAT_WINDOW], n_recent; // the last tokens fed
-    size_t n_read, n_made;               // tokens of prompts, and of replies, so far,
-    double read_s, made_s;               // and the seconds they took
+    float *logits;    // [vocab_size], of the token after the last one read
+    long long ctx;    // positions that may be used
+    long long pos;    // positions used: what the cache holds
+    int recent[REPEAT_WINDOW]; // the token at position p is recent[p % REPEAT_WINDOW]
+    size_t n_read, n_made;     // tokens of prompts, and of replies, so far,
+    double read_s, made_s;     // and the seconds they took
 } Session;
 
 static volatile sig_atomic_t interrupted;
@@ -4030,21 +4046,10 @@ static volatile sig_atomic_t interrupted;
 // The first Ctrl-C ends the text cleanly, the second ends the program, as SIGTERM does.
 static void on_interrupt(int sig)
 {
-    int first = sig == SIGINT && !interrupted;
-    interrupted = 1;
-    if (first) return;
+    if (sig == SIGINT && !interrupted++) return;
     if (unfinished) unlink(unfinished);
     signal(sig, SIG_DFL);
     raise(sig);
-}
-
-// A broken pipe shows as a failed write.
-static void catch_signals(void)
-{
-    struct sigaction action = {.sa_handler = on_interrupt}; // waiting for input ends, too
-    sigaction(SIGINT, &action, NULL);
-    sigaction(SIGTERM, &action, NULL);
-    signal(SIGPIPE, SIG_IGN);
 }
 
 // A line on stderr that replaces itself, when someone is there to see it and the work takes more
@@ -4057,68 +4062,55 @@ static void progress(const char *what, double start, size_t done, size_t total)
     if (done < total)
         fprintf(stderr, "%s: %zu of %zu, %.0f s left", what, done, total,
                 took / (double)done * (double)(total - done));
-    fflush(stderr);
 }
 
-// Feeds tokens[n] in chunks; returns which row of the last chunk is the last token's. Stops early
-// on Ctrl-C.
-static size_t feed(Session *s, const int *tokens, size_t n)
+// Reads tokens[n] in chunks and sets the logits; stops early on Ctrl-C. A model with NaN or
+// infinity among its weights is found out here.
+static void feed(Session *s, const int *tokens, size_t n)
 {
     double start = seconds();
-    size_t step = 0;
+    size_t step = 0, vocab = s->model.config.vocab_size;
     for (size_t at = 0; at < n && !interrupted; at += step) {
         step = min_size(n - at, s->state.chunk);
         forward(&s->state, tokens + at, step, s->pos);
-        s->pos += (int64_t)step;
+        for (size_t i = at; i < at + step; i++) s->recent[s->pos++ % REPEAT_WINDOW] = tokens[i];
         progress("reading, tokens", start, interrupted ? n : at + step, n);
     }
-    for (size_t i = n > REPEAT_WINDOW ? n - REPEAT_WINDOW : 0; i < n; i++) {
-        if (s->n_recent == REPEAT_WINDOW)
-            memmove(s->recent, s->recent + 1, (size_t)--s->n_recent * sizeof *s->recent);
-        s->recent[s->n_recent++] = tokens[i];
-    }
-    return step ? step - 1 : 0;
-}
-
-static int last_token(const Session *s) { return s->recent[s->n_recent - 1]; }
-
-// Logits of row `row` of the last chunk, in s->logits. A model with NaN or infinity among its
-// weights is found out here.
-static void next_logits(Session *s, size_t row)
-{
-    size_t vocab = s->model.config.vocab_size;
-    classify(&s->state, row, 1, s->logits);
+    if (step) classify(&s->state, step - 1, 1, s->logits);
     for (size_t i = 0; i < vocab; i++)
         if (!isfinite(s->logits[i]))
-            die(EXIT_DATA, s->model.path, "its logits are not finite at position %lld",
-                (long long)s->pos - 1);
+            die(EXIT_DATA, s->model.path, "its logits are not finite at position %lld", s->pos - 1);
 }
 
-static void write_token(const Session *s, Stream *out, int prev, int id)
+static int last_token(const Session *s) { return s->recent[(s->pos - 1) % REPEAT_WINDOW]; }
+
+static void write_token(const Tokenizer *t, Stream *out, int prev, int id)
 {
     size_t len;
-    const char *text = tokenizer_decode(&s->tokenizer, prev, id, &len);
+    const char *text = tokenizer_decode(t, prev, id, &len);
     stream_write(out, text, len);
 }
 
-// Reads ids[n], writes them from `echo` on, and goes on until a stop token, the number of steps
-// asked for, a full context or Ctrl-C.
-static void reply(Session *s, const int *ids, size_t n, size_t echo)
+// Reads ids[n] and goes on until a stop token, the number of steps asked for, a full context or
+// Ctrl-C. A prompt is written out first, as llama2.c does; a turn of a conversation is not.
+static void reply(Session *s, const int *ids, size_t n, int is_turn)
 {
+    const Tokenizer *t = &s->tokenizer;
     Stream out = {.out = stdout};
     double start = seconds();
-    size_t row = feed(s, ids, n);
+    feed(s, ids, n);
     double middle = seconds();
-    for (size_t i = echo; i < n; i++) write_token(s, &out, i ? ids[i - 1] : -1, ids[i]);
-    for (long long made = 0; !interrupted && (!opt.steps || made < opt.steps); made++) {
-        next_logits(s, row);
+    for (size_t i = is_turn ? n : (size_t)t->add_bos; i < n; i++)
+        write_token(t, &out, i ? ids[i - 1] : -1, ids[i]);
+    for (long long made = 0; !interrupted && (!opt.steps || made < opt.steps);) {
         int id = sample(&opt.sampler, s->logits, s->model.config.vocab_size, s->recent,
-                        s->n_recent);
-        if (is_stop(&s->tokenizer, id)) break;
-        write_token(s, &out, last_token(s), id);
+                        (int)min_size(s->pos, REPEAT_WINDOW));
+        if (is_stop(t, id)) break;
+        write_token(t, &out, last_token(s), id);
         s->n_made++;
-        if (s->pos >= s->ctx) break;
-        row = feed(s, &id, 1);
+        // Nothing follows a text's last token, but another turn a reply's.
+        if (s->pos >= s->ctx || (++made == opt.steps && !is_turn)) break;
+        feed(s, &id, 1);
     }
     stream_flush(&out);
     fputc('\n', stdout);
@@ -4131,33 +4123,30 @@ static void reply(Session *s, const int *ids, size_t n, size_t echo)
 static void say_speed(const Session *s)
 {
     fprintf(stderr, "prompt: %zu tokens, %.1f tok/s; generated: %zu tokens, %.1f tok/s\n",
-            s->n_read, s->read_s > 0 ? (double)s->n_read / s->read_s : 0, s->n_made,
-            s->made_s > 0 ? (double)s->n_made / s->made_s : 0);
+            s->n_read, s->n_read / fmax(s->read_s, 1e-9), s->n_made,
+            s->n_made / fmax(s->made_s, 1e-9));
 }
 
-// Stands for a text without tokens, since a model needs one to go on from.
-static int any_token(const Tokenizer *t) { return t->bos >= 0 ? t->bos : t->eos >= 0 ? t->eos : 0; }
-
-// BOS, if the model has it, and the text's tokens; at least one. The caller frees them.
-static int *encode_prompt(const Session *s, const char *text, size_t len, size_t *n)
+// The text's tokens, with BOS first if the model wants it and no template says where. There is at
+// least one, since a model needs one to go on from. The caller frees them.
+static int *encode_text(const Tokenizer *t, const char *text, const char *template, size_t len,
+                        size_t *n)
 {
-    const Tokenizer *t = &s->tokenizer;
     int *ids = xrealloc(NULL, add_size(mul_size(len, 2), 2), sizeof *ids);
-    ids[0] = any_token(t);
-    *n = t->add_bos;
-    *n += tokenizer_encode(t, text, NULL, len, ids + *n);
-    if (!*n) *n = 1;
+    int bos = !template && t->add_bos;
+    ids[0] = t->bos >= 0 ? t->bos : t->eos >= 0 ? t->eos : 0;
+    *n = max_size(1, bos + tokenizer_encode(t, text, template, len, ids + bos));
     return ids;
 }
 
 static void run_generate(Session *s)
 {
     size_t n;
-    int *ids = encode_prompt(s, s->text ? s->text : "", s->len, &n);
-    if ((int64_t)n > s->ctx)
+    int *ids = encode_text(&s->tokenizer, s->text ? s->text : "", NULL, s->len, &n);
+    if ((long long)n > s->ctx)
         die(EXIT_DATA, "prompt", "longer than the context (got %zu tokens, want %lld at most); "
-            "use -c %zu, or --window", n, (long long)s->ctx, n + 256);
-    reply(s, ids, n, s->tokenizer.add_bos); // with the prompt, as llama2.c
+            "use -c %zu, or --window", n, s->ctx, n + 256);
+    reply(s, ids, n, 0);
     say_speed(s);
 }
 
@@ -4185,15 +4174,15 @@ static const ChatFormat chat_formats[] = {
      "\2\n"},
 };
 
-// The format called `name`, or without one the model's own; NULL if that is unknown.
-static const ChatFormat *find_chat_format(const Vocab *v, const char *name)
+// The model's own format, or NULL if that is unknown.
+static const ChatFormat *find_chat_format(const Vocab *v)
 {
     size_t len = 0;
     Values chat = v->chat;
     const char *text = chat.n ? next_string(&chat, &len) : "";
-    if (!name && !v->tokens.n) name = "llama2"; // as llama2.c
+    if (!v->tokens.n) len = strlen(text = "<<SYS>>"); // as llama2.c
     for (const ChatFormat *f = chat_formats; f < chat_formats + COUNT(chat_formats); f++)
-        if (name ? !strcmp(name, f->name) : !!memmem(text, len, f->mark, strlen(f->mark))) return f;
+        if (memmem(text, len, f->mark, strlen(f->mark))) return f;
     return NULL;
 }
 
@@ -4202,63 +4191,41 @@ static const ChatFormat *find_chat_format(const Vocab *v, const char *name)
 static int *encode_turn(const Session *s, const ChatFormat *f, const char *system,
                         const char *user, size_t *n)
 {
-    const struct {
-        const char *text;
-        int template;
-    } parts[] = {{s->pos ? f->end : s->tokenizer.add_bos ? "\1" : "", 1},
-                 {system ? f->system : "", 1},
-                 {system ? system : "", 0},
-                 {system ? f->system_user : f->user, 1},
-                 {user, 0},
-                 {f->reply, 1}};
-    char *text = NULL, *template = NULL;
+    enum { SYSTEM = 2, USER = 4, PARTS = 6 };
+    const char *parts[PARTS] = {
+        s->pos ? f->end : s->tokenizer.add_bos ? "\1" : "", system ? f->system : "",
+        system ? system : "", system ? f->system_user : f->user, user, f->reply};
     size_t len = 0;
-    for (size_t k = 0; k < COUNT(parts); k++) {
-        size_t more = strlen(parts[k].text);
-        text = xrealloc(text, len + more, 1);
-        template = xrealloc(template, len + more, 1);
-        memcpy(text + len, parts[k].text, more);
-        memset(template + len, parts[k].template, more);
-        len += more;
+    for (int k = 0; k < PARTS; k++) len += strlen(parts[k]);
+    char *text = xcalloc(len + 1, 2), *template = text + len + 1;
+    for (int k = 0; k < PARTS; k++) {
+        memset(template + strlen(text), k != SYSTEM && k != USER, strlen(parts[k]));
+        strcat(text, parts[k]);
     }
-    int *ids = xrealloc(NULL, 2 * len + 1, sizeof *ids);
-    *n = tokenizer_encode(&s->tokenizer, text, template, len, ids);
-    if (!*n) ids[(*n)++] = any_token(&s->tokenizer);
+    int *ids = encode_text(&s->tokenizer, text, template, len, n);
     free(text);
-    free(template);
     return ids;
-}
-
-// Reads a line of any length without its newline into *line; 0 at the end of input.
-static int read_line(char **line, size_t *room)
-{
-    if (isatty(STDIN_FILENO)) fputs("> ", stderr);
-    ssize_t got = getline(line, room, stdin);
-    if (got > 0 && (*line)[got - 1] == '\n') (*line)[got - 1] = 0;
-    return got >= 0;
 }
 
 // Turn by turn on stdin and stdout; the cache keeps the conversation. The first turn may be given.
 static void run_chat(Session *s)
 {
-    const ChatFormat *f = find_chat_format(&s->model.vocab, opt.chat_format);
-    if (!f)
-        die(opt.chat_format ? EXIT_USAGE : EXIT_DATA,
-            opt.chat_format ? "--chat-format" : s->model.path,
-            "%s; use --chat-format chatml, llama2, llama3, gemma, mistral or zephyr",
-            opt.chat_format ? "no such format" : "no chat template that is known");
-    const char *first = s->text;
+    const ChatFormat *f = opt.chat_format < 0 ? find_chat_format(&s->model.vocab)
+                                              : &chat_formats[opt.chat_format];
+    if (!f) die(EXIT_DATA, s->model.path, "no chat template that is known; use --chat-format");
     char *line = NULL;
-    size_t room = 0;
-    for (; !interrupted && (first || read_line(&line, &room)); first = NULL) {
-        size_t n;
-        int *ids = encode_turn(s, f, s->pos ? NULL : opt.system, first ? first : line, &n);
-        if (s->pos + (int64_t)n >= s->ctx) {
+    const char *turn = s->text;
+    for (size_t n, room = 0; !interrupted; turn = NULL) {
+        if (!turn && isatty(STDIN_FILENO)) fputs("> ", stderr);
+        if (!turn && getline(&line, &room, stdin) < 0) break;
+        if (!turn) line[strcspn(line, "\n")] = 0;
+        int *ids = encode_turn(s, f, s->pos ? NULL : opt.system, turn ? turn : line, &n);
+        if (s->pos + (long long)n >= s->ctx) {
             fprintf(stderr, "%s: the context is full (got %lld tokens, want %lld at most)\n", prog,
-                    (long long)s->pos + (long long)n, (long long)s->ctx);
+                    s->pos + (long long)n, s->ctx);
             break;
         }
-        reply(s, ids, n, n); // the turn is not echoed
+        reply(s, ids, n, 1);
         free(ids);
     }
     free(line);
@@ -4273,36 +4240,25 @@ static void run_chat(Session *s)
 // fact among several and for a chain of them, since passkey saturates early. The rope table shows
 // what a method does to each pair, bench what the machine does. Ctrl-C keeps what was measured.
 
-// A row for other programs; f: what tsv_open() gave.
-__attribute__((format(printf, 2, 3))) static void tsv_row(FILE *f, const char *fmt, ...)
-{
-    if (!f) return;
-    va_list ap;
-    va_start(ap, fmt);
-    int n = vfprintf(f, fmt, ap);
-    va_end(ap);
-    if (n < 0) die(EXIT_DATA, opt.tsv, "cannot write (%s)", strerror(errno));
-}
+static FILE *tsv; // the table that --tsv asks for, or /dev/null
 
-// The table that --tsv asks for, or NULL: written beside its place and moved there when complete,
-// unless the place is a device, a pipe or a link.
-static FILE *tsv_open(const char *header)
+// It is written beside its place and moved there when complete, unless the place is a device, a
+// pipe or a link.
+static void tsv_open(const char *header)
 {
     struct stat st;
-    if (!opt.tsv) return NULL;
-    if (lstat(opt.tsv, &st) || S_ISREG(st.st_mode))
-        unfinished = strcat(strcpy(xcalloc(strlen(opt.tsv) + 5, 1), opt.tsv), ".tmp");
-    FILE *f = fopen(unfinished ? unfinished : opt.tsv, "w");
-    if (!f) die(EXIT_DATA, opt.tsv, "cannot write (%s)", strerror(errno));
-    tsv_row(f, "%s\n", header);
-    return f;
+    const char *path = opt.tsv ? opt.tsv : "/dev/null";
+    if (opt.tsv && (lstat(path, &st) || S_ISREG(st.st_mode)))
+        path = unfinished = strcat(strcpy(xcalloc(strlen(path) + 5, 1), path), ".tmp");
+    tsv = fopen(path, "w");
+    if (!tsv) die(EXIT_DATA, opt.tsv ? opt.tsv : path, "cannot write (%s)", strerror(errno));
+    fprintf(tsv, "%s\n", header);
 }
 
-static void tsv_close(FILE *f)
+static void tsv_close(void)
 {
-    if (!f) return;
-    check_written(f, opt.tsv);
-    if (fclose(f) || (unfinished && rename(unfinished, opt.tsv)))
+    check_written(tsv, opt.tsv);
+    if (fclose(tsv) || (unfinished && rename(unfinished, opt.tsv)))
         die(EXIT_DATA, opt.tsv, "cannot write (%s)", strerror(errno));
     unfinished = NULL;
 }
@@ -4337,7 +4293,6 @@ typedef struct {
     size_t n_buckets, n_windows;
     Sums bucket[BUCKETS], all, windows;
     double start;
-    FILE *tsv;
     size_t vocab;               // rows at hand:
     float *logits;              // [LOGIT_ROWS][vocab]
     const int *target;          // the tokens that they predict
@@ -4356,15 +4311,15 @@ static void add_prediction(const Session *s, Perplexity *p, const int *ids, size
                            double nll)
 {
     const Config *c = &s->model.config;
-    size_t len, place = i - p->from + 1, b = (place * p->n_buckets - 1) / (p->n - p->from);
+    size_t len, b = ((i - p->from + 1) * p->n_buckets - 1) / (p->n - p->from);
     double entropy = opt.entropy ? s->state.entropy_sum[row] / c->n_layers / c->n_heads : 0;
     if (!isfinite(nll)) die(EXIT_DATA, s->model.path, "its loss is not finite at position %zu", i);
     tokenizer_decode(&s->tokenizer, ids[i], ids[i + 1], &len);
-    add_loss(&p->bucket[b], nll, (double)len, entropy);
-    add_loss(&p->all, nll, (double)len, entropy);
-    tsv_row(p->tsv, "%.0f\t%zu\t%d\t%.7f", p->windows.n, i, ids[i + 1], nll);
-    if (opt.entropy) tsv_row(p->tsv, "\t%.7f", entropy);
-    tsv_row(p->tsv, "\n");
+    add_loss(&p->bucket[b], nll, len, entropy);
+    add_loss(&p->all, nll, len, entropy);
+    fprintf(tsv, "%.0f\t%zu\t%d\t%.7f", p->windows.n, i, ids[i + 1], nll);
+    if (opt.entropy) fprintf(tsv, "\t%.7f", entropy);
+    fprintf(tsv, "\n");
 }
 
 // Runs ids[n + 1] from an empty cache; each is predicted from those before it.
@@ -4374,7 +4329,7 @@ static void score_window(Session *s, Perplexity *p, const int *ids)
     size_t at = 0;
     for (size_t step; at < p->n && !interrupted; at += step) {
         step = min_size(p->n - at, s->state.chunk);
-        forward(&s->state, ids + at, step, (int64_t)at);
+        forward(&s->state, ids + at, step, at);
         for (size_t t = at < p->from ? p->from - at : 0; t < step; t += LOGIT_ROWS) {
             size_t rows = min_size(LOGIT_ROWS, step - t);
             p->target = ids + at + t + 1;
@@ -4383,39 +4338,37 @@ static void score_window(Session *s, Perplexity *p, const int *ids)
             for (size_t r = 0; r < rows; r++)
                 add_prediction(s, p, ids, at + t + r, t + r, p->nll[r]);
         }
+        check_written(tsv, opt.tsv); // not when all is measured
         progress("tokens", p->start, (size_t)p->windows.n * p->n + at + step, p->n_windows * p->n);
     }
-    if (at == p->n) add_loss(&p->windows, (p->all.nll - before) / (double)(at - p->from), 0, 0);
+    if (at == p->n) add_loss(&p->windows, (p->all.nll - before) / (p->n - p->from), 0, 0);
 }
 
-static double bits_per_byte(const Sums *s)
-{
-    return s->bytes > 0 ? s->nll / s->bytes / M_LN2 : 0;
-}
+static double bits_per_byte(const Sums *s) { return s->bytes ? s->nll / s->bytes / M_LN2 : 0; }
 
 static void print_perplexity(const Perplexity *p)
 {
     size_t n = p->n - p->from, many = p->windows.n > 1;
-    double top = 0, took = seconds() - p->start, loss = p->all.nll / p->all.n;
+    double top = 0, took = seconds() - p->start, windows = fmax(1, p->windows.n);
     for (size_t b = 0; b < p->n_buckets; b++) top = fmax(top, p->bucket[b].nll / p->bucket[b].n);
     printf("     from        to     loss  perplexity bits/byte%s\n",
            opt.entropy ? "  entropy" : "");
     for (size_t b = 0; b < p->n_buckets && p->bucket[b].n > 0; b++) {
         const Sums *s = &p->bucket[b];
+        double loss = s->nll / s->n;
         printf("%9zu %9zu %8.4f %11.2f %9.4f", p->from + b * n / p->n_buckets,
-               p->from + (b + 1) * n / p->n_buckets - 1, s->nll / s->n, exp(s->nll / s->n),
-               bits_per_byte(s));
+               p->from + (b + 1) * n / p->n_buckets - 1, loss, exp(loss), bits_per_byte(s));
         if (opt.entropy) printf(" %8.3f", s->entropy / s->n);
-        print_bar(s->nll / s->n / top, 30);
+        print_bar(loss / top, 30);
     }
     const Sums *e = many ? &p->windows : &p->all;
-    double mean = e->nll / e->n;
+    double loss = p->all.nll / p->all.n, mean = e->nll / e->n;
     double variance = e->n > 1 ? (e->squares / e->n - mean * mean) / (e->n - 1) : 0;
     printf("loss %.4f +- %.4f (standard error over %s), perplexity %.3f, bits/byte %.4f\n", loss,
            sqrt(fmax(0, variance)), many ? "windows" : "the tokens of one window", exp(loss),
            bits_per_byte(&p->all));
-    printf("%.0f windows, %.0f predictions, %.1f s, %.1f tok/s\n", fmax(1, p->windows.n), p->all.n,
-           took, fmax(1, p->windows.n) * (double)p->n / took);
+    printf("%.0f windows, %.0f predictions, %.1f s, %.1f tok/s\n", windows, p->all.n, took,
+           windows * p->n / took);
 }
 
 // Windows of as many tokens as the context has, each with its own BOS and an empty cache, side by
@@ -4424,7 +4377,7 @@ static void run_perplexity(Session *s)
 {
     size_t n_ids, stride = opt.stride;
     if (!s->text) die(EXIT_USAGE, "--mode perplexity", "needs a text: -f FILE");
-    int *ids = encode_prompt(s, s->text, s->len, &n_ids);
+    int *ids = encode_text(&s->tokenizer, s->text, NULL, s->len, &n_ids);
     size_t n = min_size(s->ctx, n_ids), step = stride ? stride : n - 1;
     if (n < 2) die(EXIT_DATA, "text", "nothing to predict (got %zu tokens, want 2)", n);
     if (stride >= n) die(EXIT_USAGE, "--stride", "want less than the window of %zu tokens", n);
@@ -4434,15 +4387,15 @@ static void run_perplexity(Session *s)
                     .vocab = s->model.config.vocab_size};
     if (opt.windows) p.n_windows = min_size(p.n_windows, opt.windows);
     p.logits = xcalloc(LOGIT_ROWS * p.vocab, 4);
-    p.tsv = tsv_open(opt.entropy ? "window\tposition\ttoken\tnll\tentropy"
-                                 : "window\tposition\ttoken\tnll");
+    tsv_open(opt.entropy ? "window\tposition\ttoken\tnll\tentropy"
+                         : "window\tposition\ttoken\tnll");
     for (size_t w = 0; w < p.n_windows && !interrupted; w++) {
         int *window = ids + w * step, saved = *window;
         if (s->tokenizer.add_bos) *window = s->tokenizer.bos;
         score_window(s, &p, window);
         *window = saved;
     }
-    tsv_close(p.tsv);
+    tsv_close();
     if (p.all.n > 0) print_perplexity(&p);
 }
 
@@ -4451,30 +4404,22 @@ static void run_perplexity(Session *s)
 // decoded greedily and must begin with exactly the right digits.
 
 typedef struct {
-    double at;     // place in the filler, 0 to 1
-    char text[96];
-} Fact;
-
-typedef struct {
-    Fact facts[4]; // in text order
-    int n_facts;
-    char question[64], lead[64]; // lead: how the reply begins
-    int answer;
+    int n_facts, answer;
+    char fact[4][96], question[64], lead[64]; // lead: how the reply begins
+    double at[4];                             // where in the filler the facts are, 0 to 1, in order
 } Task;
-
-typedef struct {
-    const char *name;
-    void (*make)(Task *t, double depth, uint64_t *rng);
-} TaskKind;
 
 __attribute__((format(printf, 3, 4))) static void add_fact(Task *t, double at, const char *fmt, ...)
 {
     va_list ap;
     va_start(ap, fmt);
     int i = t->n_facts++;
-    for (; i > 0 && t->facts[i - 1].at > at; i--) t->facts[i] = t->facts[i - 1];
-    t->facts[i].at = at;
-    vsnprintf(t->facts[i].text, sizeof t->facts[i].text, fmt, ap);
+    for (; i > 0 && t->at[i - 1] > at; i--) {
+        t->at[i] = t->at[i - 1];
+        strcpy(t->fact[i], t->fact[i - 1]);
+    }
+    t->at[i] = at;
+    vsnprintf(t->fact[i], sizeof t->fact[i], fmt, ap);
     va_end(ap);
 }
 
@@ -4489,25 +4434,24 @@ static void make_passkey(Task *t, double depth, uint64_t *rng)
     sprintf(t->lead, "The pass key is");
 }
 
-// Four keys with names, one asked for (RULER's multi-key). The one at `depth` is asked for.
+// Four keys with names (RULER's multi-key). The one at `depth` is asked for.
 static void make_multikey(Task *t, double depth, uint64_t *rng)
 {
     static const char *const names[] = {"Anna", "Ben", "Clara", "David", "Emma", "Frank", "Grace",
                                         "Henry"};
     int first = random_below(rng, 8);
     for (int i = 0; i < 4; i++) {
-        const char *name = names[(first + 3 * i) % 8];
         int number = 1000 + random_below(rng, 9000);
-        add_fact(t, i ? random_unit(rng) : depth, "The magic number for %s is %d.", name, number);
-        if (i) continue;
-        sprintf(t->question, "What is the magic number for %s?", name);
-        sprintf(t->lead, "The magic number for %s is", name);
-        t->answer = number;
+        if (!i) t->answer = number;
+        add_fact(t, i ? random_unit(rng) : depth, "The magic number for %s is %d.",
+                 names[(first + 3 * i) % 8], number);
     }
+    sprintf(t->question, "What is the magic number for %s?", names[first]);
+    sprintf(t->lead, "The magic number for %s is", names[first]);
 }
 
-// A chain of two assignments to follow, and another one that leads astray (RULER's variable
-// tracking). The chain begins at `depth`.
+// A chain of two assignments to follow, which begins at `depth`, and another one that leads astray
+// (RULER's variable tracking).
 static void make_tracking(Task *t, double depth, uint64_t *rng)
 {
     int a = random_below(rng, 26), number = t->answer = 1000 + random_below(rng, 9000);
@@ -4523,102 +4467,88 @@ static void make_tracking(Task *t, double depth, uint64_t *rng)
     sprintf(t->lead, "The box %c holds", 'A' + b);
 }
 
-static const TaskKind task_kinds[] = {
-    {"passkey", make_passkey},
-    {"multi-key", make_multikey},
-    {"variable tracking", make_tracking},
+static const struct {
+    const char *name;
+    void (*make)(Task *t, double depth, uint64_t *rng);
+} task_kinds[] = {
+    {"passkey", make_passkey}, {"multi-key", make_multikey}, {"variable tracking", make_tracking},
 };
-
-static const char classic_filler[] = "The grass is green. The sky is blue. The sun is yellow. "
-                                     "Here we go. There and back again.";
-
-// The sentences of a text, in a copy of it; they end before a blank or with the line.
-static char **split_sentences(const char *text, size_t *n)
-{
-    char **list = NULL, *s = strdup(text);
-    for (*n = 0; *(s += strspn(s, " \t\r\n")); *n += 1) {
-        list = xrealloc(list, *n + 1, sizeof *list);
-        list[*n] = s;
-        while (*s && *s != '\n' && !(s[0] == ' ' && strchr(".!?", s[-1]))) s++;
-        if (*s) *s++ = 0;
-    }
-    if (!*n) die(EXIT_DATA, "filler", "no sentences in it");
-    return list;
-}
 
 // What all cells of a grid have in common.
 typedef struct {
     Session *s;
-    const TaskKind *kind;
+    int kind;                 // of the tasks
     const ChatFormat *format; // of the model, or NULL
     char **filler;            // sentences [n_filler], repeated as often as needed
     size_t n_filler;
-    FILE *tsv;
 } Grid;
 
-// The task's text with n sentences of filler, from sentence `first` on, and `end` behind it.
-static char *write_task(const Grid *g, const Task *t, size_t first, size_t n, const char *end,
-                        size_t *len)
+// The filler's sentences, cut out of `text`; they end before a blank or with the line.
+static void split_sentences(Grid *g, char *text)
 {
-    char *text;
-    FILE *out = open_memstream(&text, len);
-    if (!out) die(EXIT_DATA, "memory", "cannot write a text (%s)", strerror(errno));
-    for (size_t i = 0, fact = 0; i <= n; i++) {
-        for (; fact < (size_t)t->n_facts && t->facts[fact].at * (double)n <= (double)i; fact++)
-            fprintf(out, "%s ", t->facts[fact].text);
-        if (i < n) fprintf(out, "%s ", g->filler[(first + i) % g->n_filler]);
+    for (char *s = text; *(s += strspn(s, " \t\r\n"));) {
+        g->filler = xrealloc(g->filler, g->n_filler + 1, sizeof *g->filler);
+        g->filler[g->n_filler++] = s;
+        while (*s && *s != '\n' && !(s[0] == ' ' && strchr(".!?", s[-1]))) s++;
+        if (*s) *s++ = 0;
     }
-    fprintf(out, "%s%s", t->question, end);
-    fclose(out);
-    return text;
+    if (!g->n_filler) die(EXIT_DATA, "filler", "no sentences in it");
 }
 
-// The ids of such a text: as a user's turn and the beginning of the reply if the model has a turn
-// format, as one text otherwise.
+// The ids of the task's text with n sentences of filler, from sentence `first` on: as a user's turn
+// and the beginning of the reply if the model has a turn format, as one text otherwise.
 static int *encode_task(const Grid *g, const Task *t, size_t first, size_t n, size_t *n_ids)
 {
-    char lead[sizeof t->lead + 1];
+    char *text;
     size_t len;
-    sprintf(lead, " %s", t->lead);
-    char *text = write_task(g, t, first, n, g->format ? "" : lead, &len);
-    int *ids = g->format ? encode_turn(g->s, g->format, NULL, text, n_ids)
-                         : encode_prompt(g->s, text, len, n_ids);
+    FILE *out = open_memstream(&text, &len);
+    if (!out) die(EXIT_DATA, "memory", "cannot write a text (%s)", strerror(errno));
+    for (size_t i = 0, fact = 0; i <= n; i++) {
+        for (; fact < (size_t)t->n_facts && t->at[fact] * n <= i; fact++)
+            fprintf(out, "%s ", t->fact[fact]);
+        if (i < n) fprintf(out, "%s ", g->filler[(first + i) % g->n_filler]);
+    }
+    fputs(t->question, out);
+    if (!g->format) fprintf(out, " %s", t->lead);
+    fclose(out);
+    int *ids;
+    if (g->format) {
+        ids = encode_turn(g->s, g->format, NULL, text, n_ids);
+        ids = xrealloc(ids, *n_ids + 2 * sizeof t->lead, sizeof *ids);
+        *n_ids += tokenizer_encode(&g->s->tokenizer, t->lead, NULL, strlen(t->lead), ids + *n_ids);
+    } else ids = encode_text(&g->s->tokenizer, text, NULL, len, n_ids);
     free(text);
-    if (!g->format) return ids;
-    ids = xrealloc(ids, *n_ids + 2 * sizeof lead, sizeof *ids);
-    *n_ids += tokenizer_encode(&g->s->tokenizer, t->lead, NULL, strlen(t->lead), ids + *n_ids);
     return ids;
 }
 
 // The ids of the longest such text that fits into `room` tokens; NULL if none does.
 static int *fit_task(const Grid *g, const Task *t, size_t first, size_t room, size_t *n_ids)
 {
-    size_t lo = 0, hi = room; // lo sentences fit (if any do), hi + 1 do not
-    for (;;) {
-        size_t mid = lo + (hi - lo + 1) / 2;
-        int *ids = encode_task(g, t, first, mid, n_ids);
-        if (*n_ids <= room && lo == hi) return ids;
-        free(ids);
-        if (*n_ids <= room) lo = mid;
-        else if (mid > 0) hi = mid - 1;
-        else return NULL;
+    size_t n = 0, more = 1;
+    while (2 * more <= room) more *= 2; // a sentence has a token at least
+    for (; more; more /= 2) {           // n sentences fit, if any do, and n + 2 * more do not
+        free(encode_task(g, t, first, n + more, n_ids));
+        if (*n_ids <= room) n += more;
     }
+    int *ids = encode_task(g, t, first, n, n_ids);
+    if (*n_ids <= room) return ids;
+    free(ids);
+    return NULL;
 }
 
 // Decodes greedily as long as the text goes along with the answer; 1 if it is all there and no
 // other digit follows.
 static int answers(Session *s, const int *ids, size_t n, const char *answer, char got[32])
 {
-    size_t row = feed(s, ids, n), used = 0, want = strlen(answer);
+    size_t used = 0, want = strlen(answer), len;
+    feed(s, ids, n);
     while (used <= want && !interrupted && s->pos < s->ctx) {
-        size_t len;
-        next_logits(s, row);
         int id = argmax(s->logits, s->model.config.vocab_size);
         const char *text = tokenizer_decode(&s->tokenizer, last_token(s), id, &len);
         for (size_t i = 0; i < len && used < 31; i++)
             if (used || text[i] != ' ') got[used++] = isspace((uint8_t)text[i]) ? ' ' : text[i];
         if (is_stop(&s->tokenizer, id)) break;
-        row = feed(s, &id, 1);
+        feed(s, &id, 1);
     }
     got[used] = 0;
     return !strncmp(got, answer, want) && !isdigit((unsigned char)got[want]);
@@ -4633,13 +4563,13 @@ static double run_cell(const Grid *g, size_t l, int d)
 {
     uint64_t seed = opt.seed >= 0 ? opt.seed : 1;
     int right = 0;
-    for (int trial = 0; trial < opt.trials && !interrupted; trial++) {
+    for (int trial = 0; trial < opt.trials; trial++) {
         uint64_t rng = seed_random(seed + (l * 64 + d) * 1024 + trial);
         for (int i = 0; i < 4; i++) next_random(&rng);
         Task task = {0};
         char got[32], answer[16];
         size_t n;
-        g->kind->make(&task, grid_depth(d), &rng);
+        task_kinds[g->kind].make(&task, grid_depth(d), &rng);
         sprintf(answer, "%d", task.answer);
         g->s->pos = 0;
         size_t first = random_below(&rng, (int)min_size(g->n_filler, 1 << 20));
@@ -4647,12 +4577,12 @@ static double run_cell(const Grid *g, size_t l, int d)
         if (!ids) return -1;
         int ok = answers(g->s, ids, n, answer, got);
         free(ids);
-        if (interrupted) break;
+        if (interrupted) return -1;
         right += ok;
-        tsv_row(g->tsv, "%s\t%zu\t%.3f\t%d\t%zu\t%d\t%s\t%s\n", g->kind->name, opt.length[l],
-                grid_depth(d), trial, n, ok, answer, got);
+        fprintf(tsv, "%s\t%zu\t%.3f\t%d\t%zu\t%d\t%s\t%s\n", task_kinds[g->kind].name,
+                opt.length[l], grid_depth(d), trial, n, ok, answer, got);
     }
-    return interrupted ? -1 : (double)right / opt.trials;
+    return (double)right / opt.trials;
 }
 
 static void run_grid(const Grid *g)
@@ -4661,52 +4591,56 @@ static void run_grid(const Grid *g)
                                          "\u2588\u2588"};
     double total = 0, cells = 0;
     printf("%s: %% right over %d trials, by depth of the fact (0: at the beginning)\n%9s",
-           g->kind->name, opt.trials, "tokens");
+           task_kinds[g->kind].name, opt.trials, "tokens");
     for (int d = 0; d < opt.depths; d++) printf(" %6.0f%%", 100 * grid_depth(d));
     printf("     all\n");
     for (size_t l = 0; l < opt.n_lengths && !interrupted; l++) {
-        char row[1024];
         double right = 0, done = 0;
-        for (int d = 0, at = 0; d < opt.depths; d++) {
+        printf("%9zu", opt.length[l]); // seen when the row is complete: progress uses the line
+        for (int d = 0; d < opt.depths; d++) {
             double share = interrupted ? -1 : run_cell(g, l, d);
-            if (share < 0) at += sprintf(row + at, "%8s", "-");
-            else at += sprintf(row + at, " %s %4.0f", shades[lround(share * 4)], 100 * share);
+            if (share < 0) printf("%8s", "-");
+            else printf(" %s %4.0f", shades[lround(share * 4)], 100 * share);
             if (share >= 0) right += share, done++;
         }
-        printf("%9zu%s", opt.length[l], row); // the whole row at once: progress uses the line
         if (done > 0) printf(" %7.0f", 100 * right / done);
         printf("\n");
         check_written(stdout, "stdout");
+        check_written(tsv, opt.tsv);
         total += right;
         cells += done;
     }
     if (cells > 0) printf("all cells: %.1f%%\n", 100 * total / cells);
 }
 
-// kinds [n]: the tasks to run, each over the whole grid. The filler is the user's text, if any.
-static void run_grids(Session *s, const TaskKind *kinds, int n)
+// Tasks of kinds first..last, each over the whole grid. The filler is the user's text, if any.
+static void run_grids(Session *s, int first, int last)
 {
+    static const char classic[] = "The grass is green. The sky is blue. The sun is yellow. "
+                                  "Here we go. There and back again.";
     const Vocab *v = &s->model.vocab;
-    Grid g = {.s = s, .format = v->chat.n ? find_chat_format(v, NULL) : NULL};
-    g.filler = split_sentences(s->text ? s->text : classic_filler, &g.n_filler);
-    g.tsv = tsv_open("task\tlength\tdepth\ttrial\ttokens\tright\tanswer\tgot");
-    for (g.kind = kinds; g.kind < kinds + n && !interrupted; g.kind++) run_grid(&g);
-    tsv_close(g.tsv);
+    Grid g = {.s = s, .kind = first, .format = v->chat.n ? find_chat_format(v) : NULL};
+    split_sentences(&g, strdup(s->text ? s->text : classic));
+    tsv_open("task\tlength\tdepth\ttrial\ttokens\tright\tanswer\tgot");
+    for (; g.kind <= last && !interrupted; g.kind++) run_grid(&g);
+    tsv_close();
 }
 
-static void run_passkey(Session *s) { run_grids(s, task_kinds, 1); }
-static void run_retrieval(Session *s) { run_grids(s, task_kinds + 1, 2); }
+static void run_passkey(Session *s) { run_grids(s, 0, 0); }
+static void run_retrieval(Session *s) { run_grids(s, 1, 2); }
 
 // --- rope ---------------------------------------------------------------------------------------
 
-// Mean of cos(D theta_m) over pairs: the score of equal q and k at distance D, against D = 0.
-static double score_decay(const double *freq, size_t pairs, double distance)
+static void print_rope(const char *what, const RopeConfig *r)
 {
-    double sum = 0;
-    for (size_t m = 0; m < pairs; m++) sum += cos(distance * freq[m]);
-    return sum / (double)pairs;
+    printf("%-14s%s, base %g, L %d, factor %g, attention factor %g", what,
+           rope_methods[r->method].name, r->theta, r->orig_ctx, r->factor, attention_factor(r));
+    if (r->window) printf(", window %d", r->window);
+    printf("\n");
 }
 
+// A row for each pair: how long its wave was and is; then the mean of cos(D theta_m) over pairs,
+// which is the score of equal q and k at distance D, against that at D = 0.
 static void run_rope(Session *s)
 {
     const Config *c = &s->state.config;
@@ -4715,11 +4649,10 @@ static void run_rope(Session *s)
         die(EXIT_USAGE, "--mode rope", "the model does not rotate (its encoding is %s)",
             encodings[c->encoding].name);
     size_t pairs = c->head_dim / 2;
-    double *before = xcalloc(pairs, 8), *after = xcalloc(pairs, 8), n = (double)s->ctx;
-    FILE *tsv = tsv_open("pair\twavelength\tscaled\tturns\tratio");
-    printf("%s, base %g, L %d, s %g, attention factor %g, at length %.0f\n"
-           " pair   wavelength       scaled  turns in L    ratio\n",
-           rope_methods[r->method].name, r->theta, r->orig_ctx, r->factor, attention_factor(r), n);
+    double *before = xcalloc(pairs, 8), *after = xcalloc(pairs, 8), n = s->ctx;
+    tsv_open("pair\twavelength\tscaled\tturns\tratio");
+    print_rope("RoPE", r);
+    printf(" pair   wavelength       scaled  turns in L    ratio   at length %.0f\n", n);
     for (size_t m = 0; m < pairs; m++) {
         before[m] = rope_none(r, c->head_dim, (int)m, n);
         after[m] = rope_methods[r->method].frequency(r, c->head_dim, (int)m, n);
@@ -4727,50 +4660,50 @@ static void run_rope(Session *s)
         double most = fmax(r->factor, n / r->orig_ctx), turns = r->orig_ctx / wave;
         printf("%5zu %12.1f %12.1f %11.3f %8.3f  %s\n", m, wave, scaled, turns, ratio,
                fabs(ratio - 1) < 1e-3 ? "kept" : ratio > 0.999 * most ? "interpolated" : "mixed");
-        tsv_row(tsv, "%zu\t%.6g\t%.6g\t%.6g\t%.6g\n", m, wave, scaled, turns, ratio);
+        fprintf(tsv, "%zu\t%.6g\t%.6g\t%.6g\t%.6g\n", m, wave, scaled, turns, ratio);
     }
+    tsv_close();
     printf("\nmean of cos(D theta) over pairs: how a score decays with the distance D\n"
            "%9s %8s %8s\n", "D", "trained", "scaled");
     for (double D = 1; D <= n; D *= 2) {
-        double share = score_decay(after, pairs, D);
-        printf("%9.0f %8.3f %8.3f", D, score_decay(before, pairs, D), share);
-        print_bar(share, 40);
+        double trained = 0, scaled = 0;
+        for (size_t m = 0; m < pairs; m++) {
+            trained += cos(D * before[m]) / pairs;
+            scaled += cos(D * after[m]) / pairs;
+        }
+        printf("%9.0f %8.3f %8.3f", D, trained, scaled);
+        print_bar(scaled, 40);
     }
-    tsv_close(tsv);
 }
 
 // --- bench --------------------------------------------------------------------------------------
 
-// Multiplications and additions for one token behind `seen` others, classifier left out.
-static double token_flops(const Config *c, double seen)
-{
-    double q = q_dim(c), weights = 2 * c->dim * (q + kv_dim(c)) + 3.0 * c->dim * c->hidden_dim;
-    return 2 * c->n_layers * (weights + 2 * q * seen);
-}
-
-// Prompt and decode speed with 0, 1/4, 1/2, 3/4 and (nearly) all of the context used.
+// With 0, 1/4, 1/2 and 3/4 of the context used: the speed of reading the next quarter, and that of
+// writing DECODED tokens.
 static void run_bench(Session *s)
 {
     enum { DECODED = 32 };
     const Config *c = &s->model.config;
-    size_t ctx = s->ctx, kv = 2 * c->n_layers * kv_dim(c) * s->state.cache.elem;
-    if (ctx < 4 * DECODED) die(EXIT_USAGE, "-c", "too short to measure (got %zu)", ctx);
-    int *ids = xcalloc(ctx, sizeof *ids);
+    size_t quarter = s->ctx / 4, kv = 2 * c->n_layers * kv_dim(c) * s->state.cache.elem;
+    // Multiplications and additions of a token, classifier left out, and of a token that it sees
+    double q = q_dim(c), weights = 2 * c->dim * (q + kv_dim(c)) + 3.0 * c->dim * c->hidden_dim;
+    double flops = 2 * c->n_layers * weights, seen_flops = 4 * c->n_layers * q;
+    if (quarter < DECODED) die(EXIT_USAGE, "-c", "too short to measure (got %lld)", s->ctx);
+    int *ids = xcalloc(quarter, sizeof *ids);
     uint64_t rng = seed_random(1);
-    for (size_t i = 0; i < ctx; i++) ids[i] = random_below(&rng, c->vocab_size);
+    for (size_t i = 0; i < quarter; i++) ids[i] = random_below(&rng, c->vocab_size);
     printf("%9s %12s %9s %12s %8s\n", "context", "prompt tok/s", "GFLOP/s", "decode tok/s", "GB/s");
-    for (size_t depth = 0; depth < ctx && !interrupted; depth += ctx / 4) {
-        size_t end = min_size(depth + ctx / 4, ctx - DECODED);
-        double n = (double)(end - depth), start = seconds();
-        s->pos = (int64_t)depth;
-        feed(s, ids + depth, end - depth);
-        double middle = seconds(), read = middle - start;
-        s->pos = (int64_t)depth;
-        for (int i = 0; i < DECODED && !interrupted; i++) next_logits(s, feed(s, ids + i, 1));
-        double made = (seconds() - middle) / DECODED;
-        printf("%9zu %12.1f %9.1f %12.1f %8.2f\n", depth, n / read,
-               token_flops(c, (double)(depth + end) / 2) * n / read / 1e9, 1 / made,
-               (double)(s->model.weight_bytes + kv * depth) / made / 1e9);
+    for (size_t depth = 0; depth < 4 * quarter && !interrupted; depth += quarter) {
+        double start = seconds();
+        s->pos = depth;
+        feed(s, ids, quarter);
+        double middle = seconds(), read = quarter / (middle - start);
+        s->pos = depth;
+        for (int i = 0; i < DECODED && !interrupted; i++) feed(s, ids + i, 1);
+        double made = DECODED / (seconds() - middle);
+        printf("%9zu %12.1f %9.1f %12.1f %8.2f\n", depth, read,
+               (flops + seen_flops * (depth + quarter / 2.0)) * read / 1e9, made,
+               (s->model.weight_bytes + kv * depth) * made / 1e9);
         fflush(stdout);
     }
 }
@@ -4790,18 +4723,10 @@ static void print_weights(const Model *m)
     }
     printf("weights       ");
     for (int i = 0; i < N_TENSOR_TYPES; i++) {
-        if (bytes[i]) printf("%s %.1f MB, ", tensor_types[i].name, (double)bytes[i] / 1e6);
+        if (bytes[i]) printf("%s %.1f MB, ", tensor_types[i].name, bytes[i] / 1e6);
         total += bytes[i];
     }
-    printf("together %.1f MB, %.1fM parameters\n", (double)total / 1e6, (double)parameters / 1e6);
-}
-
-static void print_rope(const char *what, const RopeConfig *r)
-{
-    printf("%-14s%s, base %g, L %d, factor %g, attention factor %g", what,
-           rope_methods[r->method].name, r->theta, r->orig_ctx, r->factor, attention_factor(r));
-    if (r->window) printf(", window %d", r->window);
-    printf("\n");
+    printf("together %.1f MB, %.1fM parameters\n", total / 1e6, parameters / 1e6);
 }
 
 // What the model is, and what a context of ctx tokens takes.
@@ -4813,8 +4738,8 @@ static void run_info(Session *s)
     Cache cache = {0};
     rope_resolve(&c.rope, c.train_ctx, s->ctx);
     rope_resolve(&c.local, c.train_ctx, s->ctx);
-    cache_layout(&cache, &c, s->ctx, opt.chunk, opt.exact || !strcmp(opt.kv, "f32"));
-    const ChatFormat *f = find_chat_format(&m->vocab, NULL);
+    cache_layout(&cache, &c, s->ctx, opt.chunk, opt.exact || opt.kv);
+    const ChatFormat *f = find_chat_format(&m->vocab);
     printf("architecture  %s\nlayers        %d, dim %d, hidden %d, %d heads (%d for keys) of %d\n",
            m->arch, c.n_layers, c.dim, c.hidden_dim, c.n_heads, c.n_kv_heads, c.head_dim);
     print_weights(m);
@@ -4831,8 +4756,7 @@ static void run_info(Session *s)
            f ? f->name : "unknown");
     double row = 2.0 * (c.dim + c.hidden_dim + q_dim(&c) + kv_dim(&c));
     printf("memory        %.1f MB file (mapped), %.1f MB KV cache at -c %lld, %.1f MB besides\n",
-           (double)m->size / 1e6, (double)cache.bytes / 1e6, (long long)s->ctx,
-           4 * (opt.chunk * row + c.vocab_size) / 1e6);
+           m->size / 1e6, cache.bytes / 1e6, s->ctx, 4 * (opt.chunk * row + c.vocab_size) / 1e6);
 }
 
 // ================================================================================================
@@ -4841,22 +4765,37 @@ static void run_info(Session *s)
 // One table says what every option is called, where its value goes and what it may be; the
 // parser, the range checks and the help text all come from it.
 
-typedef enum { O_FLAG, O_INT, O_LONG, O_FLOAT, O_TEXT } OptionKind;
-
-#define FLAG(field) O_FLAG, &opt.field, 0, 0
-#define INT(field, lo, hi) O_INT, &opt.field, lo, hi
-#define LONG(field, lo, hi) O_LONG, &opt.field, lo, hi
-#define FLOAT(field, lo, hi) O_FLOAT, &opt.field, lo, hi
-#define TEXT(field) O_TEXT, &opt.field, 0, 0
-
 static const struct {
+    const char *name;
+    void (*run)(Session *s);
+    enum { ENDLESS = 1, LENGTHS, NO_WEIGHTS, NO_STATE } kind;
+} modes[] = {
+    // ENDLESS where a window keeps memory constant; NO_STATE, whether or not it fits into memory
+    {"generate", run_generate, ENDLESS}, {"chat", run_chat, ENDLESS},
+    {"perplexity", run_perplexity, 0},   {"passkey", run_passkey, LENGTHS},
+    {"retrieval", run_retrieval, LENGTHS}, {"rope", run_rope, NO_WEIGHTS},
+    {"bench", run_bench, 0},             {"info", run_info, NO_STATE},
+};
+static const char *const kv_types[] = {"f16", "f32"};
+
+typedef struct {
     char letter; // 0: none
     const char *name;
-    OptionKind kind;
+    enum { O_FLAG, O_INT, O_LONG, O_FLOAT, O_TEXT, O_NAME } kind;
     void *to;
     double lo, hi;
-    const char *arg, *help;
-} option_table[] = {
+    Names names; // O_NAME: the value is the number of a row
+    const char *arg, *help; // NULL: the names are
+} Option;
+
+#define FLAG(field) O_FLAG, &opt.field, 0, 0, {0}
+#define INT(field, lo, hi) O_INT, &opt.field, lo, hi, {0}
+#define LONG(field, lo, hi) O_LONG, &opt.field, lo, hi, {0}
+#define FLOAT(field, lo, hi) O_FLOAT, &opt.field, lo, hi, {0}
+#define TEXT(field) O_TEXT, &opt.field, 0, 0, {0}
+#define NAME(field, table) O_NAME, &opt.field, 0, 0, NAMES(table)
+
+static const Option option_table[] = {
     {'i', "prompt", TEXT(prompt), "TEXT", "the text to continue; chat: first turn"},
     {'f', "file", TEXT(file), "PATH", "read it from a file, - is standard input"},
     {'n', "steps", LONG(steps, 0, 1e12), "N", "new tokens; 0: until the context is full"},
@@ -4866,19 +4805,16 @@ static const struct {
     {0, "min-p", FLOAT(sampler.min_p, 0, 1), "P", "drop tokens below P times the likeliest"},
     {0, "repeat-penalty", FLOAT(sampler.repeat_penalty, 0.1, 10), "R", "of the last 64 tokens"},
     {'s', "seed", LONG(seed, 0, 9e18), "N", "the same seed gives the same text"},
-    {'z', "tokenizer", TEXT(tokenizer), "PATH",
-     "default: tokenizer.bin beside the model or a folder up"},
-    {'m', "mode", TEXT(mode), "MODE",
-     "generate, chat, perplexity, passkey, retrieval, rope, bench, info"},
-    {0, "chat-format", TEXT(chat_format), "NAME",
-     "chatml, llama2, llama3, gemma, mistral, zephyr; default: the model's"},
+    {'z', "tokenizer", TEXT(tokenizer), "PATH", "default: tokenizer.bin beside the model or above"},
+    {'m', "mode", NAME(mode, modes), "MODE", NULL},
+    {0, "chat-format", NAME(chat_format, chat_formats), "NAME", NULL},
     {'y', "system", TEXT(system), "TEXT", "chat: the system's text"},
     {'c', "ctx", INT(ctx, 1, 1 << 28), "N", "context in tokens; default: as trained"},
     {'j', "threads", INT(threads, 1, 1024), "N", "default: processors that may be used"},
     {0, "chunk", INT(chunk, 1, 65536), "N", "tokens of a prompt read at once"},
-    {0, "kv", TEXT(kv), "f16|f32", "type of the KV cache"},
+    {0, "kv", NAME(kv, kv_types), "f16|f32", "type of the KV cache"},
     {0, "exact", FLAG(exact), "", "all activations and the KV cache in float32"},
-    {0, "rope-scaling", TEXT(scaling), "METHOD", "past the trained context; below"},
+    {0, "rope-scaling", NAME(rope.method, rope_methods), "METHOD", "to go past L; see below"},
     {0, "rope-factor", FLOAT(rope.factor, 1, 1e6), "S", "default: -c / L (dynamic: 1)"},
     {0, "rope-orig-ctx", INT(rope.orig_ctx, 1, 1 << 28), "L", "default: as trained"},
     {0, "rope-theta", FLOAT(rope.theta, 1.5, 1e12), "BASE", "default: the model's"},
@@ -4911,11 +4847,11 @@ static const char *given[COUNT(option_table)]; // the values on the command line
 static void print_help(void)
 {
     printf("usage: run CHECKPOINT [options]\n");
-    for (size_t i = 0; i < COUNT(option_table); i++) {
+    for (const Option *o = option_table; o < option_table + COUNT(option_table); o++) {
         char left[64], letter[8] = "    ";
-        if (option_table[i].letter) sprintf(letter, "-%c, ", option_table[i].letter);
-        snprintf(left, sizeof left, "%s--%s %s", letter, option_table[i].name, option_table[i].arg);
-        printf("  %-30s %s\n", left, option_table[i].help);
+        if (o->letter) sprintf(letter, "-%c, ", o->letter);
+        snprintf(left, sizeof left, "%s--%s %s", letter, o->name, o->arg);
+        printf("  %-30s %s\n", left, o->help ? o->help : list_names(o->names));
     }
     printf("--rope-scaling:\n");
     for (int i = 0; i < N_ROPE_METHODS; i++)
@@ -4925,16 +4861,16 @@ static void print_help(void)
         printf("  %-30s %s\n", encodings[i].name, encodings[i].what);
 }
 
-static void set_option(size_t i, const char *name, const char *value)
+static void set_option(const Option *o, const char *name, const char *value)
 {
-    double lo = option_table[i].lo, hi = option_table[i].hi;
-    void *to = option_table[i].to;
-    switch (option_table[i].kind) {
-    case O_FLAG: *(int *)to = 1; break;
-    case O_TEXT: *(const char **)to = value; break;
-    case O_FLOAT: *(double *)to = parse_float(name, value, lo, hi); break;
-    case O_INT: *(int *)to = (int)parse_int(name, value, lo, hi); break;
-    case O_LONG: *(long long *)to = parse_int(name, value, lo, hi); break;
+    if (o->to == &opt.rope.method && !strcmp(value, "pi")) value = "linear"; // as [PI] says
+    switch (o->kind) {
+    case O_FLAG: *(int *)o->to = 1; break;
+    case O_TEXT: *(const char **)o->to = value; break;
+    case O_FLOAT: *(double *)o->to = parse_float(name, value, o->lo, o->hi); break;
+    case O_INT: *(int *)o->to = (int)parse_int(name, value, o->lo, o->hi); break;
+    case O_LONG: *(long long *)o->to = parse_int(name, value, o->lo, o->hi); break;
+    case O_NAME: *(int *)o->to = parse_name(name, value, o->names); break;
     }
 }
 
@@ -4948,17 +4884,15 @@ static void parse_options(int argc, char **argv)
             continue;
         }
         if (value) *value++ = 0;
-        size_t i = 0;
-        for (; i < COUNT(option_table); i++)
-            if (arg[1] == '-' ? !strcmp(arg + 2, option_table[i].name)
-                              : arg[1] == option_table[i].letter && !arg[2]) break;
-        if (i == COUNT(option_table)) die(EXIT_USAGE, arg, "no such option; see run -h");
-        int flag = option_table[i].kind == O_FLAG;
-        if (flag && value) die(EXIT_USAGE, arg, "takes no value");
-        if (!flag && !value && !(value = argv[++a]))
-            die(EXIT_USAGE, arg, "needs a value (%s)", option_table[i].arg);
-        given[i] = flag ? "" : value;
-        set_option(i, arg, value);
+        const Option *o = option_table, *end = o + COUNT(option_table);
+        for (; o < end; o++)
+            if (arg[1] == '-' ? !strcmp(arg + 2, o->name) : arg[1] == o->letter && !arg[2]) break;
+        if (o == end) die(EXIT_USAGE, arg, "no such option; see run -h");
+        if (o->kind == O_FLAG && value) die(EXIT_USAGE, arg, "takes no value");
+        if (o->kind == O_FLAG) value = "";
+        else if (!value && !(value = argv[++a])) die(EXIT_USAGE, arg, "needs a value (%s)", o->arg);
+        given[o - option_table] = value;
+        set_option(o, arg, value);
     }
 }
 
@@ -5002,143 +4936,108 @@ static const float *read_factors(const char *path, size_t pairs)
     return list;
 }
 
-static int parse_method(const char *name)
-{
-    int i = !strcmp(name, "pi") ? ROPE_LINEAR : FIND_NAME(rope_methods, name);
-    if (i < 0) die(EXIT_USAGE, "--rope-scaling", "no such method (got '%s'); see run -h", name);
-    return i;
-}
-
-// Cuts "A:B" in two; returns B.
-static char *cut_pair(const char *option, char *pair)
-{
-    char *colon = strchr(pair, ':');
-    if (!colon) die(EXIT_USAGE, option, "want two numbers with a colon between (got '%s')", pair);
-    *colon = 0;
-    return colon + 1;
-}
-
-// The distance method of the command line, if any.
+// The distance method of the command line, if any: G:W, W:K or only W.
 static void set_distance(RopeConfig *r)
 {
-    const long long most = 1 << 28;
-    if (!!opt.self_extend + !!opt.leaky + !!r->near > 1)
-        die(EXIT_USAGE, "--self-extend, --rerope, --leaky-rerope", "only one of them can be used");
+    const char *option = opt.leaky ? "--leaky-rerope" : "--self-extend";
+    const char *pair = opt.leaky ? opt.leaky : opt.self_extend;
     if (r->near) r->distance = DIST_REROPE;
-    if (opt.self_extend) {
-        char *group = strdup(opt.self_extend), *near = cut_pair("--self-extend", group);
-        r->distance = DIST_SELF_EXTEND;
-        r->far = (double)parse_int("--self-extend", group, 1, most);
-        r->near = (int)parse_int("--self-extend", near, 1, most);
-    }
-    if (opt.leaky) {
-        char *near = strdup(opt.leaky), *step = cut_pair("--leaky-rerope", near);
-        r->distance = DIST_LEAKY;
-        r->near = (int)parse_int("--leaky-rerope", near, 1, most);
-        r->far = parse_float("--leaky-rerope", step, 1, (double)most);
-    }
-    if (r->sinks && !r->window) die(EXIT_USAGE, "--sinks", "needs --window");
-    if (r->sinks && r->distance != DIST_FULL)
-        die(EXIT_USAGE, "--sinks", "cannot be used with another distance method");
+    if (!pair) return;
+    char *first = strdup(pair), *second = strchr(first, ':');
+    if (!second) die(EXIT_USAGE, option, "want two numbers with a colon between (got '%s')", pair);
+    *second++ = 0;
+    r->distance = opt.leaky ? DIST_LEAKY : DIST_SELF_EXTEND;
+    r->near = (int)parse_int(option, opt.leaky ? first : second, 1, 1 << 28);
+    r->far = opt.leaky ? parse_float(option, second, 1, 1 << 28)
+                       : (double)parse_int(option, first, 1, 1 << 28);
 }
 
-// Refuses what means nothing for the model's encoding. user: what the command line says.
-static void check_encoding(const Config *c, const RopeConfig *user)
+// Refuses what means nothing, together or for the model's encoding. user: the command line's.
+static void check_rope(const Config *c, const RopeConfig *user)
 {
+    static const char distances[] = "--self-extend, --rerope, --leaky-rerope";
+    const RopeConfig *r = &c->rope;
     const char *name = encodings[c->encoding].name;
+    if (!r->method && user->factor > 0)
+        die(EXIT_USAGE, "--rope-factor", "needs --rope-scaling METHOD");
+    if (r->method == ROPE_LONGROPE && !(r->long_factors && r->short_factors))
+        die(EXIT_USAGE, "--rope-scaling longrope", "needs --long-factors and --short-factors");
+    if (!!opt.self_extend + !!opt.leaky + !!user->near > 1)
+        die(EXIT_USAGE, distances, "only one of them can be used");
+    if (r->sinks && !r->window) die(EXIT_USAGE, "--sinks", "needs --window");
+    if (r->sinks && r->distance)
+        die(EXIT_USAGE, "--sinks", "cannot be used with another distance method");
     if (is_rotary(c)) return;
     if (user->theta > 0 || user->attn_factor > 0)
         die(EXIT_USAGE, "--rope-theta, --rope-attn-factor", "the model does not rotate (its "
             "encoding is %s)", name);
-    if (c->rope.distance != DIST_FULL && !encodings[c->encoding].bias)
-        die(EXIT_USAGE, "--self-extend, --rerope, --leaky-rerope", "the model knows no distances "
-            "(its encoding is %s)", name);
-    if (c->rope.method > ROPE_LINEAR || (c->rope.method && !encodings[c->encoding].linear))
+    if (r->distance && !encodings[c->encoding].bias)
+        die(EXIT_USAGE, distances, "the model knows no distances (its encoding is %s)", name);
+    if (r->method > ROPE_LINEAR || (r->method && !encodings[c->encoding].linear))
         die(EXIT_USAGE, "--rope-scaling", "%s is not defined for the model's encoding (got %s)",
-            rope_methods[c->rope.method].name, name);
+            rope_methods[r->method].name, name);
 }
 
 // Lays the command line's position options over the checkpoint's, by setting them once more.
 static void set_rope(Config *c)
 {
     RopeConfig user = opt.rope, *r = &opt.rope;
-    int method = opt.scaling ? parse_method(opt.scaling) : c->rope.method;
-    *r = c->rope;
-    if (method != r->method) r->factor = r->attn_factor = 0; // the model's method ends here
-    r->method = method;
-    for (size_t i = 0; i < COUNT(given); i++)
-        if (given[i]) set_option(i, option_table[i].name, given[i]);
-    if (r->method == ROPE_NONE && user.factor > 0)
-        die(EXIT_USAGE, "--rope-factor", "needs --rope-scaling METHOD");
-    if (!r->window && !user.sinks) r->sinks = 0; // the model's, whose window was taken away
     size_t pairs = c->head_dim / 2;
+    *r = c->rope;
+    if (user.method >= 0 && user.method != r->method) r->factor = r->attn_factor = 0; // the model's
+    for (size_t i = 0; i < COUNT(given); i++)
+        if (given[i]) set_option(&option_table[i], option_table[i].name, given[i]);
+    if (!r->window && !user.sinks) r->sinks = 0; // the model's, whose window was taken away
     if (opt.long_factors) r->long_factors = read_factors(opt.long_factors, pairs);
     if (opt.short_factors) r->short_factors = read_factors(opt.short_factors, pairs);
-    if (r->method == ROPE_LONGROPE && !(r->long_factors && r->short_factors))
-        die(EXIT_USAGE, "--rope-scaling longrope", "needs --long-factors and --short-factors");
     set_distance(r);
     c->rope = *r;
-    check_encoding(c, &user);
+    check_rope(c, &user);
 }
 
 // The lengths to test, "A,B,C", or from an eighth of the context up; returns the longest.
-static int64_t set_lengths(int64_t ctx)
+static long long set_lengths(long long ctx)
 {
-    int64_t most = 0;
-    char *list = strdup(opt.lengths ? opt.lengths : ""), *save = NULL;
-    if (ctx < 32) die(EXIT_USAGE, "-c", "too short for a test (got %lld)", (long long)ctx);
-    for (char *s = strtok_r(list, ",", &save); s; s = strtok_r(NULL, ",", &save)) {
-        if (opt.n_lengths == 32) die(EXIT_USAGE, "--lengths", "more than 32 of them");
-        int64_t n = parse_int("--lengths", s, 32, opt.ctx ? opt.ctx : 1 << 28);
-        opt.length[opt.n_lengths++] = n;
-        most = n > most ? n : most;
+    if (ctx < 32) die(EXIT_USAGE, "-c", "too short for a test (got %lld)", ctx);
+    if (!opt.lengths) {
+        for (long long n = ctx < 256 ? ctx : ctx / 8; n <= ctx; n *= 2)
+            opt.length[opt.n_lengths++] = n;
+        return ctx;
     }
-    if (opt.lengths && !most) die(EXIT_USAGE, "--lengths", "none given");
-    if (most) return most;
-    for (int64_t n = ctx < 256 ? ctx : ctx / 8; n <= ctx; n *= 2) opt.length[opt.n_lengths++] = n;
-    return ctx;
+    size_t longest = 0;
+    for (char *list = strdup(opt.lengths); list;) {
+        if (opt.n_lengths == COUNT(opt.length)) die(EXIT_USAGE, "--lengths", "more than 32");
+        size_t n = parse_int("--lengths", strsep(&list, ","), 32, opt.ctx ? opt.ctx : 1 << 28);
+        opt.length[opt.n_lengths++] = n;
+        longest = max_size(longest, n);
+    }
+    return longest;
 }
-
-typedef struct {
-    const char *name;
-    void (*run)(Session *s);
-    int lengths; // tests texts of several lengths
-    int endless; // may go on for ever where a window keeps memory constant
-} Mode;
-
-static const Mode modes[] = {
-    {"generate", run_generate, 0, 1},   {"chat", run_chat, 0, 1},
-    {"perplexity", run_perplexity, 0, 0}, {"passkey", run_passkey, 1, 0},
-    {"retrieval", run_retrieval, 1, 0}, {"rope", run_rope, 0, 0},
-    {"bench", run_bench, 0, 0},         {"info", run_info, 0, 0},
-};
 
 // Which context the run uses: -c, else as trained; the longest length to be tested; or, where a
 // window keeps memory constant, as much as there is text.
-static int64_t choose_context(Config *c, const Mode *mode)
+static long long choose_context(Config *c)
 {
-    int64_t ctx = opt.ctx ? opt.ctx : c->train_ctx;
+    long long ctx = opt.ctx ? opt.ctx : c->train_ctx;
     int bounded = c->encoding == ENC_LEARNED && !opt.clamp_positions;
-    if (mode->lengths) ctx = set_lengths(ctx);
-    if (mode->endless && c->rope.window && !opt.ctx && !bounded) {
-        rope_resolve(&c->rope, c->train_ctx, ctx); // the factor is that of the trained context
-        ctx = 1 << 28;
-    }
-    return ctx;
+    if (modes[opt.mode].kind == LENGTHS) ctx = set_lengths(ctx);
+    if (modes[opt.mode].kind != ENDLESS || !c->rope.window || opt.ctx || bounded) return ctx;
+    rope_resolve(&c->rope, c->train_ctx, ctx); // the factor is that of the trained context
+    return 1 << 28;
 }
 
 // Learned positions end with their table. More context than trained without a method works with
 // RoPE, but the user should know.
-static void check_context(const Config *c, int64_t ctx)
+static void check_context(const Config *c, long long ctx)
 {
-    double last = (double)(ctx - 1) / position_stretch(c);
+    const RopeConfig *r = &c->rope;
+    double last = (ctx - 1) / position_stretch(c);
     if (c->encoding == ENC_LEARNED && !opt.clamp_positions && last >= c->rows)
         die(EXIT_USAGE, "-c", "past the model's learned positions (got %lld, want at most %d); "
-            "see --clamp-positions", (long long)ctx, c->rows);
-    if (c->encoding == ENC_ROPE && ctx > c->train_ctx && c->rope.method == ROPE_NONE &&
-        c->rope.distance == DIST_FULL && !c->rope.window)
+            "see --clamp-positions", ctx, c->rows);
+    if (c->encoding == ENC_ROPE && ctx > c->train_ctx && !r->method && !r->distance && !r->window)
         fprintf(stderr, "%s: context %lld is past the trained %d, where plain RoPE fails; try "
-                "--rope-scaling yarn\n", prog, (long long)ctx, c->train_ctx);
+                "--rope-scaling yarn\n", prog, ctx, c->train_ctx);
 }
 
 // Item 0 of the loading is the tokenizer. The others map the file's pages, a megabyte each, which
@@ -5149,32 +5048,29 @@ static void load_parts(void *arg, size_t begin, size_t end)
 {
     Session *s = arg;
     const Model *m = &s->model;
-    for (size_t i = begin; i < end; i++) {
-        size_t to = min_size(i * PIECE, m->size);
-        for (size_t at = i ? (i - 1) * PIECE : to; at < to; at += TOUCHED)
-            (void)*(const volatile uint8_t *)(m->map + at);
-        if (i) continue;
-        if (!opt.tokenizer && m->vocab.tokens.n)
-            tokenizer_from_vocab(&s->tokenizer, opt.checkpoint, &m->vocab);
-        else
-            tokenizer_load(&s->tokenizer, opt.tokenizer ? opt.tokenizer
-                                                        : find_tokenizer(opt.checkpoint),
-                           m->config.vocab_size);
-    }
+    const char *path = opt.tokenizer;
+    if (!begin && !path && m->vocab.tokens.n)
+        tokenizer_from_vocab(&s->tokenizer, m->path, &m->vocab);
+    else if (!begin)
+        tokenizer_load(&s->tokenizer, path ? path : find_tokenizer(m->path), m->config.vocab_size);
+    size_t at = (max_size(1, begin) - 1) * PIECE, to = min_size((end - 1) * PIECE, m->size);
+    for (; at < to; at += TOUCHED) (void)*(const volatile uint8_t *)(m->map + at);
 }
 
-static void open_session(Session *s, const Mode *mode)
+static void open_session(Session *s)
 {
+    int kind = modes[opt.mode].kind;
     model_load(&s->model, opt.checkpoint);
     Config *c = &s->model.config;
     set_rope(c);
-    s->ctx = choose_context(c, mode);
-    int info = mode->run == run_info; // whether or not it fits into memory
-    if (!info) pool_start(opt.threads ? opt.threads : processors());
-    int all = !info && mode->run != run_rope && s->model.size < available_memory();
-    parallel_for(1 + (all ? ceil_div(s->model.size, PIECE) : 0), 1, load_parts, s);
-    if (info) return;
-    state_init(&s->state, &s->model, s->ctx, opt.chunk, !strcmp(opt.kv, "f32"), opt.exact);
+    s->ctx = choose_context(c);
+    if (kind != NO_STATE) pool_start(opt.threads ? opt.threads : processors());
+    size_t mapped = kind < NO_WEIGHTS && s->model.size < available_memory() ? s->model.size : 0;
+    parallel_for(1 + ceil_div(mapped, PIECE), 1, load_parts, s);
+    s->text = opt.file ? read_text(opt.file, &s->len) : opt.prompt;
+    if (opt.prompt) s->len = strlen(opt.prompt);
+    if (kind == NO_STATE) return;
+    state_init(&s->state, &s->model, s->ctx, opt.chunk, opt.kv, opt.exact);
     check_context(&s->state.config, s->ctx);
     s->logits = xcalloc(c->vocab_size, 4);
     opt.sampler.rng = seed_random(opt.seed >= 0 ? opt.seed : (long long)time(NULL));
@@ -5186,22 +5082,18 @@ int main(int argc, char **argv)
     // A closed stdin, stdout or stderr must not become some file that is opened later.
     for (int fd = 0; fd >= 0 && fd < 3;) fd = open("/dev/null", O_RDONLY);
     static Session s;
+    struct sigaction action = {.sa_handler = on_interrupt}; // waiting for input ends, too
     parse_options(argc, argv);
     if (opt.help) print_help();
     else if (opt.version) puts("run 0.1");
-    if (!opt.help && !opt.version) {
+    else {
         if (!opt.checkpoint) die(EXIT_USAGE, "usage", "run CHECKPOINT [options]; see run -h");
-        int mode = FIND_NAME(modes, opt.mode);
-        if (mode < 0)
-            die(EXIT_USAGE, "--mode", "no such mode (got '%s'); see run -h", opt.mode);
-        if (strcmp(opt.kv, "f16") && strcmp(opt.kv, "f32"))
-            die(EXIT_USAGE, "--kv", "no such type (got '%s', want f16 or f32)", opt.kv);
         if (opt.prompt && opt.file) die(EXIT_USAGE, "--file", "cannot be used with --prompt");
-        open_session(&s, &modes[mode]);
-        s.text = opt.file ? read_text(opt.file, &s.len) : opt.prompt;
-        if (opt.prompt) s.len = strlen(opt.prompt);
-        catch_signals();
-        modes[mode].run(&s);
+        open_session(&s);
+        sigaction(SIGINT, &action, NULL);
+        sigaction(SIGTERM, &action, NULL);
+        signal(SIGPIPE, SIG_IGN); // a failed write will tell
+        modes[opt.mode].run(&s);
     }
     check_written(stdout, "stdout");
     return 0;

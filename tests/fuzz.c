@@ -35,10 +35,7 @@ static void write_seed(int target, const char *name, const uint8_t *data, size_t
     mkdir(path, 0777);
     snprintf(path, sizeof path, "%s/%s/%s", folder, targets[target].name, name);
     FILE *f = fopen(path, "wb");
-    int filled = target == find_target("gguf"); // see use_gguf()
-    if (filled) size = gguf_data_at;
-    if (!f || fwrite(data, 1, size, f) != size || (filled && fputc(FILL, f) != FILL) || fclose(f))
-        perror(path), exit(1);
+    if (!f || fwrite(data, 1, size, f) != size || fclose(f)) perror(path), exit(1);
 }
 
 static struct {
