@@ -260,14 +260,15 @@ static float half_to_float(uint16_t h)
 }
 
 // Float to half, to nearest even; too large a value becomes the largest half, not infinity, since
-// an infinite value in the cache would poison (0 * inf) even queries that cannot see it.
+// an infinite value in the cache would poison (0 * inf) even queries that cannot see it. Infinity
+// itself becomes NaN, so that a model with such weights is found out.
 static uint16_t float_to_half(float f)
 {
     uint32_t bits;
     memcpy(&bits, &f, 4);
     uint16_t sign = (uint16_t)(bits >> 16 & 0x8000);
     float a = fabsf(f);
-    if (a != a) return (uint16_t)(sign | 0x7e00);
+    if (!isfinite(f)) return (uint16_t)(sign | 0x7e00);
     if (a > 65504) a = 65504;
     if (a < 0x1p-14f) return (uint16_t)(sign | (uint16_t)lrintf(a * 0x1p24f)); // subnormal
     memcpy(&bits, &a, 4);
@@ -812,7 +813,7 @@ INLINE vf vload_half(const uint16_t *h)
 // LANES floats as halves, as float_to_half() does it.
 INLINE void vstore_half(uint16_t *h, vf v)
 {
-    v = vmax(vset(-65504), vmin(vset(65504), v)); // in this order, NaN stays NaN
+    v = vmax(vset(-65504), vmin(vset(65504), v)) + vset(0) * v; // infinity and NaN become NaN
 #if defined(__AVX512F__)
     _mm256_storeu_si256((__m256i *)h, _mm512_cvtps_ph((__m512)v, _MM_FROUND_TO_NEAREST_INT));
 #elif defined(__F16C__)
@@ -1465,7 +1466,7 @@ static void add_rows(float *x, const float *y, size_t n)
     for (size_t i = 0; i < n; i++) x[i] += y[i];
 }
 
-// -ln softmax(logits[n])[target], in nats.
+// -ln softmax(logits[n])[target], in nats; NaN if any logit is infinite or NaN.
 static double cross_entropy(const float *logits, size_t n, int target)
 {
     float max = logits[0];
@@ -1473,7 +1474,7 @@ static double cross_entropy(const float *logits, size_t n, int target)
     double sum = 0;
     for (size_t i = 0; i < n; i += LANES) {
         size_t left = min_size(LANES, n - i);
-        vf v = vexp(vload_part(logits + i, left) - vset(max));
+        vf x = vload_part(logits + i, left), v = vexp(x - vset(max)) + vset(0) * x;
         for (size_t l = 0; l < left; l++) sum += v[l];
     }
     return log(sum) + max - logits[target];
