@@ -4512,6 +4512,7 @@ static void add_loss(Sums *s, double nll, double bytes, double entropy)
 
 typedef struct {
     size_t n, from;             // of a window, predictions from..n-1 count
+    size_t fed;                 // tokens so far
     size_t n_buckets, n_windows;
     Sums bucket[BUCKETS], all, windows;
     double start;
@@ -4561,7 +4562,8 @@ static void score_window(Session *s, Perplexity *p, const int *ids)
             for (size_t r = 0; r < rows; r++)
                 add_prediction(s, p, ids, at + t + r, t + r, p->nll[r]);
         }
-        progress("tokens", p->start, (size_t)p->windows.n * p->n + at + step, p->n_windows * p->n);
+        p->fed += step;
+        progress("tokens", p->start, p->fed, p->n_windows * p->n);
     }
     if (at == p->n) add_loss(&p->windows, (p->all.nll - before) / (double)(at - p->from), 0, 0);
 }
@@ -4593,7 +4595,7 @@ static void print_perplexity(const Perplexity *p)
            sqrt(fmax(0, variance)), many ? "windows" : "the tokens of one window", exp(loss),
            bits_per_byte(&p->all));
     printf("%.0f windows, %.0f predictions, %.1f s, %.1f tok/s\n", fmax(1, p->windows.n), p->all.n,
-           took, fmax(1, p->windows.n) * (double)p->n / took);
+           took, (double)p->fed / took);
 }
 
 // Windows of as many tokens as the context has, each with its own BOS and an empty cache, side by
@@ -4926,7 +4928,7 @@ static double token_flops(const Config *c, double seen)
     return 2 * c->n_layers * (weights + 2 * q * seen);
 }
 
-// Prompt and decode speed with 0, 1/4, 1/2, 3/4 and (nearly) all of the context used.
+// Prompt and decode speed with 0, 1/4, 1/2 and 3/4 of the context used.
 static void run_bench(Session *s)
 {
     enum { DECODED = 32 };
@@ -4937,7 +4939,7 @@ static void run_bench(Session *s)
     uint64_t rng = seed_random(1);
     for (size_t i = 0; i < ctx; i++) ids[i] = random_below(&rng, c->vocab_size);
     printf("%9s %12s %9s %12s %8s\n", "context", "prompt tok/s", "GFLOP/s", "decode tok/s", "GB/s");
-    for (size_t depth = 0; depth < ctx && !interrupted; depth += ctx / 4) {
+    for (size_t depth = 0; depth + DECODED < ctx; depth += ctx / 4) {
         size_t end = min_size(depth + ctx / 4, ctx - DECODED);
         double n = (double)(end - depth), start = seconds();
         s->pos = (int64_t)depth;
@@ -4946,6 +4948,7 @@ static void run_bench(Session *s)
         s->pos = (int64_t)depth;
         for (int i = 0; i < DECODED && !interrupted; i++) next_logits(s, feed(s, ids + i, 1));
         double made = (seconds() - middle) / DECODED;
+        if (interrupted) return;
         printf("%9zu %12.1f %9.1f %12.1f %8.2f\n", depth, n / read,
                token_flops(c, (double)(depth + end) / 2) * n / read / 1e9, 1 / made,
                (double)(s->model.weight_bytes + kv * depth) / made / 1e9);
