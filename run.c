@@ -105,8 +105,10 @@ __attribute__((noreturn, format(printf, 3, 4))) static void die(int code, const 
     if (n > PATH_MAX + 63) n = PATH_MAX + 63;
     vsnprintf(line + n, sizeof line - (size_t)n, fmt, ap);
     va_end(ap);
-    for (char *c = line; *c; c++)
-        if (iscntrl((unsigned char)*c)) *c = '?';
+    for (char *c = line; *c; c++) {
+        int wide = *c == '\xc2' && (c[1] & 0xe0) == 0x80; // U+0080 to U+009F
+        if (wide || iscntrl((unsigned char)*c)) c[wide] = *c = '?';
+    }
     fprintf(stderr, "%s\n", line);
     if (unfinished) unlink(unfinished);
     exit(code);
@@ -4205,7 +4207,7 @@ typedef struct {
 
 static volatile sig_atomic_t interrupted;
 
-// The first Ctrl-C ends the text cleanly, the second ends the program, as SIGTERM does.
+// The first Ctrl-C ends the text cleanly, the second ends the program, as SIGTERM and SIGHUP do.
 static void on_interrupt(int sig)
 {
     int first = sig == SIGINT && !interrupted;
@@ -4216,13 +4218,15 @@ static void on_interrupt(int sig)
     raise(sig);
 }
 
-// A broken pipe shows as a failed write.
+// A broken pipe and a limit on files' sizes show as failed writes.
 static void catch_signals(void)
 {
     struct sigaction action = {.sa_handler = on_interrupt}; // waiting for input ends, too
     sigaction(SIGINT, &action, NULL);
     sigaction(SIGTERM, &action, NULL);
+    if (signal(SIGHUP, SIG_IGN) != SIG_IGN) sigaction(SIGHUP, &action, NULL); // not after nohup
     signal(SIGPIPE, SIG_IGN);
+    signal(SIGXFSZ, SIG_IGN);
 }
 
 // A line on stderr that replaces itself, when someone is there to see it and the work takes more
@@ -4468,7 +4472,7 @@ static FILE *tsv_open(const char *header)
 {
     struct stat st;
     if (!opt.tsv) return NULL;
-    if (lstat(opt.tsv, &st) || S_ISREG(st.st_mode))
+    if (*opt.tsv && (lstat(opt.tsv, &st) || S_ISREG(st.st_mode)))
         unfinished = strcat(strcpy(xcalloc(strlen(opt.tsv) + 5, 1), opt.tsv), ".tmp");
     FILE *f = fopen(unfinished ? unfinished : opt.tsv, "w");
     if (!f) die(EXIT_DATA, opt.tsv, "cannot write (%s)", strerror(errno));

@@ -31,6 +31,12 @@ says() {
     if grep -q -e "$1" "$tmp/err"; then ok; else bad "$2: want '$1' in: $(cat "$tmp/err")"; fi
 }
 
+# ended NAME STATUS WANT TEXT: it ended with that status, and the one line in $tmp/err holds TEXT.
+ended() {
+    if [ "$2" -eq "$3" ] && [ "$(wc -l < "$tmp/err")" -eq 1 ] && grep -q -e "$4" "$tmp/err"; then ok
+    else bad "$1: exit status $2, want $3 and '$4': $(head -c 300 "$tmp/err")"; fi
+}
+
 # works NAME ARGS...: run ARGS must succeed, with its output in $tmp/out.
 works() {
     name=$1
@@ -119,13 +125,21 @@ for at in 76 80 88 96 100 104 108 112; do
 done
 field "$tmp/v101.bin" 84 7 # longrope without its lists
 
-# Weights that are no numbers are said once, and nothing is sampled from them.
+# Weights that are no numbers are said once, and nothing is sampled from them, in any mode: one of
+# the classifier's, then the first of all keys' and of all values', which the cache must not hide.
 "$build/make_model" "$tmp/nan.bin" own_classifier=1 nan=1
 "$build/mutate" "$tmp/nan.bin" "$tmp/inf.bin" f32 $(($(wc -c < "$tmp/nan.bin") - 4)) inf
-for t in 0 1; do
-    for kind in nan inf; do
-        refused 1 "weight $kind, -t $t" "$tmp/$kind.bin" -n 5 -t $t -s 1
-        says "not finite" "weight $kind, -t $t"
+"$build/mutate" "$m" "$tmp/inf-k.bin" f32 533376 inf
+"$build/mutate" "$m" "$tmp/inf-v.bin" f32 537472 inf
+head -n 30 tests/heldout.txt > "$tmp/some"
+for kind in nan inf inf-k inf-v; do
+    for how in "-n 5 -t 0" "-n 5 -t 1 -s 1" "-m chat -i Hello" "-m perplexity -f $tmp/some -c 4" \
+               "-m passkey --lengths 64" "-m retrieval --lengths 96" "-m bench -c 200"; do
+        # shellcheck disable=SC2086 # the words of $how are options
+        "$run" "$tmp/$kind.bin" $how --rope-scaling linear --tsv "$tmp/nan.tsv" > "$tmp/out" \
+            2> "$tmp/err" < /dev/null
+        ended "weight $kind, $how" $? 1 "not finite"
+        if ls "$tmp"/nan.tsv* > "$tmp/out" 2>&1; then bad "$kind, $how: left a table"; else ok; fi
     done
 done
 
@@ -355,15 +369,13 @@ works "rope, yarn" "$m" -m rope --rope-scaling yarn -c 400
 works "info" "$m" -m info -c 600 --rope-scaling linear
 if grep -q '^memory .*-c 600' "$tmp/out"; then ok; else bad "info: $(cat "$tmp/out")"; fi
 refused 2 "bench, context too short" "$m" -m bench
-works "bench" "$m" -m bench -c 600 --rope-scaling linear
+for n in 128 257 600; do # 257: its quarters leave a rest
+    works "bench, -c $n" "$m" -m bench -c $n --rope-scaling linear
+    rows=$(wc -l < "$tmp/out")
+    if [ "$rows" -eq $((n == 128 ? 4 : 5)) ]; then ok; else bad "bench, -c $n: $rows lines"; fi
+done
 
 # ---- Resources and signals -----------------------------------------------------------------------
-
-# ended NAME STATUS WANT TEXT: it ended with that status, and the one line in $tmp/err holds TEXT.
-ended() {
-    if [ "$2" -eq "$3" ] && [ "$(wc -l < "$tmp/err")" -eq 1 ] && grep -q -e "$4" "$tmp/err"; then ok
-    else bad "$1: exit status $2, want $3 and '$4': $(head -c 300 "$tmp/err")"; fi
-}
 
 # wait_for FILE: until it is there and not empty, for a minute at most.
 wait_for() {
@@ -390,6 +402,11 @@ ended "broken pipe" "$(cat "$tmp/status")" 1 "run: stdout: cannot write"
 timeout 60 "$run" "$m" $endless > /dev/full 2> "$tmp/err"
 ended "full disk, endless text" $? 1 "run: stdout: cannot write"
 refused 1 "full disk under a table" "$m" -m perplexity -f "$tmp/prompt" -c 32 --tsv /dev/full
+refused 1 "a table without a name" "$m" -m passkey --lengths 64 --tsv ""
+(ulimit -f 1 && exec "$run" "$m" -m perplexity -f "$tmp/some" -c 32 --tsv "$tmp/c.tsv") \
+    > "$tmp/out" 2> "$tmp/err"
+ended "a table past the limit on files" $? 1 "c.tsv: cannot write"
+if ls "$tmp"/c.tsv* > "$tmp/out" 2>&1; then bad "the limit left $(cat "$tmp/out")"; else ok; fi
 if [ -c /dev/full ]; then ok; else bad "--tsv /dev/full: the device is gone"; fi
 : > "$tmp/linked"
 ln -s linked "$tmp/link"
@@ -402,6 +419,11 @@ timeout 60 "$run" "$tmp/fifo" > "$tmp/out" 2> "$tmp/err"
 ended "a pipe as model" $? 1 "that can be mapped"
 refused 1 "a name with control characters" "$(printf 'a\nb\033[2J')"
 says 'a?b?\[2J' "a name with control characters"
+refused 1 "a name with C1 control characters" "$(printf 'a\302\233b\303\251\302\200')"
+says 'a??b'"$(printf '\303\251')"'??:' "a name with C1 control characters"
+cp "$m" "$tmp/secret.bin"
+chmod 0 "$tmp/secret.bin"
+[ -r "$tmp/secret.bin" ] || refused 1 "a file that may not be read" "$tmp/secret.bin" # not as root
 head -c 2000000 /dev/zero | tr '\0' '!' > "$tmp/long"
 refused 1 "a prompt of a million tokens" "$m" -f "$tmp/long"
 says "want 96" "a prompt of a million tokens"
@@ -456,6 +478,49 @@ for how in "INT INT 130" "TERM 143"; do
     got=$?
     if [ $got -eq "${how##* }" ]; then ok; else bad "$how: exit status $got"; fi
     if ls "$tmp"/c.tsv* > "$tmp/out" 2>&1; then bad "$how: left $(cat "$tmp/out")"; else ok; fi
+done
+
+# The same in all modes at once: Ctrl-C once keeps what there is and makes up nothing; twice it ends
+# the program, as the other two do.
+for how in "INT 0" "INT INT 130" "TERM 143" "HUP 129"; do
+    [ "$how" = "HUP 129" ] && grep -q 'SigIgn:.*[13579bdf]$' /proc/self/status && continue # nohup
+    once="" chunk=60000 # longer than anyone waits
+    [ "$how" = "INT 0" ] && once=1 chunk=128
+    rm -f "$tmp"/all-*
+    set --
+    for mode in generate chat bench perplexity passkey retrieval; do
+        what="-f $tmp/long2 -c 60000"
+        case $mode in bench) what="-c 200000" ;; passkey | retrieval) what="--lengths 50000" ;; esac
+        # shellcheck disable=SC2086 # the words of $what are options
+        "$run" "$m" -m $mode $what -j 2 --chunk $chunk --rope-scaling linear \
+            --tsv "$tmp/all-$mode.tsv" > "$tmp/all-$mode" 2> "$tmp/err-$mode" &
+        set -- "$@" $!
+    done
+    for mode in perplexity passkey retrieval; do
+        tries=0
+        while [ ! -e "$tmp/all-$mode.tsv.tmp" ] && [ $tries -lt 600 ]; do
+            sleep 0.1
+            tries=$((tries + 1))
+        done
+    done
+    sleep 0.5
+    for signal in ${how% *}; do kill -"$signal" "$@"; sleep 0.1; done
+    for mode in generate chat bench perplexity passkey retrieval; do
+        wait "$1"
+        got=$?
+        shift
+        if [ $got -eq "${how##* }" ]; then ok
+        else bad "$how, $mode: exit status $got: $(head -c 200 "$tmp/err-$mode")"; fi
+    done
+    kept=$(cd "$tmp" && echo all-*.tsv*)
+    want="all-*.tsv*"
+    [ -z "$once" ] || want="all-passkey.tsv all-perplexity.tsv all-retrieval.tsv"
+    if [ "$kept" = "$want" ]; then ok; else bad "$how: kept $kept"; fi
+    [ -n "$once" ] || continue
+    if [ "$(wc -l < "$tmp/all-bench")" -le 1 ]; then ok; else bad "$how: a speed not measured"; fi
+    if tail -n 1 "$tmp/all-perplexity" |
+       awk '{ exit $3 == 0 || $7 * ($5 - 0.1) > $3 + 128 }'; then ok
+    else bad "$how: a speed not measured: $(tail -n 1 "$tmp/all-perplexity")"; fi
 done
 if command -v setsid > /dev/null; then
     setsid "$run" "$m" -i "Once" -n 5 -t 0 < /dev/null > "$tmp/out" 2> "$tmp/err"
