@@ -110,8 +110,11 @@ static void damage(int target, const char *name, const uint8_t *file, size_t siz
         size_t at = (size_t)(tokens - file) + 60, tensors = (size_t)(list - file) - 8;
         size_t head = tensors + 600;
         cut(target, file, size, head);
-        sweep(target, file, size, 4, at, 3, 8);
-        sweep(target, file, size, tensors, head, 3, 8);
+        size_t step = strchr("ac", *name) ? 1 : 3; // these two have all kinds of keys between them
+        for (size_t bytes = 4; bytes <= 8; bytes += 4) {
+            sweep(target, file, size, 4, at, step, bytes);
+            sweep(target, file, size, tensors, head, step, bytes);
+        }
     } else sweep(target, file, size, 0, min_size(size, 100), 1, min_size(size, 4));
     if (targets[target].use == use_tokenizer) cut_pieces(target, file, size);
     note_failures(before, "%s %s", targets[target].name, name);
