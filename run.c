@@ -151,6 +151,8 @@ static void *xrealloc(void *p, size_t n, size_t size)
     return p;
 }
 
+static char *copy_string(const char *s) { return strcpy(xrealloc(NULL, strlen(s) + 1, 1), s); }
+
 // Which row of a table has this name, or -1. Rows begin with their names.
 static int find_name(const void *table, size_t rows, size_t size, const char *name)
 {
@@ -4719,7 +4721,7 @@ static const char classic_filler[] = "The grass is green. The sky is blue. The s
 // The sentences of a text, in a copy of it; they end before a blank or with the line.
 static char **split_sentences(const char *text, size_t *n)
 {
-    char **list = NULL, *s = strdup(text);
+    char **list = NULL, *s = copy_string(text);
     for (*n = 0; *(s += strspn(s, " \t\r\n")); *n += 1) {
         list = xrealloc(list, *n + 1, sizeof *list);
         list[*n] = s;
@@ -5211,13 +5213,13 @@ static void set_distance(RopeConfig *r)
         die(EXIT_USAGE, "--self-extend, --rerope, --leaky-rerope", "only one of them can be used");
     if (r->near) r->distance = DIST_REROPE;
     if (opt.self_extend) {
-        char *group = strdup(opt.self_extend), *near = cut_pair("--self-extend", group);
+        char *group = copy_string(opt.self_extend), *near = cut_pair("--self-extend", group);
         r->distance = DIST_SELF_EXTEND;
         r->far = (double)parse_int("--self-extend", group, 1, most);
         r->near = (int)parse_int("--self-extend", near, 1, most);
     }
     if (opt.leaky) {
-        char *near = strdup(opt.leaky), *step = cut_pair("--leaky-rerope", near);
+        char *near = copy_string(opt.leaky), *step = cut_pair("--leaky-rerope", near);
         r->distance = DIST_LEAKY;
         r->near = (int)parse_int("--leaky-rerope", near, 1, most);
         r->far = parse_float("--leaky-rerope", step, 1, (double)most);
@@ -5270,7 +5272,7 @@ static void set_rope(Config *c)
 static int64_t set_lengths(int64_t ctx)
 {
     int64_t most = 0;
-    char *list = strdup(opt.lengths ? opt.lengths : ""), *save = NULL;
+    char *list = copy_string(opt.lengths ? opt.lengths : ""), *save = NULL;
     if (ctx < 32) die(EXIT_USAGE, "-c", "too short for a test (got %lld)", (long long)ctx);
     for (char *s = strtok_r(list, ",", &save); s; s = strtok_r(NULL, ",", &save)) {
         if (opt.n_lengths == 32) die(EXIT_USAGE, "--lengths", "more than 32 of them");

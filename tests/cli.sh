@@ -432,6 +432,15 @@ works "a prompt of 50 thousand bytes, small window" "$m" -f "$tmp/long2" --windo
 if (ulimit -v 500000 && "$run" --version) > "$tmp/out" 2>&1; then # not with sanitizers
     (ulimit -v 500000 && "$run" "$tmp/wide.bin" -c 100000) > "$tmp/out" 2> "$tmp/err"
     ended "a KV cache past the limit" $? 1 "run: memory: cannot"
+    yes "The cat sat." | head -c 4000000 > "$tmp/cats"
+    for kb in 8000 9000 10000 11000 12000 13000 14000 15000; do # more memory, step by step
+        (ulimit -v $kb &&
+         exec "$run" "$m" -j 1 -m passkey --lengths 64 --trials 1 --depths 1 -f "$tmp/cats") \
+            > "$tmp/out" 2> "$tmp/err"
+        got=$?
+        if [ $got -eq 0 ] || grep -q "^run: memory: cannot" "$tmp/err"; then ok
+        else bad "a text in $kb kB: exit status $got"; fi
+    done
 fi
 
 # The file shrinks between two turns.
