@@ -1823,7 +1823,7 @@ static void read_fields(Model *m, int from, int to)
     for (const Field *f = config_fields; f < config_fields + COUNT(config_fields); f++) {
         if (f->at < from || f->at >= to) continue;
         const uint8_t *p = m->map + f->at - (m->version ? 0 : 8);
-        double v = f->kind == 'i' ? read_i32(p) : read_f32(p);
+        double v = f->kind == 'i' ? (double)read_i32(p) : (double)read_f32(p);
         if (f->kind == 'i' || v != 0) set_field(m, f, f->name, v);
     }
 }

@@ -368,6 +368,11 @@ works "rope" "$m" -m rope
 works "rope, yarn" "$m" -m rope --rope-scaling yarn -c 400
 works "info" "$m" -m info -c 600 --rope-scaling linear
 if grep -q '^memory .*-c 600' "$tmp/out"; then ok; else bad "info: $(cat "$tmp/out")"; fi
+for n in 16777217 268435455; do # by way of a float they were rounded
+    "$build/mutate" "$m" "$tmp/odd.bin" i32 32 $n
+    works "info, trained on $n" "$tmp/odd.bin" -m info
+    if grep -q "^trained  *$n tokens" "$tmp/out"; then ok; else bad "trained on $n: $(cat "$tmp/out")"; fi
+done
 refused 2 "bench, context too short" "$m" -m bench
 for n in 128 257 600; do # 257: its quarters leave a rest
     works "bench, -c $n" "$m" -m bench -c $n --rope-scaling linear
