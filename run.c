@@ -4569,7 +4569,8 @@ static void score_window(Session *s, Perplexity *p, const int *ids)
                 add_prediction(s, p, ids, at + t + r, t + r, p->nll[r]);
         }
         p->fed += step;
-        progress("tokens", p->start, p->fed, p->n_windows * p->n);
+        size_t total = p->n_windows * p->n;
+        progress("tokens", p->start, interrupted ? total : p->fed, total);
     }
     if (at == p->n) add_loss(&p->windows, (p->all.nll - before) / (double)(at - p->from), 0, 0);
 }

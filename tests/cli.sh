@@ -536,6 +536,13 @@ for how in "INT 0" "INT INT 130" "TERM 143" "HUP 129"; do
        awk '{ exit $3 == 0 || $7 * ($5 - 0.1) > $3 + 128 }'; then ok
     else bad "$how: a speed not measured: $(tail -n 1 "$tmp/all-perplexity")"; fi
 done
+if command -v script > /dev/null; then # a terminal, where Ctrl-C clears the line of progress
+    { sleep 2; printf '\003'; sleep 1; } |
+        script -qc "$run $m -m perplexity -f $tmp/long2 -c 60000 -j 1" /dev/null > "$tmp/out" 2>&1
+    tr '\r' '\n' < "$tmp/out" | sed -n '/left^C$/{n;p;}' > "$tmp/err" # what comes next
+    if [ ! -s "$tmp/err" ] || grep -q '^.\[K     from' "$tmp/err"; then ok # none: too slow here
+    else bad "Ctrl-C at a terminal: $(tail -c 300 "$tmp/out")"; fi
+fi
 if command -v setsid > /dev/null; then
     setsid "$run" "$m" -i "Once" -n 5 -t 0 < /dev/null > "$tmp/out" 2> "$tmp/err"
     ended "no terminal" $? 0 "generated: 5"
