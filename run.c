@@ -93,7 +93,15 @@ static const char *prog = "run";
 enum { EXIT_DATA = 1, EXIT_USAGE = 2 }; // a bad file or system failure; a bad command line
 static char *unfinished;                // a file being written, removed if the program fails
 
-// One line whatever the names in it hold: control characters become '?'.
+// One line whatever the names in it hold: control characters, U+0080 to U+009F too, become '?'.
+static void make_printable(char *c)
+{
+    for (; *c; c++) {
+        int wide = *c == '\xc2' && (c[1] & 0xe0) == 0x80;
+        if (wide || iscntrl((unsigned char)*c)) c[wide] = *c = '?';
+    }
+}
+
 __attribute__((noreturn, format(printf, 3, 4))) static void die(int code, const char *what,
                                                                 const char *fmt, ...)
 {
@@ -105,10 +113,7 @@ __attribute__((noreturn, format(printf, 3, 4))) static void die(int code, const 
     if (n > PATH_MAX + 63) n = PATH_MAX + 63;
     vsnprintf(line + n, sizeof line - (size_t)n, fmt, ap);
     va_end(ap);
-    for (char *c = line; *c; c++) {
-        int wide = *c == '\xc2' && (c[1] & 0xe0) == 0x80; // U+0080 to U+009F
-        if (wide || iscntrl((unsigned char)*c)) c[wide] = *c = '?';
-    }
+    make_printable(line);
     fprintf(stderr, "%s\n", line);
     if (unfinished) unlink(unfinished);
     exit(code);
@@ -1878,8 +1883,10 @@ static const uint8_t *map_file(const char *path, size_t *size)
     void *map = mmap(NULL, *size, PROT_READ, MAP_PRIVATE, fd, 0);
     if (map == MAP_FAILED) die(EXIT_DATA, path, "cannot map (%s)", strerror(errno));
     close(fd);
-    snprintf(lost_text, sizeof lost_text, "%s: %s: shrank while in use, or cannot be read\n", prog,
+    snprintf(lost_text, sizeof lost_text - 1, "%s: %s: shrank while in use, or cannot be read", prog,
              path);
+    make_printable(lost_text);
+    strcat(lost_text, "\n");
     signal(SIGBUS, on_lost);
     return map;
 }

@@ -418,8 +418,13 @@ ln -s linked "$tmp/link"
 works "a table by a link" "$m" -m perplexity -f "$tmp/prompt" -c 32 --tsv "$tmp/link"
 if [ -h "$tmp/link" ]; then ok; else bad "--tsv replaced a link"; fi
 same "a table by a link" "$tmp/a.tsv" "$tmp/linked"
-
 mkfifo "$tmp/fifo"
+cat "$tmp/fifo" > "$tmp/piped" &
+works "a table by a pipe" "$m" -m perplexity -f "$tmp/prompt" -c 32 --tsv "$tmp/fifo"
+wait $!
+if [ -p "$tmp/fifo" ]; then ok; else bad "--tsv replaced a pipe"; fi
+same "a table by a pipe" "$tmp/a.tsv" "$tmp/piped"
+
 timeout 60 "$run" "$tmp/fifo" > "$tmp/out" 2> "$tmp/err"
 ended "a pipe as model" $? 1 "that can be mapped"
 refused 1 "a name with control characters" "$(printf 'a\nb\033[2J')"
@@ -449,18 +454,19 @@ if (ulimit -v 500000 && "$run" --version) > "$tmp/out" 2>&1; then # not with san
 fi
 
 # The file shrinks between two turns.
-cp "$m" "$tmp/shrinks.bin"
+shrinks=$tmp/$(printf 'shr\033inks.bin')
+cp "$m" "$shrinks"
 : > "$tmp/out"
-"$run" "$tmp/shrinks.bin" -m chat --window 50 -n 10 -t 0 < "$tmp/fifo" > "$tmp/out" 2> "$tmp/err" &
+"$run" "$shrinks" -m chat --window 50 -n 10 -t 0 < "$tmp/fifo" > "$tmp/out" 2> "$tmp/err" &
 pid=$!
 exec 3> "$tmp/fifo"
 echo "Hello" >&3
 wait_for "$tmp/out"
-: > "$tmp/shrinks.bin"
+: > "$shrinks"
 echo "Hello again" >&3
 exec 3>&-
 wait $pid
-ended "the model shrinks" $? 1 "shrinks.bin: shrank"
+ended "the model shrinks" $? 1 "shr?inks.bin: shrank"
 
 # Ctrl-C once ends the text, twice the program; neither leaves a part of a table.
 : > "$tmp/out"
