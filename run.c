@@ -1883,8 +1883,8 @@ static const uint8_t *map_file(const char *path, size_t *size)
     void *map = mmap(NULL, *size, PROT_READ, MAP_PRIVATE, fd, 0);
     if (map == MAP_FAILED) die(EXIT_DATA, path, "cannot map (%s)", strerror(errno));
     close(fd);
-    snprintf(lost_text, sizeof lost_text - 1, "%s: %s: shrank while in use, or cannot be read", prog,
-             path);
+    snprintf(lost_text, sizeof lost_text - 1, "%s: %s: shrank while in use, or cannot be read",
+             prog, path);
     make_printable(lost_text);
     strcat(lost_text, "\n");
     signal(SIGBUS, on_lost);
