@@ -1780,15 +1780,24 @@ static size_t table_size(const Config *c)
     }
 }
 
-// Kerple's r1, r2 and fire's c, T must be positive.
-static void check_table(const Model *m)
+static void check_floats(const Model *m, const char *what, const float *f, size_t n, double lo,
+                         double hi)
+{
+    for (size_t i = 0; i < n; i++) check_range(m, what, f[i], lo, hi);
+}
+
+// What the encoding learned, of which kerple's r1, r2 and fire's c, T must be positive, and the
+// factors. An infinite bias, say, would never show in the logits.
+static void check_tables(const Model *m)
 {
     const Config *c = &m->config;
-    int n = c->encoding == ENC_KERPLE ? 2 * c->n_heads : c->encoding == ENC_FIRE ? 2 : 0;
-    for (int i = 0; i < n; i++)
-        if (!(c->table[i] >= 1e-6f && c->table[i] <= 1e9f))
-            REFUSE(m, "number %d of the encoding's table (got %g, want 1e-6 to 1e9)", i,
-                   c->table[i]);
+    size_t n = table_size(c), half = c->head_dim / 2;
+    size_t above_0 = c->encoding == ENC_KERPLE ? n : c->encoding == ENC_FIRE ? 2 : 0;
+    check_floats(m, "the encoding's table", c->table, above_0, 1e-6, 1e9);
+    check_floats(m, "the encoding's table", c->table + above_0, n - above_0, -1e9, 1e9);
+    if (c->rope.method != ROPE_LONGROPE) return;
+    check_floats(m, "a short factor", c->rope.short_factors, half, 1e-6, 1e6);
+    check_floats(m, "a long factor", c->rope.long_factors, half, 1e-6, 1e6);
 }
 
 // Walks the whole file in its order; returns the extent. A version's order: e embeddings, a and f
@@ -1900,7 +1909,7 @@ static void load_checkpoint(Model *m)
     if (extent != m->size)
         REFUSE(m, "its size does not fit its header (got %zu bytes, want %zu)", m->size, extent);
     lay_out(m, m->map);
-    check_table(m);
+    check_tables(m);
     m->weight_bytes = m->size - (m->shared_classifier ? 0 : tensor_bytes(&m->tok_emb));
 }
 
@@ -2130,8 +2139,7 @@ static const float *take_factors(Gguf *g, const char *name)
 {
     size_t pairs = g->m->config.head_dim / 2;
     const float *f = (const float *)take_tensor(g, name, 1, pairs, 0).data;
-    for (size_t m = 0; f && m < pairs; m++)
-        if (!(f[m] > 0 && f[m] < 1e6f)) REFUSE(g->m, "%s (got %g)", name, f[m]);
+    check_floats(g->m, name, f, f ? pairs : 0, 1e-6, 1e6);
     return f;
 }
 
