@@ -94,7 +94,15 @@ static const char *prog = "run";
 enum { EXIT_DATA = 1, EXIT_USAGE = 2 }; // a bad file or system failure; a bad command line
 static char *unfinished;                // a file being written, removed if the program fails
 
-// One line whatever the names in it hold: control characters become '?'.
+// One line whatever the names in it hold: control characters, U+0080 to U+009F too, become '?'.
+static void make_printable(char *c)
+{
+    for (; *c; c++) {
+        int wide = *c == '\xc2' && (c[1] & 0xe0) == 0x80;
+        if (wide || iscntrl((unsigned char)*c)) c[wide] = *c = '?';
+    }
+}
+
 __attribute__((noreturn, format(printf, 3, 4))) static void die(int code, const char *what,
                                                                 const char *fmt, ...)
 {
@@ -104,8 +112,7 @@ __attribute__((noreturn, format(printf, 3, 4))) static void die(int code, const 
     va_start(ap, fmt);
     vsnprintf(line + n, sizeof line - (size_t)n, fmt, ap);
     va_end(ap);
-    for (char *c = line; *c; c++)
-        if (iscntrl((unsigned char)*c)) *c = '?';
+    make_printable(line);
     fflush(stdout);
     fprintf(stderr, "%s\n", line);
     if (unfinished) unlink(unfinished);
@@ -138,6 +145,8 @@ static void *xrealloc(void *p, size_t n, size_t size)
     if (!p) die(EXIT_DATA, "memory", "cannot allocate (want %zu x %zu bytes)", n, size);
     return p;
 }
+
+static char *copy_string(const char *s) { return strcpy(xrealloc(NULL, strlen(s) + 1, 1), s); }
 
 static double seconds(void)
 {
@@ -274,14 +283,15 @@ static float half_to_float(uint16_t h)
 }
 
 // Float to half, to nearest even; too large a value becomes the largest half, not infinity, since
-// an infinite value in the cache would poison (0 * inf) even queries that cannot see it.
+// an infinite value in the cache would poison (0 * inf) even queries that cannot see it. Infinity
+// itself becomes NaN, so that a model with such weights is found out.
 static uint16_t float_to_half(float f)
 {
     uint32_t bits;
     memcpy(&bits, &f, 4);
     uint16_t sign = (uint16_t)(bits >> 16 & 0x8000);
     float a = fabsf(f);
-    if (a != a) return (uint16_t)(sign | 0x7e00);
+    if (!isfinite(f)) return (uint16_t)(sign | 0x7e00);
     if (a > 65504) a = 65504;
     if (a < 0x1p-14f) return (uint16_t)(sign | (uint16_t)lrintf(a * 0x1p24f)); // subnormal
     memcpy(&bits, &a, 4);
@@ -754,7 +764,7 @@ INLINE vf half_to_vf(vh h)
 
 INLINE vh vf_to_half(vf v)
 {
-    v = vmax(vset(-65504), vmin(vset(65504), v)); // in this order, NaN stays NaN
+    v = vmax(vset(-65504), vmin(vset(65504), v)) + vset(0) * v; // infinity and NaN become NaN
 #if defined(MM)
     return (vh)MM(cvtps_ph)((mf)v, _MM_FROUND_TO_NEAREST_INT);
 #elif defined(__aarch64__)
@@ -1303,7 +1313,7 @@ static void add_rows(float *x, const float *y, size_t n)
     for (size_t i = 0; i < n; i++) x[i] += y[i];
 }
 
-// -ln softmax(logits[n])[target], in nats.
+// -ln softmax(logits[n])[target], in nats; NaN if any logit is infinite or NaN.
 static double cross_entropy(const float *logits, size_t n, int target)
 {
     float max = logits[0];
@@ -1311,7 +1321,7 @@ static double cross_entropy(const float *logits, size_t n, int target)
     double sum = 0;
     for (size_t i = 0; i < n; i += LANES) {
         size_t left = min_size(LANES, n - i);
-        vf v = vexp(vload_part(logits + i, left) - vset(max));
+        vf x = vload_part(logits + i, left), v = vexp(x - vset(max)) + vset(0) * x;
         for (size_t l = 0; l < left; l++) sum += v[l];
     }
     return log(sum) + max - logits[target];
@@ -1608,15 +1618,24 @@ static size_t table_size(const Config *c)
     }
 }
 
-// Kerple's r1, r2 and fire's c, T must be positive.
-static void check_table(const Model *m)
+static void check_floats(const Model *m, const char *what, const float *f, size_t n, double lo,
+                         double hi)
+{
+    for (size_t i = 0; i < n; i++) check_range(m, what, f[i], lo, hi);
+}
+
+// What the encoding learned, of which kerple's r1, r2 and fire's c, T must be positive, and the
+// factors. An infinite bias, say, would never show in the logits.
+static void check_tables(const Model *m)
 {
     const Config *c = &m->config;
-    int n = c->encoding == ENC_KERPLE ? 2 * c->n_heads : c->encoding == ENC_FIRE ? 2 : 0;
-    for (int i = 0; i < n; i++)
-        if (!(c->table[i] >= 1e-6f && c->table[i] <= 1e9f))
-            REFUSE(m, "number %d of the encoding's table (got %g, want 1e-6 to 1e9)", i,
-                   c->table[i]);
+    size_t n = table_size(c), half = c->head_dim / 2;
+    size_t above_0 = c->encoding == ENC_KERPLE ? n : c->encoding == ENC_FIRE ? 2 : 0;
+    check_floats(m, "the encoding's table", c->table, above_0, 1e-6, 1e9);
+    check_floats(m, "the encoding's table", c->table + above_0, n - above_0, -1e9, 1e9);
+    if (c->rope.method != ROPE_LONGROPE) return;
+    check_floats(m, "a short factor", c->rope.short_factors, half, 1e-6, 1e6);
+    check_floats(m, "a long factor", c->rope.long_factors, half, 1e-6, 1e6);
 }
 
 // Walks the whole file in its order; returns the extent. A version's order: e embeddings, a and f
@@ -1656,7 +1675,7 @@ static void read_fields(Model *m, int from, int to)
     for (const Field *f = config_fields; f < config_fields + COUNT(config_fields); f++) {
         if (f->at < from || f->at >= to) continue;
         const uint8_t *p = m->map + f->at - (m->version ? 0 : 8);
-        double v = f->kind == 'i' ? read_i32(p) : read_f32(p);
+        double v = f->kind == 'i' ? (double)read_i32(p) : (double)read_f32(p);
         if (f->kind == 'i' || v != 0) set_field(m, f, f->name, v);
     }
 }
@@ -1711,8 +1730,10 @@ static const uint8_t *map_file(const char *path, size_t *size)
     void *map = mmap(NULL, *size, PROT_READ, MAP_PRIVATE, fd, 0);
     if (map == MAP_FAILED) die(EXIT_DATA, path, "cannot map (%s)", strerror(errno));
     close(fd);
-    snprintf(lost_text, sizeof lost_text, "%s: %s: shrank while in use, or cannot be read\n", prog,
-             path);
+    snprintf(lost_text, sizeof lost_text - 1, "%s: %s: shrank while in use, or cannot be read",
+             prog, path);
+    make_printable(lost_text);
+    strcat(lost_text, "\n");
     signal(SIGBUS, on_lost);
     return map;
 }
@@ -1726,7 +1747,7 @@ static void load_checkpoint(Model *m)
     if (extent != m->size)
         REFUSE(m, "its size does not fit its header (got %zu bytes, want %zu)", m->size, extent);
     lay_out(m, m->map);
-    check_table(m);
+    check_tables(m);
     m->weight_bytes = m->size - (m->shared_classifier ? 0 : tensor_bytes(&m->tok_emb));
 }
 
@@ -1956,8 +1977,7 @@ static const float *take_factors(Gguf *g, const char *name)
 {
     size_t pairs = g->m->config.head_dim / 2;
     const float *f = (const float *)take_tensor(g, name, 1, pairs, 0).data;
-    for (size_t m = 0; f && m < pairs; m++)
-        if (!(f[m] > 0 && f[m] < 1e6f)) REFUSE(g->m, "%s (got %g)", name, f[m]);
+    check_floats(g->m, name, f, f ? pairs : 0, 1e-6, 1e6);
     return f;
 }
 
@@ -4043,13 +4063,24 @@ typedef struct {
 
 static volatile sig_atomic_t interrupted;
 
-// The first Ctrl-C ends the text cleanly, the second ends the program, as SIGTERM does.
+// The first Ctrl-C ends the text cleanly, the second ends the program, as SIGTERM and SIGHUP do.
 static void on_interrupt(int sig)
 {
     if (sig == SIGINT && !interrupted++) return;
     if (unfinished) unlink(unfinished);
     signal(sig, SIG_DFL);
     raise(sig);
+}
+
+// A broken pipe and a limit on files' sizes show as failed writes.
+static void catch_signals(void)
+{
+    struct sigaction action = {.sa_handler = on_interrupt}; // waiting for input ends, too
+    sigaction(SIGINT, &action, NULL);
+    sigaction(SIGTERM, &action, NULL);
+    if (signal(SIGHUP, SIG_IGN) != SIG_IGN) sigaction(SIGHUP, &action, NULL); // not after nohup
+    signal(SIGPIPE, SIG_IGN);
+    signal(SIGXFSZ, SIG_IGN);
 }
 
 // A line on stderr that replaces itself, when someone is there to see it and the work takes more
@@ -4248,7 +4279,7 @@ static void tsv_open(const char *header)
 {
     struct stat st;
     const char *path = opt.tsv ? opt.tsv : "/dev/null";
-    if (opt.tsv && (lstat(path, &st) || S_ISREG(st.st_mode)))
+    if (opt.tsv && *path && (lstat(path, &st) || S_ISREG(st.st_mode)))
         path = unfinished = strcat(strcpy(xcalloc(strlen(path) + 5, 1), path), ".tmp");
     tsv = fopen(path, "w");
     if (!tsv) die(EXIT_DATA, opt.tsv ? opt.tsv : path, "cannot write (%s)", strerror(errno));
@@ -4290,6 +4321,7 @@ static void add_loss(Sums *s, double nll, double bytes, double entropy)
 
 typedef struct {
     size_t n, from;             // of a window, predictions from..n-1 count
+    size_t fed;                 // tokens so far
     size_t n_buckets, n_windows;
     Sums bucket[BUCKETS], all, windows;
     double start;
@@ -4339,7 +4371,9 @@ static void score_window(Session *s, Perplexity *p, const int *ids)
                 add_prediction(s, p, ids, at + t + r, t + r, p->nll[r]);
         }
         check_written(tsv, opt.tsv); // not when all is measured
-        progress("tokens", p->start, (size_t)p->windows.n * p->n + at + step, p->n_windows * p->n);
+        p->fed += step;
+        size_t total = p->n_windows * p->n;
+        progress("tokens", p->start, interrupted ? total : p->fed, total);
     }
     if (at == p->n) add_loss(&p->windows, (p->all.nll - before) / (p->n - p->from), 0, 0);
 }
@@ -4368,7 +4402,7 @@ static void print_perplexity(const Perplexity *p)
            sqrt(fmax(0, variance)), many ? "windows" : "the tokens of one window", exp(loss),
            bits_per_byte(&p->all));
     printf("%.0f windows, %.0f predictions, %.1f s, %.1f tok/s\n", windows, p->all.n, took,
-           windows * p->n / took);
+           p->fed / took);
 }
 
 // Windows of as many tokens as the context has, each with its own BOS and an empty cache, side by
@@ -4620,7 +4654,7 @@ static void run_grids(Session *s, int first, int last)
                                   "Here we go. There and back again.";
     const Vocab *v = &s->model.vocab;
     Grid g = {.s = s, .kind = first, .format = v->chat.n ? find_chat_format(v) : NULL};
-    split_sentences(&g, strdup(s->text ? s->text : classic));
+    split_sentences(&g, copy_string(s->text ? s->text : classic));
     tsv_open("task\tlength\tdepth\ttrial\ttokens\tright\tanswer\tgot");
     for (; g.kind <= last && !interrupted; g.kind++) run_grid(&g);
     tsv_close();
@@ -4693,7 +4727,7 @@ static void run_bench(Session *s)
     uint64_t rng = seed_random(1);
     for (size_t i = 0; i < quarter; i++) ids[i] = random_below(&rng, c->vocab_size);
     printf("%9s %12s %9s %12s %8s\n", "context", "prompt tok/s", "GFLOP/s", "decode tok/s", "GB/s");
-    for (size_t depth = 0; depth < 4 * quarter && !interrupted; depth += quarter) {
+    for (size_t depth = 0; depth < 4 * quarter; depth += quarter) {
         double start = seconds();
         s->pos = depth;
         feed(s, ids, quarter);
@@ -4701,6 +4735,7 @@ static void run_bench(Session *s)
         s->pos = depth;
         for (int i = 0; i < DECODED && !interrupted; i++) feed(s, ids + i, 1);
         double made = DECODED / (seconds() - middle);
+        if (interrupted) return;
         printf("%9zu %12.1f %9.1f %12.1f %8.2f\n", depth, read,
                (flops + seen_flops * (depth + quarter / 2.0)) * read / 1e9, made,
                (s->model.weight_bytes + kv * depth) * made / 1e9);
@@ -4943,7 +4978,7 @@ static void set_distance(RopeConfig *r)
     const char *pair = opt.leaky ? opt.leaky : opt.self_extend;
     if (r->near) r->distance = DIST_REROPE;
     if (!pair) return;
-    char *first = strdup(pair), *second = strchr(first, ':');
+    char *first = copy_string(pair), *second = strchr(first, ':');
     if (!second) die(EXIT_USAGE, option, "want two numbers with a colon between (got '%s')", pair);
     *second++ = 0;
     r->distance = opt.leaky ? DIST_LEAKY : DIST_SELF_EXTEND;
@@ -5005,7 +5040,7 @@ static long long set_lengths(long long ctx)
         return ctx;
     }
     size_t longest = 0;
-    for (char *list = strdup(opt.lengths); list;) {
+    for (char *list = copy_string(opt.lengths); list;) {
         if (opt.n_lengths == COUNT(opt.length)) die(EXIT_USAGE, "--lengths", "more than 32");
         size_t n = parse_int("--lengths", strsep(&list, ","), 32, opt.ctx ? opt.ctx : 1 << 28);
         opt.length[opt.n_lengths++] = n;
@@ -5082,7 +5117,6 @@ int main(int argc, char **argv)
     // A closed stdin, stdout or stderr must not become some file that is opened later.
     for (int fd = 0; fd >= 0 && fd < 3;) fd = open("/dev/null", O_RDONLY);
     static Session s;
-    struct sigaction action = {.sa_handler = on_interrupt}; // waiting for input ends, too
     parse_options(argc, argv);
     if (opt.help) print_help();
     else if (opt.version) puts("run 0.1");
@@ -5090,9 +5124,7 @@ int main(int argc, char **argv)
         if (!opt.checkpoint) die(EXIT_USAGE, "usage", "run CHECKPOINT [options]; see run -h");
         if (opt.prompt && opt.file) die(EXIT_USAGE, "--file", "cannot be used with --prompt");
         open_session(&s);
-        sigaction(SIGINT, &action, NULL);
-        sigaction(SIGTERM, &action, NULL);
-        signal(SIGPIPE, SIG_IGN); // a failed write will tell
+        catch_signals();
         modes[opt.mode].run(&s);
     }
     check_written(stdout, "stdout");

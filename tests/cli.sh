@@ -31,6 +31,12 @@ says() {
     if grep -q -e "$1" "$tmp/err"; then ok; else bad "$2: want '$1' in: $(cat "$tmp/err")"; fi
 }
 
+# ended NAME STATUS WANT TEXT: it ended with that status, and the one line in $tmp/err holds TEXT.
+ended() {
+    if [ "$2" -eq "$3" ] && [ "$(wc -l < "$tmp/err")" -eq 1 ] && grep -q -e "$4" "$tmp/err"; then ok
+    else bad "$1: exit status $2, want $3 and '$4': $(head -c 300 "$tmp/err")"; fi
+}
+
 # works NAME ARGS...: run ARGS must succeed, with its output in $tmp/out.
 works() {
     name=$1
@@ -119,13 +125,41 @@ for at in 76 80 88 96 100 104 108 112; do
 done
 field "$tmp/v101.bin" 84 7 # longrope without its lists
 
-# Weights that are no numbers are said once, and nothing is sampled from them.
+# What an encoding learned, and factors: NaN and infinity there need not reach the logits.
+bad_end() { # WHAT BYTES-FROM-THE-END FIELDS...
+    what=$1 back=$2
+    shift 2
+    "$build/make_model" "$tmp/end.bin" version=101 "$@"
+    works "$what" "$tmp/end.bin" -i Once -n 1
+    at=$(($(wc -c < "$tmp/end.bin") - back))
+    for value in nan inf -inf; do
+        "$build/mutate" "$tmp/end.bin" "$tmp/bad.bin" f32 $at $value
+        refused 1 "$what, $value" "$tmp/bad.bin" -i Once -n 1
+    done
+}
+bad_end "t5's last bias" 4 encoding=5 rows=16 max_distance=60
+bad_end "kerple's r1" 32 encoding=7
+bad_end "fire's first weight" 784 encoding=8 # its table has 2 + 64 + 33 * 4 numbers
+bad_end "a learned position" 4 encoding=3 rows=96
+bad_end "shaw's last row" 4 encoding=9 rows=16
+bad_end "a long factor" 4 scaling=7
+bad_end "a short factor" 20 scaling=7
+
+# Weights that are no numbers are said once, and nothing is sampled from them, in any mode: one of
+# the classifier's, then the first of all keys' and of all values', which the cache must not hide.
 "$build/make_model" "$tmp/nan.bin" own_classifier=1 nan=1
 "$build/mutate" "$tmp/nan.bin" "$tmp/inf.bin" f32 $(($(wc -c < "$tmp/nan.bin") - 4)) inf
-for t in 0 1; do
-    for kind in nan inf; do
-        refused 1 "weight $kind, -t $t" "$tmp/$kind.bin" -n 5 -t $t -s 1
-        says "not finite" "weight $kind, -t $t"
+"$build/mutate" "$m" "$tmp/inf-k.bin" f32 533376 inf
+"$build/mutate" "$m" "$tmp/inf-v.bin" f32 537472 inf
+head -n 30 tests/heldout.txt > "$tmp/some"
+for kind in nan inf inf-k inf-v; do
+    for how in "-n 5 -t 0" "-n 5 -t 1 -s 1" "-m chat -i Hello" "-m perplexity -f $tmp/some -c 4" \
+               "-m passkey --lengths 64" "-m retrieval --lengths 96" "-m bench -c 200"; do
+        # shellcheck disable=SC2086 # the words of $how are options
+        "$run" "$tmp/$kind.bin" $how --rope-scaling linear --tsv "$tmp/nan.tsv" > "$tmp/out" \
+            2> "$tmp/err" < /dev/null
+        ended "weight $kind, $how" $? 1 "not finite"
+        if ls "$tmp"/nan.tsv* > "$tmp/out" 2>&1; then bad "$kind, $how: left a table"; else ok; fi
     done
 done
 
@@ -357,18 +391,18 @@ works "rope" "$m" -m rope
 works "rope, yarn" "$m" -m rope --rope-scaling yarn -c 400
 works "info" "$m" -m info -c 600 --rope-scaling linear
 if grep -q '^memory .*-c 600' "$tmp/out"; then ok; else bad "info: $(cat "$tmp/out")"; fi
+for n in 16777217 268435455; do # by way of a float they were rounded
+    "$build/mutate" "$m" "$tmp/odd.bin" i32 32 $n
+    works "info, trained on $n" "$tmp/odd.bin" -m info
+    if grep -q "^trained  *$n tokens" "$tmp/out"; then ok; else bad "trained on $n: $(cat "$tmp/out")"; fi
+done
 refused 2 "bench, context too short" "$m" -m bench
-works "bench" "$m" -m bench -c 600 --rope-scaling linear
-works "bench, a context that is not four quarters" "$m" -m bench -c 603 --rope-scaling linear
-if [ "$(wc -l < "$tmp/out")" -eq 5 ]; then ok; else bad "bench: $(cat "$tmp/out")"; fi
+for n in 128 257 600; do # 257: its quarters leave a rest
+    works "bench, -c $n" "$m" -m bench -c $n --rope-scaling linear
+    if [ "$(wc -l < "$tmp/out")" -eq 5 ]; then ok; else bad "bench, -c $n: $(cat "$tmp/out")"; fi
+done
 
 # ---- Resources and signals -----------------------------------------------------------------------
-
-# ended NAME STATUS WANT TEXT: it ended with that status, and the one line in $tmp/err holds TEXT.
-ended() {
-    if [ "$2" -eq "$3" ] && [ "$(wc -l < "$tmp/err")" -eq 1 ] && grep -q -e "$4" "$tmp/err"; then ok
-    else bad "$1: exit status $2, want $3 and '$4': $(head -c 300 "$tmp/err")"; fi
-}
 
 # wait_for FILE: until it is there and not empty, for a minute at most.
 wait_for() {
@@ -395,18 +429,33 @@ ended "broken pipe" "$(cat "$tmp/status")" 1 "run: stdout: cannot write"
 timeout 60 "$run" "$m" $endless > /dev/full 2> "$tmp/err"
 ended "full disk, endless text" $? 1 "run: stdout: cannot write"
 refused 1 "full disk under a table" "$m" -m perplexity -f "$tmp/prompt" -c 32 --tsv /dev/full
+refused 1 "a table without a name" "$m" -m passkey --lengths 64 --tsv ""
+(ulimit -f 1 && exec "$run" "$m" -m perplexity -f "$tmp/some" -c 32 --tsv "$tmp/c.tsv") \
+    > "$tmp/out" 2> "$tmp/err"
+ended "a table past the limit on files" $? 1 "c.tsv: cannot write"
+if ls "$tmp"/c.tsv* > "$tmp/out" 2>&1; then bad "the limit left $(cat "$tmp/out")"; else ok; fi
 if [ -c /dev/full ]; then ok; else bad "--tsv /dev/full: the device is gone"; fi
 : > "$tmp/linked"
 ln -s linked "$tmp/link"
 works "a table by a link" "$m" -m perplexity -f "$tmp/prompt" -c 32 --tsv "$tmp/link"
 if [ -h "$tmp/link" ]; then ok; else bad "--tsv replaced a link"; fi
 same "a table by a link" "$tmp/a.tsv" "$tmp/linked"
-
 mkfifo "$tmp/fifo"
+cat "$tmp/fifo" > "$tmp/piped" &
+works "a table by a pipe" "$m" -m perplexity -f "$tmp/prompt" -c 32 --tsv "$tmp/fifo"
+wait $!
+if [ -p "$tmp/fifo" ]; then ok; else bad "--tsv replaced a pipe"; fi
+same "a table by a pipe" "$tmp/a.tsv" "$tmp/piped"
+
 timeout 60 "$run" "$tmp/fifo" > "$tmp/out" 2> "$tmp/err"
 ended "a pipe as model" $? 1 "that can be mapped"
 refused 1 "a name with control characters" "$(printf 'a\nb\033[2J')"
 says 'a?b?\[2J' "a name with control characters"
+refused 1 "a name with C1 control characters" "$(printf 'a\302\233b\303\251\302\200')"
+says 'a??b'"$(printf '\303\251')"'??:' "a name with C1 control characters"
+cp "$m" "$tmp/secret.bin"
+chmod 0 "$tmp/secret.bin"
+[ -r "$tmp/secret.bin" ] || refused 1 "a file that may not be read" "$tmp/secret.bin" # not as root
 head -c 2000000 /dev/zero | tr '\0' '!' > "$tmp/long"
 refused 1 "a prompt of a million tokens" "$m" -f "$tmp/long"
 says "want 96" "a prompt of a million tokens"
@@ -415,23 +464,33 @@ works "a prompt of 50 thousand bytes, small window" "$m" -f "$tmp/long2" --windo
 if (ulimit -v 500000 && "$run" --version) > "$tmp/out" 2>&1; then # not with sanitizers
     (ulimit -v 500000 && "$run" "$tmp/wide.bin" -c 100000) > "$tmp/out" 2> "$tmp/err"
     ended "a KV cache past the limit" $? 1 "run: memory: cannot"
+    yes "The cat sat." | head -c 4000000 > "$tmp/cats"
+    for kb in 8000 9000 10000 11000 12000 13000 14000 15000; do # more memory, step by step
+        (ulimit -v $kb &&
+         exec "$run" "$m" -j 1 -m passkey --lengths 64 --trials 1 --depths 1 -f "$tmp/cats") \
+            > "$tmp/out" 2> "$tmp/err"
+        got=$?
+        if [ $got -eq 0 ] || grep -q "^run: memory: cannot" "$tmp/err"; then ok
+        else bad "a text in $kb kB: exit status $got"; fi
+    done
 fi
 
 # The file shrinks between two turns.
-cp "$m" "$tmp/shrinks.bin"
+shrinks=$tmp/$(printf 'shr\033inks.bin')
+cp "$m" "$shrinks"
 : > "$tmp/out"
-"$run" "$tmp/shrinks.bin" -m chat --window 50 -n 10 -t 0 < "$tmp/fifo" > "$tmp/out" 2> "$tmp/err" &
+"$run" "$shrinks" -m chat --window 50 -n 10 -t 0 < "$tmp/fifo" > "$tmp/out" 2> "$tmp/err" &
 pid=$!
 exec 3> "$tmp/fifo"
 echo "Hello" >&3
 wait_for "$tmp/out"
-: > "$tmp/shrinks.bin"
+: > "$shrinks"
 echo "Hello again" >&3
 exec 3>&-
 wait $pid
-ended "the model shrinks" $? 1 "shrinks.bin: shrank"
+ended "the model shrinks" $? 1 "shr?inks.bin: shrank"
 
-# Ctrl-C once ends the text, twice the program; neither leaves a part of a table.
+# Ctrl-C once ends the text.
 : > "$tmp/out"
 # shellcheck disable=SC2086
 "$run" "$m" $endless > "$tmp/out" 2> "$tmp/err" &
@@ -449,19 +508,56 @@ kill -INT $pid
 wait $pid
 ended "Ctrl-C in chat" $? 0 "generated: 0"
 exec 3>&-
-for how in "INT INT 130" "TERM 143"; do
-    rm -f "$tmp/c.tsv"*
-    "$run" "$m" -m perplexity -f "$tmp/long" -c 60000 --chunk 60000 --tsv "$tmp/c.tsv" \
-        > "$tmp/out" 2> "$tmp/err" &
-    pid=$!
-    tries=0
-    while [ ! -e "$tmp/c.tsv.tmp" ] && [ $tries -lt 600 ]; do sleep 0.1; tries=$((tries + 1)); done
-    for signal in ${how% *}; do kill -"$signal" $pid; sleep 0.1; done
-    wait $pid
-    got=$?
-    if [ $got -eq "${how##* }" ]; then ok; else bad "$how: exit status $got"; fi
-    if ls "$tmp"/c.tsv* > "$tmp/out" 2>&1; then bad "$how: left $(cat "$tmp/out")"; else ok; fi
+
+# The same in all modes at once: Ctrl-C once keeps what there is and makes up nothing; again it ends
+# the program (more than twice, as two may arrive as one), as the other two do.
+for how in "INT 0" "INT INT INT INT 130" "TERM 143" "HUP 129"; do
+    [ "$how" = "HUP 129" ] && grep -q 'SigIgn:.*[13579bdf]$' /proc/self/status && continue # nohup
+    once="" chunk=60000 # longer than anyone waits
+    [ "$how" = "INT 0" ] && once=1 chunk=128
+    rm -f "$tmp"/all-*
+    set --
+    for mode in generate chat bench perplexity passkey retrieval; do
+        what="-f $tmp/long2 -c 60000"
+        case $mode in bench) what="-c 200000" ;; passkey | retrieval) what="--lengths 50000" ;; esac
+        # shellcheck disable=SC2086 # the words of $what are options
+        "$run" "$m" -m $mode $what -j 2 --chunk $chunk --rope-scaling linear \
+            --tsv "$tmp/all-$mode.tsv" > "$tmp/all-$mode" 2> "$tmp/err-$mode" &
+        set -- "$@" $!
+    done
+    for mode in perplexity passkey retrieval; do
+        tries=0
+        while [ ! -e "$tmp/all-$mode.tsv.tmp" ] && [ $tries -lt 600 ]; do
+            sleep 0.1
+            tries=$((tries + 1))
+        done
+    done
+    sleep 0.5
+    for signal in ${how% *}; do kill -"$signal" "$@" 2> /dev/null; sleep 0.3; done
+    for mode in generate chat bench perplexity passkey retrieval; do
+        wait "$1"
+        got=$?
+        shift
+        if [ $got -eq "${how##* }" ]; then ok
+        else bad "$how, $mode: exit status $got: $(head -c 200 "$tmp/err-$mode")"; fi
+    done
+    kept=$(cd "$tmp" && echo all-*.tsv*)
+    want="all-*.tsv*"
+    [ -z "$once" ] || want="all-passkey.tsv all-perplexity.tsv all-retrieval.tsv"
+    if [ "$kept" = "$want" ]; then ok; else bad "$how: kept $kept"; fi
+    [ -n "$once" ] || continue
+    if [ "$(wc -l < "$tmp/all-bench")" -le 1 ]; then ok; else bad "$how: a speed not measured"; fi
+    if tail -n 1 "$tmp/all-perplexity" |
+       awk '{ exit $3 == 0 || $7 * ($5 - 0.1) > $3 + 128 }'; then ok
+    else bad "$how: a speed not measured: $(tail -n 1 "$tmp/all-perplexity")"; fi
 done
+if command -v script > /dev/null; then # a terminal, where Ctrl-C clears the line of progress
+    { sleep 2; printf '\003'; sleep 1; } |
+        script -qc "$run $m -m perplexity -f $tmp/long2 -c 60000 -j 1" /dev/null > "$tmp/out" 2>&1
+    tr '\r' '\n' < "$tmp/out" | sed -n '/left^C$/{n;p;}' > "$tmp/err" # what comes next
+    if [ ! -s "$tmp/err" ] || grep -q '^.\[K     from' "$tmp/err"; then ok # none: too slow here
+    else bad "Ctrl-C at a terminal: $(tail -c 300 "$tmp/out")"; fi
+fi
 if command -v setsid > /dev/null; then
     setsid "$run" "$m" -i "Once" -n 5 -t 0 < /dev/null > "$tmp/out" 2> "$tmp/err"
     ended "no terminal" $? 0 "generated: 5"

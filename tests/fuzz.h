@@ -176,7 +176,7 @@ static void load_input(void (*load)(Model *), const uint8_t *data, size_t size, 
     model.path = "fuzz";
     uint8_t *file = track(NULL, malloc(size + fill ? size + fill : 1));
     memcpy(file, data, size);
-    memset(file + size, 0x2c, fill); // a small number in every type
+    memset(file + size, 0x3c, fill); // 0.01 in f32, 1.06 in f16
     model.map = file;
     model.size = size + fill;
     load(&model);

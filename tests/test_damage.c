@@ -16,19 +16,27 @@ static int attempt(int target, const uint8_t *data, size_t size)
     return got;
 }
 
-// Every cut and, for checkpoints, every extension must be refused. header: its bytes.
+// Every cut, at each byte of the header and some behind it, and, for checkpoints, every extension
+// must be refused. header: its bytes.
 static void cut(int target, const uint8_t *file, size_t size, size_t header)
 {
     int accepted = 0;
-    size_t step = max_size(1, header / 800), behind = (size - header) / 61 + 1;
-    for (size_t n = 4; n < size; n += n < 512 ? 1 : n < header ? step : behind)
-        accepted += !attempt(target, file, n);
+    size_t behind = (size - header) / 61 + 1;
+    for (size_t n = 4; n < size; n += n < header ? 1 : behind) accepted += !attempt(target, file, n);
     uint8_t *longer = xcalloc(size + 4096, 1);
     memcpy(longer, file, size);
     for (size_t more = 1; more <= 4096 && target == CHECKPOINT; more *= 4)
         accepted += !attempt(target, longer, size + more);
     free(longer);
     CHECK_INT(accepted, 0);
+}
+
+// A tokenizer cut anywhere is refused, unless it is one of fewer pieces with all bytes among them.
+static void cut_pieces(int target, const uint8_t *file, size_t size)
+{
+    int accepted = 0;
+    for (size_t n = 0; n < size; n++) accepted += !attempt(target, file, n);
+    CHECK_INT(accepted, 300 - 259);
 }
 
 static const uint64_t edges[] = {0, 1, (uint64_t)-1, INT_MAX, 0x80000000, 1 << 16, 1 << 24, 65537,
@@ -102,9 +110,13 @@ static void damage(int target, const char *name, const uint8_t *file, size_t siz
         size_t at = (size_t)(tokens - file) + 60, tensors = (size_t)(list - file) - 8;
         size_t head = tensors + 600;
         cut(target, file, size, head);
-        sweep(target, file, size, 4, at, 3, 8);
-        sweep(target, file, size, tensors, head, 3, 8);
+        size_t step = strchr("ac", *name) ? 1 : 3; // these two have all kinds of keys between them
+        for (size_t bytes = 4; bytes <= 8; bytes += 4) {
+            sweep(target, file, size, 4, at, step, bytes);
+            sweep(target, file, size, tensors, head, step, bytes);
+        }
     } else sweep(target, file, size, 0, min_size(size, 100), 1, min_size(size, 4));
+    if (targets[target].use == use_tokenizer) cut_pieces(target, file, size);
     note_failures(before, "%s %s", targets[target].name, name);
 }
 
