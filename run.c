@@ -2255,9 +2255,8 @@ static void model_load(Model *m, const char *path)
 //   1  added to the embedding, before the first layer: the absolute position p
 //   2  by rotating q and k: the score becomes a function of the distance D = i - j
 //   3  added to the score, after 1 / sqrt(head_dim): a function of D, with no part in q and k
-// The table `encodings` at the end of this section has one row for each encoding, and says which
-// of the three it uses; another encoding is one more function and one more row. The rest of the
-// program asks the table and does not know the encodings by name.
+// The table `encodings` at the end of this section says which of them each encoding uses; another
+// encoding is one more function and one more row.
 //
 // --- Place 2: rotation --------------------------------------------------------------------------
 //
@@ -2275,19 +2274,19 @@ static void model_load(Model *m, const char *path)
 
 enum { TILE = 64 };
 
-// The angles of one set of frequencies, under the near map and the far map (section 9): map 0
-// and 1 below. c and s are cosines and sines, side by side as float arrays.
+// Complex numbers are arrays [2][pairs] here: all real parts (cosines), then all imaginary parts.
+
+// The angles of one set of frequencies, under the near and the far map (section 9).
 typedef struct {
-    int epoch;            // which frequencies these are (section 9)
-    double *freq;         // [pairs], radians per token; NULL: none yet
-    float *decay;         // [pairs], ln zeta_m / 512 a token: 0 but for xPos
-    float *key[2];        // [2][pairs][TILE]: cos, sin of r * step * theta_m
-    float *tile[2];       // [n_slots][2][pairs]: cos, sin of B(t0) * theta_m
-    int64_t *slot_tile;   // [n_slots]: the tile whose phases are there, -1: none
+    int epoch;          // which frequencies these are (section 9)
+    double *freq;       // [pairs], radians per token; NULL: none yet
+    float *decay;       // [pairs], ln zeta_m / 512 a token: 0 but for xPos
+    float *key[2];      // [2][pairs][TILE]: exp(i r step theta_m)
+    float *tile[2];     // [n_slots][2][pairs]: exp(i B(t0) theta_m)
+    int64_t *slot_tile; // [n_slots]: the tile whose phases are there, -1: none
 } Angles;
 
-// q, k and phases are arrays [2][pairs]: all real parts, then all imaginary parts. Projections give
-// a head x[head_dim] as pairs (2m, 2m + 1), or (m, m + pairs) already.
+// Projections give the pairs of a head as (2m, 2m + 1), or as (m, m + pairs) already.
 static void split_pairs(const Config *c, const float *x, float *out)
 {
     size_t pairs = c->head_dim / 2;
@@ -2307,7 +2306,7 @@ static void fill_phases(const double *freq, size_t pairs, double position, doubl
     }
 }
 
-// Key table of one map, [2][pairs][TILE]: zeta_m^(-r step / 512) exp(i r step theta_m) for r < TILE.
+// Key table of one map, [2][pairs][TILE]: zeta_m^(-r step / 512) exp(i r step theta_m), r < TILE.
 static void fill_key_table(const Angles *a, size_t pairs, double step, float *table)
 {
     for (size_t m = 0; m < pairs; m++)
@@ -2318,7 +2317,7 @@ static void fill_key_table(const Angles *a, size_t pairs, double step, float *ta
         }
 }
 
-// out = x * phases, or x * conj(phases) with sign = -1; all [2][pairs].
+// out = x * phases, or x * conj(phases) with sign = -1
 static void rotate(const float *x, const float *phases, float sign, size_t pairs, float *out)
 {
     for (size_t m = 0; m < pairs; m += LANES) {
@@ -2334,8 +2333,8 @@ static void rotate(const float *x, const float *phases, float sign, size_t pairs
 // xPos lets pair m fade with the distance: its part of the score times zeta_m^(D / 512), so that
 // fast pairs, whose angle says nothing about far keys, are heard from near ones only. The published
 // form scales q by zeta^(i/512) and k by zeta^(-j/512), which overflows floats after some 30
-// thousand tokens; here the key's part is relative to its tile (in the key table) and q fades by
-// the distance D from there. [xPos] eq. 13
+// thousand tokens; here the key's part is relative to its tile (in the key table), and q fades by
+// its distance from there. [xPos] eq. 13
 static double xpos_decay(int head_dim, int m)
 {
     return log((2.0 * m / head_dim + 0.4) / 1.4) / 512;
@@ -2355,8 +2354,6 @@ static void fade(float *q, const float *decay, float D, size_t pairs)
 // --- Place 1: added to the embedding ------------------------------------------------------------
 //
 // x[dim] += a vector for position p, which linear interpolation (section 9) makes a fraction.
-
-typedef void (*AddEmbedding)(const Config *c, double p, float *x);
 
 // PE[2i] = sin(p / 10000^(2i/dim)), PE[2i+1] = cos of the same. [Sin] 3.5
 static void add_sinusoidal(const Config *c, double p, float *x)
@@ -2391,8 +2388,6 @@ typedef struct {
     int64_t i;             // its position
     const float *q;        // [2][pairs]; scaled as the score is
 } Query;
-
-typedef void (*AddBias)(const Query *q, const float *D, float *score);
 
 // ln x for x >= 1, by lanes: x = 2^n f, 1/sqrt 2 <= f < sqrt 2, and with t = (f - 1) / (f + 1)
 // ln f = 2 (t + t^3/3 + t^5/5 + ...). Error below 2e-7 of the result or of 1.
@@ -2500,9 +2495,9 @@ static void bias_shaw(const Query *q, const float *D, float *score)
 
 static const struct {
     const char *name, *what;
-    AddEmbedding add;                   // place 1, or NULL
-    int rotates;                        // place 2
-    AddBias bias;                       // place 3, or NULL
+    void (*add)(const Config *c, double p, float *x);           // place 1, or NULL
+    int rotates;                                                // place 2
+    void (*bias)(const Query *q, const float *D, float *score); // place 3, or NULL
     float *(*prepare)(const Config *c); // what bias wants worked out once, or NULL
     int linear;                         // does --rope-scaling linear mean something?
 } encodings[N_ENCODINGS] = {
@@ -2528,10 +2523,6 @@ static const struct {
 //
 // Frequencies: one function a method, all of one shape: the frequency of pair m at current length
 // n. The attention loop does not know which was chosen.
-
-typedef double (*RopeFrequency)(const RopeConfig *r, int head_dim, int m, double n);
-typedef double (*RopeAttention)(const RopeConfig *r);
-typedef enum { NEVER, ONCE, ALWAYS } Changes;
 
 // theta_m = base^(-2m/d), [RoPE] 3.2.2
 static double frequency(double base, int head_dim, int m)
@@ -2622,9 +2613,9 @@ static double longrope_attention(const RopeConfig *r)
 
 static const struct {
     const char *name, *what;
-    RopeFrequency frequency;
-    RopeAttention attention; // NULL: a = 1
-    Changes changes;         // whether the frequencies change once n > L
+    double (*frequency)(const RopeConfig *r, int head_dim, int m, double n);
+    double (*attention)(const RopeConfig *r); // NULL: a = 1
+    enum { NEVER, ONCE, ALWAYS } changes;     // of the frequencies, once n > L
 } rope_methods[N_ROPE_METHODS] = {
     {"none", "as trained", rope_none, NULL, NEVER},
     {"linear", "all frequencies / s (position interpolation)", rope_linear, NULL, NEVER},
@@ -2645,9 +2636,8 @@ static double attention_factor(const RopeConfig *r)
 // Queries of one epoch share their frequencies: 0 up to L, then as the method changes.
 static int rope_epoch(const RopeConfig *r, int64_t n)
 {
-    Changes changes = rope_methods[r->method].changes;
-    if (changes == NEVER || n <= r->orig_ctx) return 0;
-    return changes == ONCE ? 1 : (int)n;
+    int changes = rope_methods[r->method].changes;
+    return changes == NEVER || n <= r->orig_ctx ? 0 : changes == ONCE ? 1 : (int)n;
 }
 
 // Distance. Every distance method is two maps from positions to positions, and the rotation does
@@ -2731,14 +2721,13 @@ static void set_angles(Angles *a, const Config *c, const RopeConfig *r, size_t n
     }
 }
 
-// The key table of a map for the tile at t0: that of set_angles, unless B is a staircase
-// (self-extend) or constant (rerope), where out [2][pairs][TILE] gets its columns
-// B(t0 + r) - B(t0).
+// A map's key table for the tile at t0: that of set_angles, unless B is a staircase (self-extend)
+// or constant (rerope), where out [2][pairs][TILE] gets its columns B(t0 + r) - B(t0).
 static const float *key_table(const Angles *a, const RopeConfig *r, int map, size_t pairs,
                               int64_t t0, float *out)
 {
-    int whole_steps = r->distance == DIST_SELF_EXTEND || r->distance == DIST_REROPE;
-    if (!map || !whole_steps) return a->key[map];
+    int steps = r->distance == DIST_SELF_EXTEND || r->distance == DIST_REROPE;
+    if (!map || !steps) return a->key[map];
     for (int k = 0; k < TILE; k++) {
         size_t column = (size_t)(key_position(r, 1, t0 + k) - key_position(r, 1, t0));
         for (size_t m = 0; m < 2 * pairs; m++) out[m * TILE + k] = a->key[1][m * TILE + column];
@@ -2759,9 +2748,9 @@ static const float *key_table(const Angles *a, const RopeConfig *r, int map, siz
 //
 // Attention reads tile after tile with an online softmax [Flash]: for each query and head it
 // keeps the largest score m, the sum l of exp(score - m) and the output o weighted alike. Every
-// SEGMENT positions the state is merged into a total and begins anew. A prompt merges segments as
-// it goes; a single token, which offers too little work otherwise, hands segments to different
-// threads and merges their states in the same order: the same arithmetic, so the same bits.
+// SEGMENT positions these are merged into a total and begin anew. A prompt merges segments as it
+// goes; a single token, which offers too little work otherwise, hands segments to different
+// threads and merges them afterwards in the same order: the same arithmetic, so the same bits.
 
 enum { SEGMENT_TILES = 8, SEGMENT = SEGMENT_TILES * TILE, BLOCK_ROWS = 192 };
 static const float MASKED = -INFINITY; // exp(MASKED - m) = 0
@@ -2770,13 +2759,15 @@ typedef struct {
     size_t elem;         // bytes a number: 2 or 4
     size_t n_slots, sink_slots, ring;
     size_t v_dim;        // head_dim rounded up to LANES
-    size_t k_bytes, tile_bytes; // of a tile's keys; with its values, which lie behind them
+    size_t k_bytes;      // of a tile's keys; its values lie behind them
+    size_t tile_bytes;   // of both
     uint8_t *tiles;      // [n_layers][n_kv_heads][n_slots]
     size_t bytes;        // reserved
 } Cache;
 
-// What an online softmax keeps for a row beside o, the values weighted by p = exp(score - m): the
-// largest score m, the sum of p, and (for the entropy) that of p * score. Empty, it adds nothing.
+// What an online softmax keeps beside o; e is the sum of exp(score - m) * score, for the entropy.
+// m begins as a number, so that a row that sees only masked keys stays empty, with no NaN from
+// MASKED - MASKED, and an empty one adds nothing when it is merged.
 typedef struct {
     float m, l, e;
 } RowSums;
@@ -2802,7 +2793,6 @@ typedef struct {
     const Model *model;
     Config config;
     size_t chunk;        // tokens at most in one forward pass
-    int64_t max_seq_len; // positions the cache can serve
     Cache cache;
     Plan plans[2];       // of global and of local layers
     float *x, *xb;       // [chunk][dim]: the residual stream, and its normed copy
@@ -2811,15 +2801,14 @@ typedef struct {
     float *gate, *up;    // [chunk][hidden_dim]
     Quantized *act;      // room for activations in int8; NULL: exact
     float *prepared;     // of the encoding (section 8)
-    float *entropy;      // [chunk][n_heads], NULL: not measured
-    double *entropy_sum; // [chunk]: summed over layers and heads
+    double *entropy_sum; // [chunk]: attention's, over layers and heads; NULL: not measured
     int64_t pos;         // the chunk's first position, and
     size_t n;            // its tokens
     int layer;           // the current one, and
     const Plan *plan;    // its positions
-    size_t n_parts;      // segments that a single query is split into, or 1
-    float *total;        // [n_parts * n][n_heads][v_dim], and
-    RowSums *sums;          // [n_parts * n][n_heads]: the softmax of each query and head
+    size_t n_parts;      // segments that a single query is split into; 1: not split
+    float *total;        // [n | n_parts][n_heads][v_dim], and
+    RowSums *sums;       // [n | n_parts][n_heads]: the softmax of each query and head
 } State;
 
 static size_t tile_slot(const Cache *c, int64_t t)
@@ -2854,8 +2843,7 @@ static size_t available_memory(void)
     while (f && fgets(line, sizeof line, f))
         if (sscanf(line, "MemAvailable: %zu", &kb) == 1) break;
     if (f) fclose(f);
-    if (kb) return mul_size(kb, 1024);
-    return mul_size((size_t)sysconf(_SC_PHYS_PAGES), (size_t)sysconf(_SC_PAGESIZE));
+    return kb ? mul_size(kb, 1024) : mul_size(sysconf(_SC_PHYS_PAGES), sysconf(_SC_PAGESIZE));
 }
 
 // Lays out a cache for max_seq_len positions, or for the window if there is one.
@@ -2888,7 +2876,7 @@ static void cache_reserve(Cache *c, int64_t max_seq_len)
     c->tiles = reserve(c->bytes);
 }
 
-// Writes the chunk's k and v of KV heads [begin, end) into the cache.
+// The chunk's k and v of KV heads [begin, end), into the cache.
 static void store_kv(void *arg, size_t begin, size_t end)
 {
     const State *s = arg;
@@ -2913,13 +2901,13 @@ static void store_kv(void *arg, size_t begin, size_t end)
         }
 }
 
-// A block of queries under one KV head, with what a thread needs for it. A row is a (query, head)
-// pair: row = query in the block * group + head in the group.
+// What a thread needs for a block of queries under one KV head. A row is a (query, head) pair:
+// row = query in the block * group + head in the group.
 typedef struct {
     const State *s;
     const RopeConfig *r;
     const Block *block;
-    size_t head, part;   // the KV head; which of the parts
+    size_t head, part;   // the KV head, and which of the n_parts
     size_t rows, group, d, v_dim;
     int64_t first, last; // positions of the block's queries
     float *q[2];         // [rows][2][pairs]: q under the near and far map, scaled
@@ -2928,26 +2916,29 @@ typedef struct {
     float *table;        // [2][pairs][TILE]: room for a key table
     float *score[2];     // [rows][TILE] under the near and far map
     float *o;            // [rows][v_dim], and
-    RowSums *sums;          // [rows]: the softmax of the segment at hand
+    RowSums *sums;       // [rows]: the softmax of the segment at hand
 } Work_area;
 
 // Carves a Work_area from the thread's scratch memory.
 static Work_area work_area(const State *s, const Block *b, size_t head, size_t part)
 {
-    size_t n_heads = s->config.n_heads, n_kv = s->config.n_kv_heads;
+    size_t d = s->config.head_dim, v_dim = s->cache.v_dim, tile = TILE * v_dim;
+    size_t group = s->config.n_heads / s->config.n_kv_heads, rows = b->nq * group;
+    float *p = scratch((3 * tile + rows * (2 * TILE + v_dim + 3 * d + 3)) * 4);
+    int64_t first = s->pos + (int64_t)b->q0;
     Work_area w = {.s = s, .r = &s->plan->rope, .block = b, .head = head, .part = part,
-                   .group = n_heads / n_kv, .d = s->config.head_dim, .v_dim = s->cache.v_dim};
-    w.first = s->pos + (int64_t)b->q0;
-    w.last = w.first + (int64_t)b->nq - 1;
-    w.rows = b->nq * w.group;
-    size_t q = w.rows * w.d, tile = TILE * w.v_dim, scores = w.rows * TILE, total = 0;
-    float *sums, **parts[] = {&w.q[0], &w.q[1], &w.qt, &w.k, &w.v, &w.table, &w.score[0],
-                              &w.score[1], &w.o, &sums};
-    size_t sizes[] = {q, q, q, tile, tile, tile, scores, scores, w.rows * w.v_dim, w.rows * 3};
-    for (size_t i = 0; i < COUNT(sizes); i++) total += round_up(sizes[i], 16);
-    float *p = scratch(total * 4);
-    for (size_t i = 0; i < COUNT(sizes); p += round_up(sizes[i++], 16)) *parts[i] = p;
-    w.sums = (RowSums *)sums;
+                   .rows = rows, .group = group, .d = d, .v_dim = v_dim, .first = first,
+                   .last = first + (int64_t)b->nq - 1};
+    w.k = p;
+    w.v = w.k + tile;
+    w.table = w.v + tile;
+    w.score[0] = w.table + tile;
+    w.score[1] = w.score[0] + rows * TILE;
+    w.o = w.score[1] + rows * TILE;
+    w.q[0] = w.o + rows * v_dim;
+    w.q[1] = w.q[0] + rows * d;
+    w.qt = w.q[1] + rows * d;
+    w.sums = (RowSums *)(w.qt + rows * d);
     return w;
 }
 
@@ -2956,24 +2947,28 @@ static int64_t row_position(const Work_area *w, size_t row)
     return w->first + (int64_t)(row / w->group);
 }
 
-// Which (query, head) of the chunk a row is: its index in q, att and entropy, and of part 0's total.
+// Which (query, head) of the chunk a row is: its index in q, att and, for part 0, in total.
 static size_t row_index(const Work_area *w, size_t row)
 {
     size_t query = w->block->q0 + row / w->group, head = w->head * w->group + row % w->group;
     return query * w->s->config.n_heads + head;
 }
 
-// Empties all rows' totals, and loads their queries: split, turned by each map's phases (which
-// carry the scale a^2 / sqrt(d) and log-n).
+static size_t total_index(const Work_area *w, size_t row)
+{
+    return w->part * w->s->config.n_heads + row_index(w, row);
+}
+
+// Empties the rows' totals and loads their queries, turned by each map's phases (which carry the
+// scale a^2 / sqrt(d) and log-n).
 static void begin_rows(const Work_area *w)
 {
     const State *s = w->s;
     for (size_t row = 0; row < w->rows; row++) {
-        size_t query = w->block->q0 + row / w->group, at = row_index(w, row);
-        size_t to = w->part * s->config.n_heads + at;
+        size_t query = w->block->q0 + row / w->group, to = total_index(w, row);
         memset(s->total + to * w->v_dim, 0, w->v_dim * 4);
         s->sums[to] = EMPTY;
-        split_pairs(&s->config, s->q + at * w->d, w->qt);
+        split_pairs(&s->config, s->q + row_index(w, row) * w->d, w->qt);
         for (int map = 0; map <= has_far_map(w->r); map++)
             rotate(w->qt, s->plan->phase[map] + query * w->d, 1, w->d / 2, w->q[map] + row * w->d);
     }
@@ -2988,15 +2983,6 @@ static void merge_row(const State *s, size_t to, const float *o, RowSums p)
     float m = t.m > p.m ? t.m : p.m, a = expf(t.m - m), b = expf(p.m - m);
     for (size_t i = 0; i < v_dim; i++) total[i] = total[i] * a + o[i] * b;
     s->sums[to] = (RowSums){m, t.l * a + p.l * b, t.e * a + p.e * b};
-}
-
-// att = o / l, and the entropy  m + ln l - (sum p s) / l, of one query and head.
-static void finish_row(const State *s, size_t at)
-{
-    size_t d = s->config.head_dim;
-    RowSums t = s->sums[at];
-    for (size_t i = 0; i < d; i++) s->att[at * d + i] = s->total[at * s->cache.v_dim + i] / t.l;
-    if (s->entropy) s->entropy[at] = t.m + logf(t.l) - t.e / t.l;
 }
 
 // w->k = the tile's keys, turned by a key table; halves are converted in registers.
@@ -3105,7 +3091,7 @@ static void attend_tile(const Work_area *w, int64_t t)
         float *score = w->score[0] + row * TILE;
         mask_row(w->r, row_position(w, row), t0, score, w->score[1] + row * TILE);
         if (encodings[s->config.encoding].bias) add_score_bias(w, row, t0, score);
-        softmax_step(score, w->o + row * w->v_dim, w->sums + row, w->v_dim, !!s->entropy);
+        softmax_step(score, w->o + row * w->v_dim, w->sums + row, w->v_dim, !!s->entropy_sum);
     }
     const void *v = tile_at(s, w->head, t) + c->k_bytes;
     if (c->elem == 2) halves_to_floats(v, w->v, TILE * w->v_dim);
@@ -3135,8 +3121,7 @@ static int64_t attend_segment(const Work_area *w, int64_t t, int64_t end)
         attend_tile(w, t);
     }
     for (size_t row = 0; row < w->rows; row++)
-        merge_row(s, w->part * s->config.n_heads + row_index(w, row), w->o + row * w->v_dim,
-                  w->sums[row]);
+        merge_row(s, total_index(w, row), w->o + row * w->v_dim, w->sums[row]);
     return t;
 }
 
@@ -3153,28 +3138,38 @@ static void attend_parts(void *arg, size_t begin, size_t end)
         begin_rows(&w);
         do t = attend_segment(&w, next_tile(w.r, w.first, t), n_tiles);
         while (t < n_tiles && s->n_parts == 1);
-        for (size_t row = 0; s->n_parts == 1 && row < w.rows; row++)
-            finish_row(s, row_index(&w, row));
     }
 }
 
-// att = softmax(q k^T) v for all queries and heads of the chunk.
+// att = o / l of each (query, head), its parts merged in order.
+static void finish_rows(void *arg, size_t begin, size_t end)
+{
+    const State *s = arg;
+    size_t d = s->config.head_dim, v_dim = s->cache.v_dim, n_heads = s->config.n_heads;
+    for (size_t at = begin; at < end; at++) {
+        for (size_t part = at + n_heads; part < s->n_parts * n_heads; part += n_heads)
+            merge_row(s, at, s->total + part * v_dim, s->sums[part]);
+        const float *o = s->total + at * v_dim;
+        for (size_t i = 0; i < d; i++) s->att[at * d + i] = o[i] / s->sums[at].l;
+    }
+}
+
+// att = softmax(q k^T) v for all queries and heads of the chunk; the entropy of one softmax is
+// m + ln l - (sum of p score) / l.
 static void attention(State *s)
 {
     const RopeConfig *r = &s->plan->rope;
-    size_t n_heads = s->config.n_heads, n_kv = s->config.n_kv_heads, seen = s->pos + s->n;
+    size_t n_heads = s->config.n_heads, rows = s->n * n_heads, seen = s->pos + s->n;
     if (r->window) seen = min_size(seen, r->window + s->n);
     s->n_parts = s->n == 1 && !r->window ? ceil_div(seen, SEGMENT) : 1;
-    size_t n = s->n_parts * s->plan->n_blocks * n_kv;
+    size_t n = s->n_parts * s->plan->n_blocks * s->config.n_kv_heads;
     size_t cost = 2 * s->config.dim * max_size(seen, TILE) * s->n / n; // multiplications an item
     parallel_for(n, ceil_div(MIN_BLOCK / 4, cost), attend_parts, s);
-    for (size_t head = 0; s->n_parts > 1 && head < n_heads; head++) {
-        for (size_t i = head + n_heads; i < s->n_parts * n_heads; i += n_heads)
-            merge_row(s, head, s->total + i * s->cache.v_dim, s->sums[i]);
-        finish_row(s, head);
+    parallel_for(rows, ceil_div(MIN_BLOCK / 4, s->config.head_dim), finish_rows, s);
+    for (size_t at = 0; s->entropy_sum && at < rows; at++) {
+        RowSums t = s->sums[at];
+        s->entropy_sum[at / n_heads] += t.m + logf(t.l) - t.e / t.l;
     }
-    for (size_t i = 0; s->entropy && i < s->n * n_heads; i++)
-        s->entropy_sum[i / n_heads] += s->entropy[i];
 }
 
 // Phases of the tiles that the chunk can see, as far as they are not there yet.
@@ -3243,7 +3238,7 @@ static void state_init(State *s, const Model *m, int64_t max_seq_len, size_t chu
 {
     const Config *c = &m->config;
     size_t dim = c->dim, hidden = c->hidden_dim, q = q_dim(c), kv = kv_dim(c);
-    *s = (State){.model = m, .config = *c, .chunk = chunk, .max_seq_len = max_seq_len};
+    *s = (State){.model = m, .config = *c, .chunk = chunk};
     RopeConfig *rope = &s->config.rope, *local = &s->config.local;
     if (rope->window && local->window > rope->window) local->window = rope->window;
     rope_resolve(rope, c->train_ctx, max_seq_len);
@@ -3269,7 +3264,6 @@ static void state_init(State *s, const Model *m, int64_t max_seq_len, size_t chu
 
 static void measure_entropy(State *s)
 {
-    s->entropy = xcalloc(s->chunk * s->config.n_heads, 4);
     s->entropy_sum = xcalloc(s->chunk, sizeof *s->entropy_sum);
 }
 
@@ -3313,12 +3307,12 @@ static void embed(State *s, const int *tokens)
 {
     const Config *c = &s->config;
     const Tensor *table = &s->model->tok_emb;
-    AddEmbedding add = encodings[c->encoding].add;
     for (size_t t = 0; t < s->n; t++) {
         float *x = s->x + t * table->cols;
         table->type->unpack(table, (size_t)tokens[t], x);
         for (size_t i = 0; c->emb_scale > 0 && i < table->cols; i++) x[i] *= c->emb_scale;
-        if (add) add(c, (double)(s->pos + (int64_t)t) / position_stretch(c), x);
+        double p = (double)(s->pos + (int64_t)t) / position_stretch(c);
+        if (encodings[c->encoding].add) encodings[c->encoding].add(c, p, x);
     }
 }
 
@@ -3348,7 +3342,7 @@ static void forward(State *s, const int *tokens, size_t n, int64_t pos)
     s->n = n;
     embed(s, tokens);
     for (int kind = 0; kind < (every ? 2 : 1); kind++) plan_positions(s, &s->plans[kind]);
-    if (s->entropy) memset(s->entropy_sum, 0, n * sizeof *s->entropy_sum);
+    if (s->entropy_sum) memset(s->entropy_sum, 0, n * sizeof *s->entropy_sum);
     for (s->layer = 0; s->layer < c->n_layers; s->layer++) {
         const Layer *l = &m->layers[s->layer];
         s->plan = &s->plans[every && (s->layer + 1) % every]; // local, but for each `every`th
