@@ -3303,7 +3303,7 @@ static void add_bias(float *x, const float *bias, size_t n, size_t dim)
 }
 
 // x = the embeddings of the chunk's tokens, with place 1: a vector for each position added.
-static void embed(State *s, const int *tokens)
+static void embed_tokens(State *s, const int *tokens)
 {
     const Config *c = &s->config;
     const Tensor *table = &s->model->tok_emb;
@@ -3340,7 +3340,7 @@ static void forward(State *s, const int *tokens, size_t n, int64_t pos)
     size_t dim = c->dim, hidden = c->hidden_dim;
     s->pos = pos;
     s->n = n;
-    embed(s, tokens);
+    embed_tokens(s, tokens);
     for (int kind = 0; kind < (every ? 2 : 1); kind++) plan_positions(s, &s->plans[kind]);
     if (s->entropy_sum) memset(s->entropy_sum, 0, n * sizeof *s->entropy_sum);
     for (s->layer = 0; s->layer < c->n_layers; s->layer++) {
