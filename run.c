@@ -2311,22 +2311,25 @@ static void fill_key_table(const Angles *a, size_t pairs, double step, float *ta
 {
     for (size_t m = 0; m < pairs; m++)
         for (size_t r = 0; r < TILE; r++) {
-            double at = (double)r * step, grown = exp(-at * a->decay[m]);
+            double at = (double)r * step, grown = a->decay[m] == 0 ? 1 : exp(-at * a->decay[m]);
             table[m * TILE + r] = (float)(grown * cos(at * a->freq[m]));
             table[(pairs + m) * TILE + r] = (float)(grown * sin(at * a->freq[m]));
         }
 }
 
-// out = x * phases, or x * conj(phases) with sign = -1
-static void rotate(const float *x, const float *phases, float sign, size_t pairs, float *out)
+// out = x * phases, or x * conj(phases) with sign = -1; all [2][n]. half: x is in half precision,
+// and n is a multiple of LANES.
+INLINE void rotate(const void *x, int half, const float *phases, float sign, size_t n, float *out)
 {
-    for (size_t m = 0; m < pairs; m += LANES) {
-        size_t left = min_size(LANES, pairs - m);
-        vf a = vload_up_to(x + m, left), b = vload_up_to(x + pairs + m, left);
-        vf c = vload_up_to(phases + m, left);
-        vf s = vload_up_to(phases + pairs + m, left) * vset(sign);
+    const uint16_t *h = x;
+    const float *f = x;
+    for (size_t m = 0; m < n; m += LANES) {
+        size_t left = min_size(LANES, n - m);
+        vf a = half ? vload_half(h + m) : vload_up_to(f + m, left);
+        vf b = half ? vload_half(h + n + m) : vload_up_to(f + n + m, left);
+        vf c = vload_up_to(phases + m, left), s = vload_up_to(phases + n + m, left) * vset(sign);
         vstore_part(out + m, a * c - b * s, (int)left);
-        vstore_part(out + pairs + m, a * s + b * c, (int)left);
+        vstore_part(out + n + m, a * s + b * c, (int)left);
     }
 }
 
@@ -2722,12 +2725,13 @@ static void set_angles(Angles *a, const Config *c, const RopeConfig *r, size_t n
 }
 
 // A map's key table for the tile at t0: that of set_angles, unless B is a staircase (self-extend)
-// or constant (rerope), where out [2][pairs][TILE] gets its columns B(t0 + r) - B(t0).
+// or constant (rerope), where out [2][pairs][TILE] gets its columns B(t0 + r) - B(t0). Where
+// nothing turns, all columns are the same.
 static const float *key_table(const Angles *a, const RopeConfig *r, int map, size_t pairs,
                               int64_t t0, float *out)
 {
     int steps = r->distance == DIST_SELF_EXTEND || r->distance == DIST_REROPE;
-    if (!map || !steps) return a->key[map];
+    if (!map || !steps || a->freq[0] == 0) return a->key[map];
     for (int k = 0; k < TILE; k++) {
         size_t column = (size_t)(key_position(r, 1, t0 + k) - key_position(r, 1, t0));
         for (size_t m = 0; m < 2 * pairs; m++) out[m * TILE + k] = a->key[1][m * TILE + column];
@@ -2912,7 +2916,7 @@ typedef struct {
     int64_t first, last; // positions of the block's queries
     float *q[2];         // [rows][2][pairs]: q under the near and far map, scaled
     float *qt;           // [rows][2][pairs]: q for one tile
-    float *k, *v;        // one tile: keys turned, values
+    float *tile;         // its keys, turned, and then its values
     float *table;        // [2][pairs][TILE]: room for a key table
     float *score[2];     // [rows][TILE] under the near and far map
     float *o;            // [rows][v_dim], and
@@ -2924,14 +2928,12 @@ static Work_area work_area(const State *s, const Block *b, size_t head, size_t p
 {
     size_t d = s->config.head_dim, v_dim = s->cache.v_dim, tile = TILE * v_dim;
     size_t group = s->config.n_heads / s->config.n_kv_heads, rows = b->nq * group;
-    float *p = scratch((3 * tile + rows * (2 * TILE + v_dim + 3 * d + 3)) * 4);
     int64_t first = s->pos + (int64_t)b->q0;
     Work_area w = {.s = s, .r = &s->plan->rope, .block = b, .head = head, .part = part,
                    .rows = rows, .group = group, .d = d, .v_dim = v_dim, .first = first,
                    .last = first + (int64_t)b->nq - 1};
-    w.k = p;
-    w.v = w.k + tile;
-    w.table = w.v + tile;
+    w.tile = scratch((2 * tile + rows * (2 * TILE + v_dim + 3 * d + 3)) * 4);
+    w.table = w.tile + tile;
     w.score[0] = w.table + tile;
     w.score[1] = w.score[0] + rows * TILE;
     w.o = w.score[1] + rows * TILE;
@@ -2970,7 +2972,8 @@ static void begin_rows(const Work_area *w)
         s->sums[to] = EMPTY;
         split_pairs(&s->config, s->q + row_index(w, row) * w->d, w->qt);
         for (int map = 0; map <= has_far_map(w->r); map++)
-            rotate(w->qt, s->plan->phase[map] + query * w->d, 1, w->d / 2, w->q[map] + row * w->d);
+            rotate(w->qt, 0, s->plan->phase[map] + query * w->d, 1, w->d / 2,
+                   w->q[map] + row * w->d);
     }
 }
 
@@ -2985,37 +2988,22 @@ static void merge_row(const State *s, size_t to, const float *o, RowSums p)
     s->sums[to] = (RowSums){m, t.l * a + p.l * b, t.e * a + p.e * b};
 }
 
-// w->k = the tile's keys, turned by a key table; halves are converted in registers.
-static void turn_keys(const Work_area *w, const void *keys, const float *table)
-{
-    size_t n = w->d / 2 * TILE;
-    const uint16_t *h = keys;
-    const float *f = keys;
-    int f32 = w->s->cache.elem == 4;
-    for (size_t i = 0; i < n; i += LANES) {
-        vf re = f32 ? vload(f + i) : vload_half(h + i);
-        vf im = f32 ? vload(f + n + i) : vload_half(h + n + i);
-        vf cosine = vload(table + i), sine = vload(table + n + i);
-        vstore(w->k + i, re * cosine - im * sine);
-        vstore(w->k + n + i, re * sine + im * cosine);
-    }
-}
-
 // w->score[map] = scores of all rows against the keys of tile t under one map.
 static void score_tile(const Work_area *w, int map, int64_t t)
 {
     const Angles *a = w->block->angles;
     size_t d = w->d, pairs = d / 2;
     const float *phases = a->tile[map] + tile_slot(&w->s->cache, t) * d; // of B(t0)
-    turn_keys(w, tile_at(w->s, w->head, t), key_table(a, w->r, map, pairs, t * TILE, w->table));
+    rotate(tile_at(w->s, w->head, t), w->s->cache.elem == 2,
+           key_table(a, w->r, map, pairs, t * TILE, w->table), 1, pairs * TILE, w->tile);
     for (size_t row = 0; row < w->rows; row++) {
         float *q = w->qt + row * d;
-        rotate(w->q[map] + row * d, phases, -1, pairs, q);
+        rotate(w->q[map] + row * d, 0, phases, -1, pairs, q);
         if (a->decay[0] == 0) continue;
         fade(q, a->decay, (float)map_distance(w->r, map, row_position(w, row), t * TILE), pairs);
     }
     memset(w->score[map], 0, w->rows * TILE * 4);
-    gemm_rows(w->rows, w->qt, d, w->k, d, TILE, w->score[map]);
+    gemm_rows(w->rows, w->qt, d, w->tile, d, TILE, w->score[map]);
 }
 
 // How many keys of the tile at t0 are before position p.
@@ -3094,8 +3082,8 @@ static void attend_tile(const Work_area *w, int64_t t)
         softmax_step(score, w->o + row * w->v_dim, w->sums + row, w->v_dim, !!s->entropy_sum);
     }
     const void *v = tile_at(s, w->head, t) + c->k_bytes;
-    if (c->elem == 2) halves_to_floats(v, w->v, TILE * w->v_dim);
-    gemm_rows(w->rows, w->score[0], TILE, c->elem == 2 ? w->v : v, TILE, w->v_dim, w->o);
+    if (c->elem == 2) halves_to_floats(v, w->tile, TILE * w->v_dim);
+    gemm_rows(w->rows, w->score[0], TILE, c->elem == 2 ? w->tile : v, TILE, w->v_dim, w->o);
 }
 
 // The first tile from t on that some query from position `first` on can see.
@@ -3197,22 +3185,19 @@ static void plan_positions(const State *s, Plan *p)
     size_t most = max_size(1, min_size(BLOCK_ROWS / group, fair));
     double scale = c->score_scale > 0 ? c->score_scale : 1 / sqrt(c->head_dim);
     scale *= attention_factor(r) * attention_factor(r);
-    Angles *a = p->angles;
-    Block *b = NULL;
+    Angles *a = NULL;
     p->n_blocks = 0;
     for (size_t t = 0; t < s->n; t++) {
         int64_t i = s->pos + (int64_t)t;
-        int same = b && a->epoch == rope_epoch(r, i + 1);
+        int same = a && a->epoch == rope_epoch(r, i + 1);
         if (!same) {
-            if (b) a++;
+            a = a ? a + 1 : p->angles;
             set_angles(a, c, r, s->cache.n_slots, i + 1);
             plan_tiles(s, r, a);
         }
-        if (!same || b->nq == most) {
-            b = &p->blocks[p->n_blocks++];
-            *b = (Block){t, 0, a};
-        }
-        b->nq++;
+        if (!same || p->blocks[p->n_blocks - 1].nq == most)
+            p->blocks[p->n_blocks++] = (Block){t, 0, a};
+        p->blocks[p->n_blocks - 1].nq++;
         for (int map = 0; map <= has_far_map(r); map++)
             fill_phases(a->freq, d / 2, query_position(r, map, (double)i),
                         scale * logn_scale(r, i), p->phase[map] + t * d);
