@@ -54,6 +54,7 @@
 #include <ctype.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <float.h>
 #include <limits.h>
 #include <math.h>
 #include <pthread.h>
@@ -2112,9 +2113,8 @@ static void model_load(Model *m, const char *path)
 //   1  added to the embedding, before the first layer: the absolute position p
 //   2  by rotating q and k: the score becomes a function of the distance D = i - j
 //   3  added to the score, after 1 / sqrt(head_dim): a function of D, with no part in q and k
-// The table `encodings` at the end of this section has one row for each encoding, and says which
-// of the three it uses; another encoding is one more function and one more row. The rest of the
-// program asks the table and does not know the encodings by name.
+// The table `encodings` at the end of this section says which of them each encoding uses; another
+// encoding is one more function and one more row.
 //
 // --- Place 2: rotation --------------------------------------------------------------------------
 //
@@ -2132,29 +2132,39 @@ static void model_load(Model *m, const char *path)
 
 enum { TILE = 64 };
 
-// The angles of one set of frequencies, under the near map and the far map (section 9): map 0
-// and 1 below. c and s are cosines and sines, side by side as float arrays.
+// Complex numbers are arrays [2][pairs] here: all real parts (cosines), then all imaginary parts.
+
+// The angles of one set of frequencies, under the near and the far map (section 9).
 typedef struct {
-    int epoch;            // which frequencies these are (section 9), -1: none yet
-    double *freq;         // [pairs], radians per token
-    float *decay;         // [pairs], ln zeta_m / 512 a token: 0 but for xPos
-    float *key[2];        // [2][pairs][TILE]: cos, sin of r * step * theta_m
-    float *tile[2];       // [n_slots][2][pairs]: cos, sin of B(t0) * theta_m
-    int64_t *slot_tile;   // [n_slots]: the tile whose phases are there, -1: none
+    int epoch;          // which frequencies these are (section 9)
+    double *freq;       // [pairs], radians per token; NULL: none yet
+    float *decay;       // [pairs], ln zeta_m / 512 a token: 0 but for xPos
+    float *key[2];      // [2][pairs][TILE]: exp(i r step theta_m)
+    float *tile[2];     // [n_slots][2][pairs]: exp(i B(t0) theta_m)
+    int64_t *slot_tile; // [n_slots]: the tile whose phases are there, -1: none
 } Angles;
 
-// out_c, out_s [n] = cos, sin of position * freq[m]
-static void fill_phases(const double *freq, size_t n, double position, double amplitude,
-                        float *out_c, float *out_s)
+// Projections give the pairs of a head as (2m, 2m + 1), or as (m, m + pairs) already.
+static void split_pairs(const Config *c, const float *x, float *out)
 {
-    for (size_t m = 0; m < n; m++) {
-        out_c[m] = (float)(amplitude * cos(position * freq[m]));
-        out_s[m] = (float)(amplitude * sin(position * freq[m]));
+    size_t pairs = c->head_dim / 2;
+    for (size_t m = 0; m < pairs; m++) {
+        out[m] = x[c->rope_split ? m : 2 * m];
+        out[pairs + m] = x[c->rope_split ? pairs + m : 2 * m + 1];
     }
 }
 
-// Key table of one map: zeta_m^(-r step / 512) exp(i r step theta_m) for r < TILE, transposed to
-// [2][pairs][TILE].
+// out [2][pairs] = amplitude * exp(i position freq[m])
+static void fill_phases(const double *freq, size_t pairs, double position, double amplitude,
+                        float *out)
+{
+    for (size_t m = 0; m < pairs; m++) {
+        out[m] = (float)(amplitude * cos(position * freq[m]));
+        out[pairs + m] = (float)(amplitude * sin(position * freq[m]));
+    }
+}
+
+// Key table of one map, [2][pairs][TILE]: zeta_m^(-r step / 512) exp(i r step theta_m), r < TILE.
 static void fill_key_table(const Angles *a, size_t pairs, double step, float *table)
 {
     for (size_t m = 0; m < pairs; m++)
@@ -2165,29 +2175,27 @@ static void fill_key_table(const Angles *a, size_t pairs, double step, float *ta
         }
 }
 
-// (re, im)[n] = (a + ib) * (c + is), or * (c - is) with sign = -1.
-static void rotate(const float *a, const float *b, const float *c, const float *s, float sign,
-                   size_t n, float *re, float *im)
+// out = x * phases, or x * conj(phases) with sign = -1; all [2][n]. half: x is in half precision,
+// and n is a multiple of LANES.
+INLINE void rotate(const void *x, int half, const float *phases, float sign, size_t n, float *out)
 {
-    size_t m = 0;
-    for (; m + LANES <= n; m += LANES) {
-        vf va = vload(a + m), vb = vload(b + m), vc = vload(c + m), vs = vload(s + m) * vset(sign);
-        vstore(re + m, va * vc - vb * vs);
-        vstore(im + m, va * vs + vb * vc);
+    const uint16_t *h = x;
+    const float *f = x;
+    for (size_t m = 0; m < n; m += LANES) {
+        size_t left = min_size(LANES, n - m);
+        vf a = half ? vload_half(h + m) : vload_up_to(f + m, left);
+        vf b = half ? vload_half(h + n + m) : vload_up_to(f + n + m, left);
+        vf c = vload_up_to(phases + m, left), s = vload_up_to(phases + n + m, left) * vset(sign);
+        vstore_part(out + m, a * c - b * s, (int)left);
+        vstore_part(out + n + m, a * s + b * c, (int)left);
     }
-    if (m == n) return;
-    vf va = vload_part(a + m, n - m), vb = vload_part(b + m, n - m);
-    vf vc = vload_part(c + m, n - m), vs = vload_part(s + m, n - m) * vset(sign);
-    vf x = va * vc - vb * vs, y = va * vs + vb * vc;
-    memcpy(re + m, &x, (n - m) * 4);
-    memcpy(im + m, &y, (n - m) * 4);
 }
 
 // xPos lets pair m fade with the distance: its part of the score times zeta_m^(D / 512), so that
 // fast pairs, whose angle says nothing about far keys, are heard from near ones only. The published
 // form scales q by zeta^(i/512) and k by zeta^(-j/512), which overflows floats after some 30
-// thousand tokens; here the key's part is relative to its tile (in the key table) and q fades by
-// the distance D from there. [xPos] eq. 13
+// thousand tokens; here the key's part is relative to its tile (in the key table), and q fades by
+// its distance from there. [xPos] eq. 13
 static double xpos_decay(int head_dim, int m)
 {
     return log((2.0 * m / head_dim + 0.4) / 1.4) / 512;
@@ -2197,19 +2205,16 @@ static double xpos_decay(int head_dim, int m)
 static void fade(float *q, const float *decay, float D, size_t pairs)
 {
     for (size_t m = 0; m < pairs; m += LANES) {
-        size_t n = min_size(LANES, pairs - m);
-        vf amplitude = vexp(vload_part(decay + m, n) * vset(D));
-        vf re = vload_part(q + m, n) * amplitude, im = vload_part(q + pairs + m, n) * amplitude;
-        memcpy(q + m, &re, n * 4);
-        memcpy(q + pairs + m, &im, n * 4);
+        size_t left = min_size(LANES, pairs - m);
+        vf amplitude = vexp(vload_up_to(decay + m, left) * vset(D));
+        vstore_part(q + m, vload_up_to(q + m, left) * amplitude, (int)left);
+        vstore_part(q + pairs + m, vload_up_to(q + pairs + m, left) * amplitude, (int)left);
     }
 }
 
 // --- Place 1: added to the embedding ------------------------------------------------------------
 //
 // x[dim] += a vector for position p, which linear interpolation (section 9) makes a fraction.
-
-typedef void (*AddEmbedding)(const Config *c, double p, float *x);
 
 // PE[2i] = sin(p / 10000^(2i/dim)), PE[2i+1] = cos of the same. [Sin] 3.5
 static void add_sinusoidal(const Config *c, double p, float *x)
@@ -2242,10 +2247,8 @@ typedef struct {
     const float *prepared; // what the row's prepare() returned
     size_t head;           // of the query, < n_heads
     int64_t i;             // its position
-    const float *q;        // [head_dim]: real parts, then imaginary parts; scaled as the score is
+    const float *q;        // [2][pairs]; scaled as the score is
 } Query;
-
-typedef void (*AddBias)(const Query *q, const float *D, float *score);
 
 // ln x for x >= 1, by lanes: x = 2^n f, 1/sqrt 2 <= f < sqrt 2, and with t = (f - 1) / (f + 1)
 // ln f = 2 (t + t^3/3 + t^5/5 + ...). Error below 2e-7 of the result or of 1.
@@ -2327,12 +2330,12 @@ static void bias_fire(const Query *q, const float *D, float *score)
     }
 }
 
-// The table with each row's real parts before its imaginary ones, as q has them.
+// The table, each row split as q is.
 static float *shaw_rows(const Config *c) // [rows + 1][head_dim]
 {
-    size_t d = (size_t)c->head_dim, n = (size_t)(c->rows + 1) * d;
-    float *rows = xcalloc(n, 4);
-    for (size_t e = 0; e < n; e++) rows[e / d * d + e % 2 * (d / 2) + e % d / 2] = c->table[e];
+    size_t d = c->head_dim, n = c->rows + 1;
+    float *rows = xcalloc(n * d, 4);
+    for (size_t i = 0; i < n; i++) split_pairs(c, c->table + i * d, rows + i * d);
     return rows;
 }
 
@@ -2353,9 +2356,9 @@ static void bias_shaw(const Query *q, const float *D, float *score)
 
 static const struct {
     const char *name, *what;
-    AddEmbedding add;                   // place 1, or NULL
-    int rotates;                        // place 2
-    AddBias bias;                       // place 3, or NULL
+    void (*add)(const Config *c, double p, float *x);           // place 1, or NULL
+    int rotates;                                                // place 2
+    void (*bias)(const Query *q, const float *D, float *score); // place 3, or NULL
     float *(*prepare)(const Config *c); // what bias wants worked out once, or NULL
     int linear;                         // does --rope-scaling linear mean something?
 } encodings[N_ENCODINGS] = {
@@ -2381,10 +2384,6 @@ static const struct {
 //
 // Frequencies: one function a method, all of one shape: the frequency of pair m at current length
 // n. The attention loop does not know which was chosen.
-
-typedef double (*RopeFrequency)(const RopeConfig *r, int head_dim, int m, double n);
-typedef double (*RopeAttention)(const RopeConfig *r);
-typedef enum { NEVER, ONCE, ALWAYS } Changes;
 
 // theta_m = base^(-2m/d), [RoPE] 3.2.2
 static double frequency(double base, int head_dim, int m)
@@ -2421,8 +2420,7 @@ static double rope_ntk(const RopeConfig *r, int head_dim, int m, double n)
 static double rope_dynamic(const RopeConfig *r, int head_dim, int m, double n)
 {
     double stretch = r->factor * n / r->orig_ctx - (r->factor - 1);
-    if (n <= r->orig_ctx || stretch <= 1) return rope_none(r, head_dim, m, n);
-    return ntk_frequency(r, stretch, head_dim, m);
+    return ntk_frequency(r, n > r->orig_ctx ? fmax(stretch, 1) : 1, head_dim, m);
 }
 
 // The pair, as a real number, that makes `turns` turns within L tokens. [YaRN] 3.2
@@ -2476,9 +2474,9 @@ static double longrope_attention(const RopeConfig *r)
 
 static const struct {
     const char *name, *what;
-    RopeFrequency frequency;
-    RopeAttention attention; // NULL: a = 1
-    Changes changes;         // whether the frequencies change once n > L
+    double (*frequency)(const RopeConfig *r, int head_dim, int m, double n);
+    double (*attention)(const RopeConfig *r); // NULL: a = 1
+    enum { NEVER, ONCE, ALWAYS } changes;     // of the frequencies, once n > L
 } rope_methods[N_ROPE_METHODS] = {
     {"none", "as trained", rope_none, NULL, NEVER},
     {"linear", "all frequencies / s (position interpolation)", rope_linear, NULL, NEVER},
@@ -2499,40 +2497,40 @@ static double attention_factor(const RopeConfig *r)
 // Queries of one epoch share their frequencies: 0 up to L, then as the method changes.
 static int rope_epoch(const RopeConfig *r, int64_t n)
 {
-    Changes changes = rope_methods[r->method].changes;
-    if (changes == NEVER || n <= r->orig_ctx) return 0;
-    return changes == ONCE ? 1 : (int)n;
+    int changes = rope_methods[r->method].changes;
+    return changes == NEVER || n <= r->orig_ctx ? 0 : changes == ONCE ? 1 : (int)n;
 }
 
-// Distance. Every distance method is a near map, D = i - j for i - j < W, and a far map for the
-// rest, D = A(i) - B(j): query and key get other positions, and the rotation does the rest.
+// Distance. Every distance method is two maps from positions to positions, and the rotation does
+// the rest: the near map, D = i - j, for keys with i - j < W, and the far map, D = A(i) - B(j), for
+// those behind.
 //   sinks      A = min(i, S + W - 1)   B = j            [Streaming]
 //   others     A = f(i) + W - f(W)     B = f(j)         with f(x) =
 //     self-extend   floor(x / G)       [SelfExt]
 //     rerope        0                  [ReRoPE]
 //     leaky-rerope  x / k              [ReRoPE]
-static double far_key(const RopeConfig *r, double j)
-{
-    if (r->distance == DIST_FULL) return j;
-    if (r->distance == DIST_REROPE) return 0;
-    return r->distance == DIST_SELF_EXTEND ? floor(j / r->far) : j / r->far;
-}
-
-static double far_query(const RopeConfig *r, double i)
-{
-    if (r->distance == DIST_FULL) return fmin(i, r->sinks + r->near - 1);
-    return far_key(r, i) + r->near - far_key(r, r->near);
-}
-
 static int has_far_map(const RopeConfig *r)
 {
     return r->distance != DIST_FULL || (r->window && r->sinks);
 }
 
-// D under the near (0) or the far map (1)
+static double key_position(const RopeConfig *r, int map, double j)
+{
+    if (!map || r->distance == DIST_FULL) return j;
+    if (r->distance == DIST_REROPE) return 0;
+    return r->distance == DIST_SELF_EXTEND ? floor(j / r->far) : j / r->far;
+}
+
+static double query_position(const RopeConfig *r, int map, double i)
+{
+    if (!map) return i;
+    if (r->distance == DIST_FULL) return fmin(i, r->sinks + r->near - 1);
+    return key_position(r, map, i) + r->near - key_position(r, map, r->near);
+}
+
 static double map_distance(const RopeConfig *r, int map, int64_t i, int64_t j)
 {
-    return map ? far_query(r, i) - far_key(r, j) : (double)(i - j);
+    return query_position(r, map, (double)i) - key_position(r, map, (double)j);
 }
 
 // Encodings that do not rotate know one method, linear: positions and distances / s.
@@ -2563,40 +2561,38 @@ static void rope_resolve(RopeConfig *r, int train_ctx, int64_t ctx)
 // Applies the method: sets the frequencies for length n, and with them all tables.
 static void set_angles(Angles *a, const Config *c, const RopeConfig *r, size_t n_slots, int64_t n)
 {
-    size_t pairs = (size_t)c->head_dim / 2;
-    int epoch = rope_epoch(r, n), maps = 1 + has_far_map(r);
-    if (a->epoch == epoch) return;
+    size_t pairs = c->head_dim / 2;
+    int epoch = rope_epoch(r, n), empty = !a->freq;
+    if (!empty && a->epoch == epoch) return;
     a->epoch = epoch;
-    if (!a->freq) {
+    if (empty) {
         a->freq = xcalloc(pairs, sizeof *a->freq);
         a->decay = xcalloc(pairs, sizeof *a->decay);
         a->slot_tile = xcalloc(n_slots, sizeof *a->slot_tile);
-        for (int map = 0; map < maps; map++) {
-            a->key[map] = xcalloc(2 * pairs * TILE, 4);
-            a->tile[map] = xcalloc(n_slots * 2 * pairs, 4);
-        }
     }
     for (size_t m = 0; m < pairs && is_rotary(c); m++) { // else every angle is 0
         a->freq[m] = rope_methods[r->method].frequency(r, c->head_dim, (int)m, (double)n);
         if (c->encoding == ENC_XPOS) a->decay[m] = (float)xpos_decay(c->head_dim, (int)m);
     }
     for (size_t slot = 0; slot < n_slots; slot++) a->slot_tile[slot] = -1;
-    fill_key_table(a, pairs, 1, a->key[0]);
-    double far_step = r->distance == DIST_LEAKY ? 1 / r->far : 1;
-    if (maps == 2) fill_key_table(a, pairs, far_step, a->key[1]);
+    for (int map = 0; map <= has_far_map(r); map++) {
+        if (empty) a->key[map] = xcalloc(2 * pairs * TILE, 4);
+        if (empty) a->tile[map] = xcalloc(n_slots * 2 * pairs, 4);
+        fill_key_table(a, pairs, map && r->distance == DIST_LEAKY ? 1 / r->far : 1, a->key[map]);
+    }
 }
 
-// The far map's key table for the tile at t0. Only self-extend, whose B is a staircase, and
-// rerope, whose B is constant, need one that differs from the table of set_angles: its columns
-// chosen by B(t0 + r) - B(t0). out: [2][pairs][TILE], used when needed.
-static const float *far_key_table(const Angles *a, const RopeConfig *r, size_t pairs, int64_t t0,
-                                  float *out)
+// A map's key table for the tile at t0: that of set_angles, unless B is a staircase (self-extend)
+// or constant (rerope), where out [2][pairs][TILE] gets its columns B(t0 + r) - B(t0). Where
+// nothing turns, all columns are the same.
+static const float *key_table(const Angles *a, const RopeConfig *r, int map, size_t pairs,
+                              int64_t t0, float *out)
 {
-    if (r->distance != DIST_SELF_EXTEND && r->distance != DIST_REROPE) return a->key[1];
-    for (int64_t k = 0; k < TILE; k++) {
-        size_t column = (size_t)(far_key(r, t0 + k) - far_key(r, t0));
-        for (size_t m = 0; m < 2 * pairs; m++)
-            out[m * TILE + (size_t)k] = a->key[1][m * TILE + column];
+    int steps = r->distance == DIST_SELF_EXTEND || r->distance == DIST_REROPE;
+    if (!map || !steps || a->freq[0] == 0) return a->key[map];
+    for (int k = 0; k < TILE; k++) {
+        size_t column = (size_t)(key_position(r, 1, t0 + k) - key_position(r, 1, t0));
+        for (size_t m = 0; m < 2 * pairs; m++) out[m * TILE + k] = a->key[1][m * TILE + column];
     }
     return out;
 }
@@ -2614,21 +2610,30 @@ static const float *far_key_table(const Angles *a, const RopeConfig *r, size_t p
 //
 // Attention reads tile after tile with an online softmax [Flash]: for each query and head it
 // keeps the largest score m, the sum l of exp(score - m) and the output o weighted alike. Every
-// SEGMENT positions the state is merged into a total and begins anew. A prompt merges segments as
-// it goes; a single token, which offers too little work otherwise, hands segments to different
-// threads and merges their states in the same order: the same arithmetic, so the same bits.
+// SEGMENT positions these are merged into a total and begin anew. A prompt merges segments as it
+// goes; a single token, which offers too little work otherwise, hands segments to different
+// threads and merges them afterwards in the same order: the same arithmetic, so the same bits.
 
-enum { SEGMENT = 8 * TILE, BLOCK_ROWS = 192 };
+enum { SEGMENT_TILES = 8, SEGMENT = SEGMENT_TILES * TILE, BLOCK_ROWS = 192 };
 static const float MASKED = -INFINITY; // exp(MASKED - m) = 0
 
 typedef struct {
-    size_t elem;       // bytes a number: 2 or 4
+    size_t elem;         // bytes a number: 2 or 4
     size_t n_slots, sink_slots, ring;
-    size_t k_bytes, v_bytes; // of one tile
-    size_t v_dim;      // head_dim rounded up to LANES
-    uint8_t *k, *v;    // [n_layers][n_kv_heads][n_slots] tiles
-    size_t bytes;      // reserved, both together
+    size_t v_dim;        // head_dim rounded up to LANES
+    size_t k_bytes;      // of a tile's keys; its values lie behind them
+    size_t tile_bytes;   // of both
+    uint8_t *tiles;      // [n_layers][n_kv_heads][n_slots]
+    size_t bytes;        // reserved
 } Cache;
+
+// What an online softmax keeps beside o; e is the sum of exp(score - m) * score, for the entropy.
+// m begins as a number, so that a row that sees only masked keys stays empty, with no NaN from
+// MASKED - MASKED, and an empty one adds nothing when it is merged.
+typedef struct {
+    float m, l, e;
+} RowSums;
+static const RowSums EMPTY = {-FLT_MAX, 0, 0};
 
 // Queries q0 .. q0 + nq - 1 of a chunk: they share their angles.
 typedef struct {
@@ -2650,37 +2655,36 @@ typedef struct {
     const Model *model;
     Config config;
     size_t chunk;        // tokens at most in one forward pass
-    int64_t max_seq_len; // positions the cache can serve
-    int exact;
     Cache cache;
     Plan plans[2];       // of global and of local layers
-    Plan *plan;          // the current layer's
-    float *partial;      // [n_segments][n_kv_heads] softmax states of a split query
     float *x, *xb;       // [chunk][dim]: the residual stream, and its normed copy
     float *q, *k, *v;    // [chunk][n_heads | n_kv_heads * head_dim]
     float *att;          // [chunk][n_heads * head_dim]
     float *gate, *up;    // [chunk][hidden_dim]
+    Quantized *act;      // room for activations in int8; NULL: exact
     float *prepared;     // of the encoding (section 8)
-    float *entropy;      // [chunk][n_heads], NULL: not measured
-    double *entropy_sum; // [chunk]: summed over layers and heads
-    Quantized act;
+    double *entropy_sum; // [chunk]: attention's, over layers and heads; NULL: not measured
     int64_t pos;         // the chunk's first position, and
     size_t n;            // its tokens
-    int layer;
-    int split;           // a single query is split into its segments
+    int layer;           // the current one, and
+    const Plan *plan;    // its positions
+    size_t n_parts;      // segments that a single query is split into; 1: not split
+    float *total;        // [n | n_parts][n_heads][v_dim], and
+    RowSums *sums;       // [n | n_parts][n_heads]: the softmax of each query and head
 } State;
 
-// Where tile t lies in the cache.
 static size_t tile_slot(const Cache *c, int64_t t)
 {
     size_t at = (size_t)t;
     return at < c->sink_slots ? at : c->sink_slots + (at - c->sink_slots) % c->ring;
 }
 
-static size_t tile_index(const State *s, size_t head, int64_t t)
+// Tile t of a KV head in the current layer.
+static uint8_t *tile_at(const State *s, size_t head, int64_t t)
 {
+    const Cache *c = &s->cache;
     size_t row = (size_t)s->layer * s->config.n_kv_heads + head;
-    return row * s->cache.n_slots + tile_slot(&s->cache, t);
+    return c->tiles + (row * c->n_slots + tile_slot(c, t)) * c->tile_bytes;
 }
 
 // Zeroed memory that is real only where it is touched.
@@ -2701,31 +2705,29 @@ static size_t available_memory(void)
     while (f && fgets(line, sizeof line, f))
         if (sscanf(line, "MemAvailable: %zu", &kb) == 1) break;
     if (f) fclose(f);
-    if (kb) return mul_size(kb, 1024);
-    return mul_size((size_t)sysconf(_SC_PHYS_PAGES), (size_t)sysconf(_SC_PAGESIZE));
+    return kb ? mul_size(kb, 1024) : mul_size(sysconf(_SC_PHYS_PAGES), sysconf(_SC_PAGESIZE));
 }
 
 // Lays out a cache for max_seq_len positions, or for the window if there is one.
 static void cache_layout(Cache *c, const Config *cfg, int64_t max_seq_len, size_t chunk, int f32)
 {
     const RopeConfig *r = &cfg->rope;
-    size_t d = cfg->head_dim, sinks = ceil_div(r->sinks, TILE);
-    size_t ring = ceil_div(r->window + chunk - 1, TILE) + 1;
-    c->elem = f32 ? 4 : 2;
-    c->v_dim = round_up(d, LANES);
+    size_t sinks = ceil_div(r->sinks, TILE), ring = ceil_div(r->window + chunk - 1, TILE) + 1;
     c->n_slots = c->ring = ceil_div(max_seq_len, TILE);
     if (r->window && sinks + ring < c->n_slots) {
         c->sink_slots = sinks;
         c->ring = ring;
         c->n_slots = sinks + ring;
     }
-    c->k_bytes = TILE * d * c->elem;
-    c->v_bytes = TILE * c->v_dim * c->elem;
-    size_t tiles = mul_size((size_t)cfg->n_layers * cfg->n_kv_heads, c->n_slots);
-    c->bytes = mul_size(tiles, c->k_bytes + c->v_bytes);
+    c->elem = f32 ? 4 : 2;
+    c->v_dim = round_up(cfg->head_dim, LANES);
+    c->k_bytes = TILE * cfg->head_dim * c->elem;
+    c->tile_bytes = c->k_bytes + TILE * c->v_dim * c->elem;
+    size_t rows = (size_t)cfg->n_layers * cfg->n_kv_heads;
+    c->bytes = mul_size(mul_size(rows, c->n_slots), c->tile_bytes);
 }
 
-// Reserves it; dies with the numbers if it cannot fit. Memory is touched only as it is used.
+// Reserves it; dies with the numbers if it cannot fit.
 static void cache_reserve(Cache *c, int64_t max_seq_len)
 {
     size_t have = available_memory();
@@ -2733,178 +2735,170 @@ static void cache_reserve(Cache *c, int64_t max_seq_len)
         die(EXIT_DATA, "-c", "the KV cache does not fit (got %.1f GB available, want %.1f GB for "
             "%lld tokens); use a smaller -c or --window", (double)have / 1e9,
             (double)c->bytes / 1e9, (long long)max_seq_len);
-    c->k = reserve(c->bytes);
-    c->v = c->k + c->bytes / (c->k_bytes + c->v_bytes) * c->k_bytes;
+    c->tiles = reserve(c->bytes);
 }
 
-// Writes the chunk's k and v of KV heads [begin, end) into the cache. The projection gives pairs
-// interleaved (2m, 2m+1), or not; the cache has them split (m, m + pairs).
+// The chunk's k and v of KV heads [begin, end), into the cache.
 static void store_kv(void *arg, size_t begin, size_t end)
 {
-    State *s = arg;
-    Cache *c = &s->cache;
+    const State *s = arg;
+    const Cache *c = &s->cache;
     size_t d = s->config.head_dim, n_kv = s->config.n_kv_heads;
-    uint16_t *half = scratch(2 * d);
+    float *key = scratch(6 * d);
+    uint16_t *half = (uint16_t *)(key + d);
     for (size_t h = begin; h < end; h++)
         for (size_t t = 0; t < s->n; t++) {
-            int64_t pos = s->pos + (int64_t)t;
-            size_t tile = tile_index(s, h, pos / TILE), r = pos % TILE;
-            const float *k = s->k + (t * n_kv + h) * d, *v = s->v + (t * n_kv + h) * d;
-            void *kt = c->k + tile * c->k_bytes, *vt = c->v + tile * c->v_bytes;
-            if (c->elem == 2) floats_to_halves(k, half, d);
-            for (size_t e = 0; e < d; e++) {
-                size_t at = (s->config.rope_split ? e : (e % 2) * d / 2 + e / 2) * TILE + r;
-                if (c->elem == 4) ((float *)kt)[at] = k[e];
-                else ((uint16_t *)kt)[at] = half[e];
+            size_t pos = (size_t)s->pos + t, r = pos % TILE, at = (t * n_kv + h) * d;
+            void *keys = tile_at(s, h, (int64_t)(pos / TILE));
+            void *values = (uint8_t *)keys + c->k_bytes + r * c->v_dim * c->elem;
+            split_pairs(&s->config, s->k + at, key);
+            if (c->elem == 4) {
+                for (size_t e = 0; e < d; e++) ((float *)keys)[e * TILE + r] = key[e];
+                memcpy(values, s->v + at, d * 4);
+            } else {
+                floats_to_halves(key, half, d);
+                for (size_t e = 0; e < d; e++) ((uint16_t *)keys)[e * TILE + r] = half[e];
+                floats_to_halves(s->v + at, values, d);
             }
-            if (c->elem == 4) memcpy((float *)vt + r * c->v_dim, v, d * 4);
-            else floats_to_halves(v, (uint16_t *)vt + r * c->v_dim, d);
         }
 }
 
-// What one thread needs for a block of queries under one KV head. A row is a (query, head) pair:
-// row = query in the block * group + head in the group. A state is that of the rows' online
-// softmax: o [rows][v_dim], then m, l and (for the entropy) e = sum of p * score, [rows][3].
+// What a thread needs for a block of queries under one KV head. A row is a (query, head) pair:
+// row = query in the block * group + head in the group.
 typedef struct {
-    size_t rows, group, d, pairs, v_dim, state_size;
-    int64_t first; // position of the block's first query
-    float *q[2];   // [rows][d]: q under the near and far map, split, scaled
-    float *qt;     // [rows][d]: q for one tile
-    float *k, *v;  // one tile: keys turned, values
-    float *far_table;         // [2][pairs][TILE]
-    float *score, *far_score; // [rows][TILE]
-    float *state, *total;     // of the segment at hand, and of all segments
+    const State *s;
+    const RopeConfig *r;
+    const Block *block;
+    size_t head, part;   // the KV head, and which of the n_parts
+    size_t rows, group, d, v_dim;
+    int64_t first, last; // positions of the block's queries
+    float *q[2];         // [rows][2][pairs]: q under the near and far map, scaled
+    float *qt;           // [rows][2][pairs]: q for one tile
+    float *tile;         // its keys, turned, and then its values
+    float *table;        // [2][pairs][TILE]: room for a key table
+    float *score[2];     // [rows][TILE] under the near and far map
+    float *o;            // [rows][v_dim], and
+    RowSums *sums;       // [rows]: the softmax of the segment at hand
 } Work_area;
 
-// Carves a Work_area for nq queries from the thread's scratch memory.
-static Work_area work_area(const State *s, size_t nq, int64_t first)
+// Carves a Work_area from the thread's scratch memory.
+static Work_area work_area(const State *s, const Block *b, size_t head, size_t part)
 {
-    Work_area w = {.group = s->config.n_heads / s->config.n_kv_heads, .d = s->config.head_dim,
-                   .v_dim = s->cache.v_dim, .first = first};
-    w.rows = nq * w.group;
-    w.pairs = w.d / 2;
-    w.state_size = w.rows * (w.v_dim + 3);
-    float **parts[] = {&w.q[0], &w.q[1], &w.qt, &w.k, &w.v, &w.far_table, &w.score, &w.far_score,
-                       &w.state, &w.total};
-    size_t q = w.rows * w.d, tile = TILE * w.d, scores = w.rows * TILE, total = 0;
-    size_t sizes[] = {q, q, q, tile, TILE * w.v_dim, tile, scores, scores, w.state_size,
-                      w.state_size};
-    for (size_t i = 0; i < COUNT(sizes); i++) total += round_up(sizes[i], 16);
-    float *p = scratch(total * 4);
-    for (size_t i = 0; i < COUNT(sizes); p += round_up(sizes[i++], 16)) *parts[i] = p;
+    size_t d = s->config.head_dim, v_dim = s->cache.v_dim, tile = TILE * v_dim;
+    size_t group = s->config.n_heads / s->config.n_kv_heads, rows = b->nq * group;
+    int64_t first = s->pos + (int64_t)b->q0;
+    Work_area w = {.s = s, .r = &s->plan->rope, .block = b, .head = head, .part = part,
+                   .rows = rows, .group = group, .d = d, .v_dim = v_dim, .first = first,
+                   .last = first + (int64_t)b->nq - 1};
+    w.tile = scratch((2 * tile + rows * (2 * TILE + v_dim + 3 * d + 3)) * 4);
+    w.table = w.tile + tile;
+    w.score[0] = w.table + tile;
+    w.score[1] = w.score[0] + rows * TILE;
+    w.o = w.score[1] + rows * TILE;
+    w.q[0] = w.o + rows * v_dim;
+    w.q[1] = w.q[0] + rows * d;
+    w.qt = w.q[1] + rows * d;
+    w.sums = (RowSums *)(w.qt + rows * d);
     return w;
 }
 
-static void clear_state(const Work_area *w, float *state)
+static int64_t row_position(const Work_area *w, size_t row)
 {
-    memset(state, 0, w->state_size * 4);
-    for (size_t row = 0; row < w->rows; row++) state[w->rows * w->v_dim + 3 * row] = MASKED;
+    return w->first + (int64_t)(row / w->group);
 }
 
-// Adds a state to the total, row by row; an empty one changes nothing.
-static void merge_state(const Work_area *w, float *total, const float *state)
+// Which (query, head) of the chunk a row is: its index in q, att and, for part 0, in total.
+static size_t row_index(const Work_area *w, size_t row)
 {
-    float *total_ml = total + w->rows * w->v_dim;
-    const float *ml = state + w->rows * w->v_dim;
-    for (size_t row = 0; row < w->rows; row++, total += w->v_dim, state += w->v_dim) {
-        float *t = total_ml + 3 * row;
-        const float *p = ml + 3 * row;
-        if (p[1] == 0) continue;
-        float m = t[0] > p[0] ? t[0] : p[0], a = t[1] == 0 ? 0 : expf(t[0] - m), b = expf(p[0] - m);
-        for (size_t i = 0; i < w->v_dim; i++) total[i] = total[i] * a + state[i] * b;
-        t[0] = m;
-        t[1] = t[1] * a + p[1] * b;
-        t[2] = t[2] * a + p[2] * b;
-    }
+    size_t query = w->block->q0 + row / w->group, head = w->head * w->group + row % w->group;
+    return query * w->s->config.n_heads + head;
 }
 
-// Loads the block's queries, pairs split, turned by each map's phases (which carry the scale
-// a^2 / sqrt(d) and log-n).
-static void load_queries(const State *s, Work_area *w, size_t q0, size_t head)
+static size_t total_index(const Work_area *w, size_t row)
 {
-    size_t n_heads = s->config.n_heads, d = w->d, pairs = w->pairs;
-    float *re = w->qt, *im = w->qt + pairs;
+    return w->part * w->s->config.n_heads + row_index(w, row);
+}
+
+// Empties the rows' totals and loads their queries, turned by each map's phases (which carry the
+// scale a^2 / sqrt(d) and log-n).
+static void begin_rows(const Work_area *w)
+{
+    const State *s = w->s;
     for (size_t row = 0; row < w->rows; row++) {
-        size_t query = q0 + row / w->group;
-        const float *q = s->q + (query * n_heads + head * w->group + row % w->group) * d;
-        for (size_t m = 0; m < pairs; m++) {
-            re[m] = q[s->config.rope_split ? m : 2 * m];
-            im[m] = q[s->config.rope_split ? m + pairs : 2 * m + 1];
-        }
-        for (int map = 0; map <= has_far_map(&s->plan->rope); map++) {
-            const float *p = s->plan->phase[map] + query * d;
-            float *out = w->q[map] + row * d;
-            rotate(re, im, p, p + pairs, 1, pairs, out, out + pairs);
-        }
+        size_t query = w->block->q0 + row / w->group, to = total_index(w, row);
+        memset(s->total + to * w->v_dim, 0, w->v_dim * 4);
+        s->sums[to] = EMPTY;
+        split_pairs(&s->config, s->q + row_index(w, row) * w->d, w->qt);
+        for (int map = 0; map <= has_far_map(w->r); map++)
+            rotate(w->qt, 0, s->plan->phase[map] + query * w->d, 1, w->d / 2,
+                   w->q[map] + row * w->d);
     }
 }
 
-// k = the tile's keys, turned by the map's key table; halves are converted in registers.
-static void turn_keys(const Work_area *w, const Cache *c, const uint8_t *keys, const float *table)
+// Adds a softmax to total number `to`.
+static void merge_row(const State *s, size_t to, const float *o, RowSums p)
 {
-    size_t n = w->pairs * TILE;
-    const uint16_t *h = (const uint16_t *)(const void *)keys;
-    const float *f = (const float *)(const void *)keys;
-    for (size_t i = 0; i < n; i += LANES) {
-        vf re = c->elem == 4 ? vload(f + i) : vload_half(h + i);
-        vf im = c->elem == 4 ? vload(f + n + i) : vload_half(h + n + i);
-        vf cosine = vload(table + i), sine = vload(table + n + i);
-        vstore(w->k + i, re * cosine - im * sine);
-        vstore(w->k + n + i, re * sine + im * cosine);
-    }
+    size_t v_dim = s->cache.v_dim;
+    float *total = s->total + to * v_dim;
+    RowSums t = s->sums[to];
+    float m = t.m > p.m ? t.m : p.m, a = expf(t.m - m), b = expf(p.m - m);
+    for (size_t i = 0; i < v_dim; i++) total[i] = total[i] * a + o[i] * b;
+    s->sums[to] = (RowSums){m, t.l * a + p.l * b, t.e * a + p.e * b};
 }
 
-// Scores of all rows against the keys of the tile in `slot` under one map. table: the map's key
-// table. out: [rows][TILE].
-static void score_tile(const Work_area *w, const Cache *c, const Angles *a, const RopeConfig *r,
-                       int map, size_t slot, const uint8_t *keys, const float *table, float *out)
+// w->score[map] = scores of all rows against the keys of tile t under one map.
+static void score_tile(const Work_area *w, int map, int64_t t)
 {
-    size_t d = w->d, pairs = w->pairs;
-    const float *base = a->tile[map] + slot * d; // the phases of B(t0)
-    memset(out, 0, w->rows * TILE * 4);
-    turn_keys(w, c, keys, table);
+    const Angles *a = w->block->angles;
+    size_t d = w->d, pairs = d / 2;
+    const float *phases = a->tile[map] + tile_slot(&w->s->cache, t) * d; // of B(t0)
+    rotate(tile_at(w->s, w->head, t), w->s->cache.elem == 2,
+           key_table(a, w->r, map, pairs, t * TILE, w->table), 1, pairs * TILE, w->tile);
     for (size_t row = 0; row < w->rows; row++) {
-        const float *q = w->q[map] + row * d;
-        float *b = w->qt + row * d;
-        rotate(q, q + pairs, base, base + pairs, -1, pairs, b, b + pairs);
+        float *q = w->qt + row * d;
+        rotate(w->q[map] + row * d, 0, phases, -1, pairs, q);
         if (a->decay[0] == 0) continue;
-        int64_t i = w->first + (int64_t)(row / w->group);
-        fade(b, a->decay, (float)map_distance(r, map, i, a->slot_tile[slot] * TILE), pairs);
+        fade(q, a->decay, (float)map_distance(w->r, map, row_position(w, row), t * TILE), pairs);
     }
-    gemm_rows(w->rows, w->qt, d, w->k, d, TILE, out);
+    memset(w->score[map], 0, w->rows * TILE * 4);
+    gemm_rows(w->rows, w->qt, d, w->tile, d, TILE, w->score[map]);
 }
 
-static int clamp(int64_t v, int lo, int hi) { return v < lo ? lo : v > hi ? hi : (int)v; }
-
-// Puts together in `score` what query i sees of the tile at t0: keys behind the near map's reach
-// get their far score (if there is one), keys behind the window (the sinks excepted) and keys to
-// come are masked. Returns whether anything is left.
-static int mask_row(const RopeConfig *r, int64_t i, int64_t t0, float *score,
-                    const float *far_score)
+// How many keys of the tile at t0 are before position p.
+static int keys_before(int64_t p, int64_t t0)
 {
-    int seen = clamp(i - t0 + 1, 0, TILE);
-    int near = r->near ? clamp(i - r->near + 1 - t0, 0, seen) : 0;
-    int hidden = r->window ? clamp(i - r->window + 1 - t0, 0, seen) : 0;
-    int sinks = clamp(r->sinks - t0, 0, hidden);
-    if (far_score) memcpy(score, far_score, (size_t)near * 4);
-    for (int k = sinks; k < hidden; k++) score[k] = MASKED;
+    return p < t0 ? 0 : p - t0 < TILE ? (int)(p - t0) : TILE;
+}
+
+// How many of them are behind the near map's reach for query i.
+static int far_keys(const RopeConfig *r, int64_t i, int64_t t0)
+{
+    return has_far_map(r) ? keys_before(i - r->near + 1, t0) : 0;
+}
+
+// Puts together in `score` what query i sees of the tile at t0: far keys get their far score; keys
+// behind the window (the sinks excepted) and keys to come are masked.
+static void mask_row(const RopeConfig *r, int64_t i, int64_t t0, float *score,
+                     const float *far_score)
+{
+    int seen = keys_before(i + 1, t0), far = far_keys(r, i, t0);
+    int hidden = r->window ? keys_before(i - r->window + 1, t0) : 0;
+    for (int k = 0; k < far; k++) score[k] = far_score[k];
+    for (int k = keys_before(r->sinks, t0); k < hidden; k++) score[k] = MASKED;
     for (int k = seen; k < TILE; k++) score[k] = MASKED;
-    return sinks > 0 || seen > hidden;
 }
 
-// One step of the online softmax on one row: score becomes exp(score - m), and the state so far
-// is rescaled to the new m.
-static void softmax_step(float *score, float *o, float *ml, size_t v_dim, int entropy)
+// One step of the online softmax on one row: score becomes exp(score - m), and what is summed so
+// far is rescaled to the new m.
+static void softmax_step(float *score, float *o, RowSums *sums, size_t v_dim, int entropy)
 {
-    vf max = vset(ml[0]), sum = {0}, weighted = {0};
+    vf max = vset(sums->m), sum = {0}, weighted = {0};
     for (size_t k = 0; k < TILE; k += LANES) max = vmax(max, vload(score + k));
     float m = vmax_lane(max);
-    if (m != ml[0]) {
-        float shrink = vexp(vset(ml[0] - m))[0]; // 0 for an empty state
+    if (m != sums->m) {
+        float shrink = vexp(vset(sums->m - m))[0];
         for (size_t k = 0; k < v_dim; k += LANES) vstore(o + k, vload(o + k) * vset(shrink));
-        ml[0] = m;
-        ml[1] *= shrink;
-        ml[2] *= shrink;
+        *sums = (RowSums){m, sums->l * shrink, sums->e * shrink};
     }
     for (size_t k = 0; k < TILE; k += LANES) {
         vf s = vload(score + k), p = vexp(s - vset(m));
@@ -2912,183 +2906,142 @@ static void softmax_step(float *score, float *o, float *ml, size_t v_dim, int en
         if (entropy) weighted += p * vmax(s, vset(-1e30f)); // 0 * MASKED is 0
         vstore(score + k, p);
     }
-    ml[1] += vsum(sum);
-    if (entropy) ml[2] += vsum(weighted);
+    sums->l += vsum(sum);
+    if (entropy) sums->e += vsum(weighted);
 }
 
-// Place 3: adds the bias to what query i sees of the tile at t0. The distances are those of the
-// near map and the far map.
-static void add_score_bias(const State *s, const RopeConfig *r, const Work_area *w, size_t head,
-                           size_t row, int64_t t0, float *score)
+// Place 3: adds the bias to what a row sees of the tile at t0, at the distances of the two maps.
+static void add_score_bias(const Work_area *w, size_t row, int64_t t0, float *score)
 {
-    AddBias bias = encodings[s->config.encoding].bias;
-    float D[TILE], stretch = (float)position_stretch(&s->config);
-    if (!bias) return;
-    int64_t i = w->first + (int64_t)(row / w->group);
-    int far = has_far_map(r) ? clamp(i - r->near + 1 - t0, 0, TILE) : 0;
+    const Config *c = &w->s->config;
+    float D[TILE], stretch = (float)position_stretch(c);
+    int64_t i = row_position(w, row);
+    int far = far_keys(w->r, i, t0);
     for (int k = 0; k < TILE; k++) D[k] = fmaxf((float)(i - t0) - (float)k, 0) / stretch;
     for (int k = 0; k < far; k++) // no less than W, so that keys hidden after the sinks fit in
-        D[k] = (float)fmax(map_distance(r, 1, i, t0 + k), r->near) / stretch;
-    head = head * w->group + row % w->group;
-    bias(&(Query){&s->config, s->prepared, head, i, w->q[0] + row * w->d}, D, score);
+        D[k] = (float)fmax(map_distance(w->r, 1, i, t0 + k), w->r->near) / stretch;
+    size_t head = w->head * w->group + row % w->group;
+    encodings[c->encoding].bias(&(Query){c, w->s->prepared, head, i, w->q[0] + row * w->d}, D,
+                                score);
 }
 
-// Attention of a block's rows over the keys of one tile.
-static void attend_tile(const State *s, Work_area *w, const Angles *a, size_t head, int64_t t)
+// Attention of a block's rows over the keys of tile t.
+static void attend_tile(const Work_area *w, int64_t t)
 {
+    const State *s = w->s;
     const Cache *c = &s->cache;
-    const RopeConfig *r = &s->plan->rope;
-    size_t tile = tile_index(s, head, t), slot = tile_slot(c, t);
-    int64_t t0 = t * TILE, last = w->first + (int64_t)(w->rows / w->group) - 1;
-    const uint8_t *keys = c->k + tile * c->k_bytes;
-    float *ml = w->state + w->rows * w->v_dim;
-    int two_maps = is_rotary(&s->config) && has_far_map(r); // else both have the same scores
-    int any_near = !two_maps || t0 + TILE > w->first - r->near + 1;
-    int any_far = two_maps && t0 <= last - r->near;
-    if (any_near) score_tile(w, c, a, r, 0, slot, keys, a->key[0], w->score);
-    if (any_far)
-        score_tile(w, c, a, r, 1, slot, keys, far_key_table(a, r, w->pairs, t0, w->far_table),
-                   w->far_score);
+    int64_t t0 = t * TILE;
+    if (far_keys(w->r, w->first, t0) < TILE) score_tile(w, 0, t);
+    if (far_keys(w->r, w->last, t0) > 0) score_tile(w, 1, t);
     for (size_t row = 0; row < w->rows; row++) {
-        float *score = w->score + row * TILE;
-        int64_t i = w->first + (int64_t)(row / w->group);
-        if (mask_row(r, i, t0, score, two_maps ? w->far_score + row * TILE : NULL)) {
-            add_score_bias(s, r, w, head, row, t0, score);
-            softmax_step(score, w->state + row * w->v_dim, ml + 3 * row, w->v_dim, !!s->entropy);
-        } else memset(score, 0, TILE * 4); // this row sees nothing of the tile
+        float *score = w->score[0] + row * TILE;
+        mask_row(w->r, row_position(w, row), t0, score, w->score[1] + row * TILE);
+        if (encodings[s->config.encoding].bias) add_score_bias(w, row, t0, score);
+        softmax_step(score, w->o + row * w->v_dim, w->sums + row, w->v_dim, !!s->entropy_sum);
     }
-    const void *v = c->v + tile * c->v_bytes;
-    if (c->elem == 2) halves_to_floats(v, w->v, TILE * w->v_dim);
-    gemm_rows(w->rows, w->score, TILE, c->elem == 2 ? w->v : v, TILE, w->v_dim, w->state);
+    const void *v = tile_at(s, w->head, t) + c->k_bytes;
+    if (c->elem == 2) halves_to_floats(v, w->tile, TILE * w->v_dim);
+    gemm_rows(w->rows, w->score[0], TILE, c->elem == 2 ? w->tile : v, TILE, w->v_dim, w->o);
 }
 
-// The first tile after t that some query from position `first` on can see.
-static int64_t next_tile(const State *s, int64_t first, int64_t t)
+// The first tile from t on that some query from position `first` on can see.
+static int64_t next_tile(const RopeConfig *r, int64_t first, int64_t t)
 {
-    const RopeConfig *r = &s->plan->rope;
-    if (!r->window || t * TILE < r->sinks) return t;
-    int64_t window_tile = (first - r->window + 1) / TILE;
-    return t > window_tile ? t : window_tile;
+    int64_t oldest = r->window && t * TILE >= r->sinks ? (first - r->window + 1) / TILE : 0;
+    return t > oldest ? t : oldest;
 }
 
-// Fetches a tile into the second-level cache.
-static void prefetch_tile(const State *s, size_t head, int64_t t)
+// Attention of a block's rows over the tiles that lie in one segment, from t on and before `end`;
+// returns the tile after them.
+static int64_t attend_segment(const Work_area *w, int64_t t, int64_t end)
 {
-    const Cache *c = &s->cache;
-    size_t tile = tile_index(s, head, t);
-    const uint8_t *k = c->k + tile * c->k_bytes, *v = c->v + tile * c->v_bytes;
-    for (size_t i = 0; i < c->k_bytes; i += 64) __builtin_prefetch(k + i, 0, 2);
-    for (size_t i = 0; i < c->v_bytes; i += 64) __builtin_prefetch(v + i, 0, 2);
-}
-
-// Writes o / l of each row, and the entropy  m + ln l - (sum p s) / l.
-static void finish_rows(State *s, const Work_area *w, size_t q0, size_t head)
-{
-    const float *o = w->total, *ml = o + w->rows * w->v_dim;
-    for (size_t row = 0; row < w->rows; row++, o += w->v_dim, ml += 3) {
-        size_t query = q0 + row / w->group, n_heads = s->config.n_heads;
-        size_t at = query * n_heads + head * w->group + row % w->group;
-        for (size_t i = 0; i < w->d; i++) s->att[at * w->d + i] = o[i] / ml[1];
-        if (s->entropy) s->entropy[at] = ml[0] + logf(ml[1]) - ml[2] / ml[1];
+    const State *s = w->s;
+    int64_t stop = (t / SEGMENT_TILES + 1) * SEGMENT_TILES, next;
+    memset(w->o, 0, w->rows * w->v_dim * 4);
+    for (size_t row = 0; row < w->rows; row++) w->sums[row] = EMPTY;
+    for (; t < end && t < stop; t = next) {
+        next = next_tile(w->r, w->first, t + 1);
+        const uint8_t *ahead = tile_at(s, w->head, next); // into the second-level cache
+        for (size_t i = 0; next < end && i < s->cache.tile_bytes; i += 64)
+            __builtin_prefetch(ahead + i, 0, 2);
+        attend_tile(w, t);
     }
+    for (size_t row = 0; row < w->rows; row++)
+        merge_row(s, total_index(w, row), w->o + row * w->v_dim, w->sums[row]);
+    return t;
 }
 
-// Items: (part, block, KV head). A part is all segments of the block, one after the other, or,
-// where a single query is split, one segment, whose state goes to s->partial. A single token's
-// keys and values are stored by those who read them first.
+// Items: (part, block, KV head). A part is all segments of the block, one after the other, or one
+// segment of a single query.
 static void attend_parts(void *arg, size_t begin, size_t end)
 {
-    State *s = arg;
-    size_t n_kv = s->config.n_kv_heads;
-    const int64_t per = SEGMENT / TILE;
+    const State *s = arg;
+    size_t n_kv = s->config.n_kv_heads, n_blocks = s->plan->n_blocks;
     for (size_t item = begin; item < end; item++) {
-        size_t head = item % n_kv, part = item / n_kv / s->plan->n_blocks;
-        const Block *b = &s->plan->blocks[item / n_kv % s->plan->n_blocks];
-        int64_t first = s->pos + (int64_t)b->q0, t = 0;
-        int64_t n_tiles = (first + (int64_t)b->nq - 1) / TILE + 1;
-        if (s->split) {
-            t = (int64_t)part * per;
-            n_tiles = t + per < n_tiles ? t + per : n_tiles;
-        }
-        if (s->n == 1 && n_tiles > s->pos / TILE) store_kv(s, head, head + 1);
-        Work_area w = work_area(s, b->nq, first);
-        float *total = s->split ? s->partial + (part * n_kv + head) * w.state_size : w.total;
-        load_queries(s, &w, b->q0, head);
-        clear_state(&w, total);
-        while ((t = next_tile(s, w.first, t)) < n_tiles) {
-            int64_t stop = (t / per + 1) * per; // of the segment
-            clear_state(&w, w.state);
-            for (; t < stop && t < n_tiles; t = next_tile(s, w.first, t + 1)) {
-                if (t + 1 < n_tiles) prefetch_tile(s, head, t + 1);
-                attend_tile(s, &w, b->angles, head, t);
-            }
-            merge_state(&w, total, w.state);
-        }
-        if (!s->split) finish_rows(s, &w, b->q0, head);
+        const Block *block = &s->plan->blocks[item / n_kv % n_blocks];
+        Work_area w = work_area(s, block, item % n_kv, item / n_kv / n_blocks);
+        int64_t t = (int64_t)w.part * SEGMENT_TILES, n_tiles = w.last / TILE + 1;
+        begin_rows(&w);
+        do t = attend_segment(&w, next_tile(w.r, w.first, t), n_tiles);
+        while (t < n_tiles && s->n_parts == 1);
     }
 }
 
-// Merges the parts of a split query in order.
-static void merge_parts(State *s, size_t n_parts)
+// att = o / l of each (query, head), its parts merged in order.
+static void finish_rows(void *arg, size_t begin, size_t end)
 {
-    size_t n_kv = s->config.n_kv_heads;
-    for (size_t head = 0; head < n_kv; head++) {
-        Work_area w = work_area(s, 1, s->pos);
-        clear_state(&w, w.total);
-        for (size_t i = 0; i < n_parts; i++)
-            merge_state(&w, w.total, s->partial + (i * n_kv + head) * w.state_size);
-        finish_rows(s, &w, 0, head);
+    const State *s = arg;
+    size_t d = s->config.head_dim, v_dim = s->cache.v_dim, n_heads = s->config.n_heads;
+    for (size_t at = begin; at < end; at++) {
+        for (size_t part = at + n_heads; part < s->n_parts * n_heads; part += n_heads)
+            merge_row(s, at, s->total + part * v_dim, s->sums[part]);
+        const float *o = s->total + at * v_dim;
+        for (size_t i = 0; i < d; i++) s->att[at * d + i] = o[i] / s->sums[at].l;
     }
 }
 
-// att = softmax(q k^T) v for all queries and heads of the chunk.
+// att = softmax(q k^T) v for all queries and heads of the chunk; the entropy of one softmax is
+// m + ln l - (sum of p score) / l.
 static void attention(State *s)
 {
     const RopeConfig *r = &s->plan->rope;
-    size_t n_kv = s->config.n_kv_heads, seen = s->pos + s->n;
+    size_t n_heads = s->config.n_heads, rows = s->n * n_heads, seen = s->pos + s->n;
     if (r->window) seen = min_size(seen, r->window + s->n);
-    s->split = s->n == 1 && !r->window;
-    size_t n_parts = s->split ? ceil_div(seen, SEGMENT) : 1, n = n_parts * s->plan->n_blocks * n_kv;
+    s->n_parts = s->n == 1 && !r->window ? ceil_div(seen, SEGMENT) : 1;
+    size_t n = s->n_parts * s->plan->n_blocks * s->config.n_kv_heads;
     size_t cost = 2 * s->config.dim * max_size(seen, TILE) * s->n / n; // multiplications an item
     parallel_for(n, ceil_div(MIN_BLOCK / 4, cost), attend_parts, s);
-    if (s->split) merge_parts(s, n_parts);
-}
-
-// Phases of a query or of a tile under both maps, each at its own position: [2][pairs] at `at` in
-// either map's table.
-static void fill_both(const State *s, const Angles *a, float *const table[2], size_t at,
-                      double near, double far, double amplitude)
-{
-    size_t pairs = s->config.head_dim / 2;
-    const double position[2] = {near, far};
-    for (int map = 0; map <= has_far_map(&s->plan->rope); map++) {
-        float *p = table[map] + at * 2 * pairs;
-        fill_phases(a->freq, pairs, position[map], amplitude, p, p + pairs);
+    parallel_for(rows, ceil_div(MIN_BLOCK / 4, s->config.head_dim), finish_rows, s);
+    for (size_t at = 0; s->entropy_sum && at < rows; at++) {
+        RowSums t = s->sums[at];
+        s->entropy_sum[at / n_heads] += t.m + logf(t.l) - t.e / t.l;
     }
 }
 
 // Phases of the tiles that the chunk can see, as far as they are not there yet.
-static void plan_tiles(const State *s, Angles *a)
+static void plan_tiles(const State *s, const RopeConfig *r, Angles *a)
 {
+    size_t pairs = s->config.head_dim / 2;
     int64_t last = (s->pos + (int64_t)s->n - 1) / TILE;
-    for (int64_t t = 0; (t = next_tile(s, s->pos, t)) <= last; t++) {
+    for (int64_t t = 0; (t = next_tile(r, s->pos, t)) <= last; t++) {
         size_t slot = tile_slot(&s->cache, t);
         if (a->slot_tile[slot] == t) continue;
         a->slot_tile[slot] = t;
-        fill_both(s, a, a->tile, slot, (double)(t * TILE), far_key(&s->plan->rope, t * TILE), 1);
+        for (int map = 0; map <= has_far_map(r); map++)
+            fill_phases(a->freq, pairs, key_position(r, map, (double)(t * TILE)), 1,
+                        a->tile[map] + slot * 2 * pairs);
     }
 }
 
-// Cuts the chunk into blocks of queries that share their angles, and prepares all angles, for the
-// current plan.
-static void plan_positions(State *s)
+// Cuts the chunk into blocks of queries that share their angles, and prepares all angles.
+static void plan_positions(const State *s, Plan *p)
 {
-    Plan *p = s->plan;
+    const Config *c = &s->config;
     const RopeConfig *r = &p->rope;
-    size_t n_kv = s->config.n_kv_heads, group = s->config.n_heads / n_kv;
+    size_t d = c->head_dim, n_kv = c->n_kv_heads, group = c->n_heads / n_kv;
     size_t fair = ceil_div(s->n * n_kv, 3 * pool.n_threads); // three items a thread
     size_t most = max_size(1, min_size(BLOCK_ROWS / group, fair));
-    double scale = s->config.score_scale > 0 ? s->config.score_scale : 1 / sqrt(s->config.head_dim);
+    double scale = c->score_scale > 0 ? c->score_scale : 1 / sqrt(c->head_dim);
     scale *= attention_factor(r) * attention_factor(r);
     Angles *a = NULL;
     p->n_blocks = 0;
@@ -3097,13 +3050,15 @@ static void plan_positions(State *s)
         int same = a && a->epoch == rope_epoch(r, i + 1);
         if (!same) {
             a = a ? a + 1 : p->angles;
-            set_angles(a, &s->config, r, s->cache.n_slots, i + 1);
-            plan_tiles(s, a);
+            set_angles(a, c, r, s->cache.n_slots, i + 1);
+            plan_tiles(s, r, a);
         }
         if (!same || p->blocks[p->n_blocks - 1].nq == most)
             p->blocks[p->n_blocks++] = (Block){t, 0, a};
         p->blocks[p->n_blocks - 1].nq++;
-        fill_both(s, a, p->phase, t, (double)i, far_query(r, i), scale * logn_scale(r, i));
+        for (int map = 0; map <= has_far_map(r); map++)
+            fill_phases(a->freq, d / 2, query_position(r, map, (double)i),
+                        scale * logn_scale(r, i), p->phase[map] + t * d);
     }
 }
 
@@ -3117,9 +3072,8 @@ static void plan_init(Plan *p, const RopeConfig *r, size_t chunk, size_t head_di
 {
     p->rope = *r;
     p->angles = xcalloc(chunk, sizeof *p->angles);
-    for (size_t i = 0; i < chunk; i++) p->angles[i].epoch = -1;
     p->blocks = xcalloc(chunk, sizeof *p->blocks);
-    for (int map = 0; map < 2; map++) p->phase[map] = xcalloc(chunk * head_dim, 4);
+    for (int map = 0; map <= has_far_map(r); map++) p->phase[map] = xcalloc(chunk * head_dim, 4);
 }
 
 static void state_init(State *s, const Model *m, int64_t max_seq_len, size_t chunk, int f32_cache,
@@ -3127,8 +3081,7 @@ static void state_init(State *s, const Model *m, int64_t max_seq_len, size_t chu
 {
     const Config *c = &m->config;
     size_t dim = c->dim, hidden = c->hidden_dim, q = q_dim(c), kv = kv_dim(c);
-    *s = (State){.model = m, .config = *c, .chunk = chunk, .max_seq_len = max_seq_len,
-                 .exact = exact};
+    *s = (State){.model = m, .config = *c, .chunk = chunk};
     RopeConfig *rope = &s->config.rope, *local = &s->config.local;
     if (rope->window && local->window > rope->window) local->window = rope->window;
     rope_resolve(rope, c->train_ctx, max_seq_len);
@@ -3138,28 +3091,23 @@ static void state_init(State *s, const Model *m, int64_t max_seq_len, size_t chu
     if (c->global_every) plan_init(&s->plans[1], local, chunk, c->head_dim);
     cache_layout(&s->cache, &s->config, max_seq_len, chunk, f32_cache || exact);
     cache_reserve(&s->cache, max_seq_len);
-    size_t n_segments = ceil_div(max_seq_len, SEGMENT), state = c->n_heads * (s->cache.v_dim + 3);
-    if (!rope->window) s->partial = reserve(n_segments * state * 4);
-    float **parts[] = {&s->x, &s->xb, &s->q, &s->att, &s->k, &s->v, &s->gate, &s->up};
+    size_t parts = max_size(chunk, rope->window ? 1 : ceil_div(max_seq_len, SEGMENT)) * c->n_heads;
+    s->total = reserve(mul_size(parts, s->cache.v_dim * 4));
+    s->sums = reserve(mul_size(parts, sizeof *s->sums));
+    float **rooms[] = {&s->x, &s->xb, &s->q, &s->att, &s->k, &s->v, &s->gate, &s->up};
     size_t sizes[] = {dim, dim, q, q, kv, kv, hidden, hidden};
-    for (int i = 0; i < 8; i++) *parts[i] = reserve(mul_size(mul_size(chunk, sizes[i]), 4));
+    for (int i = 0; i < 8; i++) *rooms[i] = reserve(mul_size(mul_size(chunk, sizes[i]), 4));
     if (exact) return;
     size_t widest = mul_size(chunk + Q8_TOKENS - 1, max_size(dim, max_size(q, hidden)));
-    s->act.q = reserve(widest);
-    s->act.scale = reserve(mul_size(widest, 4));
-    s->act.minus_sum = reserve(mul_size(widest, 4));
+    s->act = xcalloc(1, sizeof *s->act);
+    s->act->q = reserve(widest);
+    s->act->scale = reserve(mul_size(widest, 4));
+    s->act->minus_sum = reserve(mul_size(widest, 4));
 }
 
 static void measure_entropy(State *s)
 {
-    s->entropy = xcalloc(s->chunk * s->config.n_heads, 4);
     s->entropy_sum = xcalloc(s->chunk, sizeof *s->entropy_sum);
-}
-
-static void add_entropy(State *s)
-{
-    size_t n_heads = s->config.n_heads;
-    for (size_t i = 0; i < s->n * n_heads; i++) s->entropy_sum[i / n_heads] += s->entropy[i];
 }
 
 typedef struct {
@@ -3187,7 +3135,7 @@ static void norm(const State *s, float *out, const float *in, const float *weigh
 static void gate_rows(void *arg, size_t begin, size_t end)
 {
     const State *s = arg;
-    size_t hidden = (size_t)s->config.hidden_dim;
+    size_t hidden = s->config.hidden_dim;
     for (size_t t = begin; t < end; t++)
         gated(s->gate + t * hidden, s->up + t * hidden, hidden, s->config.gelu);
 }
@@ -3197,49 +3145,32 @@ static void add_bias(float *x, const float *bias, size_t n, size_t dim)
     for (size_t t = 0; bias && t < n; t++) add_rows(x + t * dim, bias, dim);
 }
 
-// The chunk's tokens as rows of x.
+// x = the embeddings of the chunk's tokens, with place 1: a vector for each position added.
 static void embed_tokens(State *s, const int *tokens)
 {
+    const Config *c = &s->config;
     const Tensor *table = &s->model->tok_emb;
-    size_t dim = table->cols;
-    for (size_t t = 0; t < s->n; t++) table->type->unpack(table, (size_t)tokens[t], s->x + t * dim);
-    if (s->config.emb_scale > 0)
-        for (size_t i = 0; i < s->n * dim; i++) s->x[i] *= s->config.emb_scale;
-}
-
-static void plan_chunk(State *s)
-{
-    for (int kind = s->config.global_every ? 1 : 0; kind >= 0; kind--) {
-        s->plan = &s->plans[kind];
-        plan_positions(s);
+    for (size_t t = 0; t < s->n; t++) {
+        float *x = s->x + t * table->cols;
+        table->type->unpack(table, (size_t)tokens[t], x);
+        for (size_t i = 0; c->emb_scale > 0 && i < table->cols; i++) x[i] *= c->emb_scale;
+        double p = (double)(s->pos + (int64_t)t) / position_stretch(c);
+        if (encodings[c->encoding].add) encodings[c->encoding].add(c, p, x);
     }
 }
 
-static int is_local(const Config *c, int layer)
+// q, k and v of the chunk from xb, k and v into the cache. A single token's are stored by one
+// thread: they are soon written.
+static void project(State *s, const Layer *l)
 {
-    return c->global_every && (layer + 1) % c->global_every;
-}
-
-// q, k and v of the chunk from xb, as attention wants them.
-static void project(State *s, const Layer *l, Quantized *act)
-{
-    size_t n = s->n, n_heads = (size_t)s->config.n_heads, n_kv = (size_t)s->config.n_kv_heads;
-    matmul(act, (Product[]){{&l->wq, s->q}, {&l->wk, s->k}, {&l->wv, s->v}}, 3, s->xb, n);
+    size_t n = s->n, n_heads = s->config.n_heads, n_kv = s->config.n_kv_heads;
+    matmul(s->act, (Product[]){{&l->wq, s->q}, {&l->wk, s->k}, {&l->wv, s->v}}, 3, s->xb, n);
     add_bias(s->q, l->bq, n, l->wq.rows);
     add_bias(s->k, l->bk, n, l->wk.rows);
     add_bias(s->v, l->bv, n, l->wv.rows);
     norm(s, s->q, s->q, l->q_norm, n * n_heads, s->config.head_dim);
     norm(s, s->k, s->k, l->k_norm, n * n_kv, s->config.head_dim);
-    if (n > 1) parallel_for(n_kv, 1, store_kv, s); // a single token: see attend_parts()
-}
-
-// Place 1: adds a vector to the embedding of each token of the chunk.
-static void add_positions(State *s)
-{
-    const Config *c = &s->config;
-    AddEmbedding add = encodings[c->encoding].add;
-    for (size_t t = 0; add && t < s->n; t++)
-        add(c, (double)(s->pos + (int64_t)t) / position_stretch(c), s->x + t * (size_t)c->dim);
+    parallel_for(n_kv, n > 1 ? 1 : n_kv, store_kv, s);
 }
 
 // Runs tokens[n <= chunk] at positions pos .. pos + n - 1, all of whose predecessors are in the
@@ -3247,32 +3178,30 @@ static void add_positions(State *s)
 static void forward(State *s, const int *tokens, size_t n, int64_t pos)
 {
     const Model *m = s->model;
-    int dim = s->config.dim;
-    size_t hidden = (size_t)s->config.hidden_dim;
-    Quantized *act = s->exact ? NULL : &s->act;
+    const Config *c = &s->config;
+    int every = c->global_every;
+    size_t dim = c->dim, hidden = c->hidden_dim;
     s->pos = pos;
     s->n = n;
     embed_tokens(s, tokens);
-    add_positions(s);
-    plan_chunk(s);
-    if (s->entropy) memset(s->entropy_sum, 0, n * sizeof *s->entropy_sum);
-    for (s->layer = 0; s->layer < s->config.n_layers; s->layer++) {
+    for (int kind = 0; kind < (every ? 2 : 1); kind++) plan_positions(s, &s->plans[kind]);
+    if (s->entropy_sum) memset(s->entropy_sum, 0, n * sizeof *s->entropy_sum);
+    for (s->layer = 0; s->layer < c->n_layers; s->layer++) {
         const Layer *l = &m->layers[s->layer];
-        s->plan = &s->plans[is_local(&s->config, s->layer)];
+        s->plan = &s->plans[every && (s->layer + 1) % every]; // local, but for each `every`th
         norm(s, s->xb, s->x, l->att_norm, n, dim);
-        project(s, l, act);
+        project(s, l);
         attention(s);
-        if (s->entropy) add_entropy(s);
-        matmul(act, &(Product){&l->wo, s->xb}, 1, s->att, n);
+        matmul(s->act, &(Product){&l->wo, s->xb}, 1, s->att, n);
         norm(s, s->xb, s->xb, l->post_att_norm, n, dim);
-        add_rows(s->x, s->xb, n * (size_t)dim);
+        add_rows(s->x, s->xb, n * dim);
 
         norm(s, s->xb, s->x, l->ffn_norm, n, dim);
-        matmul(act, (Product[]){{&l->w1, s->gate}, {&l->w3, s->up}}, 2, s->xb, n);
+        matmul(s->act, (Product[]){{&l->w1, s->gate}, {&l->w3, s->up}}, 2, s->xb, n);
         parallel_for(n, ceil_div(MIN_BLOCK / 8, hidden), gate_rows, s);
-        matmul(act, &(Product){&l->w2, s->xb}, 1, s->gate, n);
+        matmul(s->act, &(Product){&l->w2, s->xb}, 1, s->gate, n);
         norm(s, s->xb, s->xb, l->post_ffn_norm, n, dim);
-        add_rows(s->x, s->xb, n * (size_t)dim);
+        add_rows(s->x, s->xb, n * dim);
     }
     norm(s, s->xb, s->x, m->final_norm, n, dim);
 }
@@ -3280,8 +3209,8 @@ static void forward(State *s, const int *tokens, size_t n, int64_t pos)
 // logits[count][vocab_size] for tokens [first, first + count) of the last chunk.
 static void classify(State *s, size_t first, size_t count, float *logits)
 {
-    const float *x = s->xb + first * (size_t)s->config.dim;
-    matmul(s->exact ? NULL : &s->act, &(Product){&s->model->classifier, logits}, 1, x, count);
+    const float *x = s->xb + first * s->config.dim;
+    matmul(s->act, &(Product){&s->model->classifier, logits}, 1, x, count);
 }
 
 // ================================================================================================

@@ -138,7 +138,7 @@ static double ideal_time(const State *s, int prompt, size_t n, const Limits *l)
     }
     double weights = 2 * layers * (2 * dim * dim + 2 * dim * kv_dim + 3 * dim * c->hidden_dim);
     double attention = 2 * layers * 2 * dim * (double)n / 2;
-    int int8 = !s->exact && int8_group(&s->model->layers->wq) && l->int8 > 0;
+    int int8 = s->act && int8_group(&s->model->layers->wq) && l->int8 > 0;
     return weights / (int8 ? l->int8 : l->f32) + attention / l->f32;
 }
 
@@ -153,7 +153,7 @@ static void run_tasks(const char *path, char **tasks, int n_tasks, const Limits 
         most = max_size(most, (size_t)parse_int(tasks[i], tasks[i] + 1, 0, 1 << 20));
     }
     state_init(&s, &m, (int64_t)most + DECODED, 128, 0, 0);
-    memset(s.cache.k, 0x2c, s.cache.bytes); // small numbers, on pages of its own
+    memset(s.cache.tiles, 0x2c, s.cache.bytes); // small numbers, on pages of its own
     const char *name = strrchr(path, '/') ? strrchr(path, '/') + 1 : path;
     for (int i = 0; i < n_tasks; i++) {
         int prompt = *tasks[i] == 'p';

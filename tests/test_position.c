@@ -191,13 +191,13 @@ static void test_distances(void)
     double worst = 0;
     for (int64_t i = 0; i < 300; i++)
         for (int64_t j = 0; j <= i; j++) {
-            double D = far_query(&sinks, i) - far_key(&sinks, j);
+            double D = map_distance(&sinks, 1, i, j);
             if (j < 4 && i - j >= 20) worst = fmax(worst, fabs(D - (double)((i < 23 ? i : 23) - j)));
             if (i - j < 30) continue;
-            D = far_query(&self, i) - far_key(&self, j);
+            D = map_distance(&self, 1, i, j);
             worst = fmax(worst, fabs(D - (double)(i / 7 - j / 7 + 30 - 30 / 7)));
-            worst = fmax(worst, fabs(far_query(&rerope, i) - far_key(&rerope, j) - 30));
-            D = far_query(&leaky, i) - far_key(&leaky, j);
+            worst = fmax(worst, fabs(map_distance(&rerope, 1, i, j) - 30));
+            D = map_distance(&leaky, 1, i, j);
             worst = fmax(worst, fabs(D - (30 + (double)(i - j - 30) / 2.5)));
         }
     CHECK_NEAR(worst, 0, 1e-9);
@@ -221,11 +221,11 @@ enum { D = 20, PAIRS = D / 2 };
 // x (pairs split) turned to `position`.
 static void turn(const float *x, double position, float *out)
 {
-    float c[PAIRS], s[PAIRS];
+    float phases[D];
     double freq[PAIRS];
     for (int m = 0; m < PAIRS; m++) freq[m] = frequency(10000, D, m);
-    fill_phases(freq, PAIRS, position, 1, c, s);
-    rotate(x, x + PAIRS, c, s, 1, PAIRS, out, out + PAIRS);
+    fill_phases(freq, PAIRS, position, 1, phases);
+    rotate(x, 0, phases, 1, PAIRS, out);
 }
 
 static void test_rotation(void)
@@ -248,12 +248,12 @@ static void test_rotation(void)
     CHECK_NEAR(longer, 0, 1e-6);
     CHECK_NEAR(angle, 0, 1e-6);
     CHECK_NEAR(differs, 0, 1e-5);
-    float c[PAIRS], s[PAIRS], back[D];
+    float phases[D], back[D];
     double freq[PAIRS];
     for (int m = 0; m < PAIRS; m++) freq[m] = frequency(10000, D, m);
-    fill_phases(freq, PAIRS, 123, 1, c, s);
+    fill_phases(freq, PAIRS, 123, 1, phases);
     turn(q, 123, a);
-    rotate(a, a + PAIRS, c, s, -1, PAIRS, back, back + PAIRS); // and back
+    rotate(a, 0, phases, -1, PAIRS, back); // and back
     for (int m = 0; m < D; m++) CHECK_NEAR(back[m], q[m], 1e-6);
     free(q), free(k);
 }
