@@ -3603,14 +3603,12 @@ typedef struct {
 
 // A hash table from bytes to numbers.
 typedef struct {
-    const void *key; // NULL: free
-    size_t len;
-    int value;
-} MapSlot;
-
-typedef struct {
-    MapSlot *slots;
     size_t size; // a power of two
+    struct MapSlot {
+        const void *key; // NULL: free
+        size_t len;
+        int value;
+    } *slots;
 } Map;
 
 typedef struct {
@@ -3641,7 +3639,7 @@ static Map map_init(size_t n)
 }
 
 // The key's place, or the free one where it would be.
-static MapSlot *map_slot(const Map *m, const void *key, size_t len)
+static struct MapSlot *map_slot(const Map *m, const void *key, size_t len)
 {
     size_t at = hash_bytes(key, len) & (m->size - 1);
     for (; m->slots[at].key; at = (at + 1) & (m->size - 1))
@@ -3652,13 +3650,13 @@ static MapSlot *map_slot(const Map *m, const void *key, size_t len)
 // The first of equals counts.
 static void map_add(Map *m, const void *key, size_t len, int value)
 {
-    MapSlot *slot = map_slot(m, key, len);
-    if (!slot->key) *slot = (MapSlot){key, len, value};
+    struct MapSlot *slot = map_slot(m, key, len);
+    if (!slot->key) *slot = (struct MapSlot){key, len, value};
 }
 
 static int map_find(const Map *m, const void *key, size_t len) // -1: not there
 {
-    const MapSlot *slot = map_slot(m, key, len);
+    const struct MapSlot *slot = map_slot(m, key, len);
     return slot->key ? slot->value : -1;
 }
 
@@ -3956,10 +3954,9 @@ static void read_merges(Tokenizer *t, const Vocab *v)
         int *pair = pairs[rank];
         if (!space || len > sizeof piece)
             die(EXIT_DATA, t->path, "merge %zu is not two pieces", rank);
-        size_t left = (size_t)(space - s), n = plain_text(s, left, 1, piece);
-        pair[0] = find_piece(t, piece, n, TOKEN_ANY);
-        n = plain_text(space + 1, len - left - 1, 1, piece);
-        pair[1] = find_piece(t, piece, n, TOKEN_ANY);
+        size_t left = (size_t)(space - s), right = len - left - 1;
+        pair[0] = find_piece(t, piece, plain_text(s, left, 1, piece), TOKEN_ANY);
+        pair[1] = find_piece(t, piece, plain_text(space + 1, right, 1, piece), TOKEN_ANY);
         if (pair[0] >= 0 && pair[1] >= 0) map_add(&t->ranks, pair, sizeof *pairs, (int)rank);
     }
 }
@@ -4063,19 +4060,6 @@ static void penalize(float *logits, float penalty, const int *recent, int n)
     }
 }
 
-// Candidates sorted and cut to top_k and top_p; *sum gets their probabilities' sum.
-static size_t cut_candidates(const Sampler *s, Candidate *c, size_t n, float *sum)
-{
-    qsort(c, n, sizeof *c, more_likely);
-    if (s->top_k) n = min_size(n, (size_t)s->top_k);
-    float total = 0, kept = 0;
-    for (size_t i = 0; i < n; i++) total += c[i].p;
-    size_t keep = 0;
-    while (keep < n && (s->top_p >= 1 || kept <= (float)s->top_p * total)) kept += c[keep++].p;
-    *sum = kept;
-    return keep;
-}
-
 // Draws a token. logits [n] are overwritten. recent: the last tokens, n_recent of them.
 static int sample(Sampler *s, float *logits, size_t n, const int *recent, int n_recent)
 {
@@ -4083,17 +4067,20 @@ static int sample(Sampler *s, float *logits, size_t n, const int *recent, int n_
     int best = argmax(logits, n);
     if (s->temperature == 0) return best;
     // p relative to the best token's; what is below floor can matter to no cut.
-    float top = logits[best], floor = fmaxf(s->min_p, 1e-9f), sum = 0;
+    float top = logits[best], floor = fmaxf(s->min_p, 1e-9f), total = 0, sum = 0;
     Candidate *c = xrealloc(NULL, n, sizeof *c);
-    size_t left = 0;
-    for (size_t i = 0; i < n; i++) {
-        float p = (int)i == best ? 1 : expf((logits[i] - top) / (float)s->temperature);
-        if (p >= floor) c[left++] = (Candidate){p, (int)i}, sum += p;
+    size_t left = 0, keep = 0, i = 0;
+    for (size_t k = 0; k < n; k++) {
+        float p = (int)k == best ? 1 : expf((logits[k] - top) / (float)s->temperature);
+        if (p >= floor) c[left++] = (Candidate){p, (int)k};
     }
-    if (s->top_k || s->top_p < 1) left = cut_candidates(s, c, left, &sum);
+    if (s->top_k || s->top_p < 1) qsort(c, left, sizeof *c, more_likely);
+    if (s->top_k) left = min_size(left, (size_t)s->top_k);
+    for (size_t k = 0; k < left; k++) total += c[k].p;
+    float enough = s->top_p < 1 ? (float)s->top_p * total : INFINITY;
+    while (keep < left && sum <= enough) sum += c[keep++].p;
     float draw = random_unit(&s->rng) * sum;
-    size_t i = 0;
-    while (i + 1 < left && (draw -= c[i].p) >= 0) i++;
+    while (i + 1 < keep && (draw -= c[i].p) >= 0) i++;
     int id = c[i].id;
     free(c);
     return id;
