@@ -3464,7 +3464,8 @@ static uint32_t read_char(const char *s, size_t len, size_t *n)
     return c;
 }
 
-// Sets of classes of characters; C_INSIDE are a character's bytes behind the first.
+// Sets of classes of characters. White space is U+0020, \r or \n, and C_SPACE; behind a
+// character's first byte its bytes are C_INSIDE, behind the text comes C_END.
 enum { C_OTHER = 1, C_LETTER = 2, C_NUMBER = 4, C_BLANK = 8, C_NEWLINE = 16, C_SPACE = 32,
        C_WHITE = C_BLANK | C_NEWLINE | C_SPACE, C_END = 64, C_INSIDE = 128 };
 
@@ -3530,9 +3531,9 @@ static uint8_t *classify_text(const char *text, size_t len)
 }
 
 // How byte-level BPE cuts text into words: by the first of these patterns that matches. L is a
-// letter, N a number, O any other, S white space, R \r or \n, X an O or S but no R; behind each is
-// how often: + * ? as usual, a digit for once to so often, = for the next character, which is not
-// part of the word: E is S or the end, D is N too. Small letters and ' stand for themselves.
+// letter, N a number, O any other character, S white space, R \r or \n, X an O or S but no R.
+// Behind it comes how often: + * ? as usual, a digit for once to so often, = for once, but not as a
+// part of the word: there E is S or the end, D also N. Small letters and ' stand for themselves.
 typedef struct {
     const char *name;
     int any_case;    // of letters that stand for themselves
@@ -3557,17 +3558,16 @@ static ptrdiff_t match_word(const char *p, int any_case, const char *s, const ui
         [' '] = C_BLANK, ['X'] = C_BLANK | C_SPACE | C_OTHER, ['E'] = C_WHITE | C_END,
         ['D'] = C_WHITE | C_END | C_NUMBER};
     ptrdiff_t n = 0, rest;
-    int set = sets[(uint8_t)*p], c = set || *class == C_END ? -1 : (uint8_t)*s;
+    int set = sets[(uint8_t)*p];
     if (!*p) return 0;
     if (!set) {
-        if ((any_case ? tolower(c) : c) != *p) return -1;
+        if (*class == C_END || (any_case ? tolower((uint8_t)*s) : *s) != *p) return -1;
         rest = match_word(p + 1, any_case, s + 1, class + 1);
         return rest < 0 ? -1 : 1 + rest;
     }
     if (p[1] == '=') return *class & set ? 0 : -1;
-    int least = p[1] != '?' && p[1] != '*', most = INT_MAX;
-    if (p[1] == '?') most = 1;
-    if (isdigit((uint8_t)p[1])) most = p[1] - '0';
+    int least = !strchr("?*", p[1]), digit = p[1] == '?' ? 1 : p[1] - '0';
+    int most = digit > 0 ? digit : INT_MAX; // + and * come before the digits
     for (; class[n] & (set | C_INSIDE); n++)
         if (class[n] != C_INSIDE && most-- == 0) break;
     for (; n >= least; n--) { // as many as there are, then fewer
@@ -3686,7 +3686,6 @@ typedef struct {
 // Text on its way to ids.
 typedef struct {
     const Tokenizer *t;
-    const char *text;
     Symbol *symbols;
     Merge *heap; // the candidates, the best at the root
     size_t n_merges;
@@ -3719,8 +3718,8 @@ static Merge pop_merge(Encoder *e)
     return top;
 }
 
-// Offers the symbol at `left` and the next, if they make a piece.
-static void offer_merge(Encoder *e, int left)
+// Offers the symbol at text + left and the next, if they make a piece.
+static void offer_merge(Encoder *e, const char *text, int left)
 {
     if (left < 0) return;
     const Tokenizer *t = e->t;
@@ -3728,7 +3727,7 @@ static void offer_merge(Encoder *e, int left)
     int pair[] = {a->id, b->id}, len = a->len + b->len;
     if (a->id < 0 || b->id < 0) return;
     int rank = t->words ? map_find(&t->ranks, pair, sizeof pair) : 0;
-    int id = rank < 0 ? -1 : find_piece(t, e->text + left, len, TOKEN_TEXT);
+    int id = rank < 0 ? -1 : find_piece(t, text + left, len, TOKEN_TEXT);
     if (id < 0) return;
     push_merge(e, (Merge){t->words ? -(float)rank : t->pieces[id].score, left, len, id});
 }
@@ -3739,13 +3738,12 @@ static void encode_word(Encoder *e, const char *text, size_t len)
     const Tokenizer *t = e->t;
     Symbol *s = e->symbols;
     int prev = -1;
-    e->text = text;
     for (size_t at = 0, n; at < len; at += n) {
         read_char(text + at, t->words ? 1 : len - at, &n);
         int id = find_piece(t, text + at, n, TOKEN_TEXT);
         if (id < 0) n = 1;
         s[at] = (Symbol){(int)n, id, prev};
-        offer_merge(e, prev);
+        offer_merge(e, text, prev);
         prev = (int)at;
     }
     s[len] = (Symbol){1, -1, prev}; // merges with nothing
@@ -3756,8 +3754,8 @@ static void encode_word(Encoder *e, const char *text, size_t len)
         b->len = 0;
         *a = (Symbol){m.len, m.id, a->prev};
         a[m.len].prev = m.left;
-        offer_merge(e, m.left);
-        offer_merge(e, a->prev);
+        offer_merge(e, text, m.left);
+        offer_merge(e, text, a->prev);
     }
     for (size_t at = 0; at < len; at += s[at].len) {
         int id = s[at].id < 0 ? t->byte_id[(uint8_t)text[at]] : s[at].id;
