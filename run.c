@@ -71,7 +71,8 @@
 #include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
-#if defined(__AVX2__)
+#if defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
+#define X86_V3 1
 #include <immintrin.h>
 #elif defined(__aarch64__)
 #include <arm_neon.h>
@@ -98,15 +99,14 @@ __attribute__((noreturn, format(printf, 3, 4))) static void die(int code, const 
                                                                 const char *fmt, ...)
 {
     char line[PATH_MAX + 512];
+    int n = snprintf(line, sizeof line, "%s: %.*s: ", prog, PATH_MAX, what);
     va_list ap;
     va_start(ap, fmt);
-    fflush(stdout);
-    int n = snprintf(line, PATH_MAX + 64, "%s: %s: ", prog, what);
-    if (n > PATH_MAX + 63) n = PATH_MAX + 63;
     vsnprintf(line + n, sizeof line - (size_t)n, fmt, ap);
     va_end(ap);
     for (char *c = line; *c; c++)
         if (iscntrl((unsigned char)*c)) *c = '?';
+    fflush(stdout);
     fprintf(stderr, "%s\n", line);
     if (unfinished) unlink(unfinished);
     exit(code);
@@ -117,18 +117,8 @@ static void check_written(FILE *f, const char *name)
     if (fflush(f) || ferror(f)) die(EXIT_DATA, name, "cannot write (%s)", strerror(errno));
 }
 
-static size_t mul_size(size_t a, size_t b)
-{
-    size_t r;
-    return __builtin_mul_overflow(a, b, &r) ? SIZE_MAX : r;
-}
-
-static size_t add_size(size_t a, size_t b)
-{
-    size_t r;
-    return __builtin_add_overflow(a, b, &r) ? SIZE_MAX : r;
-}
-
+static size_t mul_size(size_t a, size_t b) { return b && a > SIZE_MAX / b ? SIZE_MAX : a * b; }
+static size_t add_size(size_t a, size_t b) { return a > SIZE_MAX - b ? SIZE_MAX : a + b; }
 static size_t ceil_div(size_t a, size_t b) { return a / b + (a % b != 0); }
 static size_t round_up(size_t a, size_t b) { return ceil_div(a, b) * b; }
 static size_t min_size(size_t a, size_t b) { return a < b ? a : b; }
@@ -149,15 +139,6 @@ static void *xrealloc(void *p, size_t n, size_t size)
     return p;
 }
 
-// Which row of a table has this name, or -1. Rows begin with their names.
-static int find_name(const void *table, size_t rows, size_t size, const char *name)
-{
-    for (size_t i = 0; i < rows; i++)
-        if (!strcmp(*(const char *const *)((const char *)table + i * size), name)) return (int)i;
-    return -1;
-}
-#define FIND_NAME(table, name) find_name(table, COUNT(table), sizeof *(table), name)
-
 static double seconds(void)
 {
     struct timespec t;
@@ -165,7 +146,34 @@ static double seconds(void)
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
-// Numbers on the command line are parsed whole: "12x", "", "nan" and values out of range are
+// An array whose rows begin with their names.
+typedef struct {
+    const char *rows;
+    size_t n, size;
+} Names;
+#define NAMES(array) {(const char *)(array), COUNT(array), sizeof *(array)}
+
+static const char *row_name(Names t, size_t i) { return *(char *const *)(t.rows + i * t.size); }
+
+// Which row has this name, or -1.
+static int find_name(Names t, const char *name)
+{
+    for (size_t i = 0; i < t.n; i++)
+        if (!strcmp(row_name(t, i), name)) return (int)i;
+    return -1;
+}
+#define FIND_NAME(array, name) find_name((Names)NAMES(array), name)
+
+// "a, b, c", for messages.
+static const char *list_names(Names t)
+{
+    static char list[512];
+    *list = 0;
+    for (size_t i = 0; i < t.n; i++) strcat(strcat(list, i ? ", " : ""), row_name(t, i));
+    return list;
+}
+
+// Values on the command line are parsed whole: "12x", "", "nan" and what is out of range are
 // refused, never clamped.
 static long long parse_int(const char *option, const char *s, long long lo, long long hi)
 {
@@ -190,22 +198,30 @@ static double parse_float(const char *option, const char *s, double lo, double h
     return v;
 }
 
+static int parse_name(const char *option, const char *s, Names t)
+{
+    int i = find_name(t, s);
+    if (i < 0) die(EXIT_USAGE, option, "no such name (got '%s', want %s)", s, list_names(t));
+    return i;
+}
+
 // Reads all of a file ("-": standard input) into memory that the caller frees; *len is its size.
 static char *read_text(const char *path, size_t *len)
 {
     FILE *f = strcmp(path, "-") ? fopen(path, "rb") : stdin;
     if (!f) die(EXIT_DATA, path, "cannot open (%s)", strerror(errno));
-    size_t size = 0, room = 1 << 16;
-    char *buf = xrealloc(NULL, room, 1);
-    for (size_t got; (got = fread(buf + size, 1, room - size - 1, f)) > 0;) {
-        if ((size += got) + 1 == room) buf = xrealloc(buf, room *= 2, 1);
-        if (size >= INT_MAX / 2) die(EXIT_DATA, path, "too long (want at most 1 GB)");
+    char *text = NULL;
+    size_t size = 0, got = 1;
+    for (; got > 0; size += got) {
+        text = xrealloc(text, 2 * size + (1 << 16), 1);
+        got = fread(text + size, 1, size + (1 << 16) - 1, f);
+        if (size + got >= INT_MAX / 2) die(EXIT_DATA, path, "too long (want at most 1 GB)");
     }
     if (ferror(f)) die(EXIT_DATA, path, "cannot read (%s)", strerror(errno));
     if (f != stdin) fclose(f);
-    buf[size] = 0;
+    text[size] = 0;
     *len = size;
-    return buf;
+    return text;
 }
 
 // ================================================================================================
@@ -220,11 +236,14 @@ static char *read_text(const char *path, size_t *len)
 
 typedef struct Tensor Tensor;
 
+typedef struct TensorType TensorType;
+
 // Takes a block apart: q[block], and for group g of it scale[g * stride] and, where the type has
 // minima, min[g * stride].
-typedef void (*Decode)(const uint8_t *block, int8_t *q, float *scale, float *min, size_t stride);
+typedef void (*Decode)(const TensorType *type, const uint8_t *block, int8_t *q, float *scale,
+                       float *min, size_t stride);
 
-typedef struct {
+struct TensorType {
     const char *name;
     size_t block;   // values in a block, and
     size_t bytes;   // bytes in a block (without planar Q8_0's separate scales)
@@ -234,7 +253,7 @@ typedef struct {
     Decode decode;  // block types
     int gguf;       // its number in GGUF files, -1: none
     int in_place;   // blocks of halves (scale, minimum) and codes that need no taking apart
-} TensorType;
+};
 
 struct Tensor {
     const TensorType *type;
@@ -247,16 +266,11 @@ struct Tensor {
 // IEEE half precision to float, by bits: the plain version of what F16C and NEON do in hardware.
 static float half_to_float(uint16_t h)
 {
-    uint32_t sign = (uint32_t)(h >> 15) << 31, exp = (h >> 10) & 31, man = h & 1023, bits;
-    if (exp == 31) bits = sign | 0x7f800000 | man << 13;
-    else if (exp) bits = sign | (exp + 112) << 23 | man << 13;
-    else { // zero or subnormal: man * 2^-24
-        float f = (float)man * 0x1p-24f;
-        return sign ? -f : f;
-    }
+    uint32_t bits = (uint32_t)(h & 0x7fff) << 13; // of the value times 2^-112, even if subnormal
+    if (bits >= 0x0f800000) bits |= 0x7f800000;   // but for infinity and NaN
     float f;
     memcpy(&f, &bits, 4);
-    return f;
+    return (h >> 15 ? -f : f) * 0x1p112f;
 }
 
 // Float to half, to nearest even; too large a value becomes the largest half, not infinity, since
@@ -307,69 +321,37 @@ static float read_half(const uint8_t *p)
 {
     uint16_t h;
     memcpy(&h, p, 2);
-#ifdef __F16C__
+#if defined(X86_V3)
     return _cvtsh_ss(h);
 #else
     return half_to_float(h);
 #endif
 }
 
-// half d, int8 q[32]
-static void decode_q8_0(const uint8_t *b, int8_t *q, float *scale, float *min, size_t stride)
-{
-    (void)min, (void)stride;
-    *scale = read_half(b);
-    memcpy(q, b + 2, 32);
-}
-
 typedef uint8_t b16 __attribute__((vector_size(16)));
 
-// The low and high halves of 16 bytes are values 0..15 and 16..31; bit k of `fifth`, if there is
-// one, is value k's fifth bit.
-INLINE void decode_nibbles(const uint8_t *b, int8_t *q, const uint8_t *fifth, int minus)
+// Blocks of 32: half d, half m if the type has minima, and bytes (Q8_0), or nibbles (Q4), or a
+// fifth bit of each in 4 bytes and nibbles (Q5). The low nibbles of 16 bytes are values 0..15, the
+// high ones 16..31. A value is q * d + m, or (q - half the range) * d.
+static void decode_32(const TensorType *type, const uint8_t *b, int8_t *q, float *scale,
+                      float *min, size_t stride)
 {
-    b16 both, high[2] = {{0}};
-    uint32_t bits = 0;
-    memcpy(&both, b, 16);
-    if (fifth) memcpy(&bits, fifth, 4);
-    for (int k = 0; fifth && k < 32; k++) high[k / 16][k % 16] = (uint8_t)((bits >> k & 1) << 4);
-    b16 low = ((both & 15) | high[0]) - (uint8_t)minus, up = (both >> 4 | high[1]) - (uint8_t)minus;
+    (void)stride;
+    size_t head = type->has_min ? 4 : 2, codes = type->bytes - head;
+    *scale = read_half(b);
+    if (type->has_min) *min = -read_half(b + 2);
+    if (codes == 32) {
+        memcpy(q, b + head, 32);
+        return;
+    }
+    b16 both, fifth[2] = {{0}};
+    uint8_t minus = type->has_min ? 0 : codes == 16 ? 8 : 16;
+    memcpy(&both, b + type->bytes - 16, 16);
+    for (size_t k = 0; codes == 20 && k < 32; k++)
+        fifth[k / 16][k % 16] = (uint8_t)((b[head + k / 8] >> k % 8 & 1) << 4);
+    b16 low = ((both & 15) | fifth[0]) - minus, high = (both >> 4 | fifth[1]) - minus;
     memcpy(q, &low, 16);
-    memcpy(q + 16, &up, 16);
-}
-
-// half d, nibbles: q - 8
-static void decode_q4_0(const uint8_t *b, int8_t *q, float *scale, float *min, size_t stride)
-{
-    (void)min, (void)stride;
-    *scale = read_half(b);
-    decode_nibbles(b + 2, q, NULL, 8);
-}
-
-// half d, half m, nibbles: q * d + m
-static void decode_q4_1(const uint8_t *b, int8_t *q, float *scale, float *min, size_t stride)
-{
-    (void)stride;
-    *scale = read_half(b);
-    *min = -read_half(b + 2);
-    decode_nibbles(b + 4, q, NULL, 0);
-}
-
-// half d, fifth bits, nibbles: q - 16
-static void decode_q5_0(const uint8_t *b, int8_t *q, float *scale, float *min, size_t stride)
-{
-    (void)min, (void)stride;
-    *scale = read_half(b);
-    decode_nibbles(b + 6, q, b + 2, 16);
-}
-
-// half d, half m, fifth bits, nibbles: q * d + m
-static void decode_q5_1(const uint8_t *b, int8_t *q, float *scale, float *min, size_t stride)
-{
-    (void)stride;
-    *scale = read_half(b);
-    *min = -read_half(b + 2);
-    decode_nibbles(b + 8, q, b + 4, 0);
+    memcpy(q + 16, &high, 16);
 }
 
 // The heads of Q4_K and Q5_K: half d, half dmin, and for each of 8 groups of 32 a scale and a
@@ -387,35 +369,28 @@ static void decode_k_scales(const uint8_t *b, float *scale, float *min, size_t s
     }
 }
 
-// 16 bytes of head; each 32 bytes hold a group in the low nibbles and the next in the high ones.
-static void decode_q4_k(const uint8_t *b, int8_t *q, float *scale, float *min, size_t stride)
+// 16 bytes of head, in Q5_K a plane of 32 bytes (bit g of byte k is the fifth bit of group g's k),
+// then 32 bytes a pair of groups: one in the low nibbles, the next in the high ones.
+static void decode_q45_k(const TensorType *type, const uint8_t *b, int8_t *q, float *scale,
+                         float *min, size_t stride)
 {
+    const uint8_t *fifth = type->bytes == 176 ? b + 16 : NULL, *both = b + (fifth ? 48 : 16);
     decode_k_scales(b, scale, min, stride);
-    for (int pair = 0; pair < 4; pair++, q += 64)
+    for (int g = 0; g < 8; g += 2, q += 64, both += 32)
         for (int k = 0; k < 32; k++) {
-            q[k] = (int8_t)(b[16 + 32 * pair + k] & 15);
-            q[k + 32] = (int8_t)(b[16 + 32 * pair + k] >> 4);
-        }
-}
-
-// The same with a plane of 32 bytes between: bit g of byte k is the fifth bit of group g's k.
-static void decode_q5_k(const uint8_t *b, int8_t *q, float *scale, float *min, size_t stride)
-{
-    decode_k_scales(b, scale, min, stride);
-    const uint8_t *fifth = b + 16, *low = b + 48;
-    for (int g = 0; g < 8; g++)
-        for (int k = 0; k < 32; k++) {
-            int nibble = g % 2 ? low[g / 2 * 32 + k] >> 4 : low[g / 2 * 32 + k] & 15;
-            q[g * 32 + k] = (int8_t)(nibble | (fifth[k] >> g & 1) << 4);
+            int high = fifth ? fifth[k] >> g : 0;
+            q[k] = (int8_t)((both[k] & 15) | (high & 1) << 4);
+            q[k + 32] = (int8_t)(both[k] >> 4 | (high & 2) << 3);
         }
 }
 
 // 128 bytes of nibbles, 64 of upper pairs of bits, an int8 scale for each of 16 groups of 16, and
 // half d: (q - 32) * scale * d. Each half of the block is four rows of 32 values: rows 0 and 1 in
 // the low nibbles of 64 bytes, 2 and 3 in the high ones, row r's upper bits at bit 2r of 32 bytes.
-static void decode_q6_k(const uint8_t *b, int8_t *q, float *scale, float *min, size_t stride)
+static void decode_q6_k(const TensorType *type, const uint8_t *b, int8_t *q, float *scale,
+                        float *min, size_t stride)
 {
-    (void)min;
+    (void)type, (void)min;
     float d = read_half(b + 208);
     for (size_t g = 0; g < 16; g++) scale[g * stride] = d * (float)(int8_t)b[192 + g];
     for (int half = 0; half < 2; half++, q += 128) {
@@ -437,7 +412,7 @@ static void unpack_blocks(const Tensor *t, size_t row, float *out)
     for (; n; n--, b += type->bytes) {
         int8_t q[256];
         float scale[16], min[16] = {0};
-        type->decode(b, q, scale, min, 1);
+        type->decode(type, b, q, scale, min, 1);
         for (size_t i = 0; i < type->block; i++)
             *out++ = (float)q[i] * scale[i / type->group] - min[i / type->group];
     }
@@ -449,13 +424,13 @@ static const TensorType tensor_types[] = {
     [T_F16] = {"f16", 1, 2, unpack_f16, 0, 0, NULL, 1, 0},
     [T_Q8] = {"q8_0 (planar)", 1, 1, unpack_q8, 0, 0, NULL, -1, 0},
     [T_BF16] = {"bf16", 1, 2, unpack_bf16, 0, 0, NULL, 30, 0},
-    [T_BLOCKS] = {"q8_0", 32, 34, unpack_blocks, 32, 0, decode_q8_0, 8, 1},
-    {"q4_0", 32, 18, unpack_blocks, 32, 0, decode_q4_0, 2, 1},
-    {"q4_1", 32, 20, unpack_blocks, 32, 1, decode_q4_1, 3, 1},
-    {"q5_0", 32, 22, unpack_blocks, 32, 0, decode_q5_0, 6, 0},
-    {"q5_1", 32, 24, unpack_blocks, 32, 1, decode_q5_1, 7, 0},
-    {"q4_k", 256, 144, unpack_blocks, 32, 1, decode_q4_k, 12, 0},
-    {"q5_k", 256, 176, unpack_blocks, 32, 1, decode_q5_k, 13, 0},
+    [T_BLOCKS] = {"q8_0", 32, 34, unpack_blocks, 32, 0, decode_32, 8, 1},
+    {"q4_0", 32, 18, unpack_blocks, 32, 0, decode_32, 2, 1},
+    {"q4_1", 32, 20, unpack_blocks, 32, 1, decode_32, 3, 1},
+    {"q5_0", 32, 22, unpack_blocks, 32, 0, decode_32, 6, 0},
+    {"q5_1", 32, 24, unpack_blocks, 32, 1, decode_32, 7, 0},
+    {"q4_k", 256, 144, unpack_blocks, 32, 1, decode_q45_k, 12, 0},
+    {"q5_k", 256, 176, unpack_blocks, 32, 1, decode_q45_k, 13, 0},
     {"q6_k", 256, 210, unpack_blocks, 16, 0, decode_q6_k, 14, 0},
 };
 enum { N_TENSOR_TYPES = sizeof tensor_types / sizeof *tensor_types };
@@ -480,41 +455,47 @@ static size_t tensor_bytes(const Tensor *t)
 // with its neighbours (a prompt), so a prompt cut in another way gives the same bits.
 //
 // Everything uses the compiler's vector extensions (gcc and clang turn them into SSE, AVX or NEON)
-// but the four-byte dot product and conversions, which they cannot say. The int8 product has a
-// plain version, which says what is meant and equals the fast one bit for bit.
+// but for what these cannot say: there, MM(op) is x86's instruction op for vectors of LANES words.
+// The int8 product has a plain version, which says what is meant and equals the fast one bit for
+// bit.
 
-#if defined(__AVX512VNNI__)
+#if defined(X86_V3) && defined(__AVX512VNNI__)
 #define LANES 16
-#define TILE_TOKENS 6 // 4 rows x 6 tokens: 24 of 32 vector registers are sums
-#define GEMM_VECTORS 4 // 4 rows x 4 vectors
-#define Q8_TOKENS 8
-#elif defined(__AVX__)
+#define MM(op) _mm512_##op
+typedef __m512 mf;
+typedef __m512i mi;
+typedef __m256i mi_half; // half as wide
+#elif defined(X86_V3)
 #define LANES 8
-#define TILE_TOKENS 3 // 16 registers
-#define GEMM_VECTORS 2
-#define Q8_TOKENS 4
+#define MM(op) _mm256_##op
+typedef __m256 mf;
+typedef __m256i mi;
+typedef __m128i mi_half;
 #else
 #define LANES 4
-#define TILE_TOKENS 3
-#define GEMM_VECTORS 2
-#define Q8_TOKENS 4
 #endif
-enum { TILE_ROWS = 4 };
+
+enum { // so that sums fill the registers: 32 of 16 lanes, else 16
+    TILE_ROWS = 4,
+    TILE_TOKENS = LANES == 16 ? 6 : 3,
+    GEMM_TOKENS = 4,
+    GEMM_VECTORS = LANES == 16 ? 4 : 2,
+    Q8_TOKENS = LANES == 16 ? 8 : 4,
+    PANEL = LANES // rows of int8 weights, one a lane
+};
 
 typedef float vf __attribute__((vector_size(4 * LANES)));
 typedef int32_t vi __attribute__((vector_size(4 * LANES)));
 typedef uint32_t vu __attribute__((vector_size(4 * LANES)));
 typedef int8_t vb __attribute__((vector_size(LANES)));
+typedef uint16_t vh __attribute__((vector_size(2 * LANES)));
 typedef float v4 __attribute__((vector_size(16)));
-typedef int32_t v4i __attribute__((vector_size(16)));
 typedef float vf_unaligned __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 
 // Keeps a vector in its register: gcc would rather load it again for each use, but a tile's speed
 // is limited by its loads.
-#if defined(__AVX512F__)
+#if defined(__x86_64__)
 #define KEEP(v) __asm__("" : "+v"(v))
-#elif defined(__SSE__)
-#define KEEP(v) __asm__("" : "+x"(v))
 #else
 #define KEEP(v) (void)(v)
 #endif
@@ -530,63 +511,45 @@ INLINE vf vset(float f) { return f - (vf){0}; }
 INLINE vf vselect(vi mask, vf a, vf b) { return (vf)((mask & (vi)a) | (~mask & (vi)b)); }
 
 // a > b ? a : b and a < b ? a : b by lanes: b where either is NaN.
-#if LANES == 16
-INLINE vf vmax(vf a, vf b) { return (vf)_mm512_max_ps((__m512)a, (__m512)b); }
-INLINE vf vmin(vf a, vf b) { return (vf)_mm512_min_ps((__m512)a, (__m512)b); }
-#elif defined(__AVX2__)
-INLINE vf vmax(vf a, vf b) { return (vf)_mm256_max_ps((__m256)a, (__m256)b); }
-INLINE vf vmin(vf a, vf b) { return (vf)_mm256_min_ps((__m256)a, (__m256)b); }
-#else
-INLINE vf vmax(vf a, vf b) { return vselect(a > b, a, b); }
-INLINE vf vmin(vf a, vf b) { return vselect(a < b, a, b); }
-#endif
-
-// a * b + c, rounded once whatever the compiler's options are.
-INLINE vf vfma(vf a, vf b, vf c)
+INLINE vf vmax(vf a, vf b)
 {
-#if defined(__AVX512F__)
-    return (vf)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
-#elif defined(__FMA__)
-    return (vf)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
-#elif defined(__aarch64__)
-    return (vf)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b);
+#if defined(MM)
+    return (vf)MM(max_ps)((mf)a, (mf)b);
 #else
-    for (int i = 0; i < LANES; i++) c[i] = fmaf(a[i], b[i], c[i]);
-    return c;
+    return vselect(a > b, a, b);
 #endif
 }
 
-// The same, fused where the machine can: left to themselves, compilers choose anew in every loop.
+INLINE vf vmin(vf a, vf b) { return -vmax(-a, -b); }
+
+// a * b + c, fused where the machine can: left to themselves, compilers choose anew in every loop.
 INLINE vf vmuladd(vf a, vf b, vf c)
 {
-#if defined(__AVX512F__) || defined(__FMA__) || defined(__aarch64__)
-    return vfma(a, b, c);
+#if defined(MM)
+    return (vf)MM(fmadd_ps)((mf)a, (mf)b, (mf)c);
+#elif defined(__aarch64__)
+    return (vf)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b);
 #else
     return a * b + c;
 #endif
 }
 
-// Loads n < LANES floats and fills up with zeros.
+// Loads the n floats that are left, or LANES of them; what is missing is 0.
 INLINE vf vload_part(const float *p, size_t n)
 {
     vf v = {0};
+    if (n >= LANES) return vload(p);
     memcpy(&v, p, n * 4);
     return v;
 }
 
-// Loads LANES floats or, where fewer are left, those.
-INLINE vf vload_up_to(const float *p, size_t left)
+INLINE void vstore_part(float *p, vf v, size_t n)
 {
-    return left >= LANES ? vload(p) : vload_part(p, left);
+    if (n >= LANES) vstore(p, v);
+    else memcpy(p, &v, n * 4);
 }
 
-INLINE void vstore_part(float *p, vf v, int n)
-{
-    if (n == LANES) vstore(p, v);
-    else memcpy(p, &v, (size_t)n * 4);
-}
-
-// Sum and largest of the lanes, as a balanced tree: the one reduction used everywhere.
+// Sum of the lanes, as a balanced tree: the one reduction used everywhere.
 INLINE float vsum(vf v)
 {
     v4 a[LANES / 4];
@@ -596,79 +559,73 @@ INLINE float vsum(vf v)
     return (a[0][0] + a[0][2]) + (a[0][1] + a[0][3]);
 }
 
-INLINE float vmax_lane(vf v)
-{
-    v4 a[LANES / 4];
-    memcpy(a, &v, sizeof v);
-    for (int half = LANES / 8; half; half /= 2)
-        for (int i = 0; i < half; i++) {
-            v4i larger = a[i] > a[i + half];
-            a[i] = (v4)((larger & (v4i)a[i]) | (~larger & (v4i)a[i + half]));
-        }
-    float m = a[0][0];
-    for (int i = 1; i < 4; i++) m = a[0][i] > m ? a[0][i] : m;
-    return m;
-}
-
-// Vectors consist of quarters of four words (16 bytes): LANES / 4 of them, whatever the name says.
-// zip_low and zip_high interleave the lower and the upper words of each quarter of a and b;
-// EVEN_QUARTERS and ODD_QUARTERS take quarters: on every processor these are the cheap shuffles.
-#if defined(__clang__) || __GNUC__ >= 12
+// Vectors consist of quarters of 16 bytes: LANES / 4 of them, whatever the name says. Four vectors
+// together hold 16 bytes of each row of a panel, rows i, i + 4, ... being the quarters of a[i]:
+// then only words within quarters remain to be moved, which is cheap on every processor.
+#define ZIP(q, i) 4 * q + i, LANES + 4 * q + i, 4 * q + i + 1, LANES + 4 * q + i + 1
+#if LANES == 16
+#define ZIPS(i) ZIP(0, i), ZIP(1, i), ZIP(2, i), ZIP(3, i)
+#elif LANES == 8
+#define ZIPS(i) ZIP(0, i), ZIP(1, i)
+#else
+#define ZIPS(i) ZIP(0, i)
+#endif
+#if defined(__clang__)
 #define SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
 #else
 #define SHUFFLE(a, b, ...) __builtin_shuffle(a, b, (vi){__VA_ARGS__})
 #endif
-#if LANES == 16
-#define ZIP_LOW 0, 16, 1, 17, 4, 20, 5, 21, 8, 24, 9, 25, 12, 28, 13, 29
-#define ZIP_HIGH 2, 18, 3, 19, 6, 22, 7, 23, 10, 26, 11, 27, 14, 30, 15, 31
-#define EVEN_QUARTERS 0, 1, 2, 3, 8, 9, 10, 11, 16, 17, 18, 19, 24, 25, 26, 27
-#define ODD_QUARTERS 4, 5, 6, 7, 12, 13, 14, 15, 20, 21, 22, 23, 28, 29, 30, 31
-#elif LANES == 8
-#define ZIP_LOW 0, 8, 1, 9, 4, 12, 5, 13
-#define ZIP_HIGH 2, 10, 3, 11, 6, 14, 7, 15
-#define EVEN_QUARTERS 0, 1, 2, 3, 8, 9, 10, 11
-#define ODD_QUARTERS 4, 5, 6, 7, 12, 13, 14, 15
-#else
-#define ZIP_LOW 0, 4, 1, 5
-#define ZIP_HIGH 2, 6, 3, 7
-#define EVEN_QUARTERS ZIP_LOW // not used
-#define ODD_QUARTERS ZIP_HIGH
-#endif
-INLINE vi zip_low(vi a, vi b) { return SHUFFLE(a, b, ZIP_LOW); }
-INLINE vi zip_high(vi a, vi b) { return SHUFFLE(a, b, ZIP_HIGH); }
+INLINE vi zip_low(vi a, vi b) { return SHUFFLE(a, b, ZIPS(0)); } // a0 b0 a1 b1 in each quarter
+INLINE vi zip_high(vi a, vi b) { return SHUFFLE(a, b, ZIPS(2)); } // a2 b2 a3 b3
+INLINE vi add_zips(vi a, vi b) { return zip_low(a, b) + zip_high(a, b); }
+INLINE vf max_zips(vf v) { return vmax((vf)zip_low((vi)v, (vi)v), (vf)zip_high((vi)v, (vi)v)); }
 
-// out[q] = quarter q of each a[LANES / 4].
-INLINE void transpose_quarters(const vi *a, vi *out)
+// The largest lane.
+INLINE float vmax_lane(vf v)
 {
-    vi b[4];
-    if (LANES == 4) out[0] = a[0];
-    for (int i = 0; i < LANES / 8; i++) {
-        vi *to = LANES == 8 ? out : b;
-        to[i] = SHUFFLE(a[2 * i], a[2 * i + 1], EVEN_QUARTERS);
-        to[i + LANES / 8] = SHUFFLE(a[2 * i], a[2 * i + 1], ODD_QUARTERS);
-    }
-    for (int i = 0; LANES == 16 && i < 2; i++) {
-        out[i] = SHUFFLE(b[2 * i], b[2 * i + 1], EVEN_QUARTERS);
-        out[i + 2] = SHUFFLE(b[2 * i], b[2 * i + 1], ODD_QUARTERS);
-    }
+    vf quarters = max_zips(max_zips(v));
+    float max = quarters[0];
+    for (int i = 4; i < LANES; i += 4) max = quarters[i] > max ? quarters[i] : max;
+    return max;
 }
 
-// out[c] = word c of each a[LANES]: four rows at a time inside the quarters, then the quarters.
-INLINE void transpose(const vi *a, vi *out)
+INLINE vi load_quarters(const char *a, const char *b, const char *c, const char *d)
 {
-    vi b[4][LANES / 4], c[LANES / 4];
-    for (int r = 0; r < LANES; r += 4) {
-        vi even = zip_low(a[r], a[r + 2]), odd = zip_low(a[r + 1], a[r + 3]);
-        b[0][r / 4] = zip_low(even, odd);
-        b[1][r / 4] = zip_high(even, odd);
-        even = zip_high(a[r], a[r + 2]), odd = zip_high(a[r + 1], a[r + 3]);
-        b[2][r / 4] = zip_low(even, odd);
-        b[3][r / 4] = zip_high(even, odd);
+#if LANES == 16
+    __m256i low = _mm256_loadu2_m128i((const void *)b, (const void *)a);
+    __m256i high = _mm256_loadu2_m128i((const void *)d, (const void *)c);
+    return (vi)_mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1);
+#elif LANES == 8
+    (void)c, (void)d;
+    return (vi)_mm256_loadu2_m128i((const void *)b, (const void *)a);
+#else
+    vi v;
+    (void)b, (void)c, (void)d;
+    memcpy(&v, a, sizeof v);
+    return v;
+#endif
+}
+
+// 16 bytes each, from `at` on, of rows i, i + 4, ...
+INLINE vi load_rows(const char *const rows[PANEL], int i, size_t at)
+{
+    return load_quarters(rows[i] + at, rows[(i + 4) % PANEL] + at, rows[(i + 8) % PANEL] + at,
+                         rows[(i + 12) % PANEL] + at);
+}
+
+// The same 16 bytes of all rows: word r of a[k] is word k of row r.
+INLINE void transpose_rows(const char *const rows[PANEL], size_t at, vi a[4])
+{
+    vi even[2], odd[2];
+    for (int i = 0; i < 2; i++) {
+        vi low = load_rows(rows, i, at), high = load_rows(rows, i + 2, at);
+        even[i] = zip_low(low, high);
+        odd[i] = zip_high(low, high);
     }
-    for (int w = 0; w < 4; w++) {
-        transpose_quarters(b[w], c);
-        for (int q = 0; q < LANES / 4; q++) out[4 * q + w] = c[q];
-    }
+    a[0] = zip_low(even[0], even[1]);
+    a[1] = zip_high(even[0], even[1]);
+    a[2] = zip_low(odd[0], odd[1]);
+    a[3] = zip_high(odd[0], odd[1]);
 }
 
 // e^x by lanes: x = n ln 2 + r with |r| <= ln 2 / 2, e^r by its Taylor polynomial of degree 7,
@@ -676,18 +633,12 @@ INLINE void transpose(const vi *a, vi *out)
 // score of minus a lot gets exactly no weight), e^88 above.
 INLINE vf vexp(vf x)
 {
+    const float taylor[] = {1.0f / 720, 1.0f / 120, 1.0f / 24, 1.0f / 6, 0.5f, 1, 1};
     const vf shift = vset(12582912.0f); // 1.5 * 2^23: adding it rounds to an integer
     vf y = vmax(vset(-87), vmin(vset(88), x)); // in this order, NaN stays NaN
     vf shifted = y * vset(1.44269504f) + shift, n = shifted - shift;
-    vf r = (y - n * vset(0.693359375f)) + n * vset(2.12194440e-4f);
-    vf p = vset(1.0f / 5040);
-    p = p * r + vset(1.0f / 720);
-    p = p * r + vset(1.0f / 120);
-    p = p * r + vset(1.0f / 24);
-    p = p * r + vset(1.0f / 6);
-    p = p * r + vset(0.5f);
-    p = p * r + vset(1);
-    p = p * r + vset(1);
+    vf r = (y - n * vset(0.693359375f)) + n * vset(2.12194440e-4f), p = vset(1.0f / 5040);
+    for (size_t i = 0; i < COUNT(taylor); i++) p = p * r + vset(taylor[i]);
     vf e = p * (vf)(((vu)shifted << 23) + 0x3f800000u); // the low bits of `shifted` are n
     return vselect(x < vset(-87), vset(0), e);
 }
@@ -696,17 +647,16 @@ INLINE vf vexp(vf x)
 static float dot(const float *a, const float *b, size_t n)
 {
     vf sum = {0};
-    size_t k = 0;
-    for (; k + LANES <= n; k += LANES) sum = vmuladd(vload(a + k), vload(b + k), sum);
-    if (k < n) sum = vmuladd(vload_part(a + k, n - k), vload_part(b + k, n - k), sum);
+    for (size_t k = 0; k < n; k += LANES)
+        sum = vmuladd(vload_part(a + k, n - k), vload_part(b + k, n - k), sum);
     return vsum(sum);
 }
 
 // out[t][r] = w[r] . x[t] for TILE_ROWS rows and nt tokens (nt a constant wherever this is
-// inlined); every output has one vector of partial sums along the inner dimension. w: row
-// pointers; x: [nt][cols]; out: row stride `stride`.
+// inlined), of which the first n_rows rows are wanted; every output has one vector of partial sums
+// along the inner dimension. x: [nt][cols]; out: row stride `stride`.
 INLINE void tile_f32_n(int nt, const float *const w[TILE_ROWS], const float *x, size_t cols,
-                       float *out, size_t stride, int n_rows)
+                       float *out, size_t stride, size_t n_rows)
 {
     vf sum[TILE_ROWS][TILE_TOKENS];
     for (int r = 0; r < TILE_ROWS; r++)
@@ -724,35 +674,34 @@ INLINE void tile_f32_n(int nt, const float *const w[TILE_ROWS], const float *x, 
             for (int t = 0; t < nt; t++) sum[r][t] = vmuladd(wk, xk[t], sum[r][t]);
         }
     }
-    if (k < cols)
-        for (int r = 0; r < TILE_ROWS; r++) {
-            vf wk = vload_part(w[r] + k, cols - k);
-            for (int t = 0; t < nt; t++)
-                sum[r][t] = vmuladd(wk, vload_part(x + (size_t)t * cols + k, cols - k), sum[r][t]);
-        }
-    for (int r = 0; r < TILE_ROWS; r++)
+    for (int r = 0; k < cols && r < TILE_ROWS; r++) {
+        vf wk = vload_part(w[r] + k, cols - k);
         for (int t = 0; t < nt; t++)
-            if (r < n_rows) out[(size_t)t * stride + (size_t)r] = vsum(sum[r][t]);
+            sum[r][t] = vmuladd(wk, vload_part(x + (size_t)t * cols + k, cols - k), sum[r][t]);
+    }
+    for (size_t r = 0; r < TILE_ROWS; r++)
+        for (size_t t = 0; t < (size_t)nt; t++)
+            if (r < n_rows) out[t * stride + r] = vsum(sum[r][t]);
 }
 
 // The same for any number of tokens. rows: [n_rows <= TILE_ROWS] pointers.
-static void tile_f32(const float *const *rows, int n_rows, const float *x, size_t n, size_t cols,
-                     float *out, size_t stride)
+static void tile_f32(const float *const *rows, size_t n_rows, const float *x, size_t n,
+                     size_t cols, float *out, size_t stride)
 {
     const float *w[TILE_ROWS];
-    for (int r = 0; r < TILE_ROWS; r++) w[r] = rows[r < n_rows ? r : 0];
+    for (size_t r = 0; r < TILE_ROWS; r++) w[r] = rows[r < n_rows ? r : 0];
     size_t t = 0;
     for (; t + TILE_TOKENS <= n; t += TILE_TOKENS)
         tile_f32_n(TILE_TOKENS, w, x + t * cols, cols, out + t * stride, stride, n_rows);
     for (; t < n; t++) tile_f32_n(1, w, x + t * cols, cols, out + t * stride, stride, n_rows);
 }
 
-// c[t][v] = sum over k of a[t][k] * b[k][v], or += with `add`; one token after the other or a few
-// at once, each sum in the order of k. a: [nt][lda], b: [K][N], c: [nt][N], N a multiple of LANES.
-INLINE void gemm_rows_n(int nt, int nv, const float *a, size_t lda, const float *b, size_t K,
-                        size_t N, float *c)
+// c[t][v] += sum over k of a[t][k] * b[k][v] for nt tokens and nv vectors (constants wherever this
+// is inlined), each sum in the order of k. a: [nt][lda], b: [K][N], c: [nt][N].
+INLINE void gemm_tile(int nt, int nv, const float *a, size_t lda, const float *b, size_t K,
+                      size_t N, float *c)
 {
-    vf sum[4][GEMM_VECTORS];
+    vf sum[GEMM_TOKENS][GEMM_VECTORS];
     for (int t = 0; t < nt; t++)
         for (int v = 0; v < nv; v++) sum[t][v] = vload(c + (size_t)t * N + (size_t)v * LANES);
     for (size_t k = 0; k < K; k++) {
@@ -770,38 +719,32 @@ INLINE void gemm_rows_n(int nt, int nv, const float *a, size_t lda, const float 
         for (int v = 0; v < nv; v++) vstore(c + (size_t)t * N + (size_t)v * LANES, sum[t][v]);
 }
 
-// The same for any n: columns in vectors of nv.
-INLINE void gemm_columns(int nv, size_t n, const float *a, size_t lda, const float *b, size_t K,
-                         size_t N, float *c)
-{
-    size_t t = 0;
-    for (; t + 4 <= n; t += 4) gemm_rows_n(4, nv, a + t * lda, lda, b, K, N, c + t * N);
-    a += t * lda;
-    c += t * N;
-    if (n - t == 3) gemm_rows_n(3, nv, a, lda, b, K, N, c);
-    if (n - t == 2) gemm_rows_n(2, nv, a, lda, b, K, N, c);
-    if (n - t == 1) gemm_rows_n(1, nv, a, lda, b, K, N, c);
-}
-
-// c[n][N] += a[n][K] b[K][N].
+// c[n][N] += a[n][K] b[K][N], N a multiple of LANES.
 static void gemm_rows(size_t n, const float *a, size_t lda, const float *b, size_t K, size_t N,
                       float *c)
 {
-    size_t v = 0;
-    for (; v + GEMM_VECTORS * LANES <= N; v += GEMM_VECTORS * LANES)
-        gemm_columns(GEMM_VECTORS, n, a, lda, b + v, K, N, c + v);
-    for (; v < N; v += LANES) gemm_columns(1, n, a, lda, b + v, K, N, c + v);
+    enum { NT = GEMM_TOKENS, NV = GEMM_VECTORS };
+    for (size_t v = 0, nv; v < N; v += nv * LANES, b += nv * LANES) {
+        nv = N - v < NV * LANES ? 1 : NV;
+        for (size_t t = 0, nt; t < n; t += nt) {
+            const float *at = a + t * lda;
+            float *ct = c + t * N + v;
+            nt = n - t < NT ? 1 : NT;
+            if (nt > 1 && nv > 1) gemm_tile(NT, NV, at, lda, b, K, N, ct);
+            else if (nt > 1) gemm_tile(NT, 1, at, lda, b, K, N, ct);
+            else if (nv > 1) gemm_tile(1, NV, at, lda, b, K, N, ct);
+            else gemm_tile(1, 1, at, lda, b, K, N, ct);
+        }
+    }
 }
 
-// LANES halves as floats.
-INLINE vf vload_half(const uint16_t *h)
+// LANES halves as floats, and floats as halves, as float_to_half() does it.
+INLINE vf half_to_vf(vh h)
 {
-#if defined(__AVX512F__)
-    return (vf)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)h));
-#elif defined(__F16C__)
-    return (vf)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)h));
+#if defined(MM)
+    return (vf)MM(cvtph_ps)((mi_half)h);
 #elif defined(__aarch64__)
-    return (vf)vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(h)));
+    return (vf)vcvt_f32_f16((float16x4_t)h);
 #else
     vf v;
     for (int i = 0; i < LANES; i++) v[i] = half_to_float(h[i]);
@@ -809,19 +752,25 @@ INLINE vf vload_half(const uint16_t *h)
 #endif
 }
 
-// LANES floats as halves, as float_to_half() does it.
-INLINE void vstore_half(uint16_t *h, vf v)
+INLINE vh vf_to_half(vf v)
 {
     v = vmax(vset(-65504), vmin(vset(65504), v)); // in this order, NaN stays NaN
-#if defined(__AVX512F__)
-    _mm256_storeu_si256((__m256i *)h, _mm512_cvtps_ph((__m512)v, _MM_FROUND_TO_NEAREST_INT));
-#elif defined(__F16C__)
-    _mm_storeu_si128((__m128i *)h, _mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT));
+#if defined(MM)
+    return (vh)MM(cvtps_ph)((mf)v, _MM_FROUND_TO_NEAREST_INT);
 #elif defined(__aarch64__)
-    vst1_u16(h, vreinterpret_u16_f16(vcvt_f16_f32((float32x4_t)v)));
+    return (vh)vcvt_f16_f32((float32x4_t)v);
 #else
+    vh h;
     for (int i = 0; i < LANES; i++) h[i] = float_to_half(v[i]);
+    return h;
 #endif
+}
+
+INLINE vf vload_half(const uint16_t *h)
+{
+    vh v;
+    memcpy(&v, h, sizeof v);
+    return half_to_vf(v);
 }
 
 static void halves_to_floats(const uint16_t *h, float *f, size_t n)
@@ -834,7 +783,10 @@ static void halves_to_floats(const uint16_t *h, float *f, size_t n)
 static void floats_to_halves(const float *f, uint16_t *h, size_t n)
 {
     size_t i = 0;
-    for (; i + LANES <= n; i += LANES) vstore_half(h + i, vload(f + i));
+    for (; i + LANES <= n; i += LANES) {
+        vh v = vf_to_half(vload(f + i));
+        memcpy(h + i, &v, sizeof v);
+    }
     for (; i < n; i++) h[i] = float_to_half(f[i]);
 }
 
@@ -844,10 +796,7 @@ static void floats_to_halves(const float *f, uint16_t *h, size_t n)
 //   y = sum over groups g, in order, of  (sum over k in g of w_k x_k)  *  (scale_w[g] scale_x[g])
 //                                          - (sum over k in g of x_k)  *  (min_w[g] scale_x[g])
 // where the inner sums are of integers, hence exact and free of order, and the outer one a chain
-// of fused multiply-adds, the second line only for types with a minimum. Weights are read in
-// panels of PANEL rows, one row a lane.
-
-enum { PANEL = LANES };
+// of multiply-adds, the second line only for types with a minimum.
 
 typedef struct {
     size_t group, n_groups; // values in a group, groups in a row
@@ -864,12 +813,12 @@ static void quantize_row(const float *x, size_t t, Quantized *a)
     for (size_t g = t * a->n_groups; g < (t + 1) * a->n_groups; g++, x += a->group) {
         vf max = {0}, sum = {0};
         for (size_t k = 0; k < a->group; k += LANES) {
-            vf v = vload_up_to(x + k, a->group - k);
+            vf v = vload_part(x + k, a->group - k);
             max = vmax(vmax(v, -v), max);
         }
         float largest = vmax_lane(max), inverse = largest > 0 ? 127 / largest : 0;
         for (size_t k = 0; k < a->group; k += LANES) {
-            vf q = (vload_up_to(x + k, a->group - k) * vset(inverse) + round) - round;
+            vf q = (vload_part(x + k, a->group - k) * vset(inverse) + round) - round;
             vb bytes = __builtin_convertvector(__builtin_convertvector(q, vi), vb);
             memcpy(a->q + g * a->group + k, &bytes, min_size(LANES, a->group - k));
             sum += q;
@@ -885,109 +834,91 @@ static void quantize_row(const float *x, size_t t, Quantized *a)
 // between the groups, and may be nibbles: the lower ones of 16 bytes are values 0..15, the upper
 // ones 16..31, and `zero` is the nibble that means 0.
 typedef struct {
-    const int8_t *rows[PANEL];  // [cols] each
+    const char *rows[PANEL];    // [cols] codes each
     const float *scales, *mins; // [n_groups][PANEL]
     size_t stride;              // bytes from a group to the next
     int nibbles, zero;
 } Panel;
 
+// sum + what group g adds: of d, the sums of products, and of x's group, its sum and scale.
+INLINE vf add_group(vf sum, const Panel *p, size_t g, vi d, int32_t minus_sum, float scale)
+{
+    sum = vmuladd(__builtin_convertvector(d, vf), vload(p->scales + g * PANEL) * vset(scale), sum);
+    if (!p->mins) return sum;
+    return vmuladd(vset((float)minus_sum), vload(p->mins + g * PANEL) * vset(scale), sum);
+}
+
 // out[t][r] for PANEL rows and n tokens, as the equation above says. The plain version.
 static void tile_q8_plain(const Panel *p, const Quantized *x, size_t n, float *out,
-                          size_t stride, int n_rows)
+                          size_t stride, size_t n_rows)
 {
-    for (size_t t = 0; t < n; t++)
-        for (int r = 0; r < n_rows; r++) {
-            float sum = 0;
-            for (size_t g = 0; g < x->n_groups; g++) {
-                const int8_t *w = p->rows[r] + g * x->group;
-                size_t at = t * x->n_groups + g, lane = g * PANEL + (size_t)r;
-                const int8_t *q = x->q + at * x->group;
-                int32_t d = 0;
-                for (size_t k = 0; k < x->group; k++) d += w[k] * q[k];
-                sum = fmaf((float)d, p->scales[lane] * x->scale[at], sum);
-                if (!p->mins) continue;
-                sum = fmaf((float)x->minus_sum[at], p->mins[lane] * x->scale[at], sum);
+    for (size_t t = 0; t < n; t++) {
+        vf sum = {0};
+        const int8_t *q = x->q + t * x->n_groups * x->group;
+        for (size_t g = 0; g < x->n_groups; g++, q += x->group) {
+            size_t at = t * x->n_groups + g;
+            vi d = {0};
+            for (size_t r = 0; r < n_rows; r++) {
+                const int8_t *w = (const int8_t *)p->rows[r] + g * x->group;
+                int32_t dot = 0;
+                for (size_t k = 0; k < x->group; k++) dot += w[k] * q[k];
+                d[r] = dot;
             }
-            out[t * stride + (size_t)r] = sum;
+            sum = add_group(sum, p, g, d, x->minus_sum[at], x->scale[at]);
         }
+        vstore_part(out + t * stride, sum, n_rows);
+    }
 }
 
 // Words are four int8 that are multiplied together: dot_words() adds, in each lane, the products of
-// the four bytes of w and x. Some processors multiply unsigned by signed bytes; there FLIP turns
-// w into w + 128. A code whose zero is not 0 adds that many times the sum of x, which start_sum()
-// makes up for.
-#if defined(__AVX512VNNI__) || defined(__AVXVNNI__)
-#define HAVE_DOT 1
-#define FLIP 0x80808080u
+// the four bytes of w and x. VNNI multiplies unsigned by signed bytes; there FLIP turns w into
+// w + 128. A code whose zero is not 0 adds that many times the sum of x, which code_zero() is for.
+#if LANES == 16 || (LANES == 8 && defined(__AVXVNNI__))
+enum { HAVE_DOT = 1, FLIP = (int32_t)0x80808080 };
+#elif LANES == 8 || defined(__ARM_FEATURE_DOTPROD)
+enum { HAVE_DOT = 1, FLIP = 0 };
+#else
+enum { HAVE_DOT = 0, FLIP = 0 };
+#endif
 INLINE vi dot_words(vi sum, vi w, vi x)
 {
-#if defined(__AVX512VNNI__)
-    return (vi)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)w, (__m512i)x);
-#else
-    return (vi)_mm256_dpbusd_avx_epi32((__m256i)sum, (__m256i)w, (__m256i)x);
-#endif
-}
-#elif defined(__AVX2__)
-#define HAVE_DOT 1
-#define FLIP 0u
-INLINE vi dot_words(vi sum, vi w, vi x) // |w| (x sign w): two products fit in 16 bits
-{
-    __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8((__m256i)w),
-                                         _mm256_sign_epi8((__m256i)x, (__m256i)w));
-    return sum + (vi)_mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
-}
+#if LANES == 16
+    return (vi)_mm512_dpbusd_epi32((mi)sum, (mi)w, (mi)x);
+#elif LANES == 8 && defined(__AVXVNNI__)
+    return (vi)_mm256_dpbusd_avx_epi32((mi)sum, (mi)w, (mi)x);
+#elif LANES == 8 // |w| (x sign w): two products fit in 16 bits
+    mi pairs = MM(maddubs_epi16)(MM(abs_epi8)((mi)w), MM(sign_epi8)((mi)x, (mi)w));
+    return sum + (vi)MM(madd_epi16)(pairs, MM(set1_epi16)(1));
 #elif defined(__ARM_FEATURE_DOTPROD)
-#define HAVE_DOT 1
-#define FLIP 0u
-INLINE vi dot_words(vi sum, vi w, vi x)
-{
     return vdotq_s32(sum, vreinterpretq_s8_s32(w), vreinterpretq_s8_s32(x));
-}
 #else
-#define HAVE_DOT 0
-#define FLIP 0u
-INLINE vi dot_words(vi sum, vi w, vi x) { return sum + w * x; } // not used
+    return sum + w * x; // not used
 #endif
-
-INLINE vi load_words(const void *p)
-{
-    vi v;
-    memcpy(&v, p, sizeof v);
-    return v;
 }
 
-// sum + d * (w * x) by lanes: one group's part of a product.
-INLINE vf add_group(vf sum, vi d, const float *w, float x)
-{
-    return vfma(__builtin_convertvector(d, vf), vload(w) * vset(x), sum);
-}
+INLINE int32_t code_zero(const Panel *p) { return p->nibbles ? p->zero : FLIP ? 128 : 0; }
 
-INLINE int32_t start_sum(const Panel *p, int32_t minus_sum)
+// Asks for group g of the panel two panels on.
+INLINE void prefetch_panel(const Panel *p, const Quantized *x, size_t g)
 {
-    return minus_sum * (p->nibbles ? p->zero : FLIP ? 128 : 0);
-}
-
-// Asks for groups [g, g + n) of the panel two panels on.
-INLINE void prefetch_panel(const Panel *p, const Quantized *x, size_t g, size_t n)
-{
-    const char *next = (const char *)p->rows[0] + (2 * x->n_groups + g) * PANEL * p->stride;
-    for (size_t i = 0; i < n * PANEL * p->stride; i += 64) __builtin_prefetch(next + i, 0, 2);
+    const char *next = p->rows[0] + (2 * x->n_groups + g) * PANEL * p->stride;
+    for (size_t i = 0; i < PANEL * p->stride; i += 64) __builtin_prefetch(next + i, 0, 2);
 }
 
 // One packed panel against tokens t .. t + nt - 1, of which those below n are wanted. words:
 // [cols / 4] vectors, each with four neighbouring values of every row in that row's lane.
 INLINE void tile_q8_n(size_t nt, const vi *words, const Panel *p, const Quantized *x, size_t t,
-                      size_t n, float *out, size_t stride, int n_rows)
+                      size_t n, float *out, size_t stride, size_t n_rows)
 {
     vf sum[Q8_TOKENS] = {{0}};
     size_t quads = x->group / 4, n_groups = x->n_groups, cols = n_groups * x->group;
     const int8_t *q = x->q + t * cols;
     for (size_t g = 0; g < n_groups; g++, words += quads, q += x->group) {
-        const float *xs = x->scale + t * n_groups + g;
+        const float *scale = x->scale + t * n_groups + g;
         const int32_t *minus_sum = x->minus_sum + t * n_groups + g;
         vi d[Q8_TOKENS];
-        if (!t) prefetch_panel(p, x, g, 1);
-        for (size_t i = 0; i < nt; i++) d[i] = start_sum(p, minus_sum[i * n_groups]) - (vi){0};
+        if (!t) prefetch_panel(p, x, g);
+        for (size_t i = 0; i < nt; i++) d[i] = minus_sum[i * n_groups] * code_zero(p) - (vi){0};
         for (size_t k = 0; k < quads; k++)
             for (size_t i = 0; i < nt; i++) {
                 int32_t four;
@@ -995,148 +926,85 @@ INLINE void tile_q8_n(size_t nt, const vi *words, const Panel *p, const Quantize
                 d[i] = dot_words(d[i], words[k], four - (vi){0});
             }
         for (size_t i = 0; i < nt; i++)
-            sum[i] = add_group(sum[i], d[i], p->scales + g * PANEL, xs[i * n_groups]);
-        for (size_t i = 0; p->mins && i < nt; i++)
-            sum[i] = add_group(sum[i], minus_sum[i * n_groups] - (vi){0}, p->mins + g * PANEL,
-                               xs[i * n_groups]);
+            sum[i] = add_group(sum[i], p, g, d[i], minus_sum[i * n_groups], scale[i * n_groups]);
     }
     for (size_t i = 0; i < nt && t + i < n; i++)
         vstore_part(out + (t + i) * stride, sum[i], n_rows);
 }
 
-// 16 bytes each from LANES / 4 places: number i is i / 2 * pair + i % 2 * one bytes on.
-INLINE vi load_quarters(const void *from, size_t pair, size_t one)
+// words[cols / 4]: four neighbouring values of every row in that row's lane. (Inlined, it makes gcc
+// lay out the loops behind it in a way that costs prompts 10 %.)
+__attribute__((noinline)) static void pack_words(const Panel *p, const Quantized *x, vi *words)
 {
-    const char *p = from;
-#if HAVE_DOT && LANES > 4
-    __m128i q[LANES / 4];
-    for (size_t i = 0; i < LANES / 4; i++)
-        q[i] = _mm_loadu_si128((const void *)(p + i / 2 * pair + i % 2 * one));
-    __m256i low = _mm256_inserti128_si256(_mm256_castsi128_si256(q[0]), q[1], 1);
-#if LANES == 8
-    return (vi)low;
-#else
-    __m256i high = _mm256_inserti128_si256(_mm256_castsi128_si256(q[2]), q[3], 1);
-    return (vi)_mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1);
-#endif
-#else
-    vi v;
-    for (size_t i = 0; i < LANES / 4; i++)
-        memcpy((char *)&v + 16 * i, p + i / 2 * pair + i % 2 * one, 16);
-    return v;
-#endif
-}
-
-// words[cols / 4]: four neighbouring values of every row in that row's lane. `blocks`: the rows are
-// blocks of 32 codes, which may be nibbles.
-INLINE void pack_words(const Panel *p, size_t cols, int blocks, int nibbles, vi *words)
-{
-    for (size_t k = 0; k < cols; k += 4 * LANES) {
-        size_t at = blocks ? k / 32 * p->stride + (nibbles ? 0 : k % 32) : k;
-        vi a[LANES], shift;
-        for (size_t i = 0; i < LANES; i++) shift[i] = (k + 4 * i) % 32 < 16 ? 0 : 4;
-        for (int r = 0; r < LANES; r++) {
-            a[r] = blocks ? load_quarters(p->rows[r] + at, p->stride, nibbles ? 0 : 16)
-                          : load_words(p->rows[r] + at);
-            a[r] = nibbles ? a[r] >> shift & 0x0f0f0f0f : a[r] ^ (int32_t)FLIP;
+    size_t step = p->nibbles ? 32 : 16, cols = x->n_groups * x->group;
+    for (size_t k = 0; k < cols; k += step, words += step / 4) {
+        vi a[4];
+        transpose_rows(p->rows, p->stride == x->group ? k : k / 32 * p->stride + k % 32, a);
+        for (int i = 0; i < 4; i++) {
+            words[i] = p->nibbles ? a[i] & 0x0f0f0f0f : a[i] ^ FLIP;
+            if (p->nibbles) words[i + 4] = a[i] >> 4 & 0x0f0f0f0f;
         }
-        transpose(a, words + k / 4);
     }
 }
 
-// d[c] = in lane r, the dot product of group g + c of row r with x. A quarter of a vector holds a
-// part of one group, so that only the quarters' sums are left to transpose.
-INLINE void dot_groups(const Panel *p, size_t g, const Quantized *x, size_t group, int nibbles,
-                       vi d[LANES / 4])
+// In lane r the dot product of group g of row r with x[group]. `group` and `nibbles` are constants
+// wherever this is inlined.
+INLINE vi dot_group(const Panel *p, size_t g, const int8_t *x, size_t group, int nibbles)
 {
-    vi sums[LANES / 4];
-    for (int r = 0; r < LANES; r += 4) {
-        vi a[4] = {{0}};
+    vi sum[4] = {{0}};
+    for (int i = 0; i < 4; i++)
         for (size_t k = 0; k < group; k += 16) {
-            vi xk = load_quarters(x->q + g * group + k, 2 * group, group);
-            for (int i = 0; i < 4; i++) {
-                vi w = load_quarters(p->rows[r + i] + g * p->stride + (nibbles ? 0 : k),
-                                     2 * p->stride, p->stride);
-                w = nibbles ? (k ? w >> 4 : w) & 0x0f0f0f0f : w ^ (int32_t)FLIP;
-                a[i] = dot_words(a[i], w, xk);
-            }
+            const char *at = (const char *)x + k;
+            vi w = load_rows(p->rows, i, g * p->stride + (nibbles ? 0 : k));
+            w = nibbles ? (k ? w >> 4 : w) & 0x0f0f0f0f : w ^ FLIP;
+            sum[i] = dot_words(sum[i], w, load_quarters(at, at, at, at));
         }
-        vi even = zip_low(a[0], a[2]) + zip_high(a[0], a[2]);
-        vi odd = zip_low(a[1], a[3]) + zip_high(a[1], a[3]);
-        sums[r / 4] = zip_low(even, odd) + zip_high(even, odd); // rows r..r+3 in each quarter
-    }
-    transpose_quarters(sums, d);
+    return add_zips(add_zips(sum[0], sum[2]), add_zips(sum[1], sum[3]));
 }
 
-// For one token it is cheaper to multiply the rows as they lie, even in GGUF's blocks, and to
-// transpose the sums. The last groups are taken together with some already summed.
+// For one token it is cheaper to multiply the rows as they lie and to transpose the sums.
 INLINE void tile_q8_one(const Panel *p, const Quantized *x, size_t group, int nibbles, float *out,
-                        int n_rows)
+                        size_t n_rows)
 {
     vf sum = {0};
-    vi d[LANES / 4];
-    size_t n = x->n_groups;
-    for (size_t g = 0; g < n;) {
-        size_t first = min_size(g, n - LANES / 4);
-        prefetch_panel(p, x, g, LANES / 4);
-        dot_groups(p, first, x, group, nibbles, d);
-        for (size_t c = g - first; c < LANES / 4; c++, g++) {
-            int32_t minus_sum = x->minus_sum[g];
-            sum = add_group(sum, d[c] + start_sum(p, minus_sum), p->scales + g * PANEL,
-                            x->scale[g]);
-            if (p->mins)
-                sum = add_group(sum, minus_sum - (vi){0}, p->mins + g * PANEL, x->scale[g]);
-        }
+    for (size_t g = 0; g < x->n_groups; g++) {
+        int32_t minus_sum = x->minus_sum[g];
+        prefetch_panel(p, x, g);
+        vi d = dot_group(p, g, x->q + g * group, group, nibbles) + minus_sum * code_zero(p);
+        sum = add_group(sum, p, g, d, minus_sum, x->scale[g]);
     }
     vstore_part(out, sum, n_rows);
 }
 
-static int tiles_one(const Quantized *x)
-{
-    return HAVE_DOT && x->group % 16 == 0 && x->n_groups >= LANES / 4;
-}
-
-static int packs(const Quantized *x)
-{
-    return HAVE_DOT && x->group % 4 == 0 && x->n_groups * x->group % (4 * LANES) == 0;
-}
-
 // The plain version's equal. words: room for a packed panel, [cols / 4] vectors.
 static void tile_q8(const Panel *p, const Quantized *x, size_t n, float *out, size_t stride,
-                    int n_rows, vi *words)
+                    size_t n_rows, vi *words)
 {
-    size_t cols = x->n_groups * x->group;
-    if (n == 1 && tiles_one(x)) {
-        if (p->nibbles) tile_q8_one(p, x, 32, 1, out, n_rows);
-        else if (x->group == 32) tile_q8_one(p, x, 32, 0, out, n_rows);
-        else tile_q8_one(p, x, x->group, 0, out, n_rows);
-        return;
+    size_t group = x->group, cols = x->n_groups * group, t = 0;
+    if (!HAVE_DOT || group % 4 || cols % 16) tile_q8_plain(p, x, n, out, stride, n_rows);
+    else if (n == 1 && p->nibbles) tile_q8_one(p, x, 32, 1, out, n_rows);
+    else if (n == 1 && group == 32) tile_q8_one(p, x, 32, 0, out, n_rows);
+    else if (n == 1 && group == 64) tile_q8_one(p, x, 64, 0, out, n_rows);
+    else if (n == 1 && group % 16 == 0) tile_q8_one(p, x, group, 0, out, n_rows);
+    else {
+        pack_words(p, x, words);
+        for (; n - t > Q8_TOKENS / 2 && t < n; t += Q8_TOKENS)
+            tile_q8_n(Q8_TOKENS, words, p, x, t, n, out, stride, n_rows);
+        if (t < n) tile_q8_n(Q8_TOKENS / 2, words, p, x, t, n, out, stride, n_rows);
     }
-    if (!packs(x)) {
-        tile_q8_plain(p, x, n, out, stride, n_rows);
-        return;
-    }
-    if (p->nibbles) pack_words(p, cols, 1, 1, words);
-    else if (p->stride != x->group) pack_words(p, cols, 1, 0, words);
-    else pack_words(p, cols, 0, 0, words);
-    size_t t = 0;
-    for (; n - t > Q8_TOKENS / 2 && t < n; t += Q8_TOKENS)
-        tile_q8_n(Q8_TOKENS, words, p, x, t, n, out, stride, n_rows);
-    if (t < n) tile_q8_n(Q8_TOKENS / 2, words, p, x, t, n, out, stride, n_rows);
 }
 
-// out[i][r] = rows[r][i] for i < n; the last block may do a part of its neighbour again.
-static void transpose_floats(const float *const rows[PANEL], size_t n, float *out)
+// out[i][r] = float i of row r, i < n; the last four may be a part of the four before.
+static void transpose_floats(const char *const rows[PANEL], size_t n, float *out)
 {
-    for (size_t i = 0; n >= LANES && i < n; i += LANES) {
-        size_t at = min_size(i, n - LANES);
-        vi a[LANES], b[LANES];
-        for (int r = 0; r < PANEL; r++) a[r] = load_words(rows[r] + at);
-        transpose(a, b);
-        memcpy(out + at * PANEL, b, sizeof b);
+    for (size_t i = 0; n >= 4 && i < n; i += 4) {
+        size_t at = min_size(i, n - 4);
+        vi a[4];
+        transpose_rows(rows, at * 4, a);
+        memcpy(out + at * PANEL, a, sizeof a);
     }
-    for (size_t i = 0; n < LANES && i < n; i++)
-        for (size_t r = 0; r < PANEL; r++) out[i * PANEL + r] = rows[r][i];
+    for (size_t i = 0; n < 4 && i < n; i++)
+        for (size_t r = 0; r < PANEL; r++) memcpy(&out[i * PANEL + r], rows[r] + i * 4, 4);
 }
 
 // ================================================================================================
@@ -1297,89 +1165,66 @@ static void decode_row(const Tensor *w, size_t row, int8_t *q, float *scale, flo
     const uint8_t *b = w->data + row * (w->cols / block) * bytes;
     for (size_t k = 0; k < w->cols; k += block, b += bytes, scale += step, min += step) {
         for (size_t i = 0; i < bytes; i += 64) prefetch(b + i);
-        w->type->decode(b, q + k, scale, min, PANEL);
+        w->type->decode(w->type, b, q + k, scale, min, PANEL);
     }
 }
 
-// out[g][r] = factor * the half at blocks[r] + g * stride, g < n. room: [n][PANEL]
-static void gather_halves(const uint8_t *const blocks[PANEL], size_t stride, size_t n,
-                          float factor, uint16_t *room, float *out)
+// scales[g][r] and mins[g][r], if there are any, from the halves at rows[r] + g * stride, g < n.
+static void gather_scales(const char *const rows[PANEL], size_t stride, size_t n, float *scales,
+                          float *mins)
 {
-    for (size_t r = 0; r < PANEL; r += 4)
-        for (size_t g = 0; g < n; g++) {
-            uint64_t four = 0; // fewer, larger stores
-            for (size_t i = 0; i < 4; i++) {
-                uint16_t half;
-                memcpy(&half, blocks[r + i] + g * stride, 2);
-                four |= (uint64_t)half << 16 * i;
-            }
-            memcpy(room + g * PANEL + r, &four, 8);
-        }
-    for (size_t i = 0; i < n * PANEL; i += LANES)
-        vstore(out + i, vload_half(room + i) * vset(factor));
-}
-
-// product_q8() for blocks whose codes are read where they lie: 32 bytes, or 16 of nibbles, behind
-// the scale and the minimum.
-static void product_in_place(const Matmul *m, const Product *p, size_t r0, int n_rows)
-{
-    const Tensor *w = p->w;
-    size_t n_groups = w->cols / w->group, n = PANEL * n_groups, bytes = w->type->bytes;
-    int nibbles = bytes < w->group, has_min = w->type->has_min;
-    vi *words = scratch(PANEL * w->cols + n * 10);
-    float *scales = (float *)(words + w->cols / 4), *mins = scales + n;
-    uint16_t *room = (uint16_t *)(mins + n);
-    const uint8_t *scale_at[PANEL], *min_at[PANEL];
-    Panel panel = {.scales = scales, .mins = has_min ? mins : NULL, .stride = bytes,
-                   .nibbles = nibbles, .zero = has_min ? 0 : 8};
-    for (int r = 0; r < PANEL; r++) {
-        scale_at[r] = w->data + (r0 + (size_t)(r < n_rows ? r : 0)) * n_groups * bytes;
-        min_at[r] = scale_at[r] + 2;
-        panel.rows[r] = (const int8_t *)scale_at[r] + bytes - w->group / (nibbles ? 2 : 1);
+    for (size_t g = 0; g < n; g++) {
+        vi a[4];
+        transpose_rows(rows, g * stride, a); // word 0 is both halves
+        vh low = __builtin_convertvector(a[0], vh), high = __builtin_convertvector(a[0] >> 16, vh);
+        vstore(scales + g * PANEL, half_to_vf(low));
+        if (mins) vstore(mins + g * PANEL, -half_to_vf(high));
     }
-    gather_halves(scale_at, bytes, n_groups, 1, room, scales);
-    if (has_min) gather_halves(min_at, bytes, n_groups, -1, room, mins);
-    tile_q8(&panel, m->act, m->n, p->out + r0, w->rows, n_rows, words);
 }
 
-// Rows [r0, r0 + n_rows) of one product in int8; n_rows <= PANEL. Planar rows are used where they
-// lie, blocks are taken apart first.
-static void product_q8(const Matmul *m, const Product *p, size_t r0, int n_rows)
+// Rows [r0, r0 + n_rows) of one product in int8; n_rows <= PANEL. Codes are used where they lie if
+// they are planar or in blocks that need no taking apart: a scale, a minimum, and bytes or nibbles.
+static void product_q8(const Matmul *m, const Product *p, size_t r0, size_t n_rows)
 {
     const Tensor *w = p->w;
-    size_t n_groups = w->cols / w->group, n = PANEL * n_groups, bytes = PANEL * w->cols;
-    vi *words = scratch(2 * bytes + 2 * n * 4);
+    const TensorType *type = w->type;
+    size_t n_groups = w->cols / w->group, n = PANEL * n_groups, bytes = type->bytes;
+    size_t row_bytes = w->cols / type->block * bytes;
+    int in_place = type->in_place && HAVE_DOT;
+    vi *words = scratch(2 * PANEL * w->cols + 2 * n * 4);
     float *scales = (float *)(words + w->cols / 4), *mins = scales + n;
-    const float *scale_rows[PANEL];
-    Panel panel = {.scales = scales, .mins = w->type->has_min ? mins : NULL, .stride = w->group};
+    char *apart = (char *)(mins + n);
+    const char *rows[PANEL]; // of scales or of blocks
+    Panel panel = {.scales = scales, .mins = type->has_min ? mins : NULL,
+                   .stride = in_place ? bytes : w->group, .nibbles = in_place && bytes < w->group,
+                   .zero = type->has_min ? 0 : 8};
     for (size_t r = 0; r < PANEL; r++) {
-        size_t row = r0 + (r < (size_t)n_rows ? r : 0);
-        int8_t *q = (int8_t *)(mins + n) + r * w->cols;
-        panel.rows[r] = w->scales ? (const int8_t *)w->data + row * w->cols : q;
-        scale_rows[r] = w->scales ? w->scales + row * n_groups : NULL;
-        if (w->scales) __builtin_prefetch(scale_rows[r] + 2 * n, 0, 2);
-        else decode_row(w, row, q, scales + r, mins + r);
+        size_t row = r0 + (r < n_rows ? r : 0);
+        const char *data = (const char *)w->data + row * row_bytes;
+        rows[r] = w->scales ? (const char *)(w->scales + row * n_groups) : data;
+        if (w->scales) __builtin_prefetch(rows[r] + 2 * n * 4, 0, 2);
+        else if (in_place) data += bytes - w->group / (panel.nibbles ? 2 : 1);
+        else decode_row(w, row, (int8_t *)(data = apart + r * w->cols), scales + r, mins + r);
+        panel.rows[r] = data;
     }
-    if (w->scales) transpose_floats(scale_rows, n_groups, scales);
+    if (w->scales) transpose_floats(rows, n_groups, scales);
+    if (in_place) gather_scales(rows, bytes, n_groups, scales, type->has_min ? mins : NULL);
     tile_q8(&panel, m->act, m->n, p->out + r0, w->rows, n_rows, words);
 }
 
 // The same in float: f32 rows are used where they lie, others are unpacked, exactly, first.
-static void product_f32(const Matmul *m, const Product *p, size_t r0, int n_rows)
+static void product_f32(const Matmul *m, const Product *p, size_t r0, size_t n_rows)
 {
     const Tensor *w = p->w;
     const float *rows[PANEL];
     float *unpacked = w->type == &tensor_types[T_F32] ? NULL : scratch(PANEL * w->cols * 4);
-    for (int r = 0; r < n_rows; r++) {
-        size_t row = r0 + (size_t)r;
-        rows[r] = (const float *)w->data + row * w->cols;
-        if (!unpacked) continue;
-        rows[r] = unpacked + (size_t)r * w->cols;
-        w->type->unpack(w, row, unpacked + (size_t)r * w->cols);
+    for (size_t r = 0; r < n_rows; r++) {
+        rows[r] = unpacked ? unpacked + r * w->cols : (const float *)w->data + (r0 + r) * w->cols;
+        if (unpacked) w->type->unpack(w, r0 + r, unpacked + r * w->cols);
     }
-    for (int r = 0; r < n_rows; r += TILE_ROWS)
-        tile_f32(rows + r, n_rows - r < TILE_ROWS ? n_rows - r : TILE_ROWS, m->x, m->n, w->cols,
-                 p->out + r0 + (size_t)r, w->rows);
+    for (size_t r = 0; r < n_rows; r += TILE_ROWS)
+        tile_f32(rows + r, min_size(n_rows - r, TILE_ROWS), m->x, m->n, w->cols,
+                 p->out + r0 + r, w->rows);
 }
 
 // Work items are panels of rows, numbered through all products.
@@ -1390,12 +1235,8 @@ static void matmul_panels(void *arg, size_t begin, size_t end)
         const Product *p = m->jobs;
         size_t panel = item;
         for (; panel >= ceil_div(p->w->rows, PANEL); p++) panel -= ceil_div(p->w->rows, PANEL);
-        size_t r0 = panel * PANEL;
-        int n_rows = (int)min_size(PANEL, p->w->rows - r0);
-        if (m->act && p->w->type->in_place && (m->n == 1 ? tiles_one(m->act) : packs(m->act)))
-            product_in_place(m, p, r0, n_rows);
-        else if (m->act) product_q8(m, p, r0, n_rows);
-        else product_f32(m, p, r0, n_rows);
+        size_t r0 = panel * PANEL, n_rows = min_size(PANEL, p->w->rows - r0);
+        (m->act ? product_q8 : product_f32)(m, p, r0, n_rows);
     }
 }
 
@@ -1451,12 +1292,9 @@ INLINE vf activate(vf x, int gelu)
 // gate[n] = silu(gate) * up, or with gelu in its place.
 static void gated(float *gate, const float *up, size_t n, int gelu)
 {
-    size_t i = 0;
-    for (; i + LANES <= n; i += LANES)
-        vstore(gate + i, activate(vload(gate + i), gelu) * vload(up + i));
-    if (i < n) {
+    for (size_t i = 0; i < n; i += LANES) {
         vf g = activate(vload_part(gate + i, n - i), gelu) * vload_part(up + i, n - i);
-        memcpy(gate + i, &g, (n - i) * 4);
+        vstore_part(gate + i, g, n - i);
     }
 }
 
@@ -3765,7 +3603,7 @@ static void encode_word(Encoder *e, const char *text, size_t len)
 
 // Adds the ids of text without special tokens: for BPE word by word, SentencePiece-style as one
 // word, perhaps with a space before it.
-static void encode_text(Encoder *e, const char *text, size_t len)
+static void encode_plain(Encoder *e, const char *text, size_t len)
 {
     const Tokenizer *t = e->t;
     if (!len) return;
@@ -3814,11 +3652,11 @@ static int tokenizer_encode(const Tokenizer *t, const char *text, const char *te
     for (size_t at = 0, n; at < len; at += n) {
         int id = match_special(t, text + at, len - at, template && template[at], &n);
         if (id < 0) continue;
-        encode_text(&e, text + from, at - from);
+        encode_plain(&e, text + from, at - from);
         ids[e.count++] = id;
         from = at + n;
     }
-    encode_text(&e, text + from, len - from);
+    encode_plain(&e, text + from, len - from);
     free(e.heap);
     free(e.symbols);
     return e.count;
@@ -4092,16 +3930,17 @@ static int sample(Sampler *s, float *logits, size_t n, const int *recent, int n_
 
 // What the command line says; section 16 has a row for each option.
 static struct {
-    const char *checkpoint, *tokenizer, *prompt, *file, *mode, *system, *chat_format, *kv;
-    const char *scaling, *long_factors, *short_factors, *self_extend, *leaky, *lengths, *tsv;
+    const char *checkpoint, *tokenizer, *prompt, *file, *system, *lengths, *tsv;
+    const char *long_factors, *short_factors, *self_extend, *leaky;
     long long steps, seed;
+    int mode, chat_format, kv; // rows of their tables; -1: not given
     int ctx, threads, chunk, windows, stride, depths, trials;
     int exact, clamp_positions, entropy, help, version;
     Sampler sampler;
     RopeConfig rope;
     size_t length[32], n_lengths; // of --lengths
-} opt = {.mode = "generate", .kv = "f16", .steps = 256, .seed = -1, .chunk = 128, .depths = 5,
-         .trials = 5, .sampler = {.temperature = 1, .top_p = 0.9, .repeat_penalty = 1}};
+} opt = {.steps = 256, .seed = -1, .chat_format = -1, .chunk = 128, .depths = 5, .trials = 5,
+         .sampler = {.temperature = 1, .top_p = 0.9, .repeat_penalty = 1}, .rope.method = -1};
 
 typedef struct {
     Model model;
@@ -4109,12 +3948,12 @@ typedef struct {
     State state;
     const char *text; // the user's [len], or NULL
     size_t len;
-    float *logits;    // [vocab_size]
-    int64_t ctx;      // positions that may be used
-    int64_t pos;      // positions used: what the cache holds
-    int recent[REPEAT_WINDOW], n_recent; // the last tokens fed
-    size_t n_read, n_made;               // tokens of prompts, and of replies, so far,
-    double read_s, made_s;               // and the seconds they took
+    float *logits;    // [vocab_size], of the token after the last one read
+    long long ctx;    // positions that may be used
+    long long pos;    // positions used: what the cache holds
+    int recent[REPEAT_WINDOW]; // the token at position p is recent[p % REPEAT_WINDOW]
+    size_t n_read, n_made;     // tokens of prompts, and of replies, so far,
+    double read_s, made_s;     // and the seconds they took
 } Session;
 
 static volatile sig_atomic_t interrupted;
@@ -4122,21 +3961,10 @@ static volatile sig_atomic_t interrupted;
 // The first Ctrl-C ends the text cleanly, the second ends the program, as SIGTERM does.
 static void on_interrupt(int sig)
 {
-    int first = sig == SIGINT && !interrupted;
-    interrupted = 1;
-    if (first) return;
+    if (sig == SIGINT && !interrupted++) return;
     if (unfinished) unlink(unfinished);
     signal(sig, SIG_DFL);
     raise(sig);
-}
-
-// A broken pipe shows as a failed write.
-static void catch_signals(void)
-{
-    struct sigaction action = {.sa_handler = on_interrupt}; // waiting for input ends, too
-    sigaction(SIGINT, &action, NULL);
-    sigaction(SIGTERM, &action, NULL);
-    signal(SIGPIPE, SIG_IGN);
 }
 
 // A line on stderr that replaces itself, when someone is there to see it and the work takes more
@@ -4149,41 +3977,24 @@ static void progress(const char *what, double start, size_t done, size_t total)
     if (done < total)
         fprintf(stderr, "%s: %zu of %zu, %.0f s left", what, done, total,
                 took / (double)done * (double)(total - done));
-    fflush(stderr);
 }
 
-// Feeds tokens[n] in chunks; returns which row of the last chunk is the last token's. Stops early
-// on Ctrl-C.
-static size_t feed(Session *s, const int *tokens, size_t n)
+// Reads tokens[n] in chunks and sets the logits; stops early on Ctrl-C. A model with NaN or
+// infinity among its weights is found out here.
+static void feed(Session *s, const int *tokens, size_t n)
 {
     double start = seconds();
-    size_t step = 0;
+    size_t step = 0, vocab = s->model.config.vocab_size;
     for (size_t at = 0; at < n && !interrupted; at += step) {
         step = min_size(n - at, s->state.chunk);
         forward(&s->state, tokens + at, step, s->pos);
-        s->pos += (int64_t)step;
+        for (size_t i = at; i < at + step; i++) s->recent[s->pos++ % REPEAT_WINDOW] = tokens[i];
         progress("reading, tokens", start, interrupted ? n : at + step, n);
     }
-    for (size_t i = n > REPEAT_WINDOW ? n - REPEAT_WINDOW : 0; i < n; i++) {
-        if (s->n_recent == REPEAT_WINDOW)
-            memmove(s->recent, s->recent + 1, (size_t)--s->n_recent * sizeof *s->recent);
-        s->recent[s->n_recent++] = tokens[i];
-    }
-    return step ? step - 1 : 0;
-}
-
-static int last_token(const Session *s) { return s->recent[s->n_recent - 1]; }
-
-// Logits of row `row` of the last chunk, in s->logits. A model with NaN or infinity among its
-// weights is found out here.
-static void next_logits(Session *s, size_t row)
-{
-    size_t vocab = s->model.config.vocab_size;
-    classify(&s->state, row, 1, s->logits);
+    if (step) classify(&s->state, step - 1, 1, s->logits);
     for (size_t i = 0; i < vocab; i++)
         if (!isfinite(s->logits[i]))
-            die(EXIT_DATA, s->model.path, "its logits are not finite at position %lld",
-                (long long)s->pos - 1);
+            die(EXIT_DATA, s->model.path, "its logits are not finite at position %lld", s->pos - 1);
 }
 
 // Text on its way out: an incomplete UTF-8 sequence at the end waits for its other bytes.
@@ -4209,31 +4020,35 @@ static void stream_write(Stream *s, const char *bytes, size_t len)
     check_written(s->out, "stdout"); // not when hours of text went to a full disk or a closed pipe
 }
 
-static void write_token(const Session *s, Stream *out, int prev, int id)
+static int last_token(const Session *s) { return s->recent[(s->pos - 1) % REPEAT_WINDOW]; }
+
+static void write_token(const Tokenizer *t, Stream *out, int prev, int id)
 {
     size_t len;
-    const char *text = tokenizer_decode(&s->tokenizer, prev, id, &len);
+    const char *text = tokenizer_decode(t, prev, id, &len);
     stream_write(out, text, len);
 }
 
-// Reads ids[n], writes them from `echo` on, and goes on until a stop token, the number of steps
-// asked for, a full context or Ctrl-C.
-static void reply(Session *s, const int *ids, size_t n, size_t echo)
+// Reads ids[n] and goes on until a stop token, the number of steps asked for, a full context or
+// Ctrl-C. A prompt is written out first, as llama2.c does; a turn of a conversation is not.
+static void reply(Session *s, const int *ids, size_t n, int is_turn)
 {
+    const Tokenizer *t = &s->tokenizer;
     Stream out = {.out = stdout};
     double start = seconds();
-    size_t row = feed(s, ids, n);
+    feed(s, ids, n);
     double middle = seconds();
-    for (size_t i = echo; i < n; i++) write_token(s, &out, i ? ids[i - 1] : -1, ids[i]);
-    for (long long made = 0; !interrupted && (!opt.steps || made < opt.steps); made++) {
-        next_logits(s, row);
+    for (size_t i = is_turn ? n : (size_t)t->add_bos; i < n; i++)
+        write_token(t, &out, i ? ids[i - 1] : -1, ids[i]);
+    for (long long made = 0; !interrupted && (!opt.steps || made < opt.steps);) {
         int id = sample(&opt.sampler, s->logits, s->model.config.vocab_size, s->recent,
-                        s->n_recent);
-        if (is_stop(&s->tokenizer, id)) break;
-        write_token(s, &out, last_token(s), id);
+                        (int)min_size(s->pos, REPEAT_WINDOW));
+        if (is_stop(t, id)) break;
+        write_token(t, &out, last_token(s), id);
         s->n_made++;
-        if (s->pos >= s->ctx) break;
-        row = feed(s, &id, 1);
+        // Nothing follows a text's last token, but another turn a reply's.
+        if (s->pos >= s->ctx || (++made == opt.steps && !is_turn)) break;
+        feed(s, &id, 1);
     }
     stream_flush(&out);
     fputc('\n', stdout);
@@ -4246,33 +4061,30 @@ static void reply(Session *s, const int *ids, size_t n, size_t echo)
 static void say_speed(const Session *s)
 {
     fprintf(stderr, "prompt: %zu tokens, %.1f tok/s; generated: %zu tokens, %.1f tok/s\n",
-            s->n_read, s->read_s > 0 ? (double)s->n_read / s->read_s : 0, s->n_made,
-            s->made_s > 0 ? (double)s->n_made / s->made_s : 0);
+            s->n_read, s->n_read / fmax(s->read_s, 1e-9), s->n_made,
+            s->n_made / fmax(s->made_s, 1e-9));
 }
 
-// Stands for a text without tokens, since a model needs one to go on from.
-static int any_token(const Tokenizer *t) { return t->bos >= 0 ? t->bos : t->eos >= 0 ? t->eos : 0; }
-
-// BOS, if the model has it, and the text's tokens; at least one. The caller frees them.
-static int *encode_prompt(const Session *s, const char *text, size_t len, size_t *n)
+// The text's tokens, with BOS first if the model wants it and no template says where. There is at
+// least one, since a model needs one to go on from. The caller frees them.
+static int *encode_text(const Tokenizer *t, const char *text, const char *template, size_t len,
+                        size_t *n)
 {
-    const Tokenizer *t = &s->tokenizer;
     int *ids = xrealloc(NULL, add_size(mul_size(len, 2), 2), sizeof *ids);
-    ids[0] = any_token(t);
-    *n = t->add_bos;
-    *n += tokenizer_encode(t, text, NULL, len, ids + *n);
-    if (!*n) *n = 1;
+    int bos = !template && t->add_bos;
+    ids[0] = t->bos >= 0 ? t->bos : t->eos >= 0 ? t->eos : 0;
+    *n = max_size(1, bos + tokenizer_encode(t, text, template, len, ids + bos));
     return ids;
 }
 
 static void run_generate(Session *s)
 {
     size_t n;
-    int *ids = encode_prompt(s, s->text ? s->text : "", s->len, &n);
-    if ((int64_t)n > s->ctx)
+    int *ids = encode_text(&s->tokenizer, s->text ? s->text : "", NULL, s->len, &n);
+    if ((long long)n > s->ctx)
         die(EXIT_DATA, "prompt", "longer than the context (got %zu tokens, want %lld at most); "
-            "use -c %zu, or --window", n, (long long)s->ctx, n + 256);
-    reply(s, ids, n, s->tokenizer.add_bos); // with the prompt, as llama2.c
+            "use -c %zu, or --window", n, s->ctx, n + 256);
+    reply(s, ids, n, 0);
     say_speed(s);
 }
 
@@ -4300,15 +4112,15 @@ static const ChatFormat chat_formats[] = {
      "\2\n"},
 };
 
-// The format called `name`, or without one the model's own; NULL if that is unknown.
-static const ChatFormat *find_chat_format(const Vocab *v, const char *name)
+// The model's own format, or NULL if that is unknown.
+static const ChatFormat *find_chat_format(const Vocab *v)
 {
     size_t len = 0;
     Values chat = v->chat;
     const char *text = chat.n ? next_string(&chat, &len) : "";
-    if (!name && !v->tokens.n) name = "llama2"; // as llama2.c
+    if (!v->tokens.n) len = strlen(text = "<<SYS>>"); // as llama2.c
     for (const ChatFormat *f = chat_formats; f < chat_formats + COUNT(chat_formats); f++)
-        if (name ? !strcmp(name, f->name) : !!memmem(text, len, f->mark, strlen(f->mark))) return f;
+        if (memmem(text, len, f->mark, strlen(f->mark))) return f;
     return NULL;
 }
 
@@ -4317,63 +4129,41 @@ static const ChatFormat *find_chat_format(const Vocab *v, const char *name)
 static int *encode_turn(const Session *s, const ChatFormat *f, const char *system,
                         const char *user, size_t *n)
 {
-    const struct {
-        const char *text;
-        int template;
-    } parts[] = {{s->pos ? f->end : s->tokenizer.add_bos ? "\1" : "", 1},
-                 {system ? f->system : "", 1},
-                 {system ? system : "", 0},
-                 {system ? f->system_user : f->user, 1},
-                 {user, 0},
-                 {f->reply, 1}};
-    char *text = NULL, *template = NULL;
+    enum { SYSTEM = 2, USER = 4, PARTS = 6 };
+    const char *parts[PARTS] = {
+        s->pos ? f->end : s->tokenizer.add_bos ? "\1" : "", system ? f->system : "",
+        system ? system : "", system ? f->system_user : f->user, user, f->reply};
     size_t len = 0;
-    for (size_t k = 0; k < COUNT(parts); k++) {
-        size_t more = strlen(parts[k].text);
-        text = xrealloc(text, len + more, 1);
-        template = xrealloc(template, len + more, 1);
-        memcpy(text + len, parts[k].text, more);
-        memset(template + len, parts[k].template, more);
-        len += more;
+    for (int k = 0; k < PARTS; k++) len += strlen(parts[k]);
+    char *text = xcalloc(len + 1, 2), *template = text + len + 1;
+    for (int k = 0; k < PARTS; k++) {
+        memset(template + strlen(text), k != SYSTEM && k != USER, strlen(parts[k]));
+        strcat(text, parts[k]);
     }
-    int *ids = xrealloc(NULL, 2 * len + 1, sizeof *ids);
-    *n = tokenizer_encode(&s->tokenizer, text, template, len, ids);
-    if (!*n) ids[(*n)++] = any_token(&s->tokenizer);
+    int *ids = encode_text(&s->tokenizer, text, template, len, n);
     free(text);
-    free(template);
     return ids;
-}
-
-// Reads a line of any length without its newline into *line; 0 at the end of input.
-static int read_line(char **line, size_t *room)
-{
-    if (isatty(STDIN_FILENO)) fputs("> ", stderr);
-    ssize_t got = getline(line, room, stdin);
-    if (got > 0 && (*line)[got - 1] == '\n') (*line)[got - 1] = 0;
-    return got >= 0;
 }
 
 // Turn by turn on stdin and stdout; the cache keeps the conversation. The first turn may be given.
 static void run_chat(Session *s)
 {
-    const ChatFormat *f = find_chat_format(&s->model.vocab, opt.chat_format);
-    if (!f)
-        die(opt.chat_format ? EXIT_USAGE : EXIT_DATA,
-            opt.chat_format ? "--chat-format" : s->model.path,
-            "%s; use --chat-format chatml, llama2, llama3, gemma, mistral or zephyr",
-            opt.chat_format ? "no such format" : "no chat template that is known");
-    const char *first = s->text;
+    const ChatFormat *f = opt.chat_format < 0 ? find_chat_format(&s->model.vocab)
+                                              : &chat_formats[opt.chat_format];
+    if (!f) die(EXIT_DATA, s->model.path, "no chat template that is known; use --chat-format");
     char *line = NULL;
-    size_t room = 0;
-    for (; !interrupted && (first || read_line(&line, &room)); first = NULL) {
-        size_t n;
-        int *ids = encode_turn(s, f, s->pos ? NULL : opt.system, first ? first : line, &n);
-        if (s->pos + (int64_t)n >= s->ctx) {
+    const char *turn = s->text;
+    for (size_t n, room = 0; !interrupted; turn = NULL) {
+        if (!turn && isatty(STDIN_FILENO)) fputs("> ", stderr);
+        if (!turn && getline(&line, &room, stdin) < 0) break;
+        if (!turn) line[strcspn(line, "\n")] = 0;
+        int *ids = encode_turn(s, f, s->pos ? NULL : opt.system, turn ? turn : line, &n);
+        if (s->pos + (long long)n >= s->ctx) {
             fprintf(stderr, "%s: the context is full (got %lld tokens, want %lld at most)\n", prog,
-                    (long long)s->pos + (long long)n, (long long)s->ctx);
+                    s->pos + (long long)n, s->ctx);
             break;
         }
-        reply(s, ids, n, n); // the turn is not echoed
+        reply(s, ids, n, 1);
         free(ids);
     }
     free(line);
@@ -4388,36 +4178,25 @@ static void run_chat(Session *s)
 // fact among several and for a chain of them, since passkey saturates early. The rope table shows
 // what a method does to each pair, bench what the machine does. Ctrl-C keeps what was measured.
 
-// A row for other programs; f: what tsv_open() gave.
-__attribute__((format(printf, 2, 3))) static void tsv_row(FILE *f, const char *fmt, ...)
-{
-    if (!f) return;
-    va_list ap;
-    va_start(ap, fmt);
-    int n = vfprintf(f, fmt, ap);
-    va_end(ap);
-    if (n < 0) die(EXIT_DATA, opt.tsv, "cannot write (%s)", strerror(errno));
-}
+static FILE *tsv; // the table that --tsv asks for, or /dev/null
 
-// The table that --tsv asks for, or NULL: written beside its place and moved there when complete,
-// unless the place is a device, a pipe or a link.
-static FILE *tsv_open(const char *header)
+// It is written beside its place and moved there when complete, unless the place is a device, a
+// pipe or a link.
+static void tsv_open(const char *header)
 {
     struct stat st;
-    if (!opt.tsv) return NULL;
-    if (lstat(opt.tsv, &st) || S_ISREG(st.st_mode))
-        unfinished = strcat(strcpy(xcalloc(strlen(opt.tsv) + 5, 1), opt.tsv), ".tmp");
-    FILE *f = fopen(unfinished ? unfinished : opt.tsv, "w");
-    if (!f) die(EXIT_DATA, opt.tsv, "cannot write (%s)", strerror(errno));
-    tsv_row(f, "%s\n", header);
-    return f;
+    const char *path = opt.tsv ? opt.tsv : "/dev/null";
+    if (opt.tsv && (lstat(path, &st) || S_ISREG(st.st_mode)))
+        path = unfinished = strcat(strcpy(xcalloc(strlen(path) + 5, 1), path), ".tmp");
+    tsv = fopen(path, "w");
+    if (!tsv) die(EXIT_DATA, opt.tsv ? opt.tsv : path, "cannot write (%s)", strerror(errno));
+    fprintf(tsv, "%s\n", header);
 }
 
-static void tsv_close(FILE *f)
+static void tsv_close(void)
 {
-    if (!f) return;
-    check_written(f, opt.tsv);
-    if (fclose(f) || (unfinished && rename(unfinished, opt.tsv)))
+    check_written(tsv, opt.tsv);
+    if (fclose(tsv) || (unfinished && rename(unfinished, opt.tsv)))
         die(EXIT_DATA, opt.tsv, "cannot write (%s)", strerror(errno));
     unfinished = NULL;
 }
@@ -4452,7 +4231,6 @@ typedef struct {
     size_t n_buckets, n_windows;
     Sums bucket[BUCKETS], all, windows;
     double start;
-    FILE *tsv;
     size_t vocab;               // rows at hand:
     float *logits;              // [LOGIT_ROWS][vocab]
     const int *target;          // the tokens that they predict
@@ -4471,15 +4249,15 @@ static void add_prediction(const Session *s, Perplexity *p, const int *ids, size
                            double nll)
 {
     const Config *c = &s->model.config;
-    size_t len, place = i - p->from + 1, b = (place * p->n_buckets - 1) / (p->n - p->from);
+    size_t len, b = ((i - p->from + 1) * p->n_buckets - 1) / (p->n - p->from);
     double entropy = opt.entropy ? s->state.entropy_sum[row] / c->n_layers / c->n_heads : 0;
     if (!isfinite(nll)) die(EXIT_DATA, s->model.path, "its loss is not finite at position %zu", i);
     tokenizer_decode(&s->tokenizer, ids[i], ids[i + 1], &len);
-    add_loss(&p->bucket[b], nll, (double)len, entropy);
-    add_loss(&p->all, nll, (double)len, entropy);
-    tsv_row(p->tsv, "%.0f\t%zu\t%d\t%.7f", p->windows.n, i, ids[i + 1], nll);
-    if (opt.entropy) tsv_row(p->tsv, "\t%.7f", entropy);
-    tsv_row(p->tsv, "\n");
+    add_loss(&p->bucket[b], nll, len, entropy);
+    add_loss(&p->all, nll, len, entropy);
+    fprintf(tsv, "%.0f\t%zu\t%d\t%.7f", p->windows.n, i, ids[i + 1], nll);
+    if (opt.entropy) fprintf(tsv, "\t%.7f", entropy);
+    fprintf(tsv, "\n");
 }
 
 // Runs ids[n + 1] from an empty cache; each is predicted from those before it.
@@ -4489,7 +4267,7 @@ static void score_window(Session *s, Perplexity *p, const int *ids)
     size_t at = 0;
     for (size_t step; at < p->n && !interrupted; at += step) {
         step = min_size(p->n - at, s->state.chunk);
-        forward(&s->state, ids + at, step, (int64_t)at);
+        forward(&s->state, ids + at, step, at);
         for (size_t t = at < p->from ? p->from - at : 0; t < step; t += LOGIT_ROWS) {
             size_t rows = min_size(LOGIT_ROWS, step - t);
             p->target = ids + at + t + 1;
@@ -4498,39 +4276,37 @@ static void score_window(Session *s, Perplexity *p, const int *ids)
             for (size_t r = 0; r < rows; r++)
                 add_prediction(s, p, ids, at + t + r, t + r, p->nll[r]);
         }
+        check_written(tsv, opt.tsv); // not when all is measured
         progress("tokens", p->start, (size_t)p->windows.n * p->n + at + step, p->n_windows * p->n);
     }
-    if (at == p->n) add_loss(&p->windows, (p->all.nll - before) / (double)(at - p->from), 0, 0);
+    if (at == p->n) add_loss(&p->windows, (p->all.nll - before) / (p->n - p->from), 0, 0);
 }
 
-static double bits_per_byte(const Sums *s)
-{
-    return s->bytes > 0 ? s->nll / s->bytes / M_LN2 : 0;
-}
+static double bits_per_byte(const Sums *s) { return s->bytes ? s->nll / s->bytes / M_LN2 : 0; }
 
 static void print_perplexity(const Perplexity *p)
 {
     size_t n = p->n - p->from, many = p->windows.n > 1;
-    double top = 0, took = seconds() - p->start, loss = p->all.nll / p->all.n;
+    double top = 0, took = seconds() - p->start, windows = fmax(1, p->windows.n);
     for (size_t b = 0; b < p->n_buckets; b++) top = fmax(top, p->bucket[b].nll / p->bucket[b].n);
     printf("     from        to     loss  perplexity bits/byte%s\n",
            opt.entropy ? "  entropy" : "");
     for (size_t b = 0; b < p->n_buckets && p->bucket[b].n > 0; b++) {
         const Sums *s = &p->bucket[b];
+        double loss = s->nll / s->n;
         printf("%9zu %9zu %8.4f %11.2f %9.4f", p->from + b * n / p->n_buckets,
-               p->from + (b + 1) * n / p->n_buckets - 1, s->nll / s->n, exp(s->nll / s->n),
-               bits_per_byte(s));
+               p->from + (b + 1) * n / p->n_buckets - 1, loss, exp(loss), bits_per_byte(s));
         if (opt.entropy) printf(" %8.3f", s->entropy / s->n);
-        print_bar(s->nll / s->n / top, 30);
+        print_bar(loss / top, 30);
     }
     const Sums *e = many ? &p->windows : &p->all;
-    double mean = e->nll / e->n;
+    double loss = p->all.nll / p->all.n, mean = e->nll / e->n;
     double variance = e->n > 1 ? (e->squares / e->n - mean * mean) / (e->n - 1) : 0;
     printf("loss %.4f +- %.4f (standard error over %s), perplexity %.3f, bits/byte %.4f\n", loss,
            sqrt(fmax(0, variance)), many ? "windows" : "the tokens of one window", exp(loss),
            bits_per_byte(&p->all));
-    printf("%.0f windows, %.0f predictions, %.1f s, %.1f tok/s\n", fmax(1, p->windows.n), p->all.n,
-           took, fmax(1, p->windows.n) * (double)p->n / took);
+    printf("%.0f windows, %.0f predictions, %.1f s, %.1f tok/s\n", windows, p->all.n, took,
+           windows * p->n / took);
 }
 
 // Windows of as many tokens as the context has, each with its own BOS and an empty cache, side by
@@ -4539,7 +4315,7 @@ static void run_perplexity(Session *s)
 {
     size_t n_ids, stride = opt.stride;
     if (!s->text) die(EXIT_USAGE, "--mode perplexity", "needs a text: -f FILE");
-    int *ids = encode_prompt(s, s->text, s->len, &n_ids);
+    int *ids = encode_text(&s->tokenizer, s->text, NULL, s->len, &n_ids);
     size_t n = min_size(s->ctx, n_ids), step = stride ? stride : n - 1;
     if (n < 2) die(EXIT_DATA, "text", "nothing to predict (got %zu tokens, want 2)", n);
     if (stride >= n) die(EXIT_USAGE, "--stride", "want less than the window of %zu tokens", n);
@@ -4549,15 +4325,15 @@ static void run_perplexity(Session *s)
                     .vocab = s->model.config.vocab_size};
     if (opt.windows) p.n_windows = min_size(p.n_windows, opt.windows);
     p.logits = xcalloc(LOGIT_ROWS * p.vocab, 4);
-    p.tsv = tsv_open(opt.entropy ? "window\tposition\ttoken\tnll\tentropy"
-                                 : "window\tposition\ttoken\tnll");
+    tsv_open(opt.entropy ? "window\tposition\ttoken\tnll\tentropy"
+                         : "window\tposition\ttoken\tnll");
     for (size_t w = 0; w < p.n_windows && !interrupted; w++) {
         int *window = ids + w * step, saved = *window;
         if (s->tokenizer.add_bos) *window = s->tokenizer.bos;
         score_window(s, &p, window);
         *window = saved;
     }
-    tsv_close(p.tsv);
+    tsv_close();
     if (p.all.n > 0) print_perplexity(&p);
 }
 
@@ -4566,30 +4342,22 @@ static void run_perplexity(Session *s)
 // decoded greedily and must begin with exactly the right digits.
 
 typedef struct {
-    double at;     // place in the filler, 0 to 1
-    char text[96];
-} Fact;
-
-typedef struct {
-    Fact facts[4]; // in text order
-    int n_facts;
-    char question[64], lead[64]; // lead: how the reply begins
-    int answer;
+    int n_facts, answer;
+    char fact[4][96], question[64], lead[64]; // lead: how the reply begins
+    double at[4];                             // where in the filler the facts are, 0 to 1, in order
 } Task;
-
-typedef struct {
-    const char *name;
-    void (*make)(Task *t, double depth, uint64_t *rng);
-} TaskKind;
 
 __attribute__((format(printf, 3, 4))) static void add_fact(Task *t, double at, const char *fmt, ...)
 {
     va_list ap;
     va_start(ap, fmt);
     int i = t->n_facts++;
-    for (; i > 0 && t->facts[i - 1].at > at; i--) t->facts[i] = t->facts[i - 1];
-    t->facts[i].at = at;
-    vsnprintf(t->facts[i].text, sizeof t->facts[i].text, fmt, ap);
+    for (; i > 0 && t->at[i - 1] > at; i--) {
+        t->at[i] = t->at[i - 1];
+        strcpy(t->fact[i], t->fact[i - 1]);
+    }
+    t->at[i] = at;
+    vsnprintf(t->fact[i], sizeof t->fact[i], fmt, ap);
     va_end(ap);
 }
 
@@ -4604,25 +4372,24 @@ static void make_passkey(Task *t, double depth, uint64_t *rng)
     sprintf(t->lead, "The pass key is");
 }
 
-// Four keys with names, one asked for (RULER's multi-key). The one at `depth` is asked for.
+// Four keys with names (RULER's multi-key). The one at `depth` is asked for.
 static void make_multikey(Task *t, double depth, uint64_t *rng)
 {
     static const char *const names[] = {"Anna", "Ben", "Clara", "David", "Emma", "Frank", "Grace",
                                         "Henry"};
     int first = random_below(rng, 8);
     for (int i = 0; i < 4; i++) {
-        const char *name = names[(first + 3 * i) % 8];
         int number = 1000 + random_below(rng, 9000);
-        add_fact(t, i ? random_unit(rng) : depth, "The magic number for %s is %d.", name, number);
-        if (i) continue;
-        sprintf(t->question, "What is the magic number for %s?", name);
-        sprintf(t->lead, "The magic number for %s is", name);
-        t->answer = number;
+        if (!i) t->answer = number;
+        add_fact(t, i ? random_unit(rng) : depth, "The magic number for %s is %d.",
+                 names[(first + 3 * i) % 8], number);
     }
+    sprintf(t->question, "What is the magic number for %s?", names[first]);
+    sprintf(t->lead, "The magic number for %s is", names[first]);
 }
 
-// A chain of two assignments to follow, and another one that leads astray (RULER's variable
-// tracking). The chain begins at `depth`.
+// A chain of two assignments to follow, which begins at `depth`, and another one that leads astray
+// (RULER's variable tracking).
 static void make_tracking(Task *t, double depth, uint64_t *rng)
 {
     int a = random_below(rng, 26), number = t->answer = 1000 + random_below(rng, 9000);
@@ -4638,102 +4405,88 @@ static void make_tracking(Task *t, double depth, uint64_t *rng)
     sprintf(t->lead, "The box %c holds", 'A' + b);
 }
 
-static const TaskKind task_kinds[] = {
-    {"passkey", make_passkey},
-    {"multi-key", make_multikey},
-    {"variable tracking", make_tracking},
+static const struct {
+    const char *name;
+    void (*make)(Task *t, double depth, uint64_t *rng);
+} task_kinds[] = {
+    {"passkey", make_passkey}, {"multi-key", make_multikey}, {"variable tracking", make_tracking},
 };
-
-static const char classic_filler[] = "The grass is green. The sky is blue. The sun is yellow. "
-                                     "Here we go. There and back again.";
-
-// The sentences of a text, in a copy of it; they end before a blank or with the line.
-static char **split_sentences(const char *text, size_t *n)
-{
-    char **list = NULL, *s = strdup(text);
-    for (*n = 0; *(s += strspn(s, " \t\r\n")); *n += 1) {
-        list = xrealloc(list, *n + 1, sizeof *list);
-        list[*n] = s;
-        while (*s && *s != '\n' && !(s[0] == ' ' && strchr(".!?", s[-1]))) s++;
-        if (*s) *s++ = 0;
-    }
-    if (!*n) die(EXIT_DATA, "filler", "no sentences in it");
-    return list;
-}
 
 // What all cells of a grid have in common.
 typedef struct {
     Session *s;
-    const TaskKind *kind;
+    int kind;                 // of the tasks
     const ChatFormat *format; // of the model, or NULL
     char **filler;            // sentences [n_filler], repeated as often as needed
     size_t n_filler;
-    FILE *tsv;
 } Grid;
 
-// The task's text with n sentences of filler, from sentence `first` on, and `end` behind it.
-static char *write_task(const Grid *g, const Task *t, size_t first, size_t n, const char *end,
-                        size_t *len)
+// The filler's sentences, cut out of `text`; they end before a blank or with the line.
+static void split_sentences(Grid *g, char *text)
 {
-    char *text;
-    FILE *out = open_memstream(&text, len);
-    if (!out) die(EXIT_DATA, "memory", "cannot write a text (%s)", strerror(errno));
-    for (size_t i = 0, fact = 0; i <= n; i++) {
-        for (; fact < (size_t)t->n_facts && t->facts[fact].at * (double)n <= (double)i; fact++)
-            fprintf(out, "%s ", t->facts[fact].text);
-        if (i < n) fprintf(out, "%s ", g->filler[(first + i) % g->n_filler]);
+    for (char *s = text; *(s += strspn(s, " \t\r\n"));) {
+        g->filler = xrealloc(g->filler, g->n_filler + 1, sizeof *g->filler);
+        g->filler[g->n_filler++] = s;
+        while (*s && *s != '\n' && !(s[0] == ' ' && strchr(".!?", s[-1]))) s++;
+        if (*s) *s++ = 0;
     }
-    fprintf(out, "%s%s", t->question, end);
-    fclose(out);
-    return text;
+    if (!g->n_filler) die(EXIT_DATA, "filler", "no sentences in it");
 }
 
-// The ids of such a text: as a user's turn and the beginning of the reply if the model has a turn
-// format, as one text otherwise.
+// The ids of the task's text with n sentences of filler, from sentence `first` on: as a user's turn
+// and the beginning of the reply if the model has a turn format, as one text otherwise.
 static int *encode_task(const Grid *g, const Task *t, size_t first, size_t n, size_t *n_ids)
 {
-    char lead[sizeof t->lead + 1];
+    char *text;
     size_t len;
-    sprintf(lead, " %s", t->lead);
-    char *text = write_task(g, t, first, n, g->format ? "" : lead, &len);
-    int *ids = g->format ? encode_turn(g->s, g->format, NULL, text, n_ids)
-                         : encode_prompt(g->s, text, len, n_ids);
+    FILE *out = open_memstream(&text, &len);
+    if (!out) die(EXIT_DATA, "memory", "cannot write a text (%s)", strerror(errno));
+    for (size_t i = 0, fact = 0; i <= n; i++) {
+        for (; fact < (size_t)t->n_facts && t->at[fact] * n <= i; fact++)
+            fprintf(out, "%s ", t->fact[fact]);
+        if (i < n) fprintf(out, "%s ", g->filler[(first + i) % g->n_filler]);
+    }
+    fputs(t->question, out);
+    if (!g->format) fprintf(out, " %s", t->lead);
+    fclose(out);
+    int *ids;
+    if (g->format) {
+        ids = encode_turn(g->s, g->format, NULL, text, n_ids);
+        ids = xrealloc(ids, *n_ids + 2 * sizeof t->lead, sizeof *ids);
+        *n_ids += tokenizer_encode(&g->s->tokenizer, t->lead, NULL, strlen(t->lead), ids + *n_ids);
+    } else ids = encode_text(&g->s->tokenizer, text, NULL, len, n_ids);
     free(text);
-    if (!g->format) return ids;
-    ids = xrealloc(ids, *n_ids + 2 * sizeof lead, sizeof *ids);
-    *n_ids += tokenizer_encode(&g->s->tokenizer, t->lead, NULL, strlen(t->lead), ids + *n_ids);
     return ids;
 }
 
 // The ids of the longest such text that fits into `room` tokens; NULL if none does.
 static int *fit_task(const Grid *g, const Task *t, size_t first, size_t room, size_t *n_ids)
 {
-    size_t lo = 0, hi = room; // lo sentences fit (if any do), hi + 1 do not
-    for (;;) {
-        size_t mid = lo + (hi - lo + 1) / 2;
-        int *ids = encode_task(g, t, first, mid, n_ids);
-        if (*n_ids <= room && lo == hi) return ids;
-        free(ids);
-        if (*n_ids <= room) lo = mid;
-        else if (mid > 0) hi = mid - 1;
-        else return NULL;
+    size_t n = 0, more = 1;
+    while (2 * more <= room) more *= 2; // a sentence has a token at least
+    for (; more; more /= 2) {           // n sentences fit, if any do, and n + 2 * more do not
+        free(encode_task(g, t, first, n + more, n_ids));
+        if (*n_ids <= room) n += more;
     }
+    int *ids = encode_task(g, t, first, n, n_ids);
+    if (*n_ids <= room) return ids;
+    free(ids);
+    return NULL;
 }
 
 // Decodes greedily as long as the text goes along with the answer; 1 if it is all there and no
 // other digit follows.
 static int answers(Session *s, const int *ids, size_t n, const char *answer, char got[32])
 {
-    size_t row = feed(s, ids, n), used = 0, want = strlen(answer);
+    size_t used = 0, want = strlen(answer), len;
+    feed(s, ids, n);
     while (used <= want && !interrupted && s->pos < s->ctx) {
-        size_t len;
-        next_logits(s, row);
         int id = argmax(s->logits, s->model.config.vocab_size);
         const char *text = tokenizer_decode(&s->tokenizer, last_token(s), id, &len);
         for (size_t i = 0; i < len && used < 31; i++)
             if (used || text[i] != ' ') got[used++] = isspace((uint8_t)text[i]) ? ' ' : text[i];
         if (is_stop(&s->tokenizer, id)) break;
-        row = feed(s, &id, 1);
+        feed(s, &id, 1);
     }
     got[used] = 0;
     return !strncmp(got, answer, want) && !isdigit((unsigned char)got[want]);
@@ -4748,13 +4501,13 @@ static double run_cell(const Grid *g, size_t l, int d)
 {
     uint64_t seed = opt.seed >= 0 ? opt.seed : 1;
     int right = 0;
-    for (int trial = 0; trial < opt.trials && !interrupted; trial++) {
+    for (int trial = 0; trial < opt.trials; trial++) {
         uint64_t rng = seed_random(seed + (l * 64 + d) * 1024 + trial);
         for (int i = 0; i < 4; i++) next_random(&rng);
         Task task = {0};
         char got[32], answer[16];
         size_t n;
-        g->kind->make(&task, grid_depth(d), &rng);
+        task_kinds[g->kind].make(&task, grid_depth(d), &rng);
         sprintf(answer, "%d", task.answer);
         g->s->pos = 0;
         size_t first = random_below(&rng, (int)min_size(g->n_filler, 1 << 20));
@@ -4762,12 +4515,12 @@ static double run_cell(const Grid *g, size_t l, int d)
         if (!ids) return -1;
         int ok = answers(g->s, ids, n, answer, got);
         free(ids);
-        if (interrupted) break;
+        if (interrupted) return -1;
         right += ok;
-        tsv_row(g->tsv, "%s\t%zu\t%.3f\t%d\t%zu\t%d\t%s\t%s\n", g->kind->name, opt.length[l],
-                grid_depth(d), trial, n, ok, answer, got);
+        fprintf(tsv, "%s\t%zu\t%.3f\t%d\t%zu\t%d\t%s\t%s\n", task_kinds[g->kind].name,
+                opt.length[l], grid_depth(d), trial, n, ok, answer, got);
     }
-    return interrupted ? -1 : (double)right / opt.trials;
+    return (double)right / opt.trials;
 }
 
 static void run_grid(const Grid *g)
@@ -4776,52 +4529,56 @@ static void run_grid(const Grid *g)
                                          "\u2588\u2588"};
     double total = 0, cells = 0;
     printf("%s: %% right over %d trials, by depth of the fact (0: at the beginning)\n%9s",
-           g->kind->name, opt.trials, "tokens");
+           task_kinds[g->kind].name, opt.trials, "tokens");
     for (int d = 0; d < opt.depths; d++) printf(" %6.0f%%", 100 * grid_depth(d));
     printf("     all\n");
     for (size_t l = 0; l < opt.n_lengths && !interrupted; l++) {
-        char row[1024];
         double right = 0, done = 0;
-        for (int d = 0, at = 0; d < opt.depths; d++) {
+        printf("%9zu", opt.length[l]); // seen when the row is complete: progress uses the line
+        for (int d = 0; d < opt.depths; d++) {
             double share = interrupted ? -1 : run_cell(g, l, d);
-            if (share < 0) at += sprintf(row + at, "%8s", "-");
-            else at += sprintf(row + at, " %s %4.0f", shades[lround(share * 4)], 100 * share);
+            if (share < 0) printf("%8s", "-");
+            else printf(" %s %4.0f", shades[lround(share * 4)], 100 * share);
             if (share >= 0) right += share, done++;
         }
-        printf("%9zu%s", opt.length[l], row); // the whole row at once: progress uses the line
         if (done > 0) printf(" %7.0f", 100 * right / done);
         printf("\n");
         check_written(stdout, "stdout");
+        check_written(tsv, opt.tsv);
         total += right;
         cells += done;
     }
     if (cells > 0) printf("all cells: %.1f%%\n", 100 * total / cells);
 }
 
-// kinds [n]: the tasks to run, each over the whole grid. The filler is the user's text, if any.
-static void run_grids(Session *s, const TaskKind *kinds, int n)
+// Tasks of kinds first..last, each over the whole grid. The filler is the user's text, if any.
+static void run_grids(Session *s, int first, int last)
 {
+    static const char classic[] = "The grass is green. The sky is blue. The sun is yellow. "
+                                  "Here we go. There and back again.";
     const Vocab *v = &s->model.vocab;
-    Grid g = {.s = s, .format = v->chat.n ? find_chat_format(v, NULL) : NULL};
-    g.filler = split_sentences(s->text ? s->text : classic_filler, &g.n_filler);
-    g.tsv = tsv_open("task\tlength\tdepth\ttrial\ttokens\tright\tanswer\tgot");
-    for (g.kind = kinds; g.kind < kinds + n && !interrupted; g.kind++) run_grid(&g);
-    tsv_close(g.tsv);
+    Grid g = {.s = s, .kind = first, .format = v->chat.n ? find_chat_format(v) : NULL};
+    split_sentences(&g, strdup(s->text ? s->text : classic));
+    tsv_open("task\tlength\tdepth\ttrial\ttokens\tright\tanswer\tgot");
+    for (; g.kind <= last && !interrupted; g.kind++) run_grid(&g);
+    tsv_close();
 }
 
-static void run_passkey(Session *s) { run_grids(s, task_kinds, 1); }
-static void run_retrieval(Session *s) { run_grids(s, task_kinds + 1, 2); }
+static void run_passkey(Session *s) { run_grids(s, 0, 0); }
+static void run_retrieval(Session *s) { run_grids(s, 1, 2); }
 
 // --- rope ---------------------------------------------------------------------------------------
 
-// Mean of cos(D theta_m) over pairs: the score of equal q and k at distance D, against D = 0.
-static double score_decay(const double *freq, size_t pairs, double distance)
+static void print_rope(const char *what, const RopeConfig *r)
 {
-    double sum = 0;
-    for (size_t m = 0; m < pairs; m++) sum += cos(distance * freq[m]);
-    return sum / (double)pairs;
+    printf("%-14s%s, base %g, L %d, factor %g, attention factor %g", what,
+           rope_methods[r->method].name, r->theta, r->orig_ctx, r->factor, attention_factor(r));
+    if (r->window) printf(", window %d", r->window);
+    printf("\n");
 }
 
+// A row for each pair: how long its wave was and is; then the mean of cos(D theta_m) over pairs,
+// which is the score of equal q and k at distance D, against that at D = 0.
 static void run_rope(Session *s)
 {
     const Config *c = &s->state.config;
@@ -4830,11 +4587,10 @@ static void run_rope(Session *s)
         die(EXIT_USAGE, "--mode rope", "the model does not rotate (its encoding is %s)",
             encodings[c->encoding].name);
     size_t pairs = c->head_dim / 2;
-    double *before = xcalloc(pairs, 8), *after = xcalloc(pairs, 8), n = (double)s->ctx;
-    FILE *tsv = tsv_open("pair\twavelength\tscaled\tturns\tratio");
-    printf("%s, base %g, L %d, s %g, attention factor %g, at length %.0f\n"
-           " pair   wavelength       scaled  turns in L    ratio\n",
-           rope_methods[r->method].name, r->theta, r->orig_ctx, r->factor, attention_factor(r), n);
+    double *before = xcalloc(pairs, 8), *after = xcalloc(pairs, 8), n = s->ctx;
+    tsv_open("pair\twavelength\tscaled\tturns\tratio");
+    print_rope("RoPE", r);
+    printf(" pair   wavelength       scaled  turns in L    ratio   at length %.0f\n", n);
     for (size_t m = 0; m < pairs; m++) {
         before[m] = rope_none(r, c->head_dim, (int)m, n);
         after[m] = rope_methods[r->method].frequency(r, c->head_dim, (int)m, n);
@@ -4842,50 +4598,50 @@ static void run_rope(Session *s)
         double most = fmax(r->factor, n / r->orig_ctx), turns = r->orig_ctx / wave;
         printf("%5zu %12.1f %12.1f %11.3f %8.3f  %s\n", m, wave, scaled, turns, ratio,
                fabs(ratio - 1) < 1e-3 ? "kept" : ratio > 0.999 * most ? "interpolated" : "mixed");
-        tsv_row(tsv, "%zu\t%.6g\t%.6g\t%.6g\t%.6g\n", m, wave, scaled, turns, ratio);
+        fprintf(tsv, "%zu\t%.6g\t%.6g\t%.6g\t%.6g\n", m, wave, scaled, turns, ratio);
     }
+    tsv_close();
     printf("\nmean of cos(D theta) over pairs: how a score decays with the distance D\n"
            "%9s %8s %8s\n", "D", "trained", "scaled");
     for (double D = 1; D <= n; D *= 2) {
-        double share = score_decay(after, pairs, D);
-        printf("%9.0f %8.3f %8.3f", D, score_decay(before, pairs, D), share);
-        print_bar(share, 40);
+        double trained = 0, scaled = 0;
+        for (size_t m = 0; m < pairs; m++) {
+            trained += cos(D * before[m]) / pairs;
+            scaled += cos(D * after[m]) / pairs;
+        }
+        printf("%9.0f %8.3f %8.3f", D, trained, scaled);
+        print_bar(scaled, 40);
     }
-    tsv_close(tsv);
 }
 
 // --- bench --------------------------------------------------------------------------------------
 
-// Multiplications and additions for one token behind `seen` others, classifier left out.
-static double token_flops(const Config *c, double seen)
-{
-    double q = q_dim(c), weights = 2 * c->dim * (q + kv_dim(c)) + 3.0 * c->dim * c->hidden_dim;
-    return 2 * c->n_layers * (weights + 2 * q * seen);
-}
-
-// Prompt and decode speed with 0, 1/4, 1/2, 3/4 and (nearly) all of the context used.
+// With 0, 1/4, 1/2 and 3/4 of the context used: the speed of reading the next quarter, and that of
+// writing DECODED tokens.
 static void run_bench(Session *s)
 {
     enum { DECODED = 32 };
     const Config *c = &s->model.config;
-    size_t ctx = s->ctx, kv = 2 * c->n_layers * kv_dim(c) * s->state.cache.elem;
-    if (ctx < 4 * DECODED) die(EXIT_USAGE, "-c", "too short to measure (got %zu)", ctx);
-    int *ids = xcalloc(ctx, sizeof *ids);
+    size_t quarter = s->ctx / 4, kv = 2 * c->n_layers * kv_dim(c) * s->state.cache.elem;
+    // Multiplications and additions of a token, classifier left out, and of a token that it sees
+    double q = q_dim(c), weights = 2 * c->dim * (q + kv_dim(c)) + 3.0 * c->dim * c->hidden_dim;
+    double flops = 2 * c->n_layers * weights, seen_flops = 4 * c->n_layers * q;
+    if (quarter < DECODED) die(EXIT_USAGE, "-c", "too short to measure (got %lld)", s->ctx);
+    int *ids = xcalloc(quarter, sizeof *ids);
     uint64_t rng = seed_random(1);
-    for (size_t i = 0; i < ctx; i++) ids[i] = random_below(&rng, c->vocab_size);
+    for (size_t i = 0; i < quarter; i++) ids[i] = random_below(&rng, c->vocab_size);
     printf("%9s %12s %9s %12s %8s\n", "context", "prompt tok/s", "GFLOP/s", "decode tok/s", "GB/s");
-    for (size_t depth = 0; depth < ctx && !interrupted; depth += ctx / 4) {
-        size_t end = min_size(depth + ctx / 4, ctx - DECODED);
-        double n = (double)(end - depth), start = seconds();
-        s->pos = (int64_t)depth;
-        feed(s, ids + depth, end - depth);
-        double middle = seconds(), read = middle - start;
-        s->pos = (int64_t)depth;
-        for (int i = 0; i < DECODED && !interrupted; i++) next_logits(s, feed(s, ids + i, 1));
-        double made = (seconds() - middle) / DECODED;
-        printf("%9zu %12.1f %9.1f %12.1f %8.2f\n", depth, n / read,
-               token_flops(c, (double)(depth + end) / 2) * n / read / 1e9, 1 / made,
-               (double)(s->model.weight_bytes + kv * depth) / made / 1e9);
+    for (size_t depth = 0; depth < 4 * quarter && !interrupted; depth += quarter) {
+        double start = seconds();
+        s->pos = depth;
+        feed(s, ids, quarter);
+        double middle = seconds(), read = quarter / (middle - start);
+        s->pos = depth;
+        for (int i = 0; i < DECODED && !interrupted; i++) feed(s, ids + i, 1);
+        double made = DECODED / (seconds() - middle);
+        printf("%9zu %12.1f %9.1f %12.1f %8.2f\n", depth, read,
+               (flops + seen_flops * (depth + quarter / 2.0)) * read / 1e9, made,
+               (s->model.weight_bytes + kv * depth) * made / 1e9);
         fflush(stdout);
     }
 }
@@ -4905,18 +4661,10 @@ static void print_weights(const Model *m)
     }
     printf("weights       ");
     for (int i = 0; i < N_TENSOR_TYPES; i++) {
-        if (bytes[i]) printf("%s %.1f MB, ", tensor_types[i].name, (double)bytes[i] / 1e6);
+        if (bytes[i]) printf("%s %.1f MB, ", tensor_types[i].name, bytes[i] / 1e6);
         total += bytes[i];
     }
-    printf("together %.1f MB, %.1fM parameters\n", (double)total / 1e6, (double)parameters / 1e6);
-}
-
-static void print_rope(const char *what, const RopeConfig *r)
-{
-    printf("%-14s%s, base %g, L %d, factor %g, attention factor %g", what,
-           rope_methods[r->method].name, r->theta, r->orig_ctx, r->factor, attention_factor(r));
-    if (r->window) printf(", window %d", r->window);
-    printf("\n");
+    printf("together %.1f MB, %.1fM parameters\n", total / 1e6, parameters / 1e6);
 }
 
 // What the model is, and what a context of ctx tokens takes.
@@ -4928,8 +4676,8 @@ static void run_info(Session *s)
     Cache cache = {0};
     rope_resolve(&c.rope, c.train_ctx, s->ctx);
     rope_resolve(&c.local, c.train_ctx, s->ctx);
-    cache_layout(&cache, &c, s->ctx, opt.chunk, opt.exact || !strcmp(opt.kv, "f32"));
-    const ChatFormat *f = find_chat_format(&m->vocab, NULL);
+    cache_layout(&cache, &c, s->ctx, opt.chunk, opt.exact || opt.kv);
+    const ChatFormat *f = find_chat_format(&m->vocab);
     printf("architecture  %s\nlayers        %d, dim %d, hidden %d, %d heads (%d for keys) of %d\n",
            m->arch, c.n_layers, c.dim, c.hidden_dim, c.n_heads, c.n_kv_heads, c.head_dim);
     print_weights(m);
@@ -4946,8 +4694,7 @@ static void run_info(Session *s)
            f ? f->name : "unknown");
     double row = 2.0 * (c.dim + c.hidden_dim + q_dim(&c) + kv_dim(&c));
     printf("memory        %.1f MB file (mapped), %.1f MB KV cache at -c %lld, %.1f MB besides\n",
-           (double)m->size / 1e6, (double)cache.bytes / 1e6, (long long)s->ctx,
-           4 * (opt.chunk * row + c.vocab_size) / 1e6);
+           m->size / 1e6, cache.bytes / 1e6, s->ctx, 4 * (opt.chunk * row + c.vocab_size) / 1e6);
 }
 
 // ================================================================================================
@@ -4956,22 +4703,37 @@ static void run_info(Session *s)
 // One table says what every option is called, where its value goes and what it may be; the
 // parser, the range checks and the help text all come from it.
 
-typedef enum { O_FLAG, O_INT, O_LONG, O_FLOAT, O_TEXT } OptionKind;
-
-#define FLAG(field) O_FLAG, &opt.field, 0, 0
-#define INT(field, lo, hi) O_INT, &opt.field, lo, hi
-#define LONG(field, lo, hi) O_LONG, &opt.field, lo, hi
-#define FLOAT(field, lo, hi) O_FLOAT, &opt.field, lo, hi
-#define TEXT(field) O_TEXT, &opt.field, 0, 0
-
 static const struct {
+    const char *name;
+    void (*run)(Session *s);
+    enum { ENDLESS = 1, LENGTHS, NO_WEIGHTS, NO_STATE } kind;
+} modes[] = {
+    // ENDLESS where a window keeps memory constant; NO_STATE, whether or not it fits into memory
+    {"generate", run_generate, ENDLESS}, {"chat", run_chat, ENDLESS},
+    {"perplexity", run_perplexity, 0},   {"passkey", run_passkey, LENGTHS},
+    {"retrieval", run_retrieval, LENGTHS}, {"rope", run_rope, NO_WEIGHTS},
+    {"bench", run_bench, 0},             {"info", run_info, NO_STATE},
+};
+static const char *const kv_types[] = {"f16", "f32"};
+
+typedef struct {
     char letter; // 0: none
     const char *name;
-    OptionKind kind;
+    enum { O_FLAG, O_INT, O_LONG, O_FLOAT, O_TEXT, O_NAME } kind;
     void *to;
     double lo, hi;
-    const char *arg, *help;
-} option_table[] = {
+    Names names; // O_NAME: the value is the number of a row
+    const char *arg, *help; // NULL: the names are
+} Option;
+
+#define FLAG(field) O_FLAG, &opt.field, 0, 0, {0}
+#define INT(field, lo, hi) O_INT, &opt.field, lo, hi, {0}
+#define LONG(field, lo, hi) O_LONG, &opt.field, lo, hi, {0}
+#define FLOAT(field, lo, hi) O_FLOAT, &opt.field, lo, hi, {0}
+#define TEXT(field) O_TEXT, &opt.field, 0, 0, {0}
+#define NAME(field, table) O_NAME, &opt.field, 0, 0, NAMES(table)
+
+static const Option option_table[] = {
     {'i', "prompt", TEXT(prompt), "TEXT", "the text to continue; chat: first turn"},
     {'f', "file", TEXT(file), "PATH", "read it from a file, - is standard input"},
     {'n', "steps", LONG(steps, 0, 1e12), "N", "new tokens; 0: until the context is full"},
@@ -4981,19 +4743,16 @@ static const struct {
     {0, "min-p", FLOAT(sampler.min_p, 0, 1), "P", "drop tokens below P times the likeliest"},
     {0, "repeat-penalty", FLOAT(sampler.repeat_penalty, 0.1, 10), "R", "of the last 64 tokens"},
     {'s', "seed", LONG(seed, 0, 9e18), "N", "the same seed gives the same text"},
-    {'z', "tokenizer", TEXT(tokenizer), "PATH",
-     "default: tokenizer.bin beside the model or a folder up"},
-    {'m', "mode", TEXT(mode), "MODE",
-     "generate, chat, perplexity, passkey, retrieval, rope, bench, info"},
-    {0, "chat-format", TEXT(chat_format), "NAME",
-     "chatml, llama2, llama3, gemma, mistral, zephyr; default: the model's"},
+    {'z', "tokenizer", TEXT(tokenizer), "PATH", "default: tokenizer.bin beside the model or above"},
+    {'m', "mode", NAME(mode, modes), "MODE", NULL},
+    {0, "chat-format", NAME(chat_format, chat_formats), "NAME", NULL},
     {'y', "system", TEXT(system), "TEXT", "chat: the system's text"},
     {'c', "ctx", INT(ctx, 1, 1 << 28), "N", "context in tokens; default: as trained"},
     {'j', "threads", INT(threads, 1, 1024), "N", "default: processors that may be used"},
     {0, "chunk", INT(chunk, 1, 65536), "N", "tokens of a prompt read at once"},
-    {0, "kv", TEXT(kv), "f16|f32", "type of the KV cache"},
+    {0, "kv", NAME(kv, kv_types), "f16|f32", "type of the KV cache"},
     {0, "exact", FLAG(exact), "", "all activations and the KV cache in float32"},
-    {0, "rope-scaling", TEXT(scaling), "METHOD", "past the trained context; below"},
+    {0, "rope-scaling", NAME(rope.method, rope_methods), "METHOD", "to go past L; see below"},
     {0, "rope-factor", FLOAT(rope.factor, 1, 1e6), "S", "default: -c / L (dynamic: 1)"},
     {0, "rope-orig-ctx", INT(rope.orig_ctx, 1, 1 << 28), "L", "default: as trained"},
     {0, "rope-theta", FLOAT(rope.theta, 1.5, 1e12), "BASE", "default: the model's"},
@@ -5026,11 +4785,11 @@ static const char *given[COUNT(option_table)]; // the values on the command line
 static void print_help(void)
 {
     printf("usage: run CHECKPOINT [options]\n");
-    for (size_t i = 0; i < COUNT(option_table); i++) {
+    for (const Option *o = option_table; o < option_table + COUNT(option_table); o++) {
         char left[64], letter[8] = "    ";
-        if (option_table[i].letter) sprintf(letter, "-%c, ", option_table[i].letter);
-        snprintf(left, sizeof left, "%s--%s %s", letter, option_table[i].name, option_table[i].arg);
-        printf("  %-30s %s\n", left, option_table[i].help);
+        if (o->letter) sprintf(letter, "-%c, ", o->letter);
+        snprintf(left, sizeof left, "%s--%s %s", letter, o->name, o->arg);
+        printf("  %-30s %s\n", left, o->help ? o->help : list_names(o->names));
     }
     printf("--rope-scaling:\n");
     for (int i = 0; i < N_ROPE_METHODS; i++)
@@ -5040,16 +4799,16 @@ static void print_help(void)
         printf("  %-30s %s\n", encodings[i].name, encodings[i].what);
 }
 
-static void set_option(size_t i, const char *name, const char *value)
+static void set_option(const Option *o, const char *name, const char *value)
 {
-    double lo = option_table[i].lo, hi = option_table[i].hi;
-    void *to = option_table[i].to;
-    switch (option_table[i].kind) {
-    case O_FLAG: *(int *)to = 1; break;
-    case O_TEXT: *(const char **)to = value; break;
-    case O_FLOAT: *(double *)to = parse_float(name, value, lo, hi); break;
-    case O_INT: *(int *)to = (int)parse_int(name, value, lo, hi); break;
-    case O_LONG: *(long long *)to = parse_int(name, value, lo, hi); break;
+    if (o->to == &opt.rope.method && !strcmp(value, "pi")) value = "linear"; // as [PI] says
+    switch (o->kind) {
+    case O_FLAG: *(int *)o->to = 1; break;
+    case O_TEXT: *(const char **)o->to = value; break;
+    case O_FLOAT: *(double *)o->to = parse_float(name, value, o->lo, o->hi); break;
+    case O_INT: *(int *)o->to = (int)parse_int(name, value, o->lo, o->hi); break;
+    case O_LONG: *(long long *)o->to = parse_int(name, value, o->lo, o->hi); break;
+    case O_NAME: *(int *)o->to = parse_name(name, value, o->names); break;
     }
 }
 
@@ -5063,17 +4822,15 @@ static void parse_options(int argc, char **argv)
             continue;
         }
         if (value) *value++ = 0;
-        size_t i = 0;
-        for (; i < COUNT(option_table); i++)
-            if (arg[1] == '-' ? !strcmp(arg + 2, option_table[i].name)
-                              : arg[1] == option_table[i].letter && !arg[2]) break;
-        if (i == COUNT(option_table)) die(EXIT_USAGE, arg, "no such option; see run -h");
-        int flag = option_table[i].kind == O_FLAG;
-        if (flag && value) die(EXIT_USAGE, arg, "takes no value");
-        if (!flag && !value && !(value = argv[++a]))
-            die(EXIT_USAGE, arg, "needs a value (%s)", option_table[i].arg);
-        given[i] = flag ? "" : value;
-        set_option(i, arg, value);
+        const Option *o = option_table, *end = o + COUNT(option_table);
+        for (; o < end; o++)
+            if (arg[1] == '-' ? !strcmp(arg + 2, o->name) : arg[1] == o->letter && !arg[2]) break;
+        if (o == end) die(EXIT_USAGE, arg, "no such option; see run -h");
+        if (o->kind == O_FLAG && value) die(EXIT_USAGE, arg, "takes no value");
+        if (o->kind == O_FLAG) value = "";
+        else if (!value && !(value = argv[++a])) die(EXIT_USAGE, arg, "needs a value (%s)", o->arg);
+        given[o - option_table] = value;
+        set_option(o, arg, value);
     }
 }
 
@@ -5117,143 +4874,108 @@ static const float *read_factors(const char *path, size_t pairs)
     return list;
 }
 
-static int parse_method(const char *name)
-{
-    int i = !strcmp(name, "pi") ? ROPE_LINEAR : FIND_NAME(rope_methods, name);
-    if (i < 0) die(EXIT_USAGE, "--rope-scaling", "no such method (got '%s'); see run -h", name);
-    return i;
-}
-
-// Cuts "A:B" in two; returns B.
-static char *cut_pair(const char *option, char *pair)
-{
-    char *colon = strchr(pair, ':');
-    if (!colon) die(EXIT_USAGE, option, "want two numbers with a colon between (got '%s')", pair);
-    *colon = 0;
-    return colon + 1;
-}
-
-// The distance method of the command line, if any.
+// The distance method of the command line, if any: G:W, W:K or only W.
 static void set_distance(RopeConfig *r)
 {
-    const long long most = 1 << 28;
-    if (!!opt.self_extend + !!opt.leaky + !!r->near > 1)
-        die(EXIT_USAGE, "--self-extend, --rerope, --leaky-rerope", "only one of them can be used");
+    const char *option = opt.leaky ? "--leaky-rerope" : "--self-extend";
+    const char *pair = opt.leaky ? opt.leaky : opt.self_extend;
     if (r->near) r->distance = DIST_REROPE;
-    if (opt.self_extend) {
-        char *group = strdup(opt.self_extend), *near = cut_pair("--self-extend", group);
-        r->distance = DIST_SELF_EXTEND;
-        r->far = (double)parse_int("--self-extend", group, 1, most);
-        r->near = (int)parse_int("--self-extend", near, 1, most);
-    }
-    if (opt.leaky) {
-        char *near = strdup(opt.leaky), *step = cut_pair("--leaky-rerope", near);
-        r->distance = DIST_LEAKY;
-        r->near = (int)parse_int("--leaky-rerope", near, 1, most);
-        r->far = parse_float("--leaky-rerope", step, 1, (double)most);
-    }
-    if (r->sinks && !r->window) die(EXIT_USAGE, "--sinks", "needs --window");
-    if (r->sinks && r->distance != DIST_FULL)
-        die(EXIT_USAGE, "--sinks", "cannot be used with another distance method");
+    if (!pair) return;
+    char *first = strdup(pair), *second = strchr(first, ':');
+    if (!second) die(EXIT_USAGE, option, "want two numbers with a colon between (got '%s')", pair);
+    *second++ = 0;
+    r->distance = opt.leaky ? DIST_LEAKY : DIST_SELF_EXTEND;
+    r->near = (int)parse_int(option, opt.leaky ? first : second, 1, 1 << 28);
+    r->far = opt.leaky ? parse_float(option, second, 1, 1 << 28)
+                       : (double)parse_int(option, first, 1, 1 << 28);
 }
 
-// Refuses what means nothing for the model's encoding. user: what the command line says.
-static void check_encoding(const Config *c, const RopeConfig *user)
+// Refuses what means nothing, together or for the model's encoding. user: the command line's.
+static void check_rope(const Config *c, const RopeConfig *user)
 {
+    static const char distances[] = "--self-extend, --rerope, --leaky-rerope";
+    const RopeConfig *r = &c->rope;
     const char *name = encodings[c->encoding].name;
+    if (!r->method && user->factor > 0)
+        die(EXIT_USAGE, "--rope-factor", "needs --rope-scaling METHOD");
+    if (r->method == ROPE_LONGROPE && !(r->long_factors && r->short_factors))
+        die(EXIT_USAGE, "--rope-scaling longrope", "needs --long-factors and --short-factors");
+    if (!!opt.self_extend + !!opt.leaky + !!user->near > 1)
+        die(EXIT_USAGE, distances, "only one of them can be used");
+    if (r->sinks && !r->window) die(EXIT_USAGE, "--sinks", "needs --window");
+    if (r->sinks && r->distance)
+        die(EXIT_USAGE, "--sinks", "cannot be used with another distance method");
     if (is_rotary(c)) return;
     if (user->theta > 0 || user->attn_factor > 0)
         die(EXIT_USAGE, "--rope-theta, --rope-attn-factor", "the model does not rotate (its "
             "encoding is %s)", name);
-    if (c->rope.distance != DIST_FULL && !encodings[c->encoding].bias)
-        die(EXIT_USAGE, "--self-extend, --rerope, --leaky-rerope", "the model knows no distances "
-            "(its encoding is %s)", name);
-    if (c->rope.method > ROPE_LINEAR || (c->rope.method && !encodings[c->encoding].linear))
+    if (r->distance && !encodings[c->encoding].bias)
+        die(EXIT_USAGE, distances, "the model knows no distances (its encoding is %s)", name);
+    if (r->method > ROPE_LINEAR || (r->method && !encodings[c->encoding].linear))
         die(EXIT_USAGE, "--rope-scaling", "%s is not defined for the model's encoding (got %s)",
-            rope_methods[c->rope.method].name, name);
+            rope_methods[r->method].name, name);
 }
 
 // Lays the command line's position options over the checkpoint's, by setting them once more.
 static void set_rope(Config *c)
 {
     RopeConfig user = opt.rope, *r = &opt.rope;
-    int method = opt.scaling ? parse_method(opt.scaling) : c->rope.method;
-    *r = c->rope;
-    if (method != r->method) r->factor = r->attn_factor = 0; // the model's method ends here
-    r->method = method;
-    for (size_t i = 0; i < COUNT(given); i++)
-        if (given[i]) set_option(i, option_table[i].name, given[i]);
-    if (r->method == ROPE_NONE && user.factor > 0)
-        die(EXIT_USAGE, "--rope-factor", "needs --rope-scaling METHOD");
-    if (!r->window && !user.sinks) r->sinks = 0; // the model's, whose window was taken away
     size_t pairs = c->head_dim / 2;
+    *r = c->rope;
+    if (user.method >= 0 && user.method != r->method) r->factor = r->attn_factor = 0; // the model's
+    for (size_t i = 0; i < COUNT(given); i++)
+        if (given[i]) set_option(&option_table[i], option_table[i].name, given[i]);
+    if (!r->window && !user.sinks) r->sinks = 0; // the model's, whose window was taken away
     if (opt.long_factors) r->long_factors = read_factors(opt.long_factors, pairs);
     if (opt.short_factors) r->short_factors = read_factors(opt.short_factors, pairs);
-    if (r->method == ROPE_LONGROPE && !(r->long_factors && r->short_factors))
-        die(EXIT_USAGE, "--rope-scaling longrope", "needs --long-factors and --short-factors");
     set_distance(r);
     c->rope = *r;
-    check_encoding(c, &user);
+    check_rope(c, &user);
 }
 
 // The lengths to test, "A,B,C", or from an eighth of the context up; returns the longest.
-static int64_t set_lengths(int64_t ctx)
+static long long set_lengths(long long ctx)
 {
-    int64_t most = 0;
-    char *list = strdup(opt.lengths ? opt.lengths : ""), *save = NULL;
-    if (ctx < 32) die(EXIT_USAGE, "-c", "too short for a test (got %lld)", (long long)ctx);
-    for (char *s = strtok_r(list, ",", &save); s; s = strtok_r(NULL, ",", &save)) {
-        if (opt.n_lengths == 32) die(EXIT_USAGE, "--lengths", "more than 32 of them");
-        int64_t n = parse_int("--lengths", s, 32, opt.ctx ? opt.ctx : 1 << 28);
-        opt.length[opt.n_lengths++] = n;
-        most = n > most ? n : most;
+    if (ctx < 32) die(EXIT_USAGE, "-c", "too short for a test (got %lld)", ctx);
+    if (!opt.lengths) {
+        for (long long n = ctx < 256 ? ctx : ctx / 8; n <= ctx; n *= 2)
+            opt.length[opt.n_lengths++] = n;
+        return ctx;
     }
-    if (opt.lengths && !most) die(EXIT_USAGE, "--lengths", "none given");
-    if (most) return most;
-    for (int64_t n = ctx < 256 ? ctx : ctx / 8; n <= ctx; n *= 2) opt.length[opt.n_lengths++] = n;
-    return ctx;
+    size_t longest = 0;
+    for (char *list = strdup(opt.lengths); list;) {
+        if (opt.n_lengths == COUNT(opt.length)) die(EXIT_USAGE, "--lengths", "more than 32");
+        size_t n = parse_int("--lengths", strsep(&list, ","), 32, opt.ctx ? opt.ctx : 1 << 28);
+        opt.length[opt.n_lengths++] = n;
+        longest = max_size(longest, n);
+    }
+    return longest;
 }
-
-typedef struct {
-    const char *name;
-    void (*run)(Session *s);
-    int lengths; // tests texts of several lengths
-    int endless; // may go on for ever where a window keeps memory constant
-} Mode;
-
-static const Mode modes[] = {
-    {"generate", run_generate, 0, 1},   {"chat", run_chat, 0, 1},
-    {"perplexity", run_perplexity, 0, 0}, {"passkey", run_passkey, 1, 0},
-    {"retrieval", run_retrieval, 1, 0}, {"rope", run_rope, 0, 0},
-    {"bench", run_bench, 0, 0},         {"info", run_info, 0, 0},
-};
 
 // Which context the run uses: -c, else as trained; the longest length to be tested; or, where a
 // window keeps memory constant, as much as there is text.
-static int64_t choose_context(Config *c, const Mode *mode)
+static long long choose_context(Config *c)
 {
-    int64_t ctx = opt.ctx ? opt.ctx : c->train_ctx;
+    long long ctx = opt.ctx ? opt.ctx : c->train_ctx;
     int bounded = c->encoding == ENC_LEARNED && !opt.clamp_positions;
-    if (mode->lengths) ctx = set_lengths(ctx);
-    if (mode->endless && c->rope.window && !opt.ctx && !bounded) {
-        rope_resolve(&c->rope, c->train_ctx, ctx); // the factor is that of the trained context
-        ctx = 1 << 28;
-    }
-    return ctx;
+    if (modes[opt.mode].kind == LENGTHS) ctx = set_lengths(ctx);
+    if (modes[opt.mode].kind != ENDLESS || !c->rope.window || opt.ctx || bounded) return ctx;
+    rope_resolve(&c->rope, c->train_ctx, ctx); // the factor is that of the trained context
+    return 1 << 28;
 }
 
 // Learned positions end with their table. More context than trained without a method works with
 // RoPE, but the user should know.
-static void check_context(const Config *c, int64_t ctx)
+static void check_context(const Config *c, long long ctx)
 {
-    double last = (double)(ctx - 1) / position_stretch(c);
+    const RopeConfig *r = &c->rope;
+    double last = (ctx - 1) / position_stretch(c);
     if (c->encoding == ENC_LEARNED && !opt.clamp_positions && last >= c->rows)
         die(EXIT_USAGE, "-c", "past the model's learned positions (got %lld, want at most %d); "
-            "see --clamp-positions", (long long)ctx, c->rows);
-    if (c->encoding == ENC_ROPE && ctx > c->train_ctx && c->rope.method == ROPE_NONE &&
-        c->rope.distance == DIST_FULL && !c->rope.window)
+            "see --clamp-positions", ctx, c->rows);
+    if (c->encoding == ENC_ROPE && ctx > c->train_ctx && !r->method && !r->distance && !r->window)
         fprintf(stderr, "%s: context %lld is past the trained %d, where plain RoPE fails; try "
-                "--rope-scaling yarn\n", prog, (long long)ctx, c->train_ctx);
+                "--rope-scaling yarn\n", prog, ctx, c->train_ctx);
 }
 
 // Item 0 of the loading is the tokenizer. The others map the file's pages, a megabyte each, which
@@ -5264,32 +4986,29 @@ static void load_parts(void *arg, size_t begin, size_t end)
 {
     Session *s = arg;
     const Model *m = &s->model;
-    for (size_t i = begin; i < end; i++) {
-        size_t to = min_size(i * PIECE, m->size);
-        for (size_t at = i ? (i - 1) * PIECE : to; at < to; at += TOUCHED)
-            (void)*(const volatile uint8_t *)(m->map + at);
-        if (i) continue;
-        if (!opt.tokenizer && m->vocab.tokens.n)
-            tokenizer_from_vocab(&s->tokenizer, opt.checkpoint, &m->vocab);
-        else
-            tokenizer_load(&s->tokenizer, opt.tokenizer ? opt.tokenizer
-                                                        : find_tokenizer(opt.checkpoint),
-                           m->config.vocab_size);
-    }
+    const char *path = opt.tokenizer;
+    if (!begin && !path && m->vocab.tokens.n)
+        tokenizer_from_vocab(&s->tokenizer, m->path, &m->vocab);
+    else if (!begin)
+        tokenizer_load(&s->tokenizer, path ? path : find_tokenizer(m->path), m->config.vocab_size);
+    size_t at = (max_size(1, begin) - 1) * PIECE, to = min_size((end - 1) * PIECE, m->size);
+    for (; at < to; at += TOUCHED) (void)*(const volatile uint8_t *)(m->map + at);
 }
 
-static void open_session(Session *s, const Mode *mode)
+static void open_session(Session *s)
 {
+    int kind = modes[opt.mode].kind;
     model_load(&s->model, opt.checkpoint);
     Config *c = &s->model.config;
     set_rope(c);
-    s->ctx = choose_context(c, mode);
-    int info = mode->run == run_info; // whether or not it fits into memory
-    if (!info) pool_start(opt.threads ? opt.threads : processors());
-    int all = !info && mode->run != run_rope && s->model.size < available_memory();
-    parallel_for(1 + (all ? ceil_div(s->model.size, PIECE) : 0), 1, load_parts, s);
-    if (info) return;
-    state_init(&s->state, &s->model, s->ctx, opt.chunk, !strcmp(opt.kv, "f32"), opt.exact);
+    s->ctx = choose_context(c);
+    if (kind != NO_STATE) pool_start(opt.threads ? opt.threads : processors());
+    size_t mapped = kind < NO_WEIGHTS && s->model.size < available_memory() ? s->model.size : 0;
+    parallel_for(1 + ceil_div(mapped, PIECE), 1, load_parts, s);
+    s->text = opt.file ? read_text(opt.file, &s->len) : opt.prompt;
+    if (opt.prompt) s->len = strlen(opt.prompt);
+    if (kind == NO_STATE) return;
+    state_init(&s->state, &s->model, s->ctx, opt.chunk, opt.kv, opt.exact);
     check_context(&s->state.config, s->ctx);
     s->logits = xcalloc(c->vocab_size, 4);
     opt.sampler.rng = seed_random(opt.seed >= 0 ? opt.seed : (long long)time(NULL));
@@ -5301,22 +5020,18 @@ int main(int argc, char **argv)
     // A closed stdin, stdout or stderr must not become some file that is opened later.
     for (int fd = 0; fd >= 0 && fd < 3;) fd = open("/dev/null", O_RDONLY);
     static Session s;
+    struct sigaction action = {.sa_handler = on_interrupt}; // waiting for input ends, too
     parse_options(argc, argv);
     if (opt.help) print_help();
     else if (opt.version) puts("run 0.1");
-    if (!opt.help && !opt.version) {
+    else {
         if (!opt.checkpoint) die(EXIT_USAGE, "usage", "run CHECKPOINT [options]; see run -h");
-        int mode = FIND_NAME(modes, opt.mode);
-        if (mode < 0)
-            die(EXIT_USAGE, "--mode", "no such mode (got '%s'); see run -h", opt.mode);
-        if (strcmp(opt.kv, "f16") && strcmp(opt.kv, "f32"))
-            die(EXIT_USAGE, "--kv", "no such type (got '%s', want f16 or f32)", opt.kv);
         if (opt.prompt && opt.file) die(EXIT_USAGE, "--file", "cannot be used with --prompt");
-        open_session(&s, &modes[mode]);
-        s.text = opt.file ? read_text(opt.file, &s.len) : opt.prompt;
-        if (opt.prompt) s.len = strlen(opt.prompt);
-        catch_signals();
-        modes[mode].run(&s);
+        open_session(&s);
+        sigaction(SIGINT, &action, NULL);
+        sigaction(SIGTERM, &action, NULL);
+        signal(SIGPIPE, SIG_IGN); // a failed write will tell
+        modes[opt.mode].run(&s);
     }
     check_written(stdout, "stdout");
     return 0;

@@ -42,7 +42,6 @@ static void multiply_floats(void *arg, size_t begin, size_t end)
     for (int k = 0; k < SUMS; k++) atomic_fetch_add(&sink, (int)vsum(sum[k]));
 }
 
-#if HAVE_DOT
 static void multiply_int8(void *arg, size_t begin, size_t end)
 {
     (void)arg;
@@ -54,7 +53,6 @@ static void multiply_int8(void *arg, size_t begin, size_t end)
         }
     for (int k = 0; k < SUMS; k++) atomic_fetch_add(&sink, sum[k][0]);
 }
-#endif
 
 // Seconds that the fastest of the rounds takes for n blocks.
 static double best_time(size_t n, Work work, void *arg)
@@ -78,9 +76,7 @@ static Limits measure_limits(void)
     free(buffer);
     double count = (double)BURSTS * STEPS * SUMS * 2;
     l.f32 = count * LANES / best_time(BURSTS, multiply_floats, NULL);
-#if HAVE_DOT
-    l.int8 = count * sizeof(vi) / best_time(BURSTS, multiply_int8, NULL);
-#endif
+    if (HAVE_DOT) l.int8 = count * sizeof(vi) / best_time(BURSTS, multiply_int8, NULL);
     return l;
 }
 

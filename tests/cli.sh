@@ -195,6 +195,9 @@ usage --chunk 0
 usage --chunk 65537
 usage --kv f8
 usage -m nosuch
+says "got 'nosuch', want generate, chat" "no such mode"
+usage -m chat --chat-format nosuch
+says "want chatml, llama3" "no such chat format"
 usage --nosuch
 usage -q
 usage -nn 5
@@ -356,6 +359,8 @@ works "info" "$m" -m info -c 600 --rope-scaling linear
 if grep -q '^memory .*-c 600' "$tmp/out"; then ok; else bad "info: $(cat "$tmp/out")"; fi
 refused 2 "bench, context too short" "$m" -m bench
 works "bench" "$m" -m bench -c 600 --rope-scaling linear
+works "bench, a context that is not four quarters" "$m" -m bench -c 603 --rope-scaling linear
+if [ "$(wc -l < "$tmp/out")" -eq 5 ]; then ok; else bad "bench: $(cat "$tmp/out")"; fi
 
 # ---- Resources and signals -----------------------------------------------------------------------
 

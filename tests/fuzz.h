@@ -169,33 +169,42 @@ static void check_text_ids(const Tokenizer *t, const char *text, size_t len, int
 static Model model;
 static Tokenizer tokenizer;
 
-static void load_input(void (*load)(Model *), const uint8_t *data, size_t size)
+// As many bytes as `fill` says follow the input.
+static void load_input(void (*load)(Model *), const uint8_t *data, size_t size, size_t fill)
 {
     memset(&model, 0, sizeof model);
     model.path = "fuzz";
-    model.map = exact_copy(data, size);
-    model.size = size;
+    uint8_t *file = track(NULL, malloc(size + fill ? size + fill : 1));
+    memcpy(file, data, size);
+    memset(file + size, 0x2c, fill); // a small number in every type
+    model.map = file;
+    model.size = size + fill;
     load(&model);
 }
 
 static void use_checkpoint(const uint8_t *data, size_t size)
 {
-    load_input(load_checkpoint, data, size);
+    load_input(load_checkpoint, data, size, 0);
     run_model(&model, hash_bytes((const char *)data, size), 150);
 }
 
-static void use_gguf(const uint8_t *data, size_t size)
+static void use_gguf_filled(const uint8_t *data, size_t size, size_t fill)
 {
     if (size < 4) return; // model_load() looks at the first four bytes
-    load_input(load_gguf, data, size);
+    load_input(load_gguf, data, size, fill);
     tokenizer_from_vocab(&tokenizer, "fuzz", &model.vocab);
     check_text_ids(&tokenizer, some_text, sizeof some_text - 1, 0);
-    const ChatFormat *f = find_chat_format(&model.vocab, NULL);
+    const ChatFormat *f = find_chat_format(&model.vocab);
     Session s = {.model = model, .tokenizer = tokenizer};
     size_t n;
     if (f) encode_turn(&s, f, "Hi", "there <|im_end|>", &n);
     run_model(&model, hash_bytes((const char *)data, min_size(size, 4096)), 150);
 }
+
+static void use_gguf(const uint8_t *data, size_t size) { use_gguf_filled(data, size, 0); }
+
+// A GGUF file up to its weights, which are added: so that changes fall upon what describes them.
+static void use_keys(const uint8_t *data, size_t size) { use_gguf_filled(data, size, 1 << 18); }
 
 // A tokenizer.bin, for as many pieces as there are in it.
 static void use_tokenizer(const uint8_t *data, size_t size)
@@ -317,11 +326,9 @@ static void use_options(const uint8_t *data, size_t size)
     input_size = sizeof factors - 1;
     for (char *w = words; w && argc < 39;) argv[argc++] = strsep(&w, "\n");
     parse_options(argc, argv);
-    int mode = FIND_NAME(modes, opt.mode);
-    if (mode < 0) return;
-    load_input(load_checkpoint, files[encoding].file, files[encoding].size);
+    load_input(load_checkpoint, files[encoding].file, files[encoding].size, 0);
     set_rope(&model.config);
-    int64_t ctx = choose_context(&model.config, &modes[mode]);
+    int64_t ctx = choose_context(&model.config);
     MUST(ctx >= 1 && ctx <= 1 << 28 && opt.n_lengths <= 32);
     Config c = model.config;
     rope_resolve(&c.rope, c.train_ctx, ctx);
@@ -345,8 +352,8 @@ static const struct {
     const char *name;
     void (*use)(const uint8_t *data, size_t size);
 } targets[] = {
-    {"checkpoint", use_checkpoint}, {"gguf", use_gguf}, {"tokenizer", use_tokenizer},
-    {"text", use_text}, {"options", use_options}, {"factors", use_factors},
+    {"checkpoint", use_checkpoint}, {"gguf", use_gguf}, {"keys", use_keys},
+    {"tokenizer", use_tokenizer}, {"text", use_text}, {"options", use_options}, {"factors", use_factors},
 };
 enum { N_TARGETS = sizeof targets / sizeof *targets };
 
@@ -440,6 +447,7 @@ static void give_ggufs(Give give)
         size_t size;
         uint8_t *file = build_gguf(&specs[i], 1, &size);
         give(find_target("gguf"), (char[]){(char)('a' + i), 0}, file, size);
+        give(find_target("keys"), (char[]){(char)('a' + i), 0}, file, gguf_data_at);
         free(file);
     }
 }

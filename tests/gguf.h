@@ -48,6 +48,7 @@ static void put_string(Out *o, const char *s)
 }
 
 static uint64_t n_gguf_keys;
+static size_t gguf_data_at; // where the tensors begin in the file built last
 
 static void put_key(Out *o, const char *name, uint32_t type)
 {
@@ -279,6 +280,7 @@ static uint8_t *build_gguf(const GgufSpec *g, uint64_t seed, size_t *size)
     put_bytes(&o, keys.p, keys.n);
     put_bytes(&o, t.list.p, t.list.n);
     while (o.n % 32) put_bytes(&o, "", 1);
+    gguf_data_at = o.n;
     put_bytes(&o, t.data.p, t.data.n);
     free(keys.p), free(t.list.p), free(t.data.p);
     *size = o.n;

@@ -7,6 +7,7 @@
 #   aarch64           cross-compiled (gcc 12's vectorizer breaks on a test: it is off here); unit
 #                     tests but the trainer's, and cli.sh, under qemu-aarch64
 #   portable          make portable, cli.sh once for each level
+#   builds            run.c without warnings for twenty processors, old and new, by gcc and clang
 #   m32               must be refused by the compiler, with the reason
 #   sanitize          make test under clang's address and undefined-behaviour sanitizers
 #   threads           cli.sh, with its threads and interrupts, under the thread sanitizer
@@ -89,6 +90,22 @@ portable() {
     result $at.log 0
 }
 
+builds() {
+    n=0
+    for cc in gcc clang; do
+        has $cc || continue
+        for m in core2 nehalem sandybridge ivybridge haswell skylake skylake-avx512 cascadelake \
+                 cannonlake icelake-server alderlake sapphirerapids knl bdver2 bdver4 znver1 znver3 \
+                 x86-64-v2 x86-64-v3 x86-64-v4; do
+            $cc -march=$m -E -x c /dev/null > /dev/null 2>&1 || continue # not known to it
+            $cc -std=gnu11 -Wall -Wextra -Werror -O1 -march=$m -S -o /dev/null run.c ||
+                { echo "FAILED: $cc -march=$m"; return; }
+            n=$((n + 1))
+        done 2> build/matrix/builds.log
+    done
+    echo "$n passed, 0 failed"
+}
+
 m32() {
     if gcc -m32 -fsyntax-only run.c 2> build/matrix/m32.log; then echo "FAILED: it compiles"
     elif head -n 5 build/matrix/m32.log | grep -q '#error "run.c maps'; then
@@ -135,7 +152,7 @@ if [ $# -eq 0 ]; then
             for o in O0 O2 O3; do set -- "$@" $cc-$o-$machine; done
         done
     done
-    set -- "$@" musl aarch64 portable m32 sanitize threads valgrind
+    set -- "$@" musl aarch64 portable builds m32 sanitize threads valgrind
 fi
 for c; do
     # shellcheck disable=SC2086 # $units is a list
@@ -145,6 +162,7 @@ for c; do
         cell aarch64 qemu-aarch64 some aarch64 "aarch64-linux-gnu-gcc -static" \
             "-O2 -march=armv8.2-a+dotprod -fno-tree-vectorize" qemu-aarch64 $units ;;
     portable) cell portable cc portable ;;
+    builds) cell builds gcc builds ;;
     m32) cell m32 gcc m32 ;;
     sanitize) cell sanitize clang tests sanitize clang "$san" ;;
     threads)

@@ -71,7 +71,7 @@ static void test_losses(void)
         size_t n;
         int before = n_failed;
         open_spec(&s, &models[k].spec);
-        int *ids = encode_prompt(&s, some_text, sizeof some_text - 1, &n);
+        int *ids = encode_text(&s.tokenizer, some_text, NULL, sizeof some_text - 1, &n);
         CHECK_INT(n - 1, models[k].n);
         CHECK_NEAR(losses(&s, ids, n, 128, 1, exact), models[k].loss, 2e-6);
         losses(&s, ids, n, 7, 1, chunked);
@@ -204,13 +204,14 @@ static void test_chat_formats(void)
         Out text = {0};
         put_string(&text, templates[i][1]);
         Vocab v = {.tokens.n = 1, .chat = {text.p, 1}};
-        const ChatFormat *f = find_chat_format(&v, NULL);
+        const ChatFormat *f = find_chat_format(&v);
         CHECK(f && !strcmp(f->name, templates[i][0]));
         free(text.p);
     }
     Vocab none = {.tokens.n = 1};
-    CHECK(!find_chat_format(&none, NULL));
-    CHECK(find_chat_format(&none, "llama3"));
+    CHECK(!find_chat_format(&none));
+    Vocab old = {0}; // a .bin
+    CHECK(find_chat_format(&old) && !strcmp(find_chat_format(&old)->name, "llama2"));
 }
 
 // --- bad files ----------------------------------------------------------------------------------
@@ -356,7 +357,7 @@ static void test_real(void)
         CHECK_INT(n, real[k].n);
         for (int i = 0; i < real[k].n; i++) bad += ids[i] != real[k].ids[i];
         CHECK_INT(bad, 0);
-        int *prompt = encode_prompt(&s, some_text, sizeof some_text - 1, &count);
+        int *prompt = encode_text(&s.tokenizer, some_text, NULL, sizeof some_text - 1, &count);
         CHECK_NEAR(losses(&s, prompt, count, 32, 1, nll), real[k].loss, 1e-5);
         CHECK_NEAR(losses(&s, prompt, count, 32, 0, nll), real[k].loss, 0.1);
         free(prompt);

@@ -142,9 +142,9 @@ static void test_tile_f32(void)
             for (int r = 0; r < n_rows; r++) rows[r] = w + (size_t)r * cols;
             int bad = 0, bad_bits = 0, before = n_failed;
             memset(out, 0, sizeof out);
-            tile_f32(rows, n_rows, x, MOST, cols, out[0], 7);
+            tile_f32(rows, (size_t)n_rows, x, MOST, cols, out[0], 7);
             for (size_t t = 0; t < MOST; t++) {
-                tile_f32(rows, n_rows, x + t * cols, 1, cols, alone, 7);
+                tile_f32(rows, (size_t)n_rows, x + t * cols, 1, cols, alone, 7);
                 for (int r = 0; r < n_rows; r++) {
                     double size, want = naive_dot(rows[r], x + t * cols, cols, &size);
                     bad += !(fabs(out[t][r] - want) <= 1e-6 * size);
@@ -238,12 +238,12 @@ static void check_tile_q8(size_t n, size_t cols, size_t group, int n_rows, int h
     int8_t *w = xcalloc(PANEL * cols, 1);
     Panel panel = {.scales = scales, .mins = has_min ? mins : NULL, .stride = group};
     for (size_t i = 0; i < PANEL * cols; i++) w[i] = (int8_t)(random_bits() >> 24); // -128 too
-    for (int r = 0; r < PANEL; r++) panel.rows[r] = w + (size_t)(r < n_rows ? r : 0) * cols;
+    for (int r = 0; r < PANEL; r++) panel.rows[r] = (char *)w + (size_t)(r < n_rows ? r : 0) * cols;
     for (size_t t = 0; t < n; t++) quantize_row(act + t * cols, t, &x);
     float *fast = xcalloc(n * STRIDE, 4), *plain = xcalloc(n * STRIDE, 4);
     void *room = xcalloc(PANEL * cols, 1);
-    tile_q8(&panel, &x, n, fast, STRIDE, n_rows, room);
-    tile_q8_plain(&panel, &x, n, plain, STRIDE, n_rows);
+    tile_q8(&panel, &x, n, fast, STRIDE, (size_t)n_rows, room);
+    tile_q8_plain(&panel, &x, n, plain, STRIDE, (size_t)n_rows);
     int before = n_failed, bad = 0;
     CHECK_BITS(fast, plain, n * STRIDE); // beyond n_rows both still hold zeros
     for (size_t t = 0; t < n; t++)
@@ -251,7 +251,7 @@ static void check_tile_q8(size_t n, size_t cols, size_t group, int n_rows, int h
             double want = 0, size = 0;
             for (size_t k = 0; k < cols; k++) {
                 size_t lane = k / group * PANEL + (size_t)r;
-                double weight = (double)panel.rows[r][k] * scales[lane];
+                double weight = (double)(int8_t)panel.rows[r][k] * scales[lane];
                 if (has_min) weight -= mins[lane];
                 double p = weight * x.q[t * cols + k] * x.scale[t * x.n_groups + k / group];
                 want += p, size += fabs(p);
@@ -324,13 +324,13 @@ static void test_transpose_floats(void)
 {
     float *a = random_floats(PANEL * 50), *out = xcalloc(PANEL * 50, 4);
     for (size_t n = 1; n <= 50; n++) {
-        const float *rows[PANEL];
+        const char *rows[PANEL];
         int bad = 0;
-        for (int r = 0; r < PANEL; r++) rows[r] = a + (size_t)r * n;
+        for (int r = 0; r < PANEL; r++) rows[r] = (char *)(a + (size_t)r * n);
         transpose_floats(rows, n, out);
         for (size_t i = 0; i < n; i++)
             for (int r = 0; r < PANEL; r++)
-                bad += out[i * PANEL + (size_t)r] != rows[r][i];
+                bad += out[i * PANEL + (size_t)r] != a[(size_t)r * n + i];
         CHECK_INT(bad, 0);
     }
     free(a), free(out);
