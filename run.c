@@ -3222,165 +3222,10 @@ static void classify(State *s, size_t first, size_t count, float *logits)
 //                         whose joined text is a piece can merge, the best score first
 //   byte-level BPE        text is cut into words, symbols are bytes, a list of merges says which
 //                         pairs of pieces can merge, and its order which first
-// A heap of candidate merges makes both O(n log n). Pieces come from llama2.c's tokenizer.bin
-// (int32 longest piece, then for each id f32 score, int32 length, bytes) or from the model file.
-// Here they are plain bytes of text: GPT-2's stand-ins for bytes and SentencePiece's for the
-// space are taken back on loading, so decoding is concatenation.
+// A heap of candidate merges makes both O(n log n). Pieces come from llama2.c's tokenizer.bin or
+// from the model file. Here they are plain bytes of text, so decoding is concatenation.
 
-enum { ID_UNK, ID_BOS, ID_EOS }; // of tokenizer.bin
-
-// Control tokens are no text and recognised in templates only; user-defined ones in any text.
-typedef enum { TOKEN_TEXT, TOKEN_CONTROL, TOKEN_USER, TOKEN_BYTE } TokenKind;
-
-typedef struct {
-    const char *text; // of SentencePiece's <0x41>, say, the byte itself
-    int len;
-    float score;
-    TokenKind kind;
-} Piece;
-
-// A hash table from bytes to numbers.
-typedef struct {
-    const void *key; // NULL: free
-    size_t len;
-    int value;
-} MapSlot;
-
-typedef struct {
-    MapSlot *slots;
-    size_t size; // a power of two
-} Map;
-
-// How byte-level BPE cuts text into words.
-typedef struct {
-    const char *name;
-    int modern;      // Llama 3's pattern, not GPT-2's
-    int max_digits;  // in a word; 0: any number
-    int lone_digits; // every digit by itself, before all else
-    int whole_words; // a word that is a piece needs no merges
-} WordStyle;
-
-typedef struct {
-    const char *path;
-    char *file;         // the pieces' bytes
-    Piece *pieces;      // [vocab_size]
-    int vocab_size;
-    Map ids;            // by text
-    int byte_id[256];   // -1: none
-    const WordStyle *words; // byte-level BPE; NULL: SentencePiece-style
-    int (*pairs)[2];    // of pieces that may merge, the first ones first
-    Map ranks;          // of pairs: their places in that list
-    uint8_t special_len[256]; // the longest user-defined or control token that begins so
-    int bos, eos, add_bos, space_prefix;
-    int stops[12], n_stops; // tokens that end a turn or a text
-} Tokenizer;
-
-static size_t hash_bytes(const void *key, size_t len) // FNV-1a
-{
-    uint64_t h = 0xcbf29ce484222325;
-    for (size_t i = 0; i < len; i++) h = (h ^ ((const uint8_t *)key)[i]) * 0x100000001b3;
-    return (size_t)(h ^ h >> 32);
-}
-
-static Map map_init(size_t n)
-{
-    Map m = {.size = 64};
-    while (m.size < 2 * n) m.size *= 2;
-    m.slots = xcalloc(m.size, sizeof *m.slots);
-    return m;
-}
-
-// The key's place, or the free one where it would be.
-static MapSlot *map_slot(const Map *m, const void *key, size_t len)
-{
-    size_t at = hash_bytes(key, len) & (m->size - 1);
-    for (; m->slots[at].key; at = (at + 1) & (m->size - 1))
-        if (m->slots[at].len == len && !memcmp(m->slots[at].key, key, len)) break;
-    return &m->slots[at];
-}
-
-// The first of equals counts.
-static void map_add(Map *m, const void *key, size_t len, int value)
-{
-    MapSlot *slot = map_slot(m, key, len);
-    if (!slot->key) *slot = (MapSlot){key, len, value};
-}
-
-static int map_find(const Map *m, const void *key, size_t len) // -1: not there
-{
-    const MapSlot *slot = map_slot(m, key, len);
-    return slot->key ? slot->value : -1;
-}
-
-static int find_piece(const Tokenizer *t, const char *s, size_t len)
-{
-    return map_find(&t->ids, s, len);
-}
-
-// The same for text, which holds no special tokens.
-static int find_text(const Tokenizer *t, const char *s, size_t len)
-{
-    int id = find_piece(t, s, len);
-    return id >= 0 && t->pieces[id].kind == TOKEN_TEXT ? id : -1;
-}
-
-static void tokenizer_init(Tokenizer *t, const char *path, int vocab_size)
-{
-    *t = (Tokenizer){.path = path, .vocab_size = vocab_size, .ids = map_init(vocab_size)};
-    t->pieces = xcalloc(vocab_size, sizeof *t->pieces);
-}
-
-static void index_pieces(Tokenizer *t)
-{
-    for (int id = 0; id < t->vocab_size; id++) {
-        const Piece *p = &t->pieces[id];
-        if (isnan(p->score)) die(EXIT_DATA, t->path, "piece %d has no score (got nan)", id);
-        if (!p->len) continue;
-        map_add(&t->ids, p->text, p->len, id);
-        uint8_t *most = &t->special_len[(uint8_t)*p->text];
-        if (p->kind != TOKEN_TEXT && p->len < 256 && p->len > *most) *most = p->len;
-    }
-}
-
-// The pieces that stand for bytes, named <0x00> to <0xFF>; all of them have to be there.
-static void find_byte_pieces(Tokenizer *t)
-{
-    static char bytes[256];
-    for (int byte = 0; byte < 256; byte++) {
-        char name[8];
-        snprintf(name, sizeof name, "<0x%02X>", (unsigned)byte);
-        int id = t->byte_id[byte] = find_piece(t, name, 6);
-        if (id < 0) die(EXIT_DATA, t->path, "no piece for byte %d (want %s)", byte, name);
-        bytes[byte] = (char)byte;
-        t->pieces[id] = (Piece){&bytes[byte], 1, 0, TOKEN_BYTE};
-    }
-}
-
-static void tokenizer_load(Tokenizer *t, const char *path, int vocab_size)
-{
-    size_t size, at = 4;
-    int id = 0;
-    tokenizer_init(t, path, vocab_size);
-    t->file = read_text(path, &size);
-    for (; id < vocab_size && at + 8 <= size; id++) {
-        Piece *p = &t->pieces[id];
-        memcpy(&p->score, t->file + at, 4);
-        memcpy(&p->len, t->file + at + 4, 4);
-        p->text = t->file + (at += 8);
-        if (p->len < 0 || (size_t)p->len > size - at)
-            die(EXIT_DATA, path, "piece %d does not fit the file (got length %d)", id, p->len);
-        at += p->len;
-        if (id <= ID_EOS) p->kind = TOKEN_CONTROL;
-    }
-    if (id < vocab_size || at != size)
-        die(EXIT_DATA, path, "not a tokenizer for this model (got %s than %d pieces)",
-            id < vocab_size ? "fewer" : "more", vocab_size);
-    index_pieces(t);
-    find_byte_pieces(t);
-    t->bos = t->stops[t->n_stops++] = ID_BOS;
-    t->eos = t->stops[t->n_stops++] = ID_EOS;
-    t->add_bos = t->space_prefix = 1;
-}
+// --- words --------------------------------------------------------------------------------------
 
 // Bytes in the UTF-8 sequence that begins with this byte: 1 to 4; 1 for a byte that begins none.
 static size_t utf8_length(char lead)
@@ -3389,15 +3234,14 @@ static size_t utf8_length(char lead)
     return b < 0xc2 ? 1 : b < 0xe0 ? 2 : b < 0xf0 ? 3 : b < 0xf5 ? 4 : 1;
 }
 
-// The character at the beginning of s[len > 0] and its bytes; a byte that is no UTF-8 is a
-// character that belongs to no class.
+// The character at the beginning of s[len > 0] and its bytes. A byte that is no UTF-8 is a
+// character that is neither letter nor number nor space.
 static uint32_t read_char(const char *s, size_t len, size_t *n)
 {
     size_t want = utf8_length(*s);
     uint32_t c = (uint8_t)*s;
     *n = 1;
-    if (c < 0x80) return c;
-    if (want == 1 || want > len) return 0xfffd;
+    if (want == 1 || want > len) return c < 0x80 ? c : 0xfffd;
     c &= 0x7fu >> want;
     for (size_t i = 1; i < want; i++) {
         if (((uint8_t)s[i] & 0xc0) != 0x80) return 0xfffd;
@@ -3407,15 +3251,16 @@ static uint32_t read_char(const char *s, size_t len, size_t *n)
     return c;
 }
 
-// --- words --------------------------------------------------------------------------------------
+// Sets of classes of characters. White space is U+0020, \r or \n, and C_SPACE; behind a
+// character's first byte its bytes are C_INSIDE, behind the text comes C_END.
+enum { C_OTHER = 1, C_LETTER = 2, C_NUMBER = 4, C_BLANK = 8, C_NEWLINE = 16, C_SPACE = 32,
+       C_WHITE = C_BLANK | C_NEWLINE | C_SPACE, C_END = 64, C_INSIDE = 128 };
+
 // Unicode's letters and numbers (general categories L* and N*, Unicode 14.0) and white space as
 // runs of characters from U+0000 on, made from Python's unicodedata. A run is one number, its
 // length - 1: digits ] to ~ in base 34, high ones first, then the rest by 56, one of $ to [. Runs
 // of other characters and of letters take turns; # (letter), ! (number) or a blank (space) before
 // a run says otherwise.
-
-typedef enum { C_OTHER, C_LETTER, C_NUMBER, C_SPACE } CharClass;
-
 static const char unicode_runs[] =
     ", (5 $2!-*=)=- $= $,$*!%$$&!$#$$!&$:$B$e-'/1(*$$$_4($%%'$$)$$&$$$7$^>$_>+_Y$I%$)L^2>''PN8!-'%$"
     "^N$$2%*%!-#&%$3$$A@^D.$1!-#D,%'$(9'$,$&$:<*.(;$)4M^%Y&$5$*-'!-$3'+%%%9$*$$&'&$3$0%$&'!-#%%!)%$"
@@ -3438,113 +3283,191 @@ static const char unicode_runs[] =
     "-*%!-'$bLA5O'!-s9*$'$%$2$`@%!,S^/*$'!-k*!^&$!&$!'^7!P$!2`='$>$%$$%$$-$'$$$$)$'$$$$$$&$%$$%$$$$"
     "$$$$$$%$$%'$*$'$'$$$-$4(&$($4g7!0^lN!-o9skSC_c,*`Y%`]U1`|<^r:fIwU_q.";
 
-static struct {
-    uint32_t begin;
-    CharClass class;
-} char_runs[2048];
-static size_t n_char_runs;
+static uint8_t char_classes[0x3134b]; // what comes behind is C_OTHER
 
-static void read_char_runs(void)
+static void read_unicode_runs(void)
 {
-    static const CharClass marks[128] = {['#'] = C_LETTER, ['!'] = C_NUMBER, [' '] = C_SPACE};
-    uint32_t begin = 0;
-    CharClass class = C_LETTER;
-    if (n_char_runs) return;
-    for (const char *p = unicode_runs; *p; n_char_runs++) {
-        uint32_t steps = 0;
+    static const uint8_t marks[128] = {['#'] = C_LETTER, ['!'] = C_NUMBER, [' '] = C_SPACE};
+    uint8_t class = C_LETTER, *to = char_classes;
+    for (const char *p = unicode_runs; *p;) {
+        size_t n = 0;
         if (marks[(uint8_t)*p]) class = marks[(uint8_t)*p++];
         else class = class == C_OTHER ? C_LETTER : C_OTHER;
-        while (*p >= ']') steps = 34 * steps + (uint32_t)(*p++ - ']');
-        char_runs[n_char_runs].begin = begin;
-        char_runs[n_char_runs].class = class;
-        begin += 56 * steps + (uint32_t)(*p++ - '$') + 1;
+        while (*p >= ']') n = 34 * n + (size_t)(*p++ - ']');
+        n = 56 * n + (size_t)(*p++ - '$') + 1;
+        memset(to, class, n);
+        to += n;
     }
-    char_runs[n_char_runs++].begin = begin; // all the rest
+    char_classes[' '] = C_BLANK;
+    char_classes['\n'] = char_classes['\r'] = C_NEWLINE;
 }
 
-static CharClass unicode_class(uint32_t c)
+static uint8_t unicode_class(uint32_t c)
 {
-    size_t lo = 0, hi = n_char_runs;
-    while (hi - lo > 1) {
-        size_t mid = (lo + hi) / 2;
-        *(char_runs[mid].begin <= c ? &lo : &hi) = mid;
-    }
-    return char_runs[lo].class;
+    return c < sizeof char_classes ? char_classes[c] : C_OTHER;
 }
 
-// `default` is GPT-2's pattern here.
+// The class of each byte of text[len], and C_END behind them. The caller frees them.
+static uint8_t *classify_text(const char *text, size_t len)
+{
+    uint8_t *class = memset(xrealloc(NULL, len + 1, 1), C_INSIDE, len);
+    for (size_t at = 0, n; at < len; at += n)
+        class[at] = unicode_class(read_char(text + at, len - at, &n));
+    class[len] = C_END;
+    return class;
+}
+
+// How byte-level BPE cuts text into words: by the first of these patterns that matches. L is a
+// letter, N a number, O any other character, S white space, R \r or \n, X an O or S but no R.
+// Behind it comes how often: + * ? as usual, a digit for once to so often, = for once, but not as a
+// part of the word: there E is S or the end, D also N. Small letters and ' stand for themselves.
+typedef struct {
+    const char *name;
+    int any_case;    // of letters that stand for themselves
+    int whole_words; // a word that is a piece needs no merges
+    const char *patterns[14];
+} WordStyle;
+
+#define ENDINGS "'s", "'t", "'re", "'ve", "'m", "'ll", "'d"
 static const WordStyle word_styles[] = {
-    {"gpt-2", 0, 0, 0, 0},
-    {"default", 0, 0, 0, 0},
-    {"smollm", 0, 0, 1, 0},
-    {"llama-bpe", 1, 3, 0, 1},
-    {"qwen2", 1, 1, 0, 0},
+    {"gpt-2", 0, 0, {ENDINGS, " ?L+", " ?N+", " ?O+", "S+E=", "S+"}},
+    {"default", 0, 0, {ENDINGS, " ?L+", " ?N+", " ?O+", "S+E=", "S+"}},
+    {"smollm", 0, 0, {"N1", ENDINGS, " ?L+", " ?O+", "S+D=", "S+"}},
+    {"llama-bpe", 1, 1, {ENDINGS, "X?L+", "N3", " ?O+R*", "S*R+", "S+E=", "S+"}},
+    {"qwen2", 1, 0, {ENDINGS, "X?L+", "N1", " ?O+R*", "S*R+", "S+E=", "S+"}},
 };
 
-// The end of the run of characters of one class from `at` on, `most` of them at most (0: any).
-static size_t class_run(const char *s, size_t len, size_t at, CharClass class, int most)
+// The length of what pattern p matches at s, bytes of these classes, or -1.
+static ptrdiff_t match_word(const char *p, int any_case, const char *s, const uint8_t *class)
 {
-    size_t n;
-    for (int i = 0; at < len && (!most || i < most); i++, at += n)
-        if (unicode_class(read_char(s + at, len - at, &n)) != class) break;
-    return at;
+    static const uint8_t sets[128] = {
+        ['L'] = C_LETTER, ['N'] = C_NUMBER, ['O'] = C_OTHER, ['S'] = C_WHITE, ['R'] = C_NEWLINE,
+        [' '] = C_BLANK, ['X'] = C_BLANK | C_SPACE | C_OTHER, ['E'] = C_WHITE | C_END,
+        ['D'] = C_WHITE | C_END | C_NUMBER};
+    ptrdiff_t n = 0, rest;
+    int set = sets[(uint8_t)*p];
+    if (!*p) return 0;
+    if (!set) {
+        if (*class == C_END || (any_case ? tolower((uint8_t)*s) : *s) != *p) return -1;
+        rest = match_word(p + 1, any_case, s + 1, class + 1);
+        return rest < 0 ? -1 : 1 + rest;
+    }
+    if (p[1] == '=') return *class & set ? 0 : -1;
+    int least = !strchr("?*", p[1]), digit = p[1] == '?' ? 1 : p[1] - '0';
+    int most = digit > 0 ? digit : INT_MAX; // + and * come before the digits
+    for (; class[n] & (set | C_INSIDE); n++)
+        if (class[n] != C_INSIDE && most-- == 0) break;
+    for (; n >= least; n--) { // as many as there are, then fewer
+        if (class[n] == C_INSIDE) continue;
+        rest = match_word(p + 2, any_case, s + n, class + n);
+        if (rest >= 0) return n + rest;
+    }
+    return -1;
 }
 
-// The length of an English ending at s, 's 't 're 've 'm 'll 'd, or 0.
-static size_t contraction(const char *s, size_t len, int any_case)
+// The length of the first word of s, text whose bytes are of these classes.
+static size_t cut_word(const WordStyle *w, const char *s, const uint8_t *class)
 {
-    static const char *const endings[] = {"'s", "'t", "'re", "'ve", "'m", "'ll", "'d"};
-    for (size_t i = 0; i < COUNT(endings); i++) {
-        size_t n = strlen(endings[i]);
-        if (n <= len && !(any_case ? strncasecmp : strncmp)(s, endings[i], n)) return n;
-    }
-    return 0;
+    ptrdiff_t n = -1;
+    for (int i = 0; n < 0; i++) n = match_word(w->patterns[i], w->any_case, s, class);
+    return (size_t)n;
 }
 
-// The length of the first word of s[len > 0]. GPT-2's pattern:
-//   's|'t|'re|'ve|'m|'ll|'d | ?\p{L}+ | ?\p{N}+ | ?[^\s\p{L}\p{N}]+ | \s+(?!\S) | \s+
-// and Llama 3's, with D the most digits:
-//   (the same endings) | [^\r\n\p{L}\p{N}]?\p{L}+ | \p{N}{1,D} | ?[^\s\p{L}\p{N}]+[\r\n]*
-//   | \s*[\r\n]+ | \s+(?!\S) | \s+
-static size_t cut_word(const WordStyle *w, const char *s, size_t len)
+// --- pieces -------------------------------------------------------------------------------------
+
+enum { ID_UNK, ID_BOS, ID_EOS }; // of tokenizer.bin
+
+// Control tokens are no text and recognised in templates only; user-defined ones in any text.
+enum { TOKEN_TEXT = 1, TOKEN_CONTROL = 2, TOKEN_USER = 4, TOKEN_BYTE = 8, TOKEN_ANY = 15 };
+
+typedef struct {
+    const char *text; // of SentencePiece's <0x41>, say, the byte itself
+    int len;
+    float score;
+    int kind;
+    int stop; // ends a turn or a text
+} Piece;
+
+// A hash table from bytes to numbers.
+typedef struct {
+    size_t size; // a power of two
+    struct MapSlot {
+        const void *key; // NULL: free
+        size_t len;
+        int value;
+    } *slots;
+} Map;
+
+typedef struct {
+    const char *path;
+    Piece *pieces;          // [vocab_size]
+    int vocab_size;
+    Map ids;                // by text
+    int byte_id[256];       // -1: none
+    const WordStyle *words; // byte-level BPE; NULL: SentencePiece-style
+    Map ranks;              // by pair of ids that may merge: its place in the list of merges
+    uint8_t special_len[256]; // the longest user-defined or control token that begins so
+    int bos, eos, add_bos, space_prefix;
+} Tokenizer;
+
+static size_t hash_bytes(const void *key, size_t len) // FNV-1a
 {
-    size_t n, next, end = contraction(s, len, w->modern);
-    if (end) return end;
-    CharClass class = unicode_class(read_char(s, len, &n)), second = C_SPACE;
-    int newline = *s == '\n' || *s == '\r', space = *s == ' ';
-    if (n < len) second = unicode_class(read_char(s + n, len - n, &next));
-    if (!w->modern && (class != C_SPACE || (space && second != C_SPACE)))
-        return class_run(s, len, space, space ? second : class, 0);
-    if (w->modern) {
-        if (second == C_LETTER && class != C_NUMBER && !newline) class = C_LETTER;
-        if (class == C_LETTER) return class_run(s, len, n, C_LETTER, 0);
-        if (class == C_NUMBER) return class_run(s, len, 0, C_NUMBER, w->max_digits);
-        if (class == C_OTHER || (space && second == C_OTHER)) {
-            end = class_run(s, len, n, C_OTHER, 0);
-            while (end < len && (s[end] == '\n' || s[end] == '\r')) end++;
-            return end;
-        }
-    }
-    end = class_run(s, len, 0, C_SPACE, 0);
-    for (size_t i = end; w->modern && i > 0; i--)
-        if (s[i - 1] == '\n' || s[i - 1] == '\r') return i;
-    size_t last = end - 1; // where the last blank begins, which goes with the word behind it
-    while (((uint8_t)s[last] & 0xc0) == 0x80) last--;
-    return end < len && last > 0 ? last : end;
+    uint64_t h = 0xcbf29ce484222325;
+    for (size_t i = 0; i < len; i++) h = (h ^ ((const uint8_t *)key)[i]) * 0x100000001b3;
+    return (size_t)(h ^ h >> 32);
+}
+
+static Map map_init(size_t n)
+{
+    Map m = {.size = 64};
+    while (m.size < 2 * n) m.size *= 2;
+    m.slots = xcalloc(m.size, sizeof *m.slots);
+    return m;
+}
+
+// The key's place, or the free one where it would be.
+static struct MapSlot *map_slot(const Map *m, const void *key, size_t len)
+{
+    size_t at = hash_bytes(key, len) & (m->size - 1);
+    for (; m->slots[at].key; at = (at + 1) & (m->size - 1))
+        if (m->slots[at].len == len && !memcmp(m->slots[at].key, key, len)) break;
+    return &m->slots[at];
+}
+
+// The first of equals counts.
+static void map_add(Map *m, const void *key, size_t len, int value)
+{
+    struct MapSlot *slot = map_slot(m, key, len);
+    if (!slot->key) *slot = (struct MapSlot){key, len, value};
+}
+
+static int map_find(const Map *m, const void *key, size_t len) // -1: not there
+{
+    const struct MapSlot *slot = map_slot(m, key, len);
+    return slot->key ? slot->value : -1;
+}
+
+// The piece with that text, if it is of these kinds; -1: none.
+static int find_piece(const Tokenizer *t, const char *s, size_t len, int kinds)
+{
+    int id = map_find(&t->ids, s, len);
+    return id >= 0 && t->pieces[id].kind & kinds ? id : -1;
 }
 
 // --- merging ------------------------------------------------------------------------------------
 
-// A piece of the text while merging: a list in text order. len 0: merged away.
+// Symbols tile the text: symbols[i] is the one that begins at byte i, and the next begins where
+// it ends. They only grow, so that a merge is out of date if the two have another length by now.
 typedef struct {
-    size_t start;
-    int len, id, prev, next;
+    int len;  // 0: merged away
+    int id;   // -1: a byte that merges with nothing
+    int prev; // where the symbol before it begins, or -1
 } Symbol;
 
-// Joins symbols left and right to `len` bytes, piece `id`.
+// Joins the symbol at `left` and the next to `len` bytes, piece `id`.
 typedef struct {
     float score;
-    int left, right, len, id;
+    int left, len, id;
 } Merge;
 
 // Text on its way to ids.
@@ -3552,7 +3475,7 @@ typedef struct {
     const Tokenizer *t;
     Symbol *symbols;
     Merge *heap; // the candidates, the best at the root
-    size_t n_merges, room, heap_room;
+    size_t n_merges;
     int *ids, count;
 } Encoder;
 
@@ -3563,8 +3486,6 @@ static int merge_before(const Merge *a, const Merge *b)
 
 static void push_merge(Encoder *e, Merge new)
 {
-    if (e->n_merges == e->heap_room)
-        e->heap = xrealloc(e->heap, e->heap_room = 2 * e->heap_room + 64, sizeof new);
     size_t at = e->n_merges++;
     for (; at && merge_before(&new, &e->heap[(at - 1) / 2]); at = (at - 1) / 2)
         e->heap[at] = e->heap[(at - 1) / 2];
@@ -3584,107 +3505,86 @@ static Merge pop_merge(Encoder *e)
     return top;
 }
 
-// Offers the pair (left, next of left), if it makes a piece. SentencePiece's bytes do not merge.
+// Offers the symbol at text + left and the next, if they make a piece.
 static void offer_merge(Encoder *e, const char *text, int left)
 {
+    if (left < 0) return;
     const Tokenizer *t = e->t;
-    const Symbol *s = e->symbols;
-    if (left < 0 || s[left].next < 0) return;
-    int right = s[left].next, len = s[left].len + s[right].len, pair[] = {s[left].id, s[right].id};
-    for (int k = 0; k < 2; k++)
-        if (pair[k] < 0 || t->pieces[pair[k]].kind == TOKEN_BYTE) return;
+    const Symbol *a = &e->symbols[left], *b = a + a->len;
+    int pair[] = {a->id, b->id}, len = a->len + b->len;
+    if (a->id < 0 || b->id < 0) return;
     int rank = t->words ? map_find(&t->ranks, pair, sizeof pair) : 0;
-    int id = rank < 0 ? -1 : find_text(t, text + s[left].start, len);
-    float score = id >= 0 && !t->words ? t->pieces[id].score : -(float)rank;
-    if (id >= 0) push_merge(e, (Merge){score, left, right, len, id});
+    int id = rank < 0 ? -1 : find_piece(t, text + left, len, TOKEN_TEXT);
+    if (id < 0) return;
+    push_merge(e, (Merge){t->words ? -(float)rank : t->pieces[id].score, left, len, id});
 }
 
-// Splits text[len] into characters or, where those have no piece, bytes; for BPE all into bytes.
-// Returns how many.
-static int split_symbols(const Tokenizer *t, const char *text, size_t len, Symbol *s)
-{
-    int n = 0;
-    for (size_t at = 0; at < len;) {
-        size_t want = min_size(t->words ? 1 : utf8_length(text[at]), len - at), have = 1;
-        while (have < want && ((uint8_t)text[at + have] & 0xc0) == 0x80) have++;
-        int id = t->words ? -1 : find_text(t, text + at, have);
-        size_t step = id < 0 ? 1 : have;
-        for (size_t end = at + have; at < end; at += step, n++)
-            s[n] = (Symbol){at, (int)step, id < 0 ? t->byte_id[(uint8_t)text[at]] : id, n - 1,
-                            n + 1};
-    }
-    if (n) s[n - 1].next = -1;
-    return n;
-}
-
-// Adds the ids of text[len] within which anything may merge. A byte that the vocabulary lacks
-// is dropped.
+// Adds the ids of text[len], within which anything may merge.
 static void encode_word(Encoder *e, const char *text, size_t len)
 {
-    if (e->room < len) e->symbols = xrealloc(e->symbols, e->room = 2 * len, sizeof *e->symbols);
+    const Tokenizer *t = e->t;
     Symbol *s = e->symbols;
-    int n = split_symbols(e->t, text, len, s);
-    for (int i = 0; i < n; i++) offer_merge(e, text, i);
-    while (e->n_merges) {
-        Merge best = pop_merge(e);
-        Symbol *left = &s[best.left], *right = &s[best.right];
-        // Stale: one of the two has been merged with something else since.
-        if (!left->len || left->next != best.right || left->len + right->len != best.len) continue;
-        left->len = best.len;
-        left->id = best.id;
-        left->next = right->next;
-        if (right->next >= 0) s[right->next].prev = best.left;
-        right->len = 0;
-        offer_merge(e, text, best.left);
-        offer_merge(e, text, left->prev);
+    int prev = -1;
+    for (size_t at = 0, n; at < len; at += n) {
+        read_char(text + at, t->words ? 1 : len - at, &n);
+        int id = find_piece(t, text + at, n, TOKEN_TEXT);
+        if (id < 0) n = 1;
+        s[at] = (Symbol){(int)n, id, prev};
+        offer_merge(e, text, prev);
+        prev = (int)at;
     }
-    for (int i = n ? 0 : -1; i >= 0; i = s[i].next)
-        if (s[i].id >= 0) e->ids[e->count++] = s[i].id;
+    s[len] = (Symbol){1, -1, prev}; // merges with nothing
+    while (e->n_merges) {
+        Merge m = pop_merge(e);
+        Symbol *a = &s[m.left], *b = a + a->len;
+        if (!a->len || a->len + b->len != m.len) continue; // out of date
+        b->len = 0;
+        *a = (Symbol){m.len, m.id, a->prev};
+        a[m.len].prev = m.left;
+        offer_merge(e, text, m.left);
+        offer_merge(e, text, a->prev);
+    }
+    for (size_t at = 0; at < len; at += s[at].len) {
+        int id = s[at].id < 0 ? t->byte_id[(uint8_t)text[at]] : s[at].id;
+        if (id >= 0) e->ids[e->count++] = id; // a byte that the vocabulary lacks is dropped
+    }
 }
 
-// Text without special tokens, SentencePiece-style: one word, perhaps with a space before it.
-static void encode_pieces(Encoder *e, const char *text, size_t len)
+// Adds the ids of text without special tokens: for BPE word by word, SentencePiece-style as one
+// word, perhaps with a space before it.
+static void encode_plain(Encoder *e, const char *text, size_t len)
 {
-    size_t space = e->t->space_prefix;
-    char *copy = xrealloc(NULL, len + 1, 1);
-    *copy = ' ';
-    memcpy(copy + space, text, len);
-    encode_word(e, copy, space + len);
-    free(copy);
-}
-
-// The same for byte-level BPE: word by word.
-static void encode_words(Encoder *e, const char *text, size_t len)
-{
-    const WordStyle *w = e->t->words;
-    size_t end = w->lone_digits ? 0 : len, n;
-    for (size_t at = 0; at < len; at += n) {
-        if (at == end) { // at a digit, or the beginning
-            end = class_run(text, len, at, C_NUMBER, 1);
-            if (end == at)
-                while (end < len && unicode_class(read_char(text + end, len - end, &n)) != C_NUMBER)
-                    end += n;
-        }
-        n = cut_word(w, text + at, end - at);
-        int id = w->whole_words ? find_text(e->t, text + at, n) : -1;
+    const Tokenizer *t = e->t;
+    if (!len) return;
+    if (!t->words) {
+        char *copy = xrealloc(NULL, len + 1, 1);
+        *copy = ' ';
+        memcpy(copy + t->space_prefix, text, len);
+        encode_word(e, copy, len + t->space_prefix);
+        free(copy);
+        return;
+    }
+    uint8_t *class = classify_text(text, len);
+    for (size_t at = 0, n; at < len; at += n) {
+        n = cut_word(t->words, text + at, class + at);
+        int id = t->words->whole_words ? find_piece(t, text + at, n, TOKEN_TEXT) : -1;
         if (id >= 0) e->ids[e->count++] = id;
         else encode_word(e, text + at, n);
     }
+    free(class);
 }
 
-// The special token at the beginning of s[len], the longest of them, or -1. In templates that
-// includes control tokens, and the bytes 1 and 2 stand for BOS and EOS.
+// The special token at the beginning of s[len], the longest of them, or -1; *n gets its length. In
+// templates that includes control tokens, and the bytes 1 and 2 stand for BOS and EOS.
 static int match_special(const Tokenizer *t, const char *s, size_t len, int template, size_t *n)
 {
+    int kinds = template ? TOKEN_USER | TOKEN_CONTROL : TOKEN_USER, id = -1;
     *n = 1;
     if (template && *s == 1 && t->bos >= 0) return t->bos;
     if (template && *s == 2 && t->eos >= 0) return t->eos;
-    for (*n = min_size(t->special_len[(uint8_t)*s], len); *n; --*n) {
-        int id = find_piece(t, s, *n);
-        TokenKind kind = id < 0 ? TOKEN_TEXT : t->pieces[id].kind;
-        if (kind == TOKEN_USER || (template && kind == TOKEN_CONTROL)) return id;
-    }
-    return -1;
+    for (size_t k = min_size(t->special_len[(uint8_t)*s], len); k && id < 0; k--)
+        id = find_piece(t, s, *n = k, kinds);
+    return id;
 }
 
 // Encodes text[len] into ids (room for 2 * len + 1), without BOS or EOS, and returns how many.
@@ -3693,16 +3593,19 @@ static int tokenizer_encode(const Tokenizer *t, const char *text, const char *te
                             int *ids)
 {
     if (len >= INT_MAX / 2) die(EXIT_DATA, "text", "too long (got %zu bytes)", len);
-    Encoder e = {.t = t, .ids = ids};
-    for (size_t from = 0, at = 0, n = 0; from < len; at = from = at + n) {
-        int id = -1; // of the next special token, if any
-        while (at < len &&
-               (id = match_special(t, text + at, len - at, template && template[at], &n)) < 0)
-            at++;
-        if (at == len) n = 0;
-        if (at > from) (t->words ? encode_words : encode_pieces)(&e, text + from, at - from);
-        if (id >= 0) e.ids[e.count++] = id;
+    // Of n bytes, with a space before them, each merge takes a candidate from the heap and adds
+    // two: it never holds more than 2 n.
+    Encoder e = {.t = t, .ids = ids, .symbols = xrealloc(NULL, len + 2, sizeof *e.symbols),
+                 .heap = xrealloc(NULL, 2 * len + 2, sizeof *e.heap)};
+    size_t from = 0;
+    for (size_t at = 0, n; at < len; at += n) {
+        int id = match_special(t, text + at, len - at, template && template[at], &n);
+        if (id < 0) continue;
+        encode_plain(&e, text + from, at - from);
+        ids[e.count++] = id;
+        from = at + n;
     }
+    encode_plain(&e, text + from, len - from);
     free(e.heap);
     free(e.symbols);
     return e.count;
@@ -3718,14 +3621,67 @@ static const char *tokenizer_decode(const Tokenizer *t, int prev, int id, size_t
     return p->text + strip;
 }
 
-static int is_stop(const Tokenizer *t, int id)
+static int is_stop(const Tokenizer *t, int id) { return t->pieces[id].stop; }
+
+// --- loading ------------------------------------------------------------------------------------
+
+static void index_pieces(Tokenizer *t)
 {
-    for (int i = 0; i < t->n_stops; i++)
-        if (t->stops[i] == id) return 1;
-    return 0;
+    for (int id = 0; id < t->vocab_size; id++) {
+        const Piece *p = &t->pieces[id];
+        if (isnan(p->score)) die(EXIT_DATA, t->path, "piece %d has no score (got nan)", id);
+        if (!p->len) continue;
+        map_add(&t->ids, p->text, (size_t)p->len, id);
+        uint8_t *most = &t->special_len[(uint8_t)*p->text];
+        if (p->kind != TOKEN_TEXT && p->len < 256 && p->len > *most) *most = (uint8_t)p->len;
+    }
 }
 
-// --- from the model file ------------------------------------------------------------------------
+// The pieces that stand for bytes, named <0x00> to <0xFF>; all of them have to be there.
+static void find_byte_pieces(Tokenizer *t)
+{
+    static char bytes[256];
+    for (int byte = 0; byte < 256; byte++) {
+        char name[8];
+        snprintf(name, sizeof name, "<0x%02X>", (unsigned)byte);
+        int id = t->byte_id[byte] = find_piece(t, name, 6, TOKEN_ANY);
+        if (id < 0) die(EXIT_DATA, t->path, "no piece for byte %d (want %s)", byte, name);
+        bytes[byte] = (char)byte;
+        t->pieces[id] = (Piece){.text = &bytes[byte], .len = 1, .kind = TOKEN_BYTE};
+    }
+}
+
+// Tokens that end a turn, whatever the file says about them.
+static void find_stops(Tokenizer *t, const Vocab *v)
+{
+    static const char *const names[] = {"<|im_end|>", "<|eot_id|>", "<|end_of_text|>",
+                                        "<|endoftext|>", "<end_of_turn>", "<eos>", "</s>"};
+    const int given[] = {v->bos, v->eos, v->eot};
+    for (size_t i = 0; i < COUNT(given); i++)
+        if (given[i] >= 0) t->pieces[given[i]].stop = 1;
+    for (size_t i = 0; i < COUNT(names); i++) {
+        int id = find_piece(t, names[i], strlen(names[i]), TOKEN_CONTROL | TOKEN_USER);
+        if (id >= 0) t->pieces[id].stop = 1;
+    }
+}
+
+// llama2.c's file: int32 longest piece, then for each id f32 score, int32 length, bytes.
+static void read_tokenizer_bin(Tokenizer *t)
+{
+    size_t size, at = 4;
+    const uint8_t *file = (const uint8_t *)read_text(t->path, &size);
+    int id = 0;
+    for (; id < t->vocab_size && at + 8 <= size; id++) {
+        int len = read_i32(file + at + 4), kind = id <= ID_EOS ? TOKEN_CONTROL : TOKEN_TEXT;
+        if (len < 0 || (size_t)len > size - at - 8)
+            die(EXIT_DATA, t->path, "piece %d does not fit the file (got length %d)", id, len);
+        t->pieces[id] = (Piece){(const char *)file + at + 8, len, read_f32(file + at), kind, 0};
+        at += 8 + (size_t)len;
+    }
+    if (id < t->vocab_size || at != size)
+        die(EXIT_DATA, t->path, "not a tokenizer for this model (got %s than %d pieces)",
+            id < t->vocab_size ? "fewer" : "more", t->vocab_size);
+}
 
 // The byte that GPT-2 writes as character c, or -1: printable ones stand for themselves, the
 // others are numbered from 256 on.
@@ -3751,105 +3707,74 @@ static size_t plain_text(const char *s, size_t len, int bpe, char *out)
 }
 
 // Type numbers in the file: 1 normal, 2 unknown, 3 control, 4 user-defined, 5 unused, 6 byte.
-static void read_vocab_pieces(Tokenizer *t, const Vocab *v)
+static void read_pieces(Tokenizer *t, const Vocab *v)
 {
+    static const int kinds[] = {[2] = TOKEN_CONTROL, [3] = TOKEN_CONTROL, [4] = TOKEN_USER};
     Values list = v->tokens;
-    size_t total = 0, len;
-    for (size_t i = 0; i < v->tokens.n; i++) next_string(&list, &len), total += len;
-    char *to = t->file = xcalloc(total, 1);
+    size_t len;
+    for (int id = 0; id < t->vocab_size; id++) next_string(&list, &len);
+    char *plain = xrealloc(NULL, (size_t)(list.at - v->tokens.at), 1);
     list = v->tokens;
-    for (int id = 0; id < t->vocab_size; id++, to += len) {
-        Piece *p = &t->pieces[id];
-        const char *s = next_string(&list, &len);
-        int type = v->types.at ? read_i32(v->types.at + 4 * (size_t)id) : 1;
+    for (int id = 0; id < t->vocab_size; id++) {
+        Piece p = {.text = next_string(&list, &len), .kind = TOKEN_TEXT};
+        uint32_t type = v->types.at ? (uint32_t)read_i32(v->types.at + 4 * (size_t)id) : 1;
         if (len > 1 << 16) die(EXIT_DATA, t->path, "token %d is too long (got %zu)", id, len);
-        p->kind = type == 2 || type == 3 ? TOKEN_CONTROL : type == 4 ? TOKEN_USER : TOKEN_TEXT;
-        p->text = to;
-        if (p->kind != TOKEN_TEXT) memcpy(to, s, len);
-        else len = plain_text(s, len, v->bpe, to);
-        p->len = (int)len;
-        if (v->scores.at) p->score = read_f32(v->scores.at + 4 * (size_t)id);
+        if (type < COUNT(kinds) && kinds[type]) p.kind = kinds[type];
+        else len = plain_text(p.text, len, v->bpe, plain), p.text = plain, plain += len;
+        if (v->scores.at) p.score = read_f32(v->scores.at + 4 * (size_t)id);
+        p.len = (int)len;
+        t->pieces[id] = p;
     }
-    index_pieces(t);
 }
 
 // A merge is two pieces with a space between.
-static void read_vocab_merges(Tokenizer *t, const Vocab *v)
+static void read_merges(Tokenizer *t, const Vocab *v)
 {
-    t->pairs = xcalloc(v->merges.n, sizeof *t->pairs);
-    t->ranks = map_init(v->merges.n);
     Values list = v->merges;
+    int (*pairs)[2] = xcalloc(list.n, sizeof *pairs);
+    t->ranks = map_init(list.n);
     for (size_t rank = 0, len; rank < v->merges.n; rank++) {
         const char *s = next_string(&list, &len), *space = len ? memchr(s + 1, ' ', len - 1) : NULL;
         char piece[512];
-        int *pair = t->pairs[rank];
+        int *pair = pairs[rank];
         if (!space || len > sizeof piece)
             die(EXIT_DATA, t->path, "merge %zu is not two pieces", rank);
-        pair[0] = find_piece(t, piece, plain_text(s, space - s, 1, piece));
-        pair[1] = find_piece(t, piece, plain_text(space + 1, s + len - (space + 1), 1, piece));
-        if (pair[0] >= 0 && pair[1] >= 0) map_add(&t->ranks, pair, sizeof t->pairs[0], (int)rank);
-    }
-}
-
-// Tokens that end a turn, whatever the file says about them.
-static void find_stops(Tokenizer *t, const Vocab *v)
-{
-    static const char *const names[] = {"<|im_end|>", "<|eot_id|>", "<|end_of_text|>",
-                                        "<|endoftext|>", "<end_of_turn>", "<eos>", "</s>"};
-    const int given[] = {v->bos, v->eos, v->eot};
-    for (int i = 0; i < 3; i++)
-        if (given[i] >= 0) t->stops[t->n_stops++] = given[i];
-    for (size_t i = 0; i < COUNT(names); i++) {
-        int id = find_piece(t, names[i], strlen(names[i]));
-        if (id >= 0 && t->pieces[id].kind != TOKEN_TEXT) t->stops[t->n_stops++] = id;
+        size_t left = (size_t)(space - s), right = len - left - 1;
+        pair[0] = find_piece(t, piece, plain_text(s, left, 1, piece), TOKEN_ANY);
+        pair[1] = find_piece(t, piece, plain_text(space + 1, right, 1, piece), TOKEN_ANY);
+        if (pair[0] >= 0 && pair[1] >= 0) map_add(&t->ranks, pair, sizeof *pairs, (int)rank);
     }
 }
 
 static void tokenizer_from_vocab(Tokenizer *t, const char *path, const Vocab *v)
 {
-    read_char_runs();
-    tokenizer_init(t, path, (int)v->tokens.n);
-    read_vocab_pieces(t, v);
-    t->bos = v->bos;
-    t->eos = v->eos;
-    t->add_bos = v->add_bos;
-    t->space_prefix = v->space_prefix && !v->bpe;
+    size_t n = v->tokens.n;
+    *t = (Tokenizer){.path = path, .vocab_size = (int)n, .ids = map_init(n), .bos = v->bos,
+                     .eos = v->eos, .add_bos = v->add_bos,
+                     .space_prefix = v->space_prefix && !v->bpe};
+    t->pieces = xcalloc(n, sizeof *t->pieces);
+    memset(t->byte_id, -1, sizeof t->byte_id);
+    if (v->tokens.at) read_pieces(t, v);
+    else read_tokenizer_bin(t);
+    index_pieces(t);
+    if (v->bpe) {
+        int style = FIND_NAME(word_styles, v->pre);
+        if (style < 0)
+            die(EXIT_DATA, path, "unknown cut into words (got %s, want gpt-2, smollm, llama-bpe, "
+                "qwen2 or default)", v->pre);
+        t->words = &word_styles[style];
+        read_unicode_runs();
+        read_merges(t, v);
+    } else find_byte_pieces(t);
     find_stops(t, v);
-    if (!v->bpe) {
-        find_byte_pieces(t);
-        return;
-    }
-    int style = FIND_NAME(word_styles, v->pre);
-    if (style < 0)
-        die(EXIT_DATA, path, "unknown cut into words (got %s, want gpt-2, smollm, llama-bpe, qwen2 "
-            "or default)", v->pre);
-    t->words = &word_styles[style];
-    for (int byte = 0; byte < 256; byte++)
-        t->byte_id[byte] = find_text(t, (char[]){(char)byte}, 1);
-    read_vocab_merges(t, v);
 }
 
-// Text on its way out: an incomplete UTF-8 sequence at the end waits for its other bytes.
-typedef struct {
-    FILE *out;
-    char held[4];
-    size_t n;
-} Stream;
-
-static void stream_flush(Stream *s)
+// From tokenizer.bin.
+static void tokenizer_load(Tokenizer *t, const char *path, int vocab_size)
 {
-    fwrite(s->held, 1, s->n, s->out);
-    s->n = 0;
-}
-
-static void stream_write(Stream *s, const char *bytes, size_t len)
-{
-    for (size_t i = 0; i < len; i++) {
-        if (((uint8_t)bytes[i] & 0xc0) != 0x80) stream_flush(s); // it will never be completed
-        s->held[s->n++] = bytes[i];
-        if (s->n >= utf8_length(s->held[0])) stream_flush(s);
-    }
-    check_written(s->out, "stdout"); // not when hours of text went to a full disk or a closed pipe
+    tokenizer_from_vocab(t, path, &(Vocab){.tokens.n = (size_t)vocab_size, .bos = ID_BOS,
+                                           .eos = ID_EOS, .eot = -1, .add_bos = 1,
+                                           .space_prefix = 1});
 }
 
 // ================================================================================================
@@ -3920,19 +3845,6 @@ static void penalize(float *logits, float penalty, const int *recent, int n)
     }
 }
 
-// Candidates sorted and cut to top_k and top_p; *sum gets their probabilities' sum.
-static size_t cut_candidates(const Sampler *s, Candidate *c, size_t n, float *sum)
-{
-    qsort(c, n, sizeof *c, more_likely);
-    if (s->top_k) n = min_size(n, (size_t)s->top_k);
-    float total = 0, kept = 0;
-    for (size_t i = 0; i < n; i++) total += c[i].p;
-    size_t keep = 0;
-    while (keep < n && (s->top_p >= 1 || kept <= (float)s->top_p * total)) kept += c[keep++].p;
-    *sum = kept;
-    return keep;
-}
-
 // Draws a token. logits [n] are overwritten. recent: the last tokens, n_recent of them.
 static int sample(Sampler *s, float *logits, size_t n, const int *recent, int n_recent)
 {
@@ -3940,17 +3852,20 @@ static int sample(Sampler *s, float *logits, size_t n, const int *recent, int n_
     int best = argmax(logits, n);
     if (s->temperature == 0) return best;
     // p relative to the best token's; what is below floor can matter to no cut.
-    float top = logits[best], floor = fmaxf(s->min_p, 1e-9f), sum = 0;
+    float top = logits[best], floor = fmaxf(s->min_p, 1e-9f), total = 0, sum = 0;
     Candidate *c = xrealloc(NULL, n, sizeof *c);
-    size_t left = 0;
-    for (size_t i = 0; i < n; i++) {
-        float p = (int)i == best ? 1 : expf((logits[i] - top) / (float)s->temperature);
-        if (p >= floor) c[left++] = (Candidate){p, (int)i}, sum += p;
+    size_t left = 0, keep = 0, i = 0;
+    for (size_t k = 0; k < n; k++) {
+        float p = (int)k == best ? 1 : expf((logits[k] - top) / (float)s->temperature);
+        if (p >= floor) c[left++] = (Candidate){p, (int)k};
     }
-    if (s->top_k || s->top_p < 1) left = cut_candidates(s, c, left, &sum);
+    if (s->top_k || s->top_p < 1) qsort(c, left, sizeof *c, more_likely);
+    if (s->top_k) left = min_size(left, (size_t)s->top_k);
+    for (size_t k = 0; k < left; k++) total += c[k].p;
+    float enough = s->top_p < 1 ? (float)s->top_p * total : INFINITY;
+    while (keep < left && sum <= enough) sum += c[keep++].p;
     float draw = random_unit(&s->rng) * sum;
-    size_t i = 0;
-    while (i + 1 < left && (draw -= c[i].p) >= 0) i++;
+    while (i + 1 < keep && (draw -= c[i].p) >= 0) i++;
     int id = c[i].id;
     free(c);
     return id;
@@ -4040,6 +3955,29 @@ static void feed(Session *s, const int *tokens, size_t n)
     for (size_t i = 0; i < vocab; i++)
         if (!isfinite(s->logits[i]))
             die(EXIT_DATA, s->model.path, "its logits are not finite at position %lld", s->pos - 1);
+}
+
+// Text on its way out: an incomplete UTF-8 sequence at the end waits for its other bytes.
+typedef struct {
+    FILE *out;
+    char held[4];
+    size_t n;
+} Stream;
+
+static void stream_flush(Stream *s)
+{
+    fwrite(s->held, 1, s->n, s->out);
+    s->n = 0;
+}
+
+static void stream_write(Stream *s, const char *bytes, size_t len)
+{
+    for (size_t i = 0; i < len; i++) {
+        if (((uint8_t)bytes[i] & 0xc0) != 0x80) stream_flush(s); // it will never be completed
+        s->held[s->n++] = bytes[i];
+        if (s->n >= utf8_length(s->held[0])) stream_flush(s);
+    }
+    check_written(s->out, "stdout"); // not when hours of text went to a full disk or a closed pipe
 }
 
 static int last_token(const Session *s) { return s->recent[(s->pos - 1) % REPEAT_WINDOW]; }

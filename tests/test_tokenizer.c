@@ -50,7 +50,7 @@ static int naive_encode(const Tokenizer *t, const char *text, size_t len, int *i
     memcpy(spaced + 1, text, len);
     for (size_t at = 0, have; at < len + 1; at += have) {
         for (have = 1; at + have < len + 1 && have < 4 && (spaced[at + have] & 0xc0) == 0x80;) have++;
-        int id = find_piece(t, spaced + at, have);
+        int id = find_piece(t, spaced + at, have, TOKEN_ANY);
         if (id >= 0) ids[n++] = id;
         else for (size_t k = 0; k < have; k++) ids[n++] = (uint8_t)spaced[at + k] + 3;
     }
@@ -62,7 +62,7 @@ static int naive_encode(const Tokenizer *t, const char *text, size_t len, int *i
             if (a->kind == TOKEN_BYTE || b->kind == TOKEN_BYTE) continue;
             memcpy(joined, a->text, (size_t)a->len);
             memcpy(joined + a->len, b->text, (size_t)b->len);
-            int id = find_piece(t, joined, (size_t)(a->len + b->len));
+            int id = find_piece(t, joined, (size_t)(a->len + b->len), TOKEN_ANY);
             if (id < 0 || !(t->pieces[id].score > best)) continue;
             best = t->pieces[id].score, best_id = id, best_at = i;
         }
