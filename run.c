@@ -2183,9 +2183,9 @@ INLINE void rotate(const void *x, int half, const float *phases, float sign, siz
     const float *f = x;
     for (size_t m = 0; m < n; m += LANES) {
         size_t left = min_size(LANES, n - m);
-        vf a = half ? vload_half(h + m) : vload_up_to(f + m, left);
-        vf b = half ? vload_half(h + n + m) : vload_up_to(f + n + m, left);
-        vf c = vload_up_to(phases + m, left), s = vload_up_to(phases + n + m, left) * vset(sign);
+        vf a = half ? vload_half(h + m) : vload_part(f + m, left);
+        vf b = half ? vload_half(h + n + m) : vload_part(f + n + m, left);
+        vf c = vload_part(phases + m, left), s = vload_part(phases + n + m, left) * vset(sign);
         vstore_part(out + m, a * c - b * s, (int)left);
         vstore_part(out + n + m, a * s + b * c, (int)left);
     }
@@ -2206,9 +2206,9 @@ static void fade(float *q, const float *decay, float D, size_t pairs)
 {
     for (size_t m = 0; m < pairs; m += LANES) {
         size_t left = min_size(LANES, pairs - m);
-        vf amplitude = vexp(vload_up_to(decay + m, left) * vset(D));
-        vstore_part(q + m, vload_up_to(q + m, left) * amplitude, (int)left);
-        vstore_part(q + pairs + m, vload_up_to(q + pairs + m, left) * amplitude, (int)left);
+        vf amplitude = vexp(vload_part(decay + m, left) * vset(D));
+        vstore_part(q + m, vload_part(q + m, left) * amplitude, (int)left);
+        vstore_part(q + pairs + m, vload_part(q + pairs + m, left) * amplitude, (int)left);
     }
 }
 
