@@ -749,7 +749,7 @@ static void gemm_rows(size_t n, const float *a, size_t lda, const float *b, size
     }
 }
 
-// LANES halves as floats, and floats as halves, as float_to_half() does it.
+// LANES halves as floats, and floats as halves: as half_to_float() and float_to_half() do it.
 INLINE vf half_to_vf(vh h)
 {
 #if defined(MM)
@@ -2182,12 +2182,12 @@ INLINE void rotate(const void *x, int half, const float *phases, float sign, siz
     const uint16_t *h = x;
     const float *f = x;
     for (size_t m = 0; m < n; m += LANES) {
-        size_t left = min_size(LANES, n - m);
+        size_t left = n - m;
         vf a = half ? vload_half(h + m) : vload_part(f + m, left);
         vf b = half ? vload_half(h + n + m) : vload_part(f + n + m, left);
         vf c = vload_part(phases + m, left), s = vload_part(phases + n + m, left) * vset(sign);
-        vstore_part(out + m, a * c - b * s, (int)left);
-        vstore_part(out + n + m, a * s + b * c, (int)left);
+        vstore_part(out + m, a * c - b * s, left);
+        vstore_part(out + n + m, a * s + b * c, left);
     }
 }
 
@@ -2205,10 +2205,10 @@ static double xpos_decay(int head_dim, int m)
 static void fade(float *q, const float *decay, float D, size_t pairs)
 {
     for (size_t m = 0; m < pairs; m += LANES) {
-        size_t left = min_size(LANES, pairs - m);
+        size_t left = pairs - m;
         vf amplitude = vexp(vload_part(decay + m, left) * vset(D));
-        vstore_part(q + m, vload_part(q + m, left) * amplitude, (int)left);
-        vstore_part(q + pairs + m, vload_part(q + pairs + m, left) * amplitude, (int)left);
+        vstore_part(q + m, vload_part(q + m, left) * amplitude, left);
+        vstore_part(q + pairs + m, vload_part(q + pairs + m, left) * amplitude, left);
     }
 }
 
