@@ -560,14 +560,21 @@ INLINE void vstore_part(float *p, vf v, size_t n)
     else memcpy(p, &v, n * 4);
 }
 
-// Sum of the lanes, as a balanced tree: the one reduction used everywhere.
-INLINE float vsum(vf v)
+// Sums of the lanes of each four that follow each other at a distance of four.
+INLINE v4 sum_quarters(vf v)
 {
     v4 a[LANES / 4];
     memcpy(a, &v, sizeof v);
     for (int half = LANES / 8; half; half /= 2)
         for (int i = 0; i < half; i++) a[i] += a[i + half];
-    return (a[0][0] + a[0][2]) + (a[0][1] + a[0][3]);
+    return a[0];
+}
+
+// Sum of the lanes, as a balanced tree.
+INLINE float vsum(vf v)
+{
+    v4 a = sum_quarters(v);
+    return (a[0] + a[2]) + (a[1] + a[3]);
 }
 
 // Vectors consist of quarters of 16 bytes: LANES / 4 of them, whatever the name says. Four vectors
@@ -589,6 +596,10 @@ INLINE float vsum(vf v)
 INLINE vi zip_low(vi a, vi b) { return SHUFFLE(a, b, ZIPS(0)); } // a0 b0 a1 b1 in each quarter
 INLINE vi zip_high(vi a, vi b) { return SHUFFLE(a, b, ZIPS(2)); } // a2 b2 a3 b3
 INLINE vi add_zips(vi a, vi b) { return zip_low(a, b) + zip_high(a, b); }
+INLINE vf vadd_zips(vf a, vf b)
+{
+    return (vf)zip_low((vi)a, (vi)b) + (vf)zip_high((vi)a, (vi)b);
+}
 INLINE vf max_zips(vf v) { return vmax((vf)zip_low((vi)v, (vi)v), (vf)zip_high((vi)v, (vi)v)); }
 
 // The largest lane.
@@ -690,9 +701,12 @@ INLINE void tile_f32_n(int nt, const float *const w[TILE_ROWS], const float *x, 
         for (int t = 0; t < nt; t++)
             sum[r][t] = vmuladd(wk, vload_part(x + (size_t)t * cols + k, cols - k), sum[r][t]);
     }
-    for (size_t r = 0; r < TILE_ROWS; r++)
-        for (size_t t = 0; t < (size_t)nt; t++)
-            if (r < n_rows) out[t * stride + r] = vsum(sum[r][t]);
+    for (int t = 0; t < nt; t++) {
+        vf rows = vadd_zips(vadd_zips(sum[0][t], sum[2][t]), vadd_zips(sum[1][t], sum[3][t]));
+        v4 y = sum_quarters(rows);
+        if (n_rows == TILE_ROWS) memcpy(out + (size_t)t * stride, &y, sizeof y);
+        else memcpy(out + (size_t)t * stride, &y, n_rows * 4);
+    }
 }
 
 // The same for any number of tokens. rows: [n_rows <= TILE_ROWS] pointers.
