@@ -4558,11 +4558,12 @@ static void print_rope(const char *what, const RopeConfig *r)
 // which is the score of equal q and k at distance D, against that at D = 0.
 static void run_rope(Session *s)
 {
-    const Config *c = &s->state.config;
-    const RopeConfig *r = &c->rope;
+    const Config *c = &s->model.config;
+    RopeConfig *r = &s->model.config.rope;
     if (!is_rotary(c))
         die(EXIT_USAGE, "--mode rope", "the model does not rotate (its encoding is %s)",
             encodings[c->encoding].name);
+    rope_resolve(r, c->train_ctx, s->ctx);
     size_t pairs = c->head_dim / 2;
     double *before = xcalloc(pairs, 8), *after = xcalloc(pairs, 8), n = s->ctx;
     tsv_open("pair\twavelength\tscaled\tturns\tratio");
@@ -4684,12 +4685,11 @@ static void run_info(Session *s)
 static const struct {
     const char *name;
     void (*run)(Session *s);
-    enum { ENDLESS = 1, LENGTHS, NO_WEIGHTS, NO_STATE } kind;
-} modes[] = {
-    // ENDLESS where a window keeps memory constant; NO_STATE, whether or not it fits into memory
+    enum { ENDLESS = 1, LENGTHS, NO_STATE } kind;
+} modes[] = { // ENDLESS where a window keeps memory constant; NO_STATE: the model does not run
     {"generate", run_generate, ENDLESS}, {"chat", run_chat, ENDLESS},
     {"perplexity", run_perplexity, 0},   {"passkey", run_passkey, LENGTHS},
-    {"retrieval", run_retrieval, LENGTHS}, {"rope", run_rope, NO_WEIGHTS},
+    {"retrieval", run_retrieval, LENGTHS}, {"rope", run_rope, NO_STATE},
     {"bench", run_bench, 0},             {"info", run_info, NO_STATE},
 };
 static const char *const kv_types[] = {"f16", "f32"};
@@ -4981,7 +4981,7 @@ static void open_session(Session *s)
     set_rope(c);
     s->ctx = choose_context(c);
     if (kind != NO_STATE) pool_start(opt.threads ? opt.threads : processors());
-    size_t mapped = kind < NO_WEIGHTS && s->model.size < available_memory() ? s->model.size : 0;
+    size_t mapped = kind != NO_STATE && s->model.size < available_memory() ? s->model.size : 0;
     parallel_for(1 + ceil_div(mapped, PIECE), 1, load_parts, s);
     s->text = opt.file ? read_text(opt.file, &s->len) : opt.prompt;
     if (opt.prompt) s->len = strlen(opt.prompt);

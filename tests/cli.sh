@@ -389,6 +389,7 @@ works "passkey" "$m" -m passkey --lengths 64,96 --depths 2 --trials 1
 works "retrieval" "$m" -m retrieval --lengths 96 --depths 2 --trials 1
 works "rope" "$m" -m rope
 works "rope, yarn" "$m" -m rope --rope-scaling yarn -c 400
+works "rope, a context that fits no memory" "$m" -m rope -c 268435456
 works "info" "$m" -m info -c 600 --rope-scaling linear
 if grep -q '^memory .*-c 600' "$tmp/out"; then ok; else bad "info: $(cat "$tmp/out")"; fi
 for n in 16777217 268435455; do # by way of a float they were rounded
