@@ -580,13 +580,13 @@ INLINE float vsum(vf v)
 // Vectors consist of quarters of 16 bytes: LANES / 4 of them, whatever the name says. Four vectors
 // together hold 16 bytes of each row of a panel, rows i, i + 4, ... being the quarters of a[i]:
 // then only words within quarters remain to be moved, which is cheap on every processor.
-#define ZIP(q, i) 4 * q + i, LANES + 4 * q + i, 4 * q + i + 1, LANES + 4 * q + i + 1
+#define ZIP(at) (at), LANES + (at), (at) + 1, LANES + (at) + 1
 #if LANES == 16
-#define ZIPS(i) ZIP(0, i), ZIP(1, i), ZIP(2, i), ZIP(3, i)
+#define ZIPS(i) ZIP(i), ZIP(4 + (i)), ZIP(8 + (i)), ZIP(12 + (i))
 #elif LANES == 8
-#define ZIPS(i) ZIP(0, i), ZIP(1, i)
+#define ZIPS(i) ZIP(i), ZIP(4 + (i))
 #else
-#define ZIPS(i) ZIP(0, i)
+#define ZIPS(i) ZIP(i)
 #endif
 #if defined(__clang__)
 #define SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
@@ -3023,7 +3023,7 @@ static void attention(State *s)
     if (r->window) seen = min_size(seen, r->window + s->n);
     s->n_parts = s->n == 1 && !r->window ? ceil_div(seen, SEGMENT) : 1;
     size_t n = s->n_parts * s->plan->n_blocks * s->config.n_kv_heads;
-    size_t cost = 2 * s->config.dim * max_size(seen, TILE) * s->n / n; // multiplications an item
+    size_t cost = 1 + 2 * s->config.dim * max_size(seen, TILE) * s->n / n; // of an item, about
     parallel_for(n, ceil_div(MIN_BLOCK / 4, cost), attend_parts, s);
     parallel_for(rows, ceil_div(MIN_BLOCK / 4, s->config.head_dim), finish_rows, s);
     for (size_t at = 0; s->entropy_sum && at < rows; at++) {
