@@ -4417,7 +4417,7 @@ static int *encode_task(const Grid *g, const Task *t, size_t first, size_t n, si
     char *text;
     size_t len;
     FILE *out = open_memstream(&text, &len);
-    if (!out) die(EXIT_DATA, "memory", "cannot write a text (%s)", strerror(errno));
+    if (!out) die(EXIT_DATA, "memory", "cannot begin a text (%s)", strerror(errno));
     for (size_t i = 0, fact = 0; i <= n; i++) {
         for (; fact < (size_t)t->n_facts && t->at[fact] * n <= i; fact++)
             fprintf(out, "%s ", t->fact[fact]);
@@ -4425,7 +4425,7 @@ static int *encode_task(const Grid *g, const Task *t, size_t first, size_t n, si
     }
     fputs(t->question, out);
     if (!g->format) fprintf(out, " %s", t->lead);
-    fclose(out);
+    if (fclose(out)) die(EXIT_DATA, "memory", "cannot write a text (%s)", strerror(errno));
     int *ids;
     if (g->format) {
         ids = encode_turn(g->s, g->format, NULL, text, n_ids);

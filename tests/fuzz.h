@@ -121,7 +121,8 @@ static void run_model(const Model *m, uint64_t bits, int64_t ctx)
     Cache cache = {0};
     rope_resolve(&resolved.rope, c->train_ctx, ctx);
     cache_layout(&cache, &resolved, ctx, chunk, 1);
-    if (cache.bytes > 8 << 20 || cache.n_slots * (size_t)c->head_dim > 1 << 20) return;
+    size_t most = bits >> 20 & 15 ? 8 << 20 : 256 << 20;
+    if (cache.bytes > most || cache.n_slots * (size_t)c->head_dim > 1 << 20) return;
     state_init(&s, m, ctx, chunk, f32, exact);
     if (bits >> 6 & 1) measure_entropy(&s);
     float *logits = xcalloc(vocab, 4);
