@@ -771,7 +771,7 @@ INLINE vf half_to_vf(vh h)
 #elif defined(__aarch64__)
     return (vf)vcvt_f32_f16((float16x4_t)h);
 #else
-    vf v;
+    vf v = {0};
     for (int i = 0; i < LANES; i++) v[i] = half_to_float(h[i]);
     return v;
 #endif
@@ -785,7 +785,7 @@ INLINE vh vf_to_half(vf v)
 #elif defined(__aarch64__)
     return (vh)vcvt_f16_f32((float32x4_t)v);
 #else
-    vh h;
+    vh h = {0};
     for (int i = 0; i < LANES; i++) h[i] = float_to_half(v[i]);
     return h;
 #endif
