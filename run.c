@@ -4059,6 +4059,7 @@ static void run_generate(Session *s)
         die(EXIT_DATA, "prompt", "longer than the context (got %zu tokens, want %lld at most); "
             "use -c %zu, or --window", n, s->ctx, n + 256);
     reply(s, ids, n, 0);
+    free(ids);
     say_speed(s);
 }
 

@@ -514,27 +514,29 @@ static void place_encoding(Parts *p, const Shape *s)
     }
 }
 
+static float *at(float *base, size_t offset) { return base ? base + offset : NULL; }
+
 // Lists the parts of the network and points `w` into the array at base (which may be NULL, to
 // learn the size only).
 static void place_params(Params *w, Parts *parts, const Shape *s, float *base)
 {
     size_t dim = (size_t)s->dim, hidden = (size_t)s->hidden_dim, kv = kv_width(s);
     *parts = (Parts){.n = 0};
-    w->embedding = base + add_part(parts, (size_t)s->vocab_size, dim, KIND_EMBEDDING);
-    w->final_norm = base + add_part(parts, 1, dim, KIND_NORM);
+    w->embedding = at(base, add_part(parts, (size_t)s->vocab_size, dim, KIND_EMBEDDING));
+    w->final_norm = at(base, add_part(parts, 1, dim, KIND_NORM));
     for (int l = 0; l < s->n_layers; l++) {
         NetLayer *y = &w->layer[l];
-        y->att_norm = base + add_part(parts, 1, dim, KIND_NORM);
-        y->ffn_norm = base + add_part(parts, 1, dim, KIND_NORM);
-        y->wqkv = base + add_part(parts, dim, dim, KIND_MATRIX); // wq
-        add_part(parts, kv, dim, KIND_MATRIX);                   // wk
-        add_part(parts, kv, dim, KIND_MATRIX);                   // wv
-        y->wo = base + add_part(parts, dim, dim, KIND_MATRIX);
-        y->w13 = base + add_part(parts, hidden, dim, KIND_MATRIX); // w1
-        add_part(parts, hidden, dim, KIND_MATRIX);                 // w3
-        y->w2 = base + add_part(parts, dim, hidden, KIND_MATRIX);
+        y->att_norm = at(base, add_part(parts, 1, dim, KIND_NORM));
+        y->ffn_norm = at(base, add_part(parts, 1, dim, KIND_NORM));
+        y->wqkv = at(base, add_part(parts, dim, dim, KIND_MATRIX)); // wq
+        add_part(parts, kv, dim, KIND_MATRIX);                      // wk
+        add_part(parts, kv, dim, KIND_MATRIX);                      // wv
+        y->wo = at(base, add_part(parts, dim, dim, KIND_MATRIX));
+        y->w13 = at(base, add_part(parts, hidden, dim, KIND_MATRIX)); // w1
+        add_part(parts, hidden, dim, KIND_MATRIX);                    // w3
+        y->w2 = at(base, add_part(parts, dim, hidden, KIND_MATRIX));
     }
-    w->encoding = base + parts->size;
+    w->encoding = at(base, parts->size);
     place_encoding(parts, s);
 }
 

@@ -257,14 +257,14 @@ static uint8_t *find_bytes(uint8_t *file, size_t size, const char *s)
 }
 
 // The file with n bytes of v at `skip` bytes behind the name `key`: must be refused.
-static void check_refused(const char *key, size_t skip, uint64_t v, size_t n)
+static void check_refused(const char *key, ptrdiff_t skip, uint64_t v, size_t n)
 {
     size_t size;
     uint8_t *file = build_gguf(&models[0].spec, 1, &size);
     memcpy(find_bytes(file, size, key) + skip, &v, n);
     int before = n_failed;
     CHECK_INT(try_file(file, size), 1);
-    note_failures(before, "%s + %zu = %llu", key, skip, (unsigned long long)v);
+    note_failures(before, "%s + %td = %llu", key, skip, (unsigned long long)v);
     free(file);
 }
 
