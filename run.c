@@ -182,6 +182,7 @@ static const char *list_names(Names t)
     for (size_t i = 0; i < t.n; i++) strcat(strcat(list, i ? ", " : ""), row_name(t, i));
     return list;
 }
+#define LIST_NAMES(array) list_names((Names)NAMES(array))
 
 // Values on the command line are parsed whole: "12x", "", "nan" and what is out of range are
 // refused, never clamped.
@@ -2004,7 +2005,7 @@ static void gguf_rope(Gguf *g, RopeConfig *r)
     char type[32];
     key_word(g, ".rope.scaling.type", r->factor > 0 ? "linear" : "none", type);
     int k = FIND_NAME(types, type);
-    if (k < 0) REFUSE(g->m, "RoPE scaling (got %s, want none, linear, yarn or longrope)", type);
+    if (k < 0) REFUSE(g->m, "RoPE scaling (got %s, want one of %s)", type, LIST_NAMES(types));
     const float *freqs = take_factors(g, "rope_freqs.weight"); // Llama 3.1's, at any length
     r->method = freqs ? ROPE_LONGROPE : methods[k];
     if (freqs) r->factor = 1;
@@ -2100,7 +2101,7 @@ static void load_gguf(Model *m)
     gguf_skip(&g, round_up(g.at, align) - g.at, 1);
     key_word(&g, "general.architecture", "?", name);
     int arch = FIND_NAME(archs, name);
-    if (arch < 0) REFUSE(m, "architecture (got %s, want llama, qwen2, qwen3 or gemma3)", name);
+    if (arch < 0) REFUSE(m, "architecture (got %s, want one of %s)", name, LIST_NAMES(archs));
     m->arch = archs[arch].name;
     gguf_vocab(&g, &m->vocab);
     gguf_config(&g, &archs[arch]);
@@ -3774,8 +3775,8 @@ static void tokenizer_from_vocab(Tokenizer *t, const char *path, const Vocab *v)
     if (v->bpe) {
         int style = FIND_NAME(word_styles, v->pre);
         if (style < 0)
-            die(EXIT_DATA, path, "unknown cut into words (got %s, want gpt-2, smollm, llama-bpe, "
-                "qwen2 or default)", v->pre);
+            die(EXIT_DATA, path, "unknown cut into words (got %s, want one of %s)", v->pre,
+                LIST_NAMES(word_styles));
         t->words = &word_styles[style];
         read_unicode_runs();
         read_merges(t, v);

@@ -100,9 +100,13 @@ static FILE *open_input(void) { return fmemopen((void *)(uintptr_t)input, input_
         } \
     } while (0)
 
-static void *exact_copy(const uint8_t *data, size_t size) // so that reading past it is seen
+// No larger than it has to be, so that reading past it is seen; as many bytes as `fill` says follow
+// the data.
+static void *exact_copy(const uint8_t *data, size_t size, size_t fill)
 {
-    return memcpy(track(NULL, malloc(size ? size : 1)), data, size);
+    uint8_t *copy = track(NULL, malloc(size + fill ? size + fill : 1));
+    memset(copy + size, 0x3c, fill); // 0.01 in f32, 1.06 in f16
+    return memcpy(copy, data, size);
 }
 
 static const char some_text[] = "Hello <|im_start|> caf\xc3\xa9 \xff 123\n\n  x'll <0x41>";
@@ -170,15 +174,11 @@ static void check_text_ids(const Tokenizer *t, const char *text, size_t len, int
 static Model model;
 static Tokenizer tokenizer;
 
-// As many bytes as `fill` says follow the input.
 static void load_input(void (*load)(Model *), const uint8_t *data, size_t size, size_t fill)
 {
     memset(&model, 0, sizeof model);
     model.path = "fuzz";
-    uint8_t *file = track(NULL, malloc(size + fill ? size + fill : 1));
-    memcpy(file, data, size);
-    memset(file + size, 0x3c, fill); // 0.01 in f32, 1.06 in f16
-    model.map = file;
+    model.map = exact_copy(data, size, fill);
     model.size = size + fill;
     load(&model);
 }
@@ -354,7 +354,8 @@ static const struct {
     void (*use)(const uint8_t *data, size_t size);
 } targets[] = {
     {"checkpoint", use_checkpoint}, {"gguf", use_gguf}, {"keys", use_keys},
-    {"tokenizer", use_tokenizer}, {"text", use_text}, {"options", use_options}, {"factors", use_factors},
+    {"tokenizer", use_tokenizer}, {"text", use_text}, {"options", use_options},
+    {"factors", use_factors},
 };
 enum { N_TARGETS = sizeof targets / sizeof *targets };
 

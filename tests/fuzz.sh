@@ -50,8 +50,9 @@ for target; do
          /number_of_executed_units|inputs tried/ { n = $2 ~ /^[0-9]/ ? $2 : $1 }
          END { # the last line is the processor time of the fuzzer, 1m2.3s twice
              split($1 "m" $2, cpu, "m")
-             print t ": inputs " n ", processor seconds " int(60 * (cpu[1] + cpu[3]) + cpu[2] + cpu[4]) \
-                 ", edges " edges ", the last after " last " s"
+             seconds = int(60 * (cpu[1] + cpu[3]) + cpu[2] + cpu[4])
+             print t ": inputs " n ", processor seconds " seconds ", edges " edges \
+                 ", the last after " last " s"
          }' "$log"
 done
 exit $bad
