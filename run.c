@@ -11,20 +11,21 @@
 // so every published way of stretching a model's context can be tried, and compared, exactly.
 //
 // How to read this file: top to bottom; nothing is used before it is explained. To see how
-// position enters a Transformer, read section 8; how to go past the trained length, section 9;
-// the attention loop itself is attend_parts() in section 10; a whole layer is forward() in 11.
+// position enters a Transformer, read section 9; how to go past the trained length, section 10;
+// the attention loop itself is attend_parts() in section 11; a whole layer is forward() in 12.
 //
 // Notation. Arrays are row-major and shapes are written in brackets, [n][dim]; weights are always
 // [out][in]. Pair m of a head is the plane that RoPE turns at the angular speed theta_m (radians
 // per token); i is the query's position, j <= i the key's, both 0-based, in tokens; L is the
 // trained context; s is the factor by which it is stretched; n = i + 1 the current length.
 //
-//   1  Errors, memory, numbers        7  GGUF                           12  Tokenizer
-//   2  Tensor types                   8  Position I: the encodings      13  Sampler
-//   3  Kernels                        9  Position II: past the          14  Generate and chat
-//   4  Threads                           trained length                 15  Measure
-//   5  Linear algebra                10  KV cache and attention         16  Options and main
-//   6  Config, weights, checkpoint   11  Block and forward
+//   1  Errors, memory, numbers        7  Config, weights, checkpoint    13  Tokenizer
+//   2  Tensor types                   8  GGUF                           14  Sampler
+//   3  Vectors                        9  Position I: the encodings      15  Generate and chat
+//   4  Kernels                       10  Position II: past the          16  Measure
+//   5  Threads                           trained length                 17  Options and main
+//   6  Linear algebra                11  KV cache and attention
+//                                    12  Block and forward
 //
 // [RoPE]      Su et al. 2021, RoFormer, arXiv 2104.09864
 // [PI]        Chen et al. 2023, position interpolation, arXiv 2306.15595
@@ -286,8 +287,8 @@ static float half_to_float(uint16_t h)
 
 // Float to half, to nearest even; too large a value becomes the largest half, not infinity, since
 // an infinite value in the cache would poison (0 * inf) even queries that cannot see it. Infinity
-// itself becomes NaN, so that a model with such weights is found out.
-static uint16_t float_to_half(float f)
+// itself becomes NaN, so that a model with such weights is found out. F16C and NEON do without.
+__attribute__((unused)) static uint16_t float_to_half(float f)
 {
     uint32_t bits;
     memcpy(&bits, &f, 4);
@@ -457,19 +458,12 @@ static size_t tensor_bytes(const Tensor *t)
 }
 
 // ================================================================================================
-// 3  Kernels
+// 3  Vectors
 //
-// The few inner loops in which all the time goes. Three products are all a Transformer needs:
-//   tile_f32   dot products of float rows with float vectors
-//   tile_q8    the same for int8 rows and int8 vectors with a scale a group
-//   gemm_rows  small row-times-matrix products, for attention
-// Each output is summed in one fixed order, whether it is computed alone (one token) or in a tile
-// with its neighbours (a prompt), so a prompt cut in another way gives the same bits.
-//
-// Everything uses the compiler's vector extensions (gcc and clang turn them into SSE, AVX or NEON)
-// but for what these cannot say: there, MM(op) is x86's instruction op for vectors of LANES words.
-// The int8 product has a plain version, which says what is meant and equals the fast one bit for
-// bit.
+// The words in which everything that runs over many numbers is written: LANES floats or integers at
+// once, as the compiler's vector extensions have them (gcc and clang turn them into SSE, AVX or
+// NEON). What these cannot say has a plain form and, beside it, one in the machine's own
+// instructions: MM(op) is x86's instruction op for vectors of LANES words.
 
 #if defined(X86_V3) && defined(__AVX512VNNI__)
 #define LANES 16
@@ -487,15 +481,6 @@ typedef __m128i mi_half;
 #define LANES 4
 #endif
 
-enum { // so that sums fill the registers: 32 of 16 lanes, else 16
-    TILE_ROWS = 4,
-    TILE_TOKENS = LANES == 16 ? 6 : 3,
-    GEMM_TOKENS = 4,
-    GEMM_VECTORS = LANES == 16 ? 4 : 2,
-    Q8_TOKENS = LANES == 16 ? 8 : 4,
-    PANEL = LANES // rows of int8 weights, one a lane
-};
-
 typedef float vf __attribute__((vector_size(4 * LANES)));
 typedef int32_t vi __attribute__((vector_size(4 * LANES)));
 typedef uint32_t vu __attribute__((vector_size(4 * LANES)));
@@ -503,19 +488,6 @@ typedef int8_t vb __attribute__((vector_size(LANES)));
 typedef uint16_t vh __attribute__((vector_size(2 * LANES)));
 typedef float v4 __attribute__((vector_size(16)));
 typedef float vf_unaligned __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
-
-// Keeps a vector in its register: gcc would rather load it again for each use, but a tile's speed
-// is limited by its loads.
-#if defined(__x86_64__)
-#define KEEP(v) __asm__("" : "+v"(v))
-#else
-#define KEEP(v) (void)(v)
-#endif
-
-// Asks for the line that lies AHEAD bytes on, into the level-2 cache: rows of weights are short,
-// and the processor's own prefetching starts anew in each.
-enum { AHEAD = 16384 };
-INLINE void prefetch(const void *p) { __builtin_prefetch((const char *)p + AHEAD, 0, 2); }
 
 INLINE vf vload(const float *p) { return *(const vf_unaligned *)p; }
 INLINE void vstore(float *p, vf v) { *(vf_unaligned *)p = v; }
@@ -578,9 +550,8 @@ INLINE float vsum(vf v)
     return (a[0] + a[2]) + (a[1] + a[3]);
 }
 
-// Vectors consist of quarters of 16 bytes: LANES / 4 of them, whatever the name says. Four vectors
-// together hold 16 bytes of each row of a panel, rows i, i + 4, ... being the quarters of a[i]:
-// then only words within quarters remain to be moved, which is cheap on every processor.
+// Vectors consist of quarters of 16 bytes: LANES / 4 of them, whatever the name says. Moving words
+// within quarters is cheap on every processor.
 #define ZIP(at) (at), LANES + (at), (at) + 1, LANES + (at) + 1
 #if LANES == 16
 #define ZIPS(i) ZIP(i), ZIP(4 + (i)), ZIP(8 + (i)), ZIP(12 + (i))
@@ -612,45 +583,6 @@ INLINE float vmax_lane(vf v)
     return max;
 }
 
-INLINE vi load_quarters(const char *a, const char *b, const char *c, const char *d)
-{
-#if LANES == 16
-    __m256i low = _mm256_loadu2_m128i((const void *)b, (const void *)a);
-    __m256i high = _mm256_loadu2_m128i((const void *)d, (const void *)c);
-    return (vi)_mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1);
-#elif LANES == 8
-    (void)c, (void)d;
-    return (vi)_mm256_loadu2_m128i((const void *)b, (const void *)a);
-#else
-    vi v;
-    (void)b, (void)c, (void)d;
-    memcpy(&v, a, sizeof v);
-    return v;
-#endif
-}
-
-// 16 bytes each, from `at` on, of rows i, i + 4, ...
-INLINE vi load_rows(const char *const rows[PANEL], int i, size_t at)
-{
-    return load_quarters(rows[i] + at, rows[(i + 4) % PANEL] + at, rows[(i + 8) % PANEL] + at,
-                         rows[(i + 12) % PANEL] + at);
-}
-
-// The same 16 bytes of all rows: word r of a[k] is word k of row r.
-INLINE void transpose_rows(const char *const rows[PANEL], size_t at, vi a[4])
-{
-    vi even[2], odd[2];
-    for (int i = 0; i < 2; i++) {
-        vi low = load_rows(rows, i, at), high = load_rows(rows, i + 2, at);
-        even[i] = zip_low(low, high);
-        odd[i] = zip_high(low, high);
-    }
-    a[0] = zip_low(even[0], even[1]);
-    a[1] = zip_high(even[0], even[1]);
-    a[2] = zip_low(odd[0], odd[1]);
-    a[3] = zip_high(odd[0], odd[1]);
-}
-
 // e^x by lanes: x = n ln 2 + r with |r| <= ln 2 / 2, e^r by its Taylor polynomial of degree 7,
 // times 2^n made of its exponent. Relative error below 3e-7 for -87 <= x <= 88; 0 below (so a
 // score of minus a lot gets exactly no weight), e^88 above.
@@ -665,6 +597,93 @@ INLINE vf vexp(vf x)
     vf e = p * (vf)(((vu)shifted << 23) + 0x3f800000u); // the low bits of `shifted` are n
     return vselect(x < vset(-87), vset(0), e);
 }
+
+// ln x for x >= 1, by lanes: x = 2^n f, 1/sqrt 2 <= f < sqrt 2, and with t = (f - 1) / (f + 1)
+// ln f = 2 (t + t^3/3 + t^5/5 + ...). Error below 2e-7 of the result or of 1.
+INLINE vf vlog(vf x)
+{
+    vi n = ((vi)x - 0x3f3504f3) >> 23; // the bits of 1/sqrt 2
+    vf f = (vf)((vi)x - (n << 23)), t = (f - vset(1)) / (f + vset(1)), u = t * t;
+    vf p = vset(2.0f / 9) * u + vset(2.0f / 7);
+    p = (p * u + vset(2.0f / 5)) * u + vset(2.0f / 3);
+    return __builtin_convertvector(n, vf) * vset(0.69314718f) + t * (p * u + vset(2));
+}
+
+// LANES halves as floats, and floats as halves: as half_to_float() and float_to_half() do it.
+INLINE vf half_to_vf(vh h)
+{
+#if defined(MM)
+    return (vf)MM(cvtph_ps)((mi_half)h);
+#elif defined(__aarch64__)
+    return (vf)vcvt_f32_f16((float16x4_t)h);
+#else
+    vf v = {0};
+    for (int i = 0; i < LANES; i++) v[i] = half_to_float(h[i]);
+    return v;
+#endif
+}
+
+INLINE vh vf_to_half(vf v)
+{
+    v = vmax(vset(-65504), vmin(vset(65504), v)) + vset(0) * v; // infinity and NaN become NaN
+#if defined(MM)
+    return (vh)MM(cvtps_ph)((mf)v, _MM_FROUND_TO_NEAREST_INT);
+#elif defined(__aarch64__)
+    return (vh)vcvt_f16_f32((float32x4_t)v);
+#else
+    vh h = {0};
+    for (int i = 0; i < LANES; i++) h[i] = float_to_half(v[i]);
+    return h;
+#endif
+}
+
+INLINE vf vload_half(const uint16_t *h)
+{
+    vh v;
+    memcpy(&v, h, sizeof v);
+    return half_to_vf(v);
+}
+
+static void floats_to_halves(const float *f, uint16_t *h, size_t n)
+{
+    for (size_t i = 0; i < n; i += LANES) {
+        vh v = vf_to_half(vload_part(f + i, n - i));
+        memcpy(h + i, &v, min_size(LANES, n - i) * sizeof *h);
+    }
+}
+
+// ================================================================================================
+// 4  Kernels
+//
+// The few inner loops in which all the time goes. Three products are all a Transformer needs:
+//   tile_f32   dot products of float rows with float vectors
+//   tile_q8    the same for int8 rows and int8 vectors with a scale a group
+//   gemm_rows  small row-times-matrix products, for attention
+// Each output is summed in one fixed order, whether it is computed alone (one token) or in a tile
+// with its neighbours (a prompt), so a prompt cut in another way gives the same bits. The int8
+// product has a plain version, which says what is meant and equals the fast one bit for bit.
+
+enum { // so that sums fill the registers: 32 of 16 lanes, else 16
+    TILE_ROWS = 4,
+    TILE_TOKENS = LANES == 16 ? 6 : 3,
+    GEMM_TOKENS = 4,
+    GEMM_VECTORS = LANES == 16 ? 4 : 2,
+    Q8_TOKENS = LANES == 16 ? 8 : 4,
+    PANEL = LANES // rows of int8 weights, one a lane
+};
+
+// Keeps a vector in its register: gcc would rather load it again for each use, but a tile's speed
+// is limited by its loads.
+#if defined(__x86_64__)
+#define KEEP(v) __asm__("" : "+v"(v))
+#else
+#define KEEP(v) (void)(v)
+#endif
+
+// Asks for the line that lies AHEAD bytes on, into the level-2 cache: rows of weights are short,
+// and the processor's own prefetching starts anew in each.
+enum { AHEAD = 16384 };
+INLINE void prefetch(const void *p) { __builtin_prefetch((const char *)p + AHEAD, 0, 2); }
 
 // a[n] . b[n], lanes along n.
 static float dot(const float *a, const float *b, size_t n)
@@ -764,58 +783,6 @@ static void gemm_rows(size_t n, const float *a, size_t lda, const float *b, size
     }
 }
 
-// LANES halves as floats, and floats as halves: as half_to_float() and float_to_half() do it.
-INLINE vf half_to_vf(vh h)
-{
-#if defined(MM)
-    return (vf)MM(cvtph_ps)((mi_half)h);
-#elif defined(__aarch64__)
-    return (vf)vcvt_f32_f16((float16x4_t)h);
-#else
-    vf v = {0};
-    for (int i = 0; i < LANES; i++) v[i] = half_to_float(h[i]);
-    return v;
-#endif
-}
-
-INLINE vh vf_to_half(vf v)
-{
-    v = vmax(vset(-65504), vmin(vset(65504), v)) + vset(0) * v; // infinity and NaN become NaN
-#if defined(MM)
-    return (vh)MM(cvtps_ph)((mf)v, _MM_FROUND_TO_NEAREST_INT);
-#elif defined(__aarch64__)
-    return (vh)vcvt_f16_f32((float32x4_t)v);
-#else
-    vh h = {0};
-    for (int i = 0; i < LANES; i++) h[i] = float_to_half(v[i]);
-    return h;
-#endif
-}
-
-INLINE vf vload_half(const uint16_t *h)
-{
-    vh v;
-    memcpy(&v, h, sizeof v);
-    return half_to_vf(v);
-}
-
-static void halves_to_floats(const uint16_t *h, float *f, size_t n)
-{
-    size_t i = 0;
-    for (; i + LANES <= n; i += LANES) vstore(f + i, vload_half(h + i));
-    for (; i < n; i++) f[i] = half_to_float(h[i]);
-}
-
-static void floats_to_halves(const float *f, uint16_t *h, size_t n)
-{
-    size_t i = 0;
-    for (; i + LANES <= n; i += LANES) {
-        vh v = vf_to_half(vload(f + i));
-        memcpy(h + i, &v, sizeof v);
-    }
-    for (; i < n; i++) h[i] = float_to_half(f[i]);
-}
-
 // --- int8 ---------------------------------------------------------------------------------------
 // A vector of activations is rounded to int8 with one scale a group, the group being that of the
 // weights it will meet. The product of a row with it is then
@@ -865,6 +832,47 @@ typedef struct {
     size_t stride;              // bytes from a group to the next
     int nibbles, zero;
 } Panel;
+
+// 16 bytes from each pointer, as far as a vector has quarters.
+INLINE vi load_quarters(const char *a, const char *b, const char *c, const char *d)
+{
+#if LANES == 16
+    __m256i low = _mm256_loadu2_m128i((const void *)b, (const void *)a);
+    __m256i high = _mm256_loadu2_m128i((const void *)d, (const void *)c);
+    return (vi)_mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1);
+#elif LANES == 8
+    (void)c, (void)d;
+    return (vi)_mm256_loadu2_m128i((const void *)b, (const void *)a);
+#else
+    vi v;
+    (void)b, (void)c, (void)d;
+    memcpy(&v, a, sizeof v);
+    return v;
+#endif
+}
+
+// 16 bytes each, from `at` on, of rows i, i + 4, ...
+INLINE vi load_rows(const char *const rows[PANEL], int i, size_t at)
+{
+    return load_quarters(rows[i] + at, rows[(i + 4) % PANEL] + at, rows[(i + 8) % PANEL] + at,
+                         rows[(i + 12) % PANEL] + at);
+}
+
+// The same 16 bytes of all rows: word r of a[k] is word k of row r. Four vectors together hold
+// them, and once the quarters of each are rows i, i + 4, ... only words within quarters move.
+INLINE void transpose_rows(const char *const rows[PANEL], size_t at, vi a[4])
+{
+    vi even[2], odd[2];
+    for (int i = 0; i < 2; i++) {
+        vi low = load_rows(rows, i, at), high = load_rows(rows, i + 2, at);
+        even[i] = zip_low(low, high);
+        odd[i] = zip_high(low, high);
+    }
+    a[0] = zip_low(even[0], even[1]);
+    a[1] = zip_high(even[0], even[1]);
+    a[2] = zip_low(odd[0], odd[1]);
+    a[3] = zip_high(odd[0], odd[1]);
+}
 
 // sum + what group g adds: of d, the sums of products, and of x's group, its sum and scale.
 INLINE vf add_group(vf sum, const Panel *p, size_t g, vi d, int32_t minus_sum, float scale)
@@ -1034,7 +1042,7 @@ static void transpose_floats(const char *const rows[PANEL], size_t n, float *out
 }
 
 // ================================================================================================
-// 4  Threads
+// 5  Threads
 //
 // One pool for everything. parallel_for() cuts n items into blocks, and whoever is free takes the
 // next one: the caller works too, and a worker that sleeps or whose processor is busy elsewhere is
@@ -1158,7 +1166,7 @@ static void *scratch(size_t bytes)
 }
 
 // ================================================================================================
-// 5  Linear algebra
+// 6  Linear algebra
 //
 // Everything between the kernels and the layers: one matmul for one token and for many, RMSNorm
 // and the gated activation. All of them work on [n][dim] arrays, one row a token.
@@ -1344,7 +1352,7 @@ static double cross_entropy(const float *logits, size_t n, int target)
 }
 
 // ================================================================================================
-// 6  Config, weights, checkpoint
+// 7  Config, weights, checkpoint
 //
 // Every shape of the model once, and the three ways in which llama2.c's files lay it out. Nothing
 // in a file is trusted: each header field is held against its range, then the layout is walked
@@ -1377,7 +1385,7 @@ enum { ROPE_NONE, ROPE_LINEAR, ROPE_NTK, ROPE_DYNAMIC, ROPE_BY_PARTS, ROPE_YARN,
 typedef enum { DIST_FULL, DIST_SELF_EXTEND, DIST_REROPE, DIST_LEAKY } Distance;
 
 // How positions are computed: the checkpoint's values, overridden by the command line. 0 is
-// "unset" for every number here, none of which can really be 0. Section 9 says what they do.
+// "unset" for every number here, none of which can really be 0. Section 10 says what they do.
 typedef struct {
     int method;        // index into rope_methods
     double theta;      // the base
@@ -1439,7 +1447,7 @@ typedef struct {
     size_t n;
 } Values;
 
-// The tokenizer that came with the model, raw; section 12 makes use of it. tokens.n 0: none did.
+// The tokenizer that came with the model, raw; section 13 makes use of it. tokens.n 0: none did.
 typedef struct {
     Values tokens, merges; // strings
     Values scores, types;  // floats, int32: as many as tokens, or none
@@ -1768,7 +1776,7 @@ static void load_checkpoint(Model *m)
 }
 
 // ================================================================================================
-// 7  GGUF
+// 8  GGUF
 //
 // Another door to the same Config and Weights: nothing after this section knows which door was
 // used. A GGUF file is a list of typed keys, a list of tensor names with types, shapes and
@@ -2119,7 +2127,7 @@ static void model_load(Model *m, const char *path)
 }
 
 // ================================================================================================
-// 8  Position I: the encodings
+// 9  Position I: the encodings
 //
 // Attention by itself is blind to order: it weighs a set of keys by what they are, and any shuffle
 // of the set gives the same sum. Only the mask tells a decoder that some keys lie before others
@@ -2128,8 +2136,8 @@ static void model_load(Model *m, const char *path)
 //   1  added to the embedding, before the first layer: the absolute position p
 //   2  by rotating q and k: the score becomes a function of the distance D = i - j
 //   3  added to the score, after 1 / sqrt(head_dim): a function of D, with no part in q and k
-// The table `encodings` at the end of this section says which of them each encoding uses; another
-// encoding is one more function and one more row.
+// The table `encodings` at the end of this section says which encodings use places 1 and 3,
+// is_rotary() which use 2; another encoding is one more function and one more row.
 //
 // --- Place 2: rotation --------------------------------------------------------------------------
 //
@@ -2149,9 +2157,9 @@ enum { TILE = 64 };
 
 // Complex numbers are arrays [2][pairs] here: all real parts (cosines), then all imaginary parts.
 
-// The angles of one set of frequencies, under the near and the far map (section 9).
+// The angles of one set of frequencies, under the near and the far map (section 10).
 typedef struct {
-    int epoch;          // which frequencies these are (section 9)
+    int epoch;          // which frequencies these are (section 10)
     double *freq;       // [pairs], radians per token; NULL: none yet
     float *decay;       // [pairs], ln zeta_m / 512 a token: 0 but for xPos
     float *key[2];      // [2][pairs][TILE]: exp(i r step theta_m)
@@ -2229,7 +2237,7 @@ static void fade(float *q, const float *decay, float D, size_t pairs)
 
 // --- Place 1: added to the embedding ------------------------------------------------------------
 //
-// x[dim] += a vector for position p, which linear interpolation (section 9) makes a fraction.
+// x[dim] += a vector for position p, which linear interpolation (section 10) makes a fraction.
 
 // PE[2i] = sin(p / 10000^(2i/dim)), PE[2i+1] = cos of the same. [Sin] 3.5
 static void add_sinusoidal(const Config *c, double p, float *x)
@@ -2264,17 +2272,6 @@ typedef struct {
     int64_t i;             // its position
     const float *q;        // [2][pairs]; scaled as the score is
 } Query;
-
-// ln x for x >= 1, by lanes: x = 2^n f, 1/sqrt 2 <= f < sqrt 2, and with t = (f - 1) / (f + 1)
-// ln f = 2 (t + t^3/3 + t^5/5 + ...). Error below 2e-7 of the result or of 1.
-INLINE vf vlog(vf x)
-{
-    vi n = ((vi)x - 0x3f3504f3) >> 23; // the bits of 1/sqrt 2
-    vf f = (vf)((vi)x - (n << 23)), t = (f - vset(1)) / (f + vset(1)), u = t * t;
-    vf p = vset(2.0f / 9) * u + vset(2.0f / 7);
-    p = (p * u + vset(2.0f / 5)) * u + vset(2.0f / 3);
-    return __builtin_convertvector(n, vf) * vset(0.69314718f) + t * (p * u + vset(2));
-}
 
 // Slopes of n_heads = P, a power of two: 2^(-8 (h + 1) / P). Heads past such a P get every second
 // slope of 2P. [ALiBi] 3, and its reference code
@@ -2372,25 +2369,24 @@ static void bias_shaw(const Query *q, const float *D, float *score)
 static const struct {
     const char *name, *what;
     void (*add)(const Config *c, double p, float *x);           // place 1, or NULL
-    int rotates;                                                // place 2
     void (*bias)(const Query *q, const float *D, float *score); // place 3, or NULL
     float *(*prepare)(const Config *c); // what bias wants worked out once, or NULL
     int linear;                         // does --rope-scaling linear mean something?
 } encodings[N_ENCODINGS] = {
-    [ENC_ROPE] = {"rope", "q and k rotated", NULL, 1, NULL, NULL, 1},
-    [ENC_NOPE] = {"nope", "none at all", NULL, 0, NULL, NULL, 0},
-    [ENC_SINUSOIDAL] = {"sinusoidal", "sines added", add_sinusoidal, 0, NULL, NULL, 1},
-    [ENC_LEARNED] = {"learned", "a vector a position added", add_learned, 0, NULL, NULL, 1},
-    [ENC_ALIBI] = {"alibi", "score - slope D", NULL, 0, bias_alibi, alibi_slopes, 1},
-    [ENC_T5] = {"t5", "score + table[bucket of D]", NULL, 0, bias_t5, t5_edges, 1},
-    [ENC_XPOS] = {"xpos", "rotated, fast pairs fade with D", NULL, 1, NULL, NULL, 1},
-    [ENC_KERPLE] = {"kerple", "score - r1 ln(1 + r2 D)", NULL, 0, bias_kerple, NULL, 1},
-    [ENC_FIRE] = {"fire", "score + MLP(D as a share of i)", NULL, 0, bias_fire, NULL, 0},
-    [ENC_SHAW] = {"shaw", "score + q . r[min(D, K)]", NULL, 0, bias_shaw, shaw_rows, 0},
+    [ENC_ROPE] = {"rope", "q and k rotated", NULL, NULL, NULL, 1},
+    [ENC_NOPE] = {"nope", "none at all", NULL, NULL, NULL, 0},
+    [ENC_SINUSOIDAL] = {"sinusoidal", "sines added", add_sinusoidal, NULL, NULL, 1},
+    [ENC_LEARNED] = {"learned", "a vector a position added", add_learned, NULL, NULL, 1},
+    [ENC_ALIBI] = {"alibi", "score - slope D", NULL, bias_alibi, alibi_slopes, 1},
+    [ENC_T5] = {"t5", "score + table[bucket of D]", NULL, bias_t5, t5_edges, 1},
+    [ENC_XPOS] = {"xpos", "rotated, fast pairs fade with D", NULL, NULL, NULL, 1},
+    [ENC_KERPLE] = {"kerple", "score - r1 ln(1 + r2 D)", NULL, bias_kerple, NULL, 1},
+    [ENC_FIRE] = {"fire", "score + MLP(D as a share of i)", NULL, bias_fire, NULL, 0},
+    [ENC_SHAW] = {"shaw", "score + q . r[min(D, K)]", NULL, bias_shaw, shaw_rows, 0},
 };
 
 // ================================================================================================
-// 9  Position II: past the trained length
+// 10  Position II: past the trained length
 //
 // Past L tokens the slow pairs reach angles never seen in training, and the model fails at once.
 // A method can change three things: the frequencies, so that n tokens fit into the angles that L
@@ -2613,7 +2609,7 @@ static const float *key_table(const Angles *a, const RopeConfig *r, int map, siz
 }
 
 // ================================================================================================
-// 10  KV cache and attention
+// 11  KV cache and attention
 //
 // The cache holds keys as the projection gave them, not rotated: a method whose frequencies
 // change while the text grows must turn old keys anew, and engines that cache turned keys mix
@@ -2677,7 +2673,7 @@ typedef struct {
     float *att;          // [chunk][n_heads * head_dim]
     float *gate, *up;    // [chunk][hidden_dim]
     Quantized *act;      // room for activations in int8; NULL: exact
-    float *prepared;     // of the encoding (section 8)
+    float *prepared;     // of the encoding (section 9)
     double *entropy_sum; // [chunk]: attention's, over layers and heads; NULL: not measured
     int64_t pos;         // the chunk's first position, and
     size_t n;            // its tokens
@@ -2955,7 +2951,8 @@ static void attend_tile(const Work_area *w, int64_t t)
         softmax_step(score, w->o + row * w->v_dim, w->sums + row, w->v_dim, !!s->entropy_sum);
     }
     const void *v = tile_at(s, w->head, t) + c->k_bytes;
-    if (c->elem == 2) halves_to_floats(v, w->tile, TILE * w->v_dim);
+    for (size_t k = 0; c->elem == 2 && k < TILE * w->v_dim; k += LANES)
+        vstore(w->tile + k, vload_half((const uint16_t *)v + k));
     gemm_rows(w->rows, w->score[0], TILE, c->elem == 2 ? w->tile : v, TILE, w->v_dim, w->o);
 }
 
@@ -3078,7 +3075,7 @@ static void plan_positions(const State *s, Plan *p)
 }
 
 // ================================================================================================
-// 11  Block and forward
+// 12  Block and forward
 //
 // The whole model is the list of steps in forward(): a chunk of a prompt and a single token take
 // the same path. Logits are computed only for the tokens that need them, by classify().
@@ -3229,7 +3226,7 @@ static void classify(State *s, size_t first, size_t count, float *logits)
 }
 
 // ================================================================================================
-// 12  Tokenizer
+// 13  Tokenizer
 //
 // Text becomes small symbols, and then the neighbours that come first in the vocabulary's order
 // are merged, the leftmost first among equals, until none can be. There are two kinds:
@@ -3793,7 +3790,7 @@ static void tokenizer_load(Tokenizer *t, const char *path, int vocab_size)
 }
 
 // ================================================================================================
-// 13  Sampler
+// 14  Sampler
 //
 // From logits to the next token: a penalty on recent tokens, then temperature, top-k, min-p and
 // top-p, each of which drops candidates, then one draw from what is left. The same seed gives the
@@ -3887,12 +3884,12 @@ static int sample(Sampler *s, float *logits, size_t n, const int *recent, int n_
 }
 
 // ================================================================================================
-// 14  Generate and chat
+// 15  Generate and chat
 //
 // A Session is a loaded model with its tokenizer and what it has read. Text goes to stdout and
 // nothing else does; what a person may want to know about the run goes to stderr.
 
-// What the command line says; section 16 has a row for each option.
+// What the command line says; section 17 has a row for each option.
 static struct {
     const char *checkpoint, *tokenizer, *prompt, *file, *system, *lengths, *tsv;
     const char *long_factors, *short_factors, *self_extend, *leaky;
@@ -4147,7 +4144,7 @@ static void run_chat(Session *s)
 }
 
 // ================================================================================================
-// 15  Measure
+// 16  Measure
 //
 // Instruments for text longer than the trained context. Perplexity by position shows where a
 // method breaks; passkey shows whether a far fact can be fetched at all; retrieval asks for one
@@ -4679,7 +4676,7 @@ static void run_info(Session *s)
 }
 
 // ================================================================================================
-// 16  Options and main
+// 17  Options and main
 //
 // One table says what every option is called, where its value goes and what it may be; the
 // parser, the range checks and the help text all come from it.

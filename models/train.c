@@ -489,7 +489,7 @@ static size_t n_positions(const Shape *s)
     return (size_t)s->train_ctx * (s->spread ? s->spread : 1);
 }
 
-// What the encoding learns, in the order of run.c's section 6. Numbers that must be positive are
+// What the encoding learns, in the order of run.c's section 7. Numbers that must be positive are
 // kept as logarithms: of kerple's r1 and r2, of fire's c / 0.1 and T / (train_ctx / 4).
 static void place_encoding(Parts *p, const Shape *s)
 {
@@ -742,7 +742,7 @@ static void loss_task(void *arg, size_t begin, size_t end)
 // ================================================================================================
 // 5  Positions
 //
-// The three places of run.c's section 8, forward and backward. Biases come from run.c's own
+// The three places of run.c's section 9, forward and backward. Biases come from run.c's own
 // functions, called with the numbers of the moment as if a file had held them. They depend on the
 // head, the query and the key but not on the text, so they are worked out once a pass, and their
 // derivatives are gathered over all layers and sequences before they reach the parameters.
@@ -1043,7 +1043,7 @@ static void places_alloc(Places *e, const Shape *s, size_t sequences, size_t tab
     e->position = xcalloc(T * sequences, sizeof *e->position);
     plain_positions(e, T * sequences);
     if (kind == ENC_SINUSOIDAL) e->added = sinusoidal_rows(&e->config, n_positions(s));
-    if (encodings[kind].rotates) e->rotation = rotation_table(s);
+    if (is_rotary(&e->config)) e->rotation = rotation_table(s);
     if (kind == ENC_SHAW) e->d_shaw = floats(sequences * (size_t)s->n_kv_heads, table_size);
     else if (encodings[kind].bias) e->bias = floats(heads * T, e->pitch);
     if (kind != ENC_SHAW && encodings[kind].prepare)
@@ -1894,7 +1894,7 @@ static void fill_batch(Text *x, Net *n, size_t R)
 // 11  Files
 //
 // Two kinds: the state, from which training continues exactly, and the checkpoint that run.c
-// reads, whose layout its section 6 describes. Both are written beside their place and renamed, so
+// reads, whose layout its section 7 describes. Both are written beside their place and renamed, so
 // that a reader never sees half a file.
 
 typedef struct {

@@ -1,4 +1,4 @@
-// test_attention.c: the whole model, sections 6 to 11 of run.c: the loader's view of every version,
+// test_attention.c: the whole model, sections 7 to 12 of run.c: the loader's view of every version,
 // attention against its definition in double, and the promise that the bits depend neither on how
 // a prompt is cut nor on the number of threads.
 #define TESTING

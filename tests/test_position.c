@@ -1,4 +1,4 @@
-// test_position.c: how position enters, sections 8 and 9 of run.c: frequencies, attention factors,
+// test_position.c: how position enters, sections 9 and 10 of run.c: frequencies, attention factors,
 // distances, rotation.
 #define TESTING
 #include "../run.c"
