@@ -680,6 +680,10 @@ enum { // so that sums fill the registers: 32 of 16 lanes, else 16
 #define KEEP(v) (void)(v)
 #endif
 
+// Makes a pointer be computed here: compilers would rather have one for each row of a panel, and
+// run out of registers.
+#define HERE(p) __asm__("" : "+r"(p))
+
 // Asks for the line that lies AHEAD bytes on, into the level-2 cache: rows of weights are short,
 // and the processor's own prefetching starts anew in each.
 enum { AHEAD = 16384 };
@@ -729,12 +733,12 @@ INLINE void tile_f32_n(int nt, const float *const w[TILE_ROWS], const float *x, 
     }
 }
 
-// The same for any number of tokens. rows: [n_rows <= TILE_ROWS] pointers.
-static void tile_f32(const float *const *rows, size_t n_rows, const float *x, size_t n,
+// The same for any number of tokens. rows: [n_rows <= TILE_ROWS][cols].
+static void tile_f32(const float *rows, size_t n_rows, const float *x, size_t n,
                      size_t cols, float *out, size_t stride)
 {
     const float *w[TILE_ROWS];
-    for (size_t r = 0; r < TILE_ROWS; r++) w[r] = rows[r < n_rows ? r : 0];
+    for (size_t r = 0; r < TILE_ROWS; r++) w[r] = rows + (r < n_rows ? r : 0) * cols;
     size_t t = 0;
     for (; t + TILE_TOKENS <= n; t += TILE_TOKENS)
         tile_f32_n(TILE_TOKENS, w, x + t * cols, cols, out + t * stride, stride, n_rows);
@@ -827,7 +831,8 @@ static void quantize_row(const float *x, size_t t, Quantized *a)
 // between the groups, and may be nibbles: the lower ones of 16 bytes are values 0..15, the upper
 // ones 16..31, and `zero` is the nibble that means 0.
 typedef struct {
-    const char *rows[PANEL];    // [cols] codes each
+    const char *codes;          // [cols] of row 0, and
+    size_t pitch;               // bytes to the next row's
     const float *scales, *mins; // [n_groups][PANEL]
     size_t stride;              // bytes from a group to the next
     int nibbles, zero;
@@ -851,20 +856,21 @@ INLINE vi load_quarters(const char *a, const char *b, const char *c, const char 
 #endif
 }
 
-// 16 bytes each, from `at` on, of rows i, i + 4, ...
-INLINE vi load_rows(const char *const rows[PANEL], int i, size_t at)
+// 16 bytes each of rows i, i + 4, ...; row 0's are at `at`.
+INLINE vi load_rows(const char *at, size_t pitch, int i)
 {
-    return load_quarters(rows[i] + at, rows[(i + 4) % PANEL] + at, rows[(i + 8) % PANEL] + at,
-                         rows[(i + 12) % PANEL] + at);
+    at += (size_t)i * pitch;
+    HERE(at);
+    return load_quarters(at, at + 4 * pitch, at + 8 * pitch, at + 12 * pitch);
 }
 
 // The same 16 bytes of all rows: word r of a[k] is word k of row r. Four vectors together hold
 // them, and once the quarters of each are rows i, i + 4, ... only words within quarters move.
-INLINE void transpose_rows(const char *const rows[PANEL], size_t at, vi a[4])
+INLINE void transpose_rows(const char *at, size_t pitch, vi a[4])
 {
     vi even[2], odd[2];
     for (int i = 0; i < 2; i++) {
-        vi low = load_rows(rows, i, at), high = load_rows(rows, i + 2, at);
+        vi low = load_rows(at, pitch, i), high = load_rows(at, pitch, i + 2);
         even[i] = zip_low(low, high);
         odd[i] = zip_high(low, high);
     }
@@ -893,7 +899,7 @@ static void tile_q8_plain(const Panel *p, const Quantized *x, size_t n, float *o
             size_t at = t * x->n_groups + g;
             vi d = {0};
             for (size_t r = 0; r < n_rows; r++) {
-                const int8_t *w = (const int8_t *)p->rows[r] + g * x->group;
+                const int8_t *w = (const int8_t *)p->codes + r * p->pitch + g * x->group;
                 int32_t dot = 0;
                 for (size_t k = 0; k < x->group; k++) dot += w[k] * q[k];
                 d[r] = dot;
@@ -933,9 +939,9 @@ INLINE vi dot_words(vi sum, vi w, vi x)
 INLINE int32_t code_zero(const Panel *p) { return p->nibbles ? p->zero : FLIP ? 128 : 0; }
 
 // Asks for group g of the panel two panels on.
-INLINE void prefetch_panel(const Panel *p, const Quantized *x, size_t g)
+INLINE void prefetch_panel(const Panel *p, size_t g)
 {
-    const char *next = p->rows[0] + (2 * x->n_groups + g) * PANEL * p->stride;
+    const char *next = p->codes + 2 * PANEL * p->pitch + g * PANEL * p->stride;
     for (size_t i = 0; i < PANEL * p->stride; i += 64) __builtin_prefetch(next + i, 0, 2);
 }
 
@@ -951,7 +957,7 @@ INLINE void tile_q8_n(size_t nt, const vi *words, const Panel *p, const Quantize
         const float *scale = x->scale + t * n_groups + g;
         const int32_t *minus_sum = x->minus_sum + t * n_groups + g;
         vi d[Q8_TOKENS];
-        if (!t) prefetch_panel(p, x, g);
+        if (!t) prefetch_panel(p, g);
         for (size_t i = 0; i < nt; i++) d[i] = minus_sum[i * n_groups] * code_zero(p) - (vi){0};
         for (size_t k = 0; k < quads; k++)
             for (size_t i = 0; i < nt; i++) {
@@ -973,7 +979,8 @@ __attribute__((noinline)) static void pack_words(const Panel *p, const Quantized
     size_t step = p->nibbles ? 32 : 16, cols = x->n_groups * x->group;
     for (size_t k = 0; k < cols; k += step, words += step / 4) {
         vi a[4];
-        transpose_rows(p->rows, p->stride == x->group ? k : k / 32 * p->stride + k % 32, a);
+        transpose_rows(p->codes + (p->stride == x->group ? k : k / 32 * p->stride + k % 32),
+                       p->pitch, a);
         for (int i = 0; i < 4; i++) {
             words[i] = p->nibbles ? a[i] & 0x0f0f0f0f : a[i] ^ FLIP;
             if (p->nibbles) words[i + 4] = a[i] >> 4 & 0x0f0f0f0f;
@@ -989,7 +996,7 @@ INLINE vi dot_group(const Panel *p, size_t g, const int8_t *x, size_t group, int
     for (int i = 0; i < 4; i++)
         for (size_t k = 0; k < group; k += 16) {
             const char *at = (const char *)x + k;
-            vi w = load_rows(p->rows, i, g * p->stride + (nibbles ? 0 : k));
+            vi w = load_rows(p->codes + g * p->stride + (nibbles ? 0 : k), p->pitch, i);
             w = nibbles ? (k ? w >> 4 : w) & 0x0f0f0f0f : w ^ FLIP;
             sum[i] = dot_words(sum[i], w, load_quarters(at, at, at, at));
         }
@@ -1003,7 +1010,7 @@ INLINE void tile_q8_one(const Panel *p, const Quantized *x, size_t group, int ni
     vf sum = {0};
     for (size_t g = 0; g < x->n_groups; g++) {
         int32_t minus_sum = x->minus_sum[g];
-        prefetch_panel(p, x, g);
+        prefetch_panel(p, g);
         vi d = dot_group(p, g, x->q + g * group, group, nibbles) + minus_sum * code_zero(p);
         sum = add_group(sum, p, g, d, minus_sum, x->scale[g]);
     }
@@ -1028,17 +1035,16 @@ static void tile_q8(const Panel *p, const Quantized *x, size_t n, float *out, si
     }
 }
 
-// out[i][r] = float i of row r, i < n; the last four may be a part of the four before.
-static void transpose_floats(const char *const rows[PANEL], size_t n, float *out)
+// out[i][r] = rows[r][i]; the last four of a row may be a part of the four before. rows: [PANEL][n].
+static void transpose_floats(const float *rows, size_t n, float *out)
 {
     for (size_t i = 0; n >= 4 && i < n; i += 4) {
         size_t at = min_size(i, n - 4);
         vi a[4];
-        transpose_rows(rows, at * 4, a);
+        transpose_rows((const char *)(rows + at), n * sizeof *rows, a);
         memcpy(out + at * PANEL, a, sizeof a);
     }
-    for (size_t i = 0; n < 4 && i < n; i++)
-        for (size_t r = 0; r < PANEL; r++) memcpy(&out[i * PANEL + r], rows[r] + i * 4, 4);
+    for (size_t i = 0; n < 4 && i < n * PANEL; i++) out[i] = rows[i % PANEL * n + i / PANEL];
 }
 
 // ================================================================================================
@@ -1191,58 +1197,69 @@ static size_t int8_group(const Tensor *w)
     return w->group && w->cols % w->group == 0 ? w->group : 0;
 }
 
-// Takes the blocks of one row apart into q[cols], scale[n_groups][PANEL] and, for types that have
-// them, min[n_groups][PANEL].
+// Takes a row apart into q[cols], scale[n_groups][PANEL] and, for types that have them,
+// min[n_groups][PANEL].
 static void decode_row(const Tensor *w, size_t row, int8_t *q, float *scale, float *min)
 {
     size_t bytes = w->type->bytes, block = w->type->block, step = block / w->group * PANEL;
     const uint8_t *b = w->data + row * (w->cols / block) * bytes;
-    for (size_t k = 0; k < w->cols; k += block, b += bytes, scale += step, min += step) {
+    for (size_t g = 0; w->scales && g < w->cols / w->group; g++)
+        scale[g * PANEL] = w->scales[row * (w->cols / w->group) + g];
+    if (w->scales) memcpy(q, b, w->cols);
+    for (size_t k = 0; !w->scales && k < w->cols; k += block, b += bytes) {
         for (size_t i = 0; i < bytes; i += 64) prefetch(b + i);
         w->type->decode(w->type, b, q + k, scale, min, PANEL);
+        scale += step;
+        min += step;
     }
 }
 
-// scales[g][r] and mins[g][r], if there are any, from the halves at rows[r] + g * stride, g < n.
-static void gather_scales(const char *const rows[PANEL], size_t stride, size_t n, float *scales,
-                          float *mins)
+// scales[g][r] and mins[g][r], if there are any, from the halves at rows + r * pitch + g * stride,
+// g < n: first the words that they are in, then in place.
+static void gather_scales(const uint8_t *rows, size_t pitch, size_t stride, size_t n,
+                          float *scales, float *mins)
 {
-    for (size_t g = 0; g < n; g++) {
-        vi a[4];
-        transpose_rows(rows, g * stride, a); // word 0 is both halves
-        vh low = __builtin_convertvector(a[0], vh), high = __builtin_convertvector(a[0] >> 16, vh);
-        vstore(scales + g * PANEL, half_to_vf(low));
-        if (mins) vstore(mins + g * PANEL, -half_to_vf(high));
+    for (size_t g = 0; g < n; g++)
+        for (size_t r = 0; r < PANEL; r++)
+            memcpy(scales + g * PANEL + r, rows + r * pitch + g * stride, 4);
+    for (size_t at = 0; at < n * PANEL; at += LANES) {
+        vi words = (vi)vload(scales + at);
+        vstore(scales + at, half_to_vf(__builtin_convertvector(words, vh)));
+        if (mins) vstore(mins + at, -half_to_vf(__builtin_convertvector(words >> 16, vh)));
     }
 }
 
-// Rows [r0, r0 + n_rows) of one product in int8; n_rows <= PANEL. Codes are used where they lie if
-// they are planar or in blocks that need no taking apart: a scale, a minimum, and bytes or nibbles.
+// Rows [r0, r0 + n_rows) of one product in int8; n_rows <= PANEL. The rows of a full panel are used
+// where they lie if they are planar or in blocks of a scale, a minimum, and bytes or nibbles.
 static void product_q8(const Matmul *m, const Product *p, size_t r0, size_t n_rows)
 {
     const Tensor *w = p->w;
     const TensorType *type = w->type;
-    size_t n_groups = w->cols / w->group, n = PANEL * n_groups, bytes = type->bytes;
-    size_t row_bytes = w->cols / type->block * bytes;
-    int in_place = type->in_place && HAVE_DOT;
-    vi *words = scratch(2 * PANEL * w->cols + 2 * n * 4);
-    float *scales = (float *)(words + w->cols / 4), *mins = scales + n;
-    char *apart = (char *)(mins + n);
-    const char *rows[PANEL]; // of scales or of blocks
-    Panel panel = {.scales = scales, .mins = type->has_min ? mins : NULL,
-                   .stride = in_place ? bytes : w->group, .nibbles = in_place && bytes < w->group,
-                   .zero = type->has_min ? 0 : 8};
-    for (size_t r = 0; r < PANEL; r++) {
-        size_t row = r0 + (r < n_rows ? r : 0);
-        const char *data = (const char *)w->data + row * row_bytes;
-        rows[r] = w->scales ? (const char *)(w->scales + row * n_groups) : data;
-        if (w->scales) __builtin_prefetch(rows[r] + 2 * n * 4, 0, 2);
-        else if (in_place) data += bytes - w->group / (panel.nibbles ? 2 : 1);
-        else decode_row(w, row, (int8_t *)(data = apart + r * w->cols), scales + r, mins + r);
-        panel.rows[r] = data;
+    size_t n_groups = w->cols / w->group, n = PANEL * n_groups, cols = w->cols;
+    size_t row_bytes = cols / type->block * type->bytes, head = type->has_min ? 4 : 2;
+    int apart = n_rows < PANEL || !(w->scales || (type->in_place && HAVE_DOT));
+    vi *words = scratch(2 * PANEL * cols + 2 * n * 4);
+    float *scales = (float *)(words + cols / 4), *mins = scales + n;
+    const uint8_t *rows = w->data + r0 * row_bytes;
+    Panel panel = {.codes = (const char *)rows, .pitch = row_bytes, .stride = w->group,
+                   .scales = scales, .mins = type->has_min ? mins : NULL};
+    if (apart) {
+        int8_t *q = (int8_t *)(mins + n);
+        for (size_t r = 0; r < PANEL; r++)
+            decode_row(w, r0 + (r < n_rows ? r : 0), q + r * cols, scales + r, mins + r);
+        panel.codes = (const char *)q;
+        panel.pitch = cols;
+    } else if (w->scales) {
+        const float *from = w->scales + r0 * n_groups;
+        for (size_t i = 0; i < n; i += 16) __builtin_prefetch(from + 2 * n + i, 0, 2);
+        transpose_floats(from, n_groups, scales);
+    } else {
+        panel.codes += head;
+        panel.stride = type->bytes;
+        panel.nibbles = type->bytes - head < w->group;
+        panel.zero = type->has_min ? 0 : 8;
+        gather_scales(rows, row_bytes, type->bytes, n_groups, scales, type->has_min ? mins : NULL);
     }
-    if (w->scales) transpose_floats(rows, n_groups, scales);
-    if (in_place) gather_scales(rows, bytes, n_groups, scales, type->has_min ? mins : NULL);
     tile_q8(&panel, m->act, m->n, p->out + r0, w->rows, n_rows, words);
 }
 
@@ -1250,14 +1267,13 @@ static void product_q8(const Matmul *m, const Product *p, size_t r0, size_t n_ro
 static void product_f32(const Matmul *m, const Product *p, size_t r0, size_t n_rows)
 {
     const Tensor *w = p->w;
-    const float *rows[PANEL];
-    float *unpacked = w->type == &tensor_types[T_F32] ? NULL : scratch(PANEL * w->cols * 4);
-    for (size_t r = 0; r < n_rows; r++) {
-        rows[r] = unpacked ? unpacked + r * w->cols : (const float *)w->data + (r0 + r) * w->cols;
-        if (unpacked) w->type->unpack(w, r0 + r, unpacked + r * w->cols);
-    }
+    size_t cols = w->cols;
+    float *unpacked = w->type == &tensor_types[T_F32] ? NULL : scratch(PANEL * cols * 4);
+    const float *rows = unpacked ? unpacked : (const float *)w->data + r0 * cols;
+    for (size_t r = 0; unpacked && r < n_rows; r++)
+        w->type->unpack(w, r0 + r, unpacked + r * cols);
     for (size_t r = 0; r < n_rows; r += TILE_ROWS)
-        tile_f32(rows + r, min_size(n_rows - r, TILE_ROWS), m->x, m->n, w->cols,
+        tile_f32(rows + r * cols, min_size(n_rows - r, TILE_ROWS), m->x, m->n, cols,
                  p->out + r0 + r, w->rows);
 }
 

@@ -139,15 +139,13 @@ static void test_tile_f32(void)
         for (int n_rows = 1; n_rows <= TILE_ROWS; n_rows++) {
             size_t cols = sizes[c];
             float *w = random_floats(TILE_ROWS * cols), *x = random_floats(MOST * cols);
-            const float *rows[TILE_ROWS];
-            for (int r = 0; r < n_rows; r++) rows[r] = w + (size_t)r * cols;
             int bad = 0, bad_bits = 0, before = n_failed;
             memset(out, 0, sizeof out);
-            tile_f32(rows, (size_t)n_rows, x, MOST, cols, out[0], 7);
+            tile_f32(w, (size_t)n_rows, x, MOST, cols, out[0], 7);
             for (size_t t = 0; t < MOST; t++) {
-                tile_f32(rows, (size_t)n_rows, x + t * cols, 1, cols, alone, 7);
+                tile_f32(w, (size_t)n_rows, x + t * cols, 1, cols, alone, 7);
                 for (int r = 0; r < n_rows; r++) {
-                    double size, want = naive_dot(rows[r], x + t * cols, cols, &size);
+                    double size, want = naive_dot(w + (size_t)r * cols, x + t * cols, cols, &size);
                     bad += !(fabs(out[t][r] - want) <= 1e-6 * size);
                     bad_bits += memcmp(&out[t][r], &alone[r], 4) != 0;
                 }
@@ -237,9 +235,9 @@ static void check_tile_q8(size_t n, size_t cols, size_t group, int n_rows, int h
     float *act = random_floats(n * cols), *scales = random_floats(cols / group * PANEL);
     float *mins = random_floats(cols / group * PANEL);
     int8_t *w = xcalloc(PANEL * cols, 1);
-    Panel panel = {.scales = scales, .mins = has_min ? mins : NULL, .stride = group};
+    Panel panel = {.codes = (char *)w, .pitch = cols, .scales = scales,
+                   .mins = has_min ? mins : NULL, .stride = group};
     for (size_t i = 0; i < PANEL * cols; i++) w[i] = (int8_t)(random_bits() >> 24); // -128 too
-    for (int r = 0; r < PANEL; r++) panel.rows[r] = (char *)w + (size_t)(r < n_rows ? r : 0) * cols;
     for (size_t t = 0; t < n; t++) quantize_row(act + t * cols, t, &x);
     float *fast = xcalloc(n * STRIDE, 4), *plain = xcalloc(n * STRIDE, 4);
     void *room = xcalloc(PANEL * cols, 1);
@@ -252,7 +250,7 @@ static void check_tile_q8(size_t n, size_t cols, size_t group, int n_rows, int h
             double want = 0, size = 0;
             for (size_t k = 0; k < cols; k++) {
                 size_t lane = k / group * PANEL + (size_t)r;
-                double weight = (double)(int8_t)panel.rows[r][k] * scales[lane];
+                double weight = (double)w[(size_t)r * cols + k] * scales[lane];
                 if (has_min) weight -= mins[lane];
                 double p = weight * x.q[t * cols + k] * x.scale[t * x.n_groups + k / group];
                 want += p, size += fabs(p);
@@ -325,10 +323,8 @@ static void test_transpose_floats(void)
 {
     float *a = random_floats(PANEL * 50), *out = xcalloc(PANEL * 50, 4);
     for (size_t n = 1; n <= 50; n++) {
-        const char *rows[PANEL];
         int bad = 0;
-        for (int r = 0; r < PANEL; r++) rows[r] = (char *)(a + (size_t)r * n);
-        transpose_floats(rows, n, out);
+        transpose_floats(a, n, out);
         for (size_t i = 0; i < n; i++)
             for (int r = 0; r < PANEL; r++)
                 bad += out[i * PANEL + (size_t)r] != a[(size_t)r * n + i];
