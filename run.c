@@ -20,8 +20,8 @@
 // trained context; s is the factor by which it is stretched; n = i + 1 the current length.
 //
 //   1  Errors, memory, numbers        7  Config, weights, checkpoint    13  Tokenizer
-//   2  Tensor types                   8  GGUF                           14  Sampler
-//   3  Vectors                        9  Position I: the encodings      15  Generate and chat
+//   2  Vectors                        8  GGUF                           14  Sampler
+//   3  Tensor types                   9  Position I: the encodings      15  Generate and chat
 //   4  Kernels                       10  Position II: past the          16  Measure
 //   5  Threads                           trained length                 17  Options and main
 //   6  Linear algebra                11  KV cache and attention
@@ -237,228 +237,7 @@ static char *read_text(const char *path, size_t *len)
 }
 
 // ================================================================================================
-// 2  Tensor types
-//
-// A weight matrix stays in the file, in the type it was stored in. A Tensor says where it is and
-// how to read it; everything that depends on the type is one row of tensor_types. Q8_0 here is
-// llama2.c's planar layout: all int8 values, then one f32 scale a group, with groups running over
-// the flattened tensor, so that a group may begin in one row and end in the next. GGUF's types are
-// blocks, each with its own scales; all of them mean value = q * scale - min, with q an int8 and
-// scale and min those of the value's group, so one function a type takes a block apart.
-
-typedef struct Tensor Tensor;
-
-typedef struct TensorType TensorType;
-
-// Takes a block apart: q[block], and for group g of it scale[g * stride] and, where the type has
-// minima, min[g * stride].
-typedef void (*Decode)(const TensorType *type, const uint8_t *block, int8_t *q, float *scale,
-                       float *min, size_t stride);
-
-struct TensorType {
-    const char *name;
-    size_t block;   // values in a block, and
-    size_t bytes;   // bytes in a block (without planar Q8_0's separate scales)
-    void (*unpack)(const Tensor *t, size_t row, float *out); // out[cols]: the row, exactly
-    size_t group;   // block types: values that share a scale
-    int has_min;
-    Decode decode;  // block types
-    int gguf;       // its number in GGUF files, -1: none
-    int in_place;   // blocks of halves (scale, minimum) and codes that need no taking apart
-};
-
-struct Tensor {
-    const TensorType *type;
-    const uint8_t *data;  // [rows][cols] in the type's layout
-    const float *scales;  // planar Q8_0: [rows * cols / group]
-    size_t group;         // values that share a scale; 0: floats
-    size_t rows, cols;    // out, in
-};
-
-// IEEE half precision to float, by bits: the plain version of what F16C and NEON do in hardware.
-static float half_to_float(uint16_t h)
-{
-    uint32_t bits = (uint32_t)(h & 0x7fff) << 13; // of the value times 2^-112, even if subnormal
-    if (bits >= 0x0f800000) bits |= 0x7f800000;   // but for infinity and NaN
-    float f;
-    memcpy(&f, &bits, 4);
-    return (h >> 15 ? -f : f) * 0x1p112f;
-}
-
-// Float to half, to nearest even; too large a value becomes the largest half, not infinity, since
-// an infinite value in the cache would poison (0 * inf) even queries that cannot see it. Infinity
-// itself becomes NaN, so that a model with such weights is found out. F16C and NEON do without.
-__attribute__((unused)) static uint16_t float_to_half(float f)
-{
-    uint32_t bits;
-    memcpy(&bits, &f, 4);
-    uint16_t sign = (uint16_t)(bits >> 16 & 0x8000);
-    float a = fabsf(f);
-    if (!isfinite(f)) return (uint16_t)(sign | 0x7e00);
-    if (a > 65504) a = 65504;
-    if (a < 0x1p-14f) return (uint16_t)(sign | (uint16_t)lrintf(a * 0x1p24f)); // subnormal
-    memcpy(&bits, &a, 4);
-    bits += 0xfff + (bits >> 13 & 1);
-    return (uint16_t)(sign | ((bits >> 13) - (112 << 10)));
-}
-
-static void unpack_f32(const Tensor *t, size_t row, float *out)
-{
-    memcpy(out, t->data + row * t->cols * 4, t->cols * 4);
-}
-
-static void unpack_f16(const Tensor *t, size_t row, float *out)
-{
-    const uint16_t *h = (const uint16_t *)t->data + row * t->cols;
-    for (size_t i = 0; i < t->cols; i++) out[i] = half_to_float(h[i]);
-}
-
-static void unpack_q8(const Tensor *t, size_t row, float *out)
-{
-    size_t flat = row * t->cols;
-    for (size_t i = 0; i < t->cols; i++, flat++)
-        out[i] = (float)(int8_t)t->data[flat] * t->scales[flat / t->group];
-}
-
-static void unpack_bf16(const Tensor *t, size_t row, float *out)
-{
-    const uint16_t *h = (const uint16_t *)t->data + row * t->cols;
-    for (size_t i = 0; i < t->cols; i++) {
-        uint32_t bits = (uint32_t)h[i] << 16;
-        memcpy(&out[i], &bits, 4);
-    }
-}
-
-// The half at p, which need not be aligned.
-static float read_half(const uint8_t *p)
-{
-    uint16_t h;
-    memcpy(&h, p, 2);
-#if defined(X86_V3)
-    return _cvtsh_ss(h);
-#else
-    return half_to_float(h);
-#endif
-}
-
-typedef uint8_t b16 __attribute__((vector_size(16)));
-
-// Blocks of 32: half d, half m if the type has minima, and bytes (Q8_0), or nibbles (Q4), or a
-// fifth bit of each in 4 bytes and nibbles (Q5). The low nibbles of 16 bytes are values 0..15, the
-// high ones 16..31. A value is q * d + m, or (q - half the range) * d.
-static void decode_32(const TensorType *type, const uint8_t *b, int8_t *q, float *scale,
-                      float *min, size_t stride)
-{
-    (void)stride;
-    size_t head = type->has_min ? 4 : 2, codes = type->bytes - head;
-    *scale = read_half(b);
-    if (type->has_min) *min = -read_half(b + 2);
-    if (codes == 32) {
-        memcpy(q, b + head, 32);
-        return;
-    }
-    b16 both, fifth[2] = {{0}};
-    uint8_t minus = type->has_min ? 0 : codes == 16 ? 8 : 16;
-    memcpy(&both, b + type->bytes - 16, 16);
-    for (size_t k = 0; codes == 20 && k < 32; k++)
-        fifth[k / 16][k % 16] = (uint8_t)((b[head + k / 8] >> k % 8 & 1) << 4);
-    b16 low = ((both & 15) | fifth[0]) - minus, high = (both >> 4 | fifth[1]) - minus;
-    memcpy(q, &low, 16);
-    memcpy(q + 16, &high, 16);
-}
-
-// The heads of Q4_K and Q5_K: half d, half dmin, and for each of 8 groups of 32 a scale and a
-// minimum of six bits in 12 bytes: those of groups 0..3 in the low bits of bytes 0..7, those of
-// groups 4..7 in bytes 8..11 (four bits each) and the high bits of bytes 0..7 (two each).
-static void decode_k_scales(const uint8_t *b, float *scale, float *min, size_t stride)
-{
-    float d = read_half(b), dmin = read_half(b + 2);
-    const uint8_t *p = b + 4;
-    for (size_t g = 0; g < 4; g++) {
-        scale[g * stride] = d * (float)(p[g] & 63);
-        min[g * stride] = dmin * (float)(p[g + 4] & 63);
-        scale[(g + 4) * stride] = d * (float)((p[g + 8] & 15) | p[g] >> 6 << 4);
-        min[(g + 4) * stride] = dmin * (float)(p[g + 8] >> 4 | p[g + 4] >> 6 << 4);
-    }
-}
-
-// 16 bytes of head, in Q5_K a plane of 32 bytes (bit g of byte k is the fifth bit of group g's k),
-// then 32 bytes a pair of groups: one in the low nibbles, the next in the high ones.
-static void decode_q45_k(const TensorType *type, const uint8_t *b, int8_t *q, float *scale,
-                         float *min, size_t stride)
-{
-    const uint8_t *fifth = type->bytes == 176 ? b + 16 : NULL, *both = b + (fifth ? 48 : 16);
-    decode_k_scales(b, scale, min, stride);
-    for (int g = 0; g < 8; g += 2, q += 64, both += 32)
-        for (int k = 0; k < 32; k++) {
-            int high = fifth ? fifth[k] >> g : 0;
-            q[k] = (int8_t)((both[k] & 15) | (high & 1) << 4);
-            q[k + 32] = (int8_t)(both[k] >> 4 | (high & 2) << 3);
-        }
-}
-
-// 128 bytes of nibbles, 64 of upper pairs of bits, an int8 scale for each of 16 groups of 16, and
-// half d: (q - 32) * scale * d. Each half of the block is four rows of 32 values: rows 0 and 1 in
-// the low nibbles of 64 bytes, 2 and 3 in the high ones, row r's upper bits at bit 2r of 32 bytes.
-static void decode_q6_k(const TensorType *type, const uint8_t *b, int8_t *q, float *scale,
-                        float *min, size_t stride)
-{
-    (void)type, (void)min;
-    float d = read_half(b + 208);
-    for (size_t g = 0; g < 16; g++) scale[g * stride] = d * (float)(int8_t)b[192 + g];
-    for (int half = 0; half < 2; half++, q += 128) {
-        const uint8_t *low = b + 64 * half, *high = b + 128 + 32 * half;
-        for (int k = 0; k < 32; k++) {
-            q[k] = (int8_t)(((low[k] & 15) | (high[k] & 3) << 4) - 32);
-            q[k + 32] = (int8_t)(((low[k + 32] & 15) | (high[k] >> 2 & 3) << 4) - 32);
-            q[k + 64] = (int8_t)((low[k] >> 4 | (high[k] >> 4 & 3) << 4) - 32);
-            q[k + 96] = (int8_t)((low[k + 32] >> 4 | high[k] >> 6 << 4) - 32);
-        }
-    }
-}
-
-static void unpack_blocks(const Tensor *t, size_t row, float *out)
-{
-    const TensorType *type = t->type;
-    size_t n = t->cols / type->block;
-    const uint8_t *b = t->data + row * n * type->bytes;
-    for (; n; n--, b += type->bytes) {
-        int8_t q[256];
-        float scale[16], min[16] = {0};
-        type->decode(type, b, q, scale, min, 1);
-        for (size_t i = 0; i < type->block; i++)
-            *out++ = (float)q[i] * scale[i / type->group] - min[i / type->group];
-    }
-}
-
-enum { T_F32, T_F16, T_Q8, T_BF16, T_BLOCKS };
-static const TensorType tensor_types[] = {
-    [T_F32] = {"f32", 1, 4, unpack_f32, 0, 0, NULL, 0, 0},
-    [T_F16] = {"f16", 1, 2, unpack_f16, 0, 0, NULL, 1, 0},
-    [T_Q8] = {"q8_0 (planar)", 1, 1, unpack_q8, 0, 0, NULL, -1, 0},
-    [T_BF16] = {"bf16", 1, 2, unpack_bf16, 0, 0, NULL, 30, 0},
-    [T_BLOCKS] = {"q8_0", 32, 34, unpack_blocks, 32, 0, decode_32, 8, 1},
-    {"q4_0", 32, 18, unpack_blocks, 32, 0, decode_32, 2, 1},
-    {"q4_1", 32, 20, unpack_blocks, 32, 1, decode_32, 3, 1},
-    {"q5_0", 32, 22, unpack_blocks, 32, 0, decode_32, 6, 0},
-    {"q5_1", 32, 24, unpack_blocks, 32, 1, decode_32, 7, 0},
-    {"q4_k", 256, 144, unpack_blocks, 32, 1, decode_q45_k, 12, 0},
-    {"q5_k", 256, 176, unpack_blocks, 32, 1, decode_q45_k, 13, 0},
-    {"q6_k", 256, 210, unpack_blocks, 16, 0, decode_q6_k, 14, 0},
-};
-enum { N_TENSOR_TYPES = sizeof tensor_types / sizeof *tensor_types };
-
-// Bytes that the tensor takes in the file, or SIZE_MAX when that does not fit in a size_t.
-static size_t tensor_bytes(const Tensor *t)
-{
-    size_t n = mul_size(t->rows, t->cols);
-    size_t bytes = mul_size(n / t->type->block, t->type->bytes);
-    int planar = t->type == &tensor_types[T_Q8];
-    return planar ? add_size(bytes, mul_size(n / t->group, 4)) : bytes;
-}
-
-// ================================================================================================
-// 3  Vectors
+// 2  Vectors
 //
 // The words in which everything that runs over many numbers is written: LANES floats or integers at
 // once, as the compiler's vector extensions have them (gcc and clang turn them into SSE, AVX or
@@ -487,6 +266,9 @@ typedef uint32_t vu __attribute__((vector_size(4 * LANES)));
 typedef int8_t vb __attribute__((vector_size(LANES)));
 typedef uint16_t vh __attribute__((vector_size(2 * LANES)));
 typedef float v4 __attribute__((vector_size(16)));
+typedef uint32_t w4 __attribute__((vector_size(16)));
+typedef uint8_t b16 __attribute__((vector_size(16)));
+typedef uint8_t b32 __attribute__((vector_size(32)));
 typedef float vf_unaligned __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 
 INLINE vf vload(const float *p) { return *(const vf_unaligned *)p; }
@@ -583,6 +365,56 @@ INLINE float vmax_lane(vf v)
     return max;
 }
 
+// A panel is as many rows of a matrix as there are lanes, a lane for each; they lie at one pitch,
+// the bytes from a row to the next.
+enum { PANEL = LANES };
+
+// Makes a pointer be computed here: compilers would rather have one for each row of a panel, and
+// run out of registers.
+#define HERE(p) __asm__("" : "+r"(p))
+
+// 16 bytes from each pointer, as far as a vector has quarters.
+INLINE vi load_quarters(const char *a, const char *b, const char *c, const char *d)
+{
+#if LANES == 16
+    __m256i low = _mm256_loadu2_m128i((const void *)b, (const void *)a);
+    __m256i high = _mm256_loadu2_m128i((const void *)d, (const void *)c);
+    return (vi)_mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1);
+#elif LANES == 8
+    (void)c, (void)d;
+    return (vi)_mm256_loadu2_m128i((const void *)b, (const void *)a);
+#else
+    vi v;
+    (void)b, (void)c, (void)d;
+    memcpy(&v, a, sizeof v);
+    return v;
+#endif
+}
+
+// 16 bytes each of rows i, i + 4, ...; row 0's are at `at`.
+INLINE vi load_rows(const char *at, size_t pitch, int i)
+{
+    at += (size_t)i * pitch;
+    HERE(at);
+    return load_quarters(at, at + 4 * pitch, at + 8 * pitch, at + 12 * pitch);
+}
+
+// The same 16 bytes of all rows: word r of a[k] is word k of row r. Four vectors together hold
+// them, and once the quarters of each are rows i, i + 4, ... only words within quarters move.
+INLINE void transpose_rows(const char *at, size_t pitch, vi a[4])
+{
+    vi even[2], odd[2];
+    for (int i = 0; i < 2; i++) {
+        vi low = load_rows(at, pitch, i), high = load_rows(at, pitch, i + 2);
+        even[i] = zip_low(low, high);
+        odd[i] = zip_high(low, high);
+    }
+    a[0] = zip_low(even[0], even[1]);
+    a[1] = zip_high(even[0], even[1]);
+    a[2] = zip_low(odd[0], odd[1]);
+    a[3] = zip_high(odd[0], odd[1]);
+}
+
 // e^x by lanes: x = n ln 2 + r with |r| <= ln 2 / 2, e^r by its Taylor polynomial of degree 7,
 // times 2^n made of its exponent. Relative error below 3e-7 for -87 <= x <= 88; 0 below (so a
 // score of minus a lot gets exactly no weight), e^88 above.
@@ -607,6 +439,33 @@ INLINE vf vlog(vf x)
     vf p = vset(2.0f / 9) * u + vset(2.0f / 7);
     p = (p * u + vset(2.0f / 5)) * u + vset(2.0f / 3);
     return __builtin_convertvector(n, vf) * vset(0.69314718f) + t * (p * u + vset(2));
+}
+
+// IEEE half precision to float, by bits: the plain version of what F16C and NEON do in hardware.
+__attribute__((unused)) static float half_to_float(uint16_t h)
+{
+    uint32_t bits = (uint32_t)(h & 0x7fff) << 13; // of the value times 2^-112, even if subnormal
+    if (bits >= 0x0f800000) bits |= 0x7f800000;   // but for infinity and NaN
+    float f;
+    memcpy(&f, &bits, 4);
+    return (h >> 15 ? -f : f) * 0x1p112f;
+}
+
+// Float to half, to nearest even; too large a value becomes the largest half, not infinity, since
+// an infinite value in the cache would poison (0 * inf) even queries that cannot see it. Infinity
+// itself becomes NaN, so that a model with such weights is found out.
+__attribute__((unused)) static uint16_t float_to_half(float f)
+{
+    uint32_t bits;
+    memcpy(&bits, &f, 4);
+    uint16_t sign = (uint16_t)(bits >> 16 & 0x8000);
+    float a = fabsf(f);
+    if (!isfinite(f)) return (uint16_t)(sign | 0x7e00);
+    if (a > 65504) a = 65504;
+    if (a < 0x1p-14f) return (uint16_t)(sign | (uint16_t)lrintf(a * 0x1p24f)); // subnormal
+    memcpy(&bits, &a, 4);
+    bits += 0xfff + (bits >> 13 & 1);
+    return (uint16_t)(sign | ((bits >> 13) - (112 << 10)));
 }
 
 // LANES halves as floats, and floats as halves: as half_to_float() and float_to_half() do it.
@@ -637,12 +496,16 @@ INLINE vh vf_to_half(vf v)
 #endif
 }
 
-INLINE vf vload_half(const uint16_t *h)
+// Loads the n halves that are left, or LANES of them.
+INLINE vh load_halves(const uint16_t *h, size_t n)
 {
-    vh v;
-    memcpy(&v, h, sizeof v);
-    return half_to_vf(v);
+    vh v = {0};
+    if (n >= LANES) memcpy(&v, h, sizeof v);
+    else memcpy(&v, h, n * sizeof *h);
+    return v;
 }
+
+INLINE vf vload_half(const uint16_t *h) { return half_to_vf(load_halves(h, LANES)); }
 
 static void floats_to_halves(const float *f, uint16_t *h, size_t n)
 {
@@ -650,6 +513,227 @@ static void floats_to_halves(const float *f, uint16_t *h, size_t n)
         vh v = vf_to_half(vload_part(f + i, n - i));
         memcpy(h + i, &v, min_size(LANES, n - i) * sizeof *h);
     }
+}
+
+// ================================================================================================
+// 3  Tensor types
+//
+// A weight matrix stays in the file, in the type it was stored in. A Tensor says where it is and
+// how to read it; everything that depends on the type is one row of tensor_types. Q8_0 here is
+// llama2.c's planar layout: all int8 values, then one f32 scale a group, with groups running over
+// the flattened tensor, so that a group may begin in one row and end in the next. GGUF's types are
+// blocks, each with its own scales; all of them mean value = q * scale - min, with q an int8 and
+// scale and min those of the value's group. One function a type gives the codes q of a row, another
+// the scales of a panel of rows, which lanes work out side by side.
+
+typedef struct Tensor Tensor;
+
+typedef struct TensorType TensorType;
+
+// The codes of n blocks that follow each other: q[n][block].
+typedef void (*Codes)(const TensorType *type, const uint8_t *blocks, size_t n, int8_t *q);
+
+// The scales of n blocks in each row of a panel: scale[n groups in all][PANEL] and, where the type
+// has minima, min likewise.
+typedef void (*Scales)(const TensorType *type, const uint8_t *rows, size_t pitch, size_t n,
+                       float *scale, float *min);
+
+struct TensorType {
+    const char *name;
+    size_t block;   // values in a block, and
+    size_t bytes;   // bytes in a block (without planar Q8_0's separate scales)
+    void (*unpack)(const Tensor *t, size_t row, float *out); // out[cols]: the row, exactly
+    size_t group;   // block types: values that share a scale
+    int has_min;
+    Codes codes;    // block types
+    Scales scales;
+    int gguf;       // its number in GGUF files, -1: none
+    int in_place;   // codes are bytes or the nibbles of 16 bytes, which products read themselves
+};
+
+struct Tensor {
+    const TensorType *type;
+    const uint8_t *data;  // [rows][cols] in the type's layout
+    const float *scales;  // planar Q8_0: [rows * cols / group]
+    size_t group;         // values that share a scale; 0: floats
+    size_t rows, cols;    // out, in
+};
+
+enum { AS_F32 = 0, AS_F16 = 1, AS_BF16 = 30 }; // floats, as GGUF numbers their types
+
+// Floats i, i + 1, ... of an array, of which n are left. bf16 are the upper halves of floats.
+INLINE vf load_floats(int as, const uint8_t *data, size_t i, size_t n)
+{
+    if (as == AS_F32) return vload_part((const float *)data + i, n);
+    vh h = load_halves((const uint16_t *)data + i, n);
+    return as == AS_F16 ? half_to_vf(h) : (vf)(__builtin_convertvector(h, vu) << 16);
+}
+
+static void unpack_floats(const Tensor *t, size_t row, float *out)
+{
+    size_t n = t->cols, at = row * n;
+    for (size_t i = 0; i < n; i += LANES)
+        vstore_part(out + i, load_floats(t->type->gguf, t->data, at + i, n - i), n - i);
+}
+
+static void unpack_q8(const Tensor *t, size_t row, float *out)
+{
+    size_t flat = row * t->cols;
+    for (size_t i = 0; i < t->cols; i++, flat++)
+        out[i] = (float)(int8_t)t->data[flat] * t->scales[flat / t->group];
+}
+
+// Blocks of 32: half d, half m if the type has minima, and bytes (Q8_0), or nibbles (Q4), or a
+// fifth bit of each in 4 bytes and nibbles (Q5). The low nibbles of 16 bytes are values 0..15, the
+// high ones 16..31. A value is q * d + m, or (q - half the range) * d. The words that hold the
+// halves are collected first, and then taken apart in place.
+static void scales_32(const TensorType *type, const uint8_t *rows, size_t pitch, size_t n,
+                      float *scale, float *min)
+{
+    size_t bytes = type->bytes, has_min = type->has_min;
+    for (size_t g = 0; g < n; g++)
+        for (size_t r = 0; r < PANEL; r++)
+            memcpy(scale + g * PANEL + r, rows + r * pitch + g * bytes, 4);
+    for (size_t at = 0; at < n * PANEL; at += LANES) {
+        vi words = (vi)vload(scale + at);
+        vstore(scale + at, half_to_vf(__builtin_convertvector(words, vh)));
+        if (has_min) vstore(min + at, -half_to_vf(__builtin_convertvector(words >> 16, vh)));
+    }
+}
+
+// Byte k: 16 where bit k of the 16 at p is set, else 0. The product has four copies of a nibble, of
+// which one bit each lies at the beginning of a byte.
+INLINE b16 fifth_bits(const uint8_t *p)
+{
+    uint16_t bits;
+    memcpy(&bits, p, sizeof bits);
+    w4 nibbles = ((bits - (w4){0}) >> (w4){0, 4, 8, 12}) & 15;
+    return (b16)((nibbles * 0x204081 & 0x01010101) << 4);
+}
+
+static void codes_32(const TensorType *type, const uint8_t *b, size_t n, int8_t *q)
+{
+    size_t bytes = type->bytes, head = type->has_min ? 4 : 2, size = bytes - head;
+    uint8_t minus = type->has_min ? 0 : size == 16 ? 8 : 16;
+    for (; n; n--, b += bytes, q += 32) {
+        b16 both, fifth[2] = {{0}};
+        memcpy(&both, b + bytes - 16, 16);
+        for (size_t i = 0; size == 20 && i < 2; i++) fifth[i] = fifth_bits(b + head + 2 * i);
+        b16 low = ((both & 15) | fifth[0]) - minus, high = (both >> 4 | fifth[1]) - minus;
+        memcpy(q, size == 32 ? b + head : (const uint8_t *)&low, 16);
+        memcpy(q + 16, size == 32 ? b + head + 16 : (const uint8_t *)&high, 16);
+    }
+}
+
+// Q4_K and Q5_K: half d, half dmin, and for each of 8 groups of 32 a scale and a minimum of six
+// bits in 12 bytes: those of groups 0..3 in the low bits of bytes 0..7, those of groups 4..7 in
+// bytes 8..11 (four bits each) and the high bits of bytes 0..7 (two each). In Q5_K then a plane of
+// 32 bytes: bit g of byte k is the fifth bit of group g's k. Then 32 bytes a pair of groups: one in
+// the low nibbles, the next in the high ones.
+static void scales_k(const TensorType *type, const uint8_t *rows, size_t pitch, size_t n,
+                     float *scale, float *min)
+{
+    for (; n; n--, rows += type->bytes) {
+        vi w[4]; // the halves, and bytes 0..3, 4..7, 8..11
+        transpose_rows((const char *)rows, pitch, w);
+        vf d = half_to_vf(__builtin_convertvector(w[0], vh));
+        vf dmin = half_to_vf(__builtin_convertvector(w[0] >> 16, vh));
+        for (int g = 0; g < 8; g++, scale += PANEL, min += PANEL) {
+            vi s = w[1] >> g % 4 * 8, m = w[2] >> g % 4 * 8, both = w[3] >> g % 4 * 8;
+            if (g > 3) s = (both & 15) | (s >> 2 & 48), m = (both >> 4 & 15) | (m >> 2 & 48);
+            vstore(scale, d * __builtin_convertvector(s & 63, vf));
+            vstore(min, dmin * __builtin_convertvector(m & 63, vf));
+        }
+    }
+}
+
+static void codes_k(const TensorType *type, const uint8_t *b, size_t n, int8_t *q)
+{
+    for (; n; n--, b += 128) {
+        b32 both, fifth = {0};
+        if (type->bytes == 176) memcpy(&fifth, b + 16, 32);
+        b += type->bytes - 128;
+        for (int pair = 0; pair < 4; pair++, q += 64, fifth >>= 2) {
+            memcpy(&both, b + 32 * pair, 32);
+            b32 low = (both & 15) | (fifth & 1) << 4, high = both >> 4 | (fifth & 2) << 3;
+            memcpy(q, &low, 32);
+            memcpy(q + 32, &high, 32);
+        }
+    }
+}
+
+// Q6_K: 128 bytes of nibbles, 64 of upper pairs of bits, an int8 scale for each of 16 groups of 16,
+// and half d: (q - 32) * scale * d. Each half of the block is four rows of 32 values: rows 0 and 1
+// in the low nibbles of 64 bytes, 2 and 3 in the high ones, row r's upper bits at bit 2r of 32.
+static void scales_q6_k(const TensorType *type, const uint8_t *rows, size_t pitch, size_t n,
+                        float *scale, float *min)
+{
+    (void)min;
+    for (; n; n--, rows += type->bytes) {
+        vi w[4], last[4];
+        transpose_rows((const char *)rows + 192, pitch, w);
+        transpose_rows((const char *)rows + 194, pitch, last);
+        vf d = half_to_vf(__builtin_convertvector(last[3] >> 16, vh));
+        for (int g = 0; g < 16; g++, scale += PANEL)
+            vstore(scale, d * __builtin_convertvector(w[g / 4] << (24 - g % 4 * 8) >> 24, vf));
+    }
+}
+
+static void codes_q6_k(const TensorType *type, const uint8_t *b, size_t n, int8_t *q)
+{
+    for (size_t half = 0; half < 2 * n; half++) {
+        b32 low[2], high;
+        const uint8_t *at = b + half / 2 * type->bytes, odd = half % 2;
+        memcpy(low, at + 64 * odd, sizeof low);
+        memcpy(&high, at + 128 + 32 * odd, sizeof high);
+        for (int r = 0; r < 4; r++, q += 32, high >>= 2) {
+            b32 v = ((r < 2 ? low[r] & 15 : low[r - 2] >> 4) | (high & 3) << 4) - 32;
+            memcpy(q, &v, sizeof v);
+        }
+    }
+}
+
+static void unpack_blocks(const Tensor *t, size_t row, float *out)
+{
+    const TensorType *type = t->type;
+    size_t n = t->cols / type->block;
+    const uint8_t *b = t->data + row * n * type->bytes;
+    for (; n; n--, b += type->bytes) {
+        int8_t q[256];
+        float scale[16 * PANEL], min[16 * PANEL] = {0};
+        type->codes(type, b, 1, q);
+        type->scales(type, b, 0, 1, scale, min); // every row of the panel is this one
+        for (size_t i = 0; i < type->block; i++) {
+            size_t lane = i / type->group * PANEL;
+            *out++ = (float)q[i] * scale[lane] - min[lane];
+        }
+    }
+}
+
+enum { T_F32, T_F16, T_BF16, T_Q8, T_BLOCKS };
+static const TensorType tensor_types[] = {
+    [T_F32] = {"f32", 1, 4, unpack_floats, 0, 0, NULL, NULL, AS_F32, 0},
+    [T_F16] = {"f16", 1, 2, unpack_floats, 0, 0, NULL, NULL, AS_F16, 0},
+    [T_BF16] = {"bf16", 1, 2, unpack_floats, 0, 0, NULL, NULL, AS_BF16, 0},
+    [T_Q8] = {"q8_0 (planar)", 1, 1, unpack_q8, 0, 0, NULL, NULL, -1, 0},
+    [T_BLOCKS] = {"q8_0", 32, 34, unpack_blocks, 32, 0, codes_32, scales_32, 8, 1},
+    {"q4_0", 32, 18, unpack_blocks, 32, 0, codes_32, scales_32, 2, 1},
+    {"q4_1", 32, 20, unpack_blocks, 32, 1, codes_32, scales_32, 3, 1},
+    {"q5_0", 32, 22, unpack_blocks, 32, 0, codes_32, scales_32, 6, 0},
+    {"q5_1", 32, 24, unpack_blocks, 32, 1, codes_32, scales_32, 7, 0},
+    {"q4_k", 256, 144, unpack_blocks, 32, 1, codes_k, scales_k, 12, 0},
+    {"q5_k", 256, 176, unpack_blocks, 32, 1, codes_k, scales_k, 13, 0},
+    {"q6_k", 256, 210, unpack_blocks, 16, 0, codes_q6_k, scales_q6_k, 14, 0},
+};
+enum { N_TENSOR_TYPES = sizeof tensor_types / sizeof *tensor_types };
+
+// Bytes that the tensor takes in the file, or SIZE_MAX when that does not fit in a size_t.
+static size_t tensor_bytes(const Tensor *t)
+{
+    size_t n = mul_size(t->rows, t->cols);
+    size_t bytes = mul_size(n / t->type->block, t->type->bytes);
+    int planar = t->type == &tensor_types[T_Q8];
+    return planar ? add_size(bytes, mul_size(n / t->group, 4)) : bytes;
 }
 
 // ================================================================================================
@@ -668,8 +752,7 @@ enum { // so that sums fill the registers: 32 of 16 lanes, else 16
     TILE_TOKENS = LANES == 16 ? 6 : 3,
     GEMM_TOKENS = 4,
     GEMM_VECTORS = LANES == 16 ? 4 : 2,
-    Q8_TOKENS = LANES == 16 ? 8 : 4,
-    PANEL = LANES // rows of int8 weights, one a lane
+    Q8_TOKENS = LANES == 16 ? 8 : 4
 };
 
 // Keeps a vector in its register: gcc would rather load it again for each use, but a tile's speed
@@ -679,10 +762,6 @@ enum { // so that sums fill the registers: 32 of 16 lanes, else 16
 #else
 #define KEEP(v) (void)(v)
 #endif
-
-// Makes a pointer be computed here: compilers would rather have one for each row of a panel, and
-// run out of registers.
-#define HERE(p) __asm__("" : "+r"(p))
 
 // Asks for the line that lies AHEAD bytes on, into the level-2 cache: rows of weights are short,
 // and the processor's own prefetching starts anew in each.
@@ -698,11 +777,11 @@ static float dot(const float *a, const float *b, size_t n)
     return vsum(sum);
 }
 
-// out[t][r] = w[r] . x[t] for TILE_ROWS rows and nt tokens (nt a constant wherever this is
-// inlined), of which the first n_rows rows are wanted; every output has one vector of partial sums
-// along the inner dimension. x: [nt][cols]; out: row stride `stride`.
-INLINE void tile_f32_n(int nt, const float *const w[TILE_ROWS], const float *x, size_t cols,
-                       float *out, size_t stride, size_t n_rows)
+// out[t][r] = w[r] . x[t] for TILE_ROWS rows and nt tokens (nt and the rows' type are constants
+// wherever this is inlined), of which the first n_rows rows are wanted; every output has one vector
+// of partial sums along the inner dimension. x: [nt][cols]; out: row stride `stride`.
+INLINE void tile_f32_n(int nt, int as, const uint8_t *const w[TILE_ROWS], const float *x,
+                       size_t cols, float *out, size_t stride, size_t n_rows)
 {
     vf sum[TILE_ROWS][TILE_TOKENS];
     for (int r = 0; r < TILE_ROWS; r++)
@@ -715,13 +794,13 @@ INLINE void tile_f32_n(int nt, const float *const w[TILE_ROWS], const float *x, 
             if (nt > 1) KEEP(xk[t]);
         }
         for (int r = 0; r < TILE_ROWS; r++) {
-            vf wk = vload(w[r] + k);
-            if (nt == 1) prefetch(w[r] + k);
+            vf wk = load_floats(as, w[r], k, LANES);
+            if (nt == 1) prefetch(w[r] + k * (as == AS_F32 ? 4 : 2));
             for (int t = 0; t < nt; t++) sum[r][t] = vmuladd(wk, xk[t], sum[r][t]);
         }
     }
     for (int r = 0; k < cols && r < TILE_ROWS; r++) {
-        vf wk = vload_part(w[r] + k, cols - k);
+        vf wk = load_floats(as, w[r], k, cols - k);
         for (int t = 0; t < nt; t++)
             sum[r][t] = vmuladd(wk, vload_part(x + (size_t)t * cols + k, cols - k), sum[r][t]);
     }
@@ -733,16 +812,20 @@ INLINE void tile_f32_n(int nt, const float *const w[TILE_ROWS], const float *x, 
     }
 }
 
-// The same for any number of tokens. rows: [n_rows <= TILE_ROWS][cols].
-static void tile_f32(const float *rows, size_t n_rows, const float *x, size_t n,
+// The same for n tokens, one unless the rows are f32. rows: [n_rows <= TILE_ROWS][cols].
+static void tile_f32(int as, const void *rows, size_t n_rows, const float *x, size_t n,
                      size_t cols, float *out, size_t stride)
 {
-    const float *w[TILE_ROWS];
-    for (size_t r = 0; r < TILE_ROWS; r++) w[r] = rows + (r < n_rows ? r : 0) * cols;
-    size_t t = 0;
+    const uint8_t *w[TILE_ROWS];
+    size_t t = 0, pitch = cols * (as == AS_F32 ? 4 : 2);
+    for (size_t r = 0; r < TILE_ROWS; r++)
+        w[r] = (const uint8_t *)rows + (r < n_rows ? r : 0) * pitch;
+    if (as == AS_F16) tile_f32_n(1, AS_F16, w, x, cols, out, stride, n_rows);
+    if (as == AS_BF16) tile_f32_n(1, AS_BF16, w, x, cols, out, stride, n_rows);
+    if (as != AS_F32) return;
     for (; t + TILE_TOKENS <= n; t += TILE_TOKENS)
-        tile_f32_n(TILE_TOKENS, w, x + t * cols, cols, out + t * stride, stride, n_rows);
-    for (; t < n; t++) tile_f32_n(1, w, x + t * cols, cols, out + t * stride, stride, n_rows);
+        tile_f32_n(TILE_TOKENS, as, w, x + t * cols, cols, out + t * stride, stride, n_rows);
+    for (; t < n; t++) tile_f32_n(1, as, w, x + t * cols, cols, out + t * stride, stride, n_rows);
 }
 
 // c[t][v] += sum over k of a[t][k] * b[k][v] for nt tokens and nv vectors (constants wherever this
@@ -837,48 +920,6 @@ typedef struct {
     size_t stride;              // bytes from a group to the next
     int nibbles, zero;
 } Panel;
-
-// 16 bytes from each pointer, as far as a vector has quarters.
-INLINE vi load_quarters(const char *a, const char *b, const char *c, const char *d)
-{
-#if LANES == 16
-    __m256i low = _mm256_loadu2_m128i((const void *)b, (const void *)a);
-    __m256i high = _mm256_loadu2_m128i((const void *)d, (const void *)c);
-    return (vi)_mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1);
-#elif LANES == 8
-    (void)c, (void)d;
-    return (vi)_mm256_loadu2_m128i((const void *)b, (const void *)a);
-#else
-    vi v;
-    (void)b, (void)c, (void)d;
-    memcpy(&v, a, sizeof v);
-    return v;
-#endif
-}
-
-// 16 bytes each of rows i, i + 4, ...; row 0's are at `at`.
-INLINE vi load_rows(const char *at, size_t pitch, int i)
-{
-    at += (size_t)i * pitch;
-    HERE(at);
-    return load_quarters(at, at + 4 * pitch, at + 8 * pitch, at + 12 * pitch);
-}
-
-// The same 16 bytes of all rows: word r of a[k] is word k of row r. Four vectors together hold
-// them, and once the quarters of each are rows i, i + 4, ... only words within quarters move.
-INLINE void transpose_rows(const char *at, size_t pitch, vi a[4])
-{
-    vi even[2], odd[2];
-    for (int i = 0; i < 2; i++) {
-        vi low = load_rows(at, pitch, i), high = load_rows(at, pitch, i + 2);
-        even[i] = zip_low(low, high);
-        odd[i] = zip_high(low, high);
-    }
-    a[0] = zip_low(even[0], even[1]);
-    a[1] = zip_high(even[0], even[1]);
-    a[2] = zip_low(odd[0], odd[1]);
-    a[3] = zip_high(odd[0], odd[1]);
-}
 
 // sum + what group g adds: of d, the sums of products, and of x's group, its sum and scale.
 INLINE vf add_group(vf sum, const Panel *p, size_t g, vi d, int32_t minus_sum, float scale)
@@ -1026,6 +1067,7 @@ static void tile_q8(const Panel *p, const Quantized *x, size_t n, float *out, si
     else if (n == 1 && p->nibbles) tile_q8_one(p, x, 32, 1, out, n_rows);
     else if (n == 1 && group == 32) tile_q8_one(p, x, 32, 0, out, n_rows);
     else if (n == 1 && group == 64) tile_q8_one(p, x, 64, 0, out, n_rows);
+    else if (n == 1 && group == 16) tile_q8_one(p, x, 16, 0, out, n_rows);
     else if (n == 1 && group % 16 == 0) tile_q8_one(p, x, group, 0, out, n_rows);
     else {
         pack_words(p, x, words);
@@ -1035,7 +1077,7 @@ static void tile_q8(const Panel *p, const Quantized *x, size_t n, float *out, si
     }
 }
 
-// out[i][r] = rows[r][i]; the last four of a row may be a part of the four before. rows: [PANEL][n].
+// out[i][r] = rows[r][i], rows: [PANEL][n]; the last four may be a part of the four before.
 static void transpose_floats(const float *rows, size_t n, float *out)
 {
     for (size_t i = 0; n >= 4 && i < n; i += 4) {
@@ -1197,84 +1239,62 @@ static size_t int8_group(const Tensor *w)
     return w->group && w->cols % w->group == 0 ? w->group : 0;
 }
 
-// Takes a row apart into q[cols], scale[n_groups][PANEL] and, for types that have them,
-// min[n_groups][PANEL].
-static void decode_row(const Tensor *w, size_t row, int8_t *q, float *scale, float *min)
-{
-    size_t bytes = w->type->bytes, block = w->type->block, step = block / w->group * PANEL;
-    const uint8_t *b = w->data + row * (w->cols / block) * bytes;
-    for (size_t g = 0; w->scales && g < w->cols / w->group; g++)
-        scale[g * PANEL] = w->scales[row * (w->cols / w->group) + g];
-    if (w->scales) memcpy(q, b, w->cols);
-    for (size_t k = 0; !w->scales && k < w->cols; k += block, b += bytes) {
-        for (size_t i = 0; i < bytes; i += 64) prefetch(b + i);
-        w->type->decode(w->type, b, q + k, scale, min, PANEL);
-        scale += step;
-        min += step;
-    }
-}
-
-// scales[g][r] and mins[g][r], if there are any, from the halves at rows + r * pitch + g * stride,
-// g < n: first the words that they are in, then in place.
-static void gather_scales(const uint8_t *rows, size_t pitch, size_t stride, size_t n,
-                          float *scales, float *mins)
-{
-    for (size_t g = 0; g < n; g++)
-        for (size_t r = 0; r < PANEL; r++)
-            memcpy(scales + g * PANEL + r, rows + r * pitch + g * stride, 4);
-    for (size_t at = 0; at < n * PANEL; at += LANES) {
-        vi words = (vi)vload(scales + at);
-        vstore(scales + at, half_to_vf(__builtin_convertvector(words, vh)));
-        if (mins) vstore(mins + at, -half_to_vf(__builtin_convertvector(words >> 16, vh)));
-    }
-}
-
-// Rows [r0, r0 + n_rows) of one product in int8; n_rows <= PANEL. The rows of a full panel are used
-// where they lie if they are planar or in blocks of a scale, a minimum, and bytes or nibbles.
+// Rows [r0, r0 + n_rows) of one product in int8; n_rows <= PANEL. Codes are used where they lie if
+// their type allows that. A panel that is not full is copied to where it may be read on.
 static void product_q8(const Matmul *m, const Product *p, size_t r0, size_t n_rows)
 {
     const Tensor *w = p->w;
     const TensorType *type = w->type;
-    size_t n_groups = w->cols / w->group, n = PANEL * n_groups, cols = w->cols;
-    size_t row_bytes = cols / type->block * type->bytes, head = type->has_min ? 4 : 2;
-    int apart = n_rows < PANEL || !(w->scales || (type->in_place && HAVE_DOT));
-    vi *words = scratch(2 * PANEL * cols + 2 * n * 4);
-    float *scales = (float *)(words + cols / 4), *mins = scales + n;
-    const uint8_t *rows = w->data + r0 * row_bytes;
-    Panel panel = {.codes = (const char *)rows, .pitch = row_bytes, .stride = w->group,
+    size_t cols = w->cols, n_groups = cols / w->group, n = PANEL * n_groups;
+    size_t n_blocks = cols / type->block, pitch = n_blocks * type->bytes;
+    vi *words = scratch(PANEL * (2 * cols + pitch) + 3 * n * 4);
+    float *scales = (float *)(words + cols / 4), *mins = scales + n, *few = mins + n;
+    int8_t *codes = (int8_t *)(few + n);
+    const uint8_t *rows = w->data + r0 * pitch;
+    const float *planar = w->scales ? w->scales + r0 * n_groups : NULL;
+    if (n_rows < PANEL) {
+        if (planar) planar = memcpy(few, planar, n_rows * n_groups * 4);
+        rows = memcpy(codes + PANEL * cols, rows, n_rows * pitch);
+    }
+    Panel panel = {.codes = (const char *)rows, .pitch = pitch, .stride = w->group,
                    .scales = scales, .mins = type->has_min ? mins : NULL};
-    if (apart) {
-        int8_t *q = (int8_t *)(mins + n);
-        for (size_t r = 0; r < PANEL; r++)
-            decode_row(w, r0 + (r < n_rows ? r : 0), q + r * cols, scales + r, mins + r);
-        panel.codes = (const char *)q;
-        panel.pitch = cols;
-    } else if (w->scales) {
-        const float *from = w->scales + r0 * n_groups;
-        for (size_t i = 0; i < n; i += 16) __builtin_prefetch(from + 2 * n + i, 0, 2);
-        transpose_floats(from, n_groups, scales);
-    } else {
+    for (size_t i = 0; planar && i < n; i += 16) __builtin_prefetch(planar + 2 * n + i, 0, 2);
+    if (planar) transpose_floats(planar, n_groups, scales);
+    else type->scales(type, rows, pitch, n_blocks, scales, mins);
+    if (!planar && type->in_place && HAVE_DOT) {
+        size_t head = type->has_min ? 4 : 2;
         panel.codes += head;
         panel.stride = type->bytes;
         panel.nibbles = type->bytes - head < w->group;
         panel.zero = type->has_min ? 0 : 8;
-        gather_scales(rows, row_bytes, type->bytes, n_groups, scales, type->has_min ? mins : NULL);
+    } else if (!planar) {
+        for (size_t r = 0; r < n_rows; r++, rows += pitch) {
+            for (size_t i = 0; i < pitch; i += 64) prefetch(rows + i);
+            type->codes(type, rows, n_blocks, codes + r * cols);
+        }
+        panel.codes = (const char *)codes;
+        panel.pitch = cols;
     }
     tile_q8(&panel, m->act, m->n, p->out + r0, w->rows, n_rows, words);
 }
 
-// The same in float: f32 rows are used where they lie, others are unpacked, exactly, first.
+// The same in float. Rows of floats are used where they lie, but for many tokens those of 16 bits,
+// like all other types, are unpacked first, exactly.
 static void product_f32(const Matmul *m, const Product *p, size_t r0, size_t n_rows)
 {
     const Tensor *w = p->w;
-    size_t cols = w->cols;
-    float *unpacked = w->type == &tensor_types[T_F32] ? NULL : scratch(PANEL * cols * 4);
-    const float *rows = unpacked ? unpacked : (const float *)w->data + r0 * cols;
-    for (size_t r = 0; unpacked && r < n_rows; r++)
-        w->type->unpack(w, r0 + r, unpacked + r * cols);
-    for (size_t r = 0; r < n_rows; r += TILE_ROWS)
-        tile_f32(rows + r * cols, min_size(n_rows - r, TILE_ROWS), m->x, m->n, cols,
-                 p->out + r0 + r, w->rows);
+    const TensorType *type = w->type;
+    size_t cols = w->cols, pitch = cols / type->block * type->bytes;
+    int floats = type->unpack == unpack_floats && (type->bytes == 4 || m->n == 1);
+    float *unpacked = floats ? NULL : scratch(TILE_ROWS * cols * 4);
+    for (size_t r = r0, end = r0 + n_rows, n; r < end; r += n) {
+        const uint8_t *rows = w->data + r * pitch;
+        n = min_size(end - r, TILE_ROWS);
+        for (size_t i = 0; unpacked && i < n * pitch; i += 64) prefetch(rows + i);
+        for (size_t k = 0; unpacked && k < n; k++) type->unpack(w, r + k, unpacked + k * cols);
+        tile_f32(floats ? type->gguf : AS_F32, floats ? (const void *)rows : unpacked, n, m->x,
+                 m->n, cols, p->out + r, w->rows);
+    }
 }
 
 // Work items are panels of rows, numbered through all products.

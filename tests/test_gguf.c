@@ -84,25 +84,31 @@ static void test_losses(void)
     }
 }
 
-// Each block type: rows taken apart for the int8 product mean what unpack says.
+// Each block type: the codes and the scales of a panel of rows mean what unpack says.
 static void test_panels(void)
 {
+    enum { BLOCKS = 3, MOST = 256 * BLOCKS };
+    static float row[MOST], scales[MOST * PANEL], mins[MOST * PANEL];
+    static int8_t q[MOST];
     for (int k = T_BLOCKS; k < N_TENSOR_TYPES; k++) {
         const TensorType *type = &tensor_types[k];
-        uint8_t *data = xcalloc(2 * type->bytes, 1);
-        for (size_t i = 0; i < 2 * type->bytes; i++) data[i] = (uint8_t)(random_bits() >> 26);
-        Tensor t = {type, data, NULL, type->group, 2, type->block};
-        float *row = xcalloc(type->block, 4), scales[16 * PANEL], mins[16 * PANEL] = {0};
-        int8_t *q = xcalloc(type->block, 1);
+        size_t pitch = BLOCKS * type->bytes, cols = BLOCKS * type->block;
+        uint8_t *data = xcalloc(PANEL, pitch);
+        for (size_t i = 0; i < PANEL * pitch; i++) data[i] = (uint8_t)(random_bits() >> 26);
+        Tensor t = {type, data, NULL, type->group, PANEL, cols};
         int bad = 0;
-        type->unpack(&t, 1, row);
-        decode_row(&t, 1, q, scales, mins);
-        for (size_t i = 0; i < type->block; i++) {
-            size_t g = i / type->group * PANEL;
-            bad += fabs((double)q[i] * scales[g] - mins[g] - row[i]) > 1e-6 * fabs(row[i]) + 1e-7;
+        memset(mins, 0, sizeof mins);
+        type->scales(type, data, pitch, BLOCKS, scales, mins);
+        for (size_t r = 0; r < PANEL; r++) {
+            type->unpack(&t, r, row);
+            type->codes(type, data + r * pitch, BLOCKS, q);
+            for (size_t i = 0; i < cols; i++) {
+                size_t lane = i / type->group * PANEL + r;
+                bad += (float)q[i] * scales[lane] - mins[lane] != row[i];
+            }
         }
         CHECK_INT(bad, 0);
-        free(data), free(row), free(q);
+        free(data);
     }
 }
 

@@ -141,9 +141,9 @@ static void test_tile_f32(void)
             float *w = random_floats(TILE_ROWS * cols), *x = random_floats(MOST * cols);
             int bad = 0, bad_bits = 0, before = n_failed;
             memset(out, 0, sizeof out);
-            tile_f32(w, (size_t)n_rows, x, MOST, cols, out[0], 7);
+            tile_f32(AS_F32, w, (size_t)n_rows, x, MOST, cols, out[0], 7);
             for (size_t t = 0; t < MOST; t++) {
-                tile_f32(w, (size_t)n_rows, x + t * cols, 1, cols, alone, 7);
+                tile_f32(AS_F32, w, (size_t)n_rows, x + t * cols, 1, cols, alone, 7);
                 for (int r = 0; r < n_rows; r++) {
                     double size, want = naive_dot(w + (size_t)r * cols, x + t * cols, cols, &size);
                     bad += !(fabs(out[t][r] - want) <= 1e-6 * size);
@@ -351,7 +351,7 @@ static void test_unpack(void)
         unpack_q8(&q8, row, out);
         for (size_t i = 0; i < COLS; i++)
             bad += out[i] != (float)q[row * COLS + i] * scales[(row * COLS + i) / GROUP];
-        unpack_f16(&f16, row, out);
+        unpack_floats(&f16, row, out);
         for (size_t i = 0; i < COLS; i++) bad += out[i] != half_value(halves[row * COLS + i]);
     }
     CHECK_INT(bad, 0);
@@ -367,10 +367,11 @@ static void test_unpack(void)
 static Tensor random_tensor(int type, size_t rows, size_t cols, size_t group)
 {
     Tensor t = {&tensor_types[type], NULL, NULL, type == T_Q8 ? group : 0, rows, cols};
-    uint8_t *data = xcalloc(rows * cols, type == T_Q8 ? 1 : type == T_F16 ? 2 : 4);
+    uint8_t *data = xcalloc(rows * cols, t.type->bytes);
     for (size_t i = 0; i < rows * cols; i++) {
         if (type == T_F32) ((float *)data)[i] = random_gauss();
         else if (type == T_F16) ((uint16_t *)data)[i] = float_to_half(random_gauss());
+        else if (type == T_BF16) ((uint16_t *)data)[i] = (uint16_t)(0x3e00 + (random_bits() >> 23));
         else data[i] = (uint8_t)(random_bits() >> 24);
     }
     t.data = data;
@@ -422,6 +423,8 @@ static void test_matmul(void)
     for (size_t i = 0; i < sizeof counts / sizeof *counts; i++) {
         check_matmul(T_F32, 172, 1, 1, 0, counts[i]);
         check_matmul(T_F16, 48, 1, 1, 0, counts[i]);
+        check_matmul(T_F16, 172, 1, 1, 0, counts[i]);
+        check_matmul(T_BF16, 172, 1, 1, 0, counts[i]);
         check_matmul(T_Q8, 128, 32, 32, 0, counts[i]);
         check_matmul(T_Q8, 128, 32, 32, 1, counts[i]);
         check_matmul(T_Q8, 128, 32, 16, 1, counts[i]);
