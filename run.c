@@ -919,6 +919,8 @@ typedef struct {
     const float *scales, *mins; // [n_groups][PANEL]
     size_t stride;              // bytes from a group to the next
     int nibbles, zero;
+    const uint8_t *next;        // what will be read soon, and
+    size_t next_bytes;          // how much of it there is for each group
 } Panel;
 
 // sum + what group g adds: of d, the sums of products, and of x's group, its sum and scale.
@@ -979,11 +981,10 @@ INLINE vi dot_words(vi sum, vi w, vi x)
 
 INLINE int32_t code_zero(const Panel *p) { return p->nibbles ? p->zero : FLIP ? 128 : 0; }
 
-// Asks for group g of the panel two panels on.
-INLINE void prefetch_panel(const Panel *p, size_t g)
+INLINE void prefetch_next(const Panel *p, size_t g)
 {
-    const char *next = p->codes + 2 * PANEL * p->pitch + g * PANEL * p->stride;
-    for (size_t i = 0; i < PANEL * p->stride; i += 64) __builtin_prefetch(next + i, 0, 2);
+    const uint8_t *next = p->next + g * p->next_bytes;
+    for (size_t i = 0; i < p->next_bytes; i += 64) __builtin_prefetch(next + i, 0, 2);
 }
 
 // One packed panel against tokens t .. t + nt - 1, of which those below n are wanted. words:
@@ -998,7 +999,7 @@ INLINE void tile_q8_n(size_t nt, const vi *words, const Panel *p, const Quantize
         const float *scale = x->scale + t * n_groups + g;
         const int32_t *minus_sum = x->minus_sum + t * n_groups + g;
         vi d[Q8_TOKENS];
-        if (!t) prefetch_panel(p, g);
+        if (!t) prefetch_next(p, g);
         for (size_t i = 0; i < nt; i++) d[i] = minus_sum[i * n_groups] * code_zero(p) - (vi){0};
         for (size_t k = 0; k < quads; k++)
             for (size_t i = 0; i < nt; i++) {
@@ -1051,7 +1052,7 @@ INLINE void tile_q8_one(const Panel *p, const Quantized *x, size_t group, int ni
     vf sum = {0};
     for (size_t g = 0; g < x->n_groups; g++) {
         int32_t minus_sum = x->minus_sum[g];
-        prefetch_panel(p, g);
+        prefetch_next(p, g);
         vi d = dot_group(p, g, x->q + g * group, group, nibbles) + minus_sum * code_zero(p);
         sum = add_group(sum, p, g, d, minus_sum, x->scale[g]);
     }
@@ -1257,7 +1258,8 @@ static void product_q8(const Matmul *m, const Product *p, size_t r0, size_t n_ro
         rows = memcpy(codes + PANEL * cols, rows, n_rows * pitch);
     }
     Panel panel = {.codes = (const char *)rows, .pitch = pitch, .stride = w->group,
-                   .scales = scales, .mins = type->has_min ? mins : NULL};
+                   .scales = scales, .mins = type->has_min ? mins : NULL,
+                   .next = rows + 2 * PANEL * pitch, .next_bytes = PANEL * pitch / n_groups};
     for (size_t i = 0; planar && i < n; i += 16) __builtin_prefetch(planar + 2 * n + i, 0, 2);
     if (planar) transpose_floats(planar, n_groups, scales);
     else type->scales(type, rows, pitch, n_blocks, scales, mins);
@@ -1268,10 +1270,8 @@ static void product_q8(const Matmul *m, const Product *p, size_t r0, size_t n_ro
         panel.nibbles = type->bytes - head < w->group;
         panel.zero = type->has_min ? 0 : 8;
     } else if (!planar) {
-        for (size_t r = 0; r < n_rows; r++, rows += pitch) {
-            for (size_t i = 0; i < pitch; i += 64) prefetch(rows + i);
-            type->codes(type, rows, n_blocks, codes + r * cols);
-        }
+        for (size_t r = 0; r < n_rows; r++)
+            type->codes(type, rows + r * pitch, n_blocks, codes + r * cols);
         panel.codes = (const char *)codes;
         panel.pitch = cols;
     }
@@ -4762,7 +4762,7 @@ static const Option option_table[] = {
     {'y', "system", TEXT(system), "TEXT", "chat: the system's text"},
     {'c', "ctx", INT(ctx, 1, 1 << 28), "N", "context in tokens; default: as trained"},
     {'j', "threads", INT(threads, 1, 1024), "N", "default: processors that may be used"},
-    {0, "chunk", INT(chunk, 1, 65536), "N", "tokens of a prompt read at once"},
+    {0, "chunk", INT(chunk, 1, 1 << 15), "N", "tokens of a prompt read at once"},
     {0, "kv", NAME(kv, kv_types), "f16|f32", "type of the KV cache"},
     {0, "exact", FLAG(exact), "", "all activations and the KV cache in float32"},
     {0, "rope-scaling", NAME(rope.method, rope_methods), "METHOD", "to go past L; see below"},

@@ -226,7 +226,7 @@ usage -c 4294967296
 usage -j 0
 usage -j 100000
 usage --chunk 0
-usage --chunk 65537
+usage --chunk 32769
 usage --kv f8
 usage -m nosuch
 says "got 'nosuch', want generate, chat" "no such mode"
@@ -515,7 +515,7 @@ exec 3>&-
 # the program (more than twice, as two may arrive as one), as the other two do.
 for how in "INT 0" "INT INT INT INT 130" "TERM 143" "HUP 129"; do
     [ "$how" = "HUP 129" ] && grep -q 'SigIgn:.*[13579bdf]$' /proc/self/status && continue # nohup
-    once="" chunk=60000 # longer than anyone waits
+    once="" chunk=32768 # longer than anyone waits
     [ "$how" = "INT 0" ] && once=1 chunk=128
     rm -f "$tmp"/all-*
     set --
