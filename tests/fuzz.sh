@@ -19,6 +19,7 @@ if clang $flags -DLIBFUZZER -fsanitize=fuzzer -o "$build/fuzzer" tests/fuzz.c -l
 # shellcheck disable=SC2086
 ${CC:-cc} $flags -o "$build/fuzz_san" tests/fuzz.c -lm -lpthread || exit 1
 "$build/fuzz_san" seeds "$build/seeds" || exit 1
+grep -ohE '"[^"\\% ]{3,40}"' run.c tests/fuzz.h | sort -u > "$build/words" # for changes to put in
 bad=0
 for target; do
     log=$build/fuzz-$target.log
@@ -28,7 +29,7 @@ for target; do
         if [ $how = libfuzzer ]; then
             FUZZ_TARGET=$target "$build/fuzzer" -max_total_time="$limit" -timeout=60 \
                 -max_len=$most -rss_limit_mb=3000 -use_value_profile=1 -print_final_stats=1 \
-                -artifact_prefix="$build/crash-$target-" \
+                -dict="$build/words" -artifact_prefix="$build/crash-$target-" \
                 "$build/corpus/$target" "$build/seeds/$target" 2>&1
         else "$build/fuzz_san" try "$limit" "$build/seeds/$target"/* 2>&1; fi
         echo "status $?"
