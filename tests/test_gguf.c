@@ -104,7 +104,8 @@ static void test_panels(void)
             type->codes(type, data + r * pitch, BLOCKS, q);
             for (size_t i = 0; i < cols; i++) {
                 size_t lane = i / type->group * PANEL + r;
-                bad += (float)q[i] * scales[lane] - mins[lane] != row[i];
+                double value = (double)q[i] * scales[lane], min = mins[lane];
+                bad += !(fabs(value - min - row[i]) <= 1e-6 * (fabs(value) + fabs(min)));
             }
         }
         CHECK_INT(bad, 0);
