@@ -1231,6 +1231,8 @@ typedef struct {
     const float *x;        // [n][cols]
     size_t n;
     const Quantized *act;  // x in int8, or NULL: multiply floats
+    size_t n_panels;       // of all jobs, in stretches of `grain`,
+    size_t grain, turns;   // of which each thread takes so many, if all are equally fast
 } Matmul;
 
 // The size of groups in which rows of w can be multiplied as int8, or 0: straddling groups and
@@ -1297,13 +1299,17 @@ static void product_f32(const Matmul *m, const Product *p, size_t r0, size_t n_r
     }
 }
 
-// Work items are panels of rows, numbered through all products.
+// Work items are panels of rows. Stretches of them are dealt to the threads like cards, so that the
+// next one a thread takes lies behind its last, as a rule: what it has asked for in advance is then
+// its own. Panels are numbered through all products.
 static void matmul_panels(void *arg, size_t begin, size_t end)
 {
     const Matmul *m = arg;
-    for (size_t item = begin; item < end; item++) {
+    for (size_t item = begin, ways = (size_t)pool.n_threads; item < end; item++) {
         const Product *p = m->jobs;
-        size_t panel = item;
+        size_t stretch = item / m->grain % ways * m->turns + item / m->grain / ways;
+        size_t panel = stretch * m->grain + item % m->grain;
+        if (panel >= m->n_panels) continue;
         for (; panel >= ceil_div(p->w->rows, PANEL); p++) panel -= ceil_div(p->w->rows, PANEL);
         size_t r0 = panel * PANEL, n_rows = min_size(PANEL, p->w->rows - r0);
         (m->act ? product_q8 : product_f32)(m, p, r0, n_rows);
@@ -1319,8 +1325,9 @@ static void quantize_rows(void *arg, size_t begin, size_t end)
 
 // jobs[k].out[n][rows] = x[n][cols] w_k^T for products that share x. act: room for x in int8, or
 // NULL to compute exactly. A block of work is at least MIN_BLOCK multiplications, so that small
-// models stay on one thread rather than wait for others.
-enum { MIN_BLOCK = 1 << 16 };
+// models stay on one thread rather than wait for others; for few tokens, where memory is the limit,
+// each thread's share is cut into no more than STRETCHES.
+enum { MIN_BLOCK = 1 << 16, STRETCHES = 4 };
 
 static void matmul(Quantized *act, const Product *jobs, int n_jobs, const float *x, size_t n)
 {
@@ -1329,18 +1336,17 @@ static void matmul(Quantized *act, const Product *jobs, int n_jobs, const float 
     int same = 0;
     for (; same < n_jobs && (act ? int8_group(jobs[same].w) : 0) == group; same++)
         n_panels += ceil_div(jobs[same].w->rows, PANEL);
-    Matmul m = {jobs, same, x, n, group ? act : NULL};
+    size_t grain = ceil_div(MIN_BLOCK, PANEL * cols * n), ways = (size_t)pool.n_threads;
+    if (n <= Q8_TOKENS)
+        grain = max_size(ceil_div(grain, 2), ceil_div(n_panels, STRETCHES * ways));
+    size_t turns = ceil_div(n_panels, grain * ways);
+    Matmul m = {jobs, same, x, n, group ? act : NULL, n_panels, grain, turns};
     if (group) {
         act->group = group;
         act->n_groups = cols / group;
         parallel_for(n, ceil_div(MIN_BLOCK, 4 * cols), quantize_rows, &m);
     }
-    size_t grain = ceil_div(MIN_BLOCK, PANEL * cols * n);
-    if (n <= Q8_TOKENS) { // memory is the limit, and long stretches are read fastest
-        size_t stretch = ceil_div(n_panels, 2 * (size_t)pool.n_threads);
-        grain = max_size(ceil_div(grain, 2), stretch);
-    }
-    parallel_for(n_panels, grain, matmul_panels, &m);
+    parallel_for(ways * turns * grain, grain, matmul_panels, &m);
     if (same < n_jobs) matmul(act, jobs + same, n_jobs - same, x, n); // another group size
 }
 
