@@ -1346,7 +1346,7 @@ static void matmul(Quantized *act, const Product *jobs, int n_jobs, const float 
         act->n_groups = cols / group;
         parallel_for(n, ceil_div(MIN_BLOCK, 4 * cols), quantize_rows, &m);
     }
-    parallel_for(ways * turns * grain, grain, matmul_panels, &m);
+    parallel_for(n_panels > grain ? ways * turns * grain : n_panels, grain, matmul_panels, &m);
     if (same < n_jobs) matmul(act, jobs + same, n_jobs - same, x, n); // another group size
 }
 
