@@ -2749,16 +2749,26 @@ static void *reserve(size_t bytes)
     return p;
 }
 
-// Bytes that can be had without swapping: the kernel's estimate, or all of the memory.
+// The number that stands in a line of this form, or SIZE_MAX if there is none.
+static size_t read_number(const char *path, const char *form)
+{
+    size_t n = SIZE_MAX;
+    char line[128];
+    FILE *f = fopen(path, "r");
+    while (f && fgets(line, sizeof line, f))
+        if (sscanf(line, form, &n) == 1) break;
+    if (f) fclose(f);
+    return n;
+}
+
+// Bytes that can be had without swapping: the kernel's estimate, or all of the memory, but no more
+// than a container may use (its control group's limit, new and old).
 static size_t available_memory(void)
 {
-    size_t kb = 0;
-    char line[128];
-    FILE *f = fopen("/proc/meminfo", "r");
-    while (f && fgets(line, sizeof line, f))
-        if (sscanf(line, "MemAvailable: %zu", &kb) == 1) break;
-    if (f) fclose(f);
-    return kb ? mul_size(kb, 1024) : mul_size(sysconf(_SC_PHYS_PAGES), sysconf(_SC_PAGESIZE));
+    size_t bytes = mul_size(read_number("/proc/meminfo", "MemAvailable: %zu"), 1024);
+    if (bytes == SIZE_MAX) bytes = mul_size(sysconf(_SC_PHYS_PAGES), sysconf(_SC_PAGESIZE));
+    bytes = min_size(bytes, read_number("/sys/fs/cgroup/memory.max", "%zu"));
+    return min_size(bytes, read_number("/sys/fs/cgroup/memory/memory.limit_in_bytes", "%zu"));
 }
 
 // Lays out a cache for max_seq_len positions, or for the window if there is one.

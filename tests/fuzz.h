@@ -77,7 +77,8 @@ static FILE *open_input(void) { return fmemopen((void *)(uintptr_t)input, input_
 #define realloc tracked_realloc
 #define free tracked_free
 #define mmap tracked_mmap
-#define fopen(path, how) (strncmp(path, "/proc/", 6) ? open_input() : fopen(path, how))
+#define fopen(path, how) (strncmp(path, "/proc/m", 7) && strncmp(path, "/sys/fs/", 8) \
+                          ? open_input() : fopen(path, how))
 #include "../run.c"
 #undef exit
 #undef aligned_alloc

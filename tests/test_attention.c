@@ -495,6 +495,27 @@ static void test_no_memory(void)
     free_test_model(&t);
 }
 
+// What the system says of its memory: "max", an empty file and none mean that there is no limit.
+static void test_memory_files(void)
+{
+    static const struct {
+        const char *text, *form;
+        size_t want;
+    } files[] = {{"500000000\n", "%zu", 500000000}, {"max\n", "%zu", SIZE_MAX},
+                 {"", "%zu", SIZE_MAX}, {"MemTotal: 9 kB\nMemFree: 8 kB\n", "MemFree: %zu", 8}};
+    for (size_t i = 0; i < COUNT(files); i++) {
+        char path[64];
+        FILE *f = tmpfile();
+        fputs(files[i].text, f);
+        fflush(f);
+        sprintf(path, "/proc/self/fd/%d", fileno(f));
+        CHECK_INT(read_number(path, files[i].form), files[i].want);
+        fclose(f);
+    }
+    CHECK_INT(read_number("/no/such/file", "%zu"), SIZE_MAX);
+    CHECK(available_memory() > 1 << 20 && available_memory() < (size_t)1 << 50);
+}
+
 // The entropy of attention over i + 1 equal scores is ln(i + 1): here q is zero.
 static void test_entropy(void)
 {
@@ -538,6 +559,7 @@ static void test_large_scores(void)
 int main(void)
 {
     test_large_scores();
+    test_memory_files();
     test_shapes();
     test_extension();
     test_classify();
