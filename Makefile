@@ -4,6 +4,7 @@
 # make tools      build/bpe, build/train, build/oracle
 # make bench      speed on models of known shapes, against this machine's limits
 # make portable   ./run for any x86-64: kernels for three levels, chosen as it starts
+# make figures    the pictures of the README, from models/tales.bin (6 minutes)
 # make survey     every position encoding, far past its trained context (13 minutes)
 # make fuzz       hostile files and options, SECONDS=60 for each kind
 # make matrix     make test with every compiler and machine at hand: hours
@@ -56,7 +57,7 @@ clean:
 
 .PHONY: demo tools test clean
 
-# Five models of random weights (about 900 MB in build/bench), then their speed: a few minutes.
+# Four models of random weights (about 770 MB in build/bench.models), then their speed: a few minutes.
 bench: $(BUILD)/bench $(BUILD)/make_model
 	sh tests/bench.sh $(BUILD)
 

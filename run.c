@@ -8,7 +8,7 @@
 //
 // It memory-maps a decoder-only checkpoint and runs it on CPU threads with libc, libm and
 // pthreads only. Keys are cached before rotation and RoPE is computed inside the attention loop,
-// so every published way of stretching a model's context can be tried, and compared, exactly.
+// so the published ways of stretching a model's context can be tried, and compared, exactly.
 //
 // How to read this file: top to bottom; nothing is used before it is explained. To see how
 // position enters a Transformer, read section 9; how to go past the trained length, section 10;
@@ -83,10 +83,11 @@
 // ================================================================================================
 // 1  Errors, memory, numbers on the command line
 //
-// There is one way to fail: die() prints one line and exits, and it is called only while loading
-// files and parsing options; numeric code neither prints nor exits. Sizes are computed with
-// saturating arithmetic: a product that does not fit becomes SIZE_MAX, which equals no file's size
-// and can be allocated by nobody, so one comparison at the end catches every overflow on the way.
+// There is one way to fail: die() prints one line and exits. Numeric code (sections 2 to 6, 9, 10
+// and all that forward() calls) neither prints nor exits: its callers look at the results. Sizes
+// are computed with saturating arithmetic: a product that does not fit becomes SIZE_MAX, which
+// equals no file's size and can be allocated by nobody, so one comparison at the end catches every
+// overflow on the way.
 
 #define INLINE static inline __attribute__((always_inline))
 #define COUNT(array) (sizeof(array) / sizeof *(array))
@@ -2173,7 +2174,7 @@ static void model_load(Model *m, const char *path)
 //
 // Attention by itself is blind to order: it weighs a set of keys by what they are, and any shuffle
 // of the set gives the same sum. Only the mask tells a decoder that some keys lie before others
-// (NoPE leaves it at that). Everything else about position must be put in, and there are three
+// ([NoPE] leaves it at that). Everything else about position must be put in, and there are three
 // places where it can enter:
 //   1  added to the embedding, before the first layer: the absolute position p
 //   2  by rotating q and k: the score becomes a function of the distance D = i - j
@@ -2532,7 +2533,7 @@ static const struct {
     enum { NEVER, ONCE, ALWAYS } changes;     // of the frequencies, once n > L
 } rope_methods[N_ROPE_METHODS] = {
     {"none", "as trained", rope_none, NULL, NEVER},
-    {"linear", "all frequencies / s (position interpolation)", rope_linear, NULL, NEVER},
+    {"linear", "all frequencies / s (position interpolation; also: pi)", rope_linear, NULL, NEVER},
     {"ntk", "a larger base: slow pairs interpolated, fast ones kept", rope_ntk, NULL, NEVER},
     {"dynamic", "ntk with the factor that the current length needs", rope_dynamic, NULL, ALWAYS},
     {"by-parts", "slow pairs / s, fast ones kept, a ramp between", rope_by_parts, NULL, NEVER},
@@ -2826,8 +2827,8 @@ static void store_kv(void *arg, size_t begin, size_t end)
         }
 }
 
-// What a thread needs for a block of queries under one KV head. A row is a (query, head) pair:
-// row = query in the block * group + head in the group.
+// What a thread needs for a block of queries under one KV head, which a group of heads shares
+// [GQA]. A row is a (query, head) pair: row = query in the block * group + head in the group.
 typedef struct {
     const State *s;
     const RopeConfig *r;
@@ -4765,31 +4766,31 @@ typedef struct {
 static const Option option_table[] = {
     {'i', "prompt", TEXT(prompt), "TEXT", "the text to continue; chat: first turn"},
     {'f', "file", TEXT(file), "PATH", "read it from a file, - is standard input"},
-    {'n', "steps", LONG(steps, 0, 1e12), "N", "new tokens; 0: until the context is full"},
-    {'t', "temp", FLOAT(sampler.temperature, 0, 1e3), "T", "temperature; 0: most likely token"},
-    {'p', "top-p", FLOAT(sampler.top_p, 0, 1), "P", "sample from the likeliest tokens up to P"},
-    {'k', "top-k", INT(sampler.top_k, 0, 1e9), "K", "sample from the K likeliest; 0: all"},
-    {0, "min-p", FLOAT(sampler.min_p, 0, 1), "P", "drop tokens below P times the likeliest"},
+    {'n', "steps", LONG(steps, 0, 1e12), "N", "new tokens (256); 0: until the context is full"},
+    {'t', "temp", FLOAT(sampler.temperature, 0, 1e3), "T", "temperature (1); 0: likeliest token"},
+    {'p', "top-p", FLOAT(sampler.top_p, 0, 1), "P", "from the likeliest tokens up to P (0.9)"},
+    {'k', "top-k", INT(sampler.top_k, 0, 1e9), "K", "from the K likeliest; 0: all"},
+    {0, "min-p", FLOAT(sampler.min_p, 0, 1), "P", "none below P times the likeliest"},
     {0, "repeat-penalty", FLOAT(sampler.repeat_penalty, 0.1, 10), "R", "of the last 64 tokens"},
     {'s', "seed", LONG(seed, 0, 9e18), "N", "the same seed gives the same text"},
-    {'z', "tokenizer", TEXT(tokenizer), "PATH", "default: tokenizer.bin beside the model or above"},
+    {'z', "tokenizer", TEXT(tokenizer), "PATH", "(tokenizer.bin beside the model or above)"},
     {'m', "mode", NAME(mode, modes), "MODE", NULL},
     {0, "chat-format", NAME(chat_format, chat_formats), "NAME", NULL},
     {'y', "system", TEXT(system), "TEXT", "chat: the system's text"},
-    {'c', "ctx", INT(ctx, 1, 1 << 28), "N", "context in tokens; default: as trained"},
-    {'j', "threads", INT(threads, 1, 1024), "N", "default: processors that may be used"},
-    {0, "chunk", INT(chunk, 1, 1 << 15), "N", "tokens of a prompt read at once"},
-    {0, "kv", NAME(kv, kv_types), "f16|f32", "type of the KV cache"},
+    {'c', "ctx", INT(ctx, 1, 1 << 28), "N", "context in tokens (as trained; --window: no end)"},
+    {'j', "threads", INT(threads, 1, 1024), "N", "(processors that may be used)"},
+    {0, "chunk", INT(chunk, 1, 1 << 15), "N", "tokens of a prompt read at once (128)"},
+    {0, "kv", NAME(kv, kv_types), "f16|f32", "type of the KV cache (f16)"},
     {0, "exact", FLAG(exact), "", "all activations and the KV cache in float32"},
     {0, "rope-scaling", NAME(rope.method, rope_methods), "METHOD", "to go past L; see below"},
-    {0, "rope-factor", FLOAT(rope.factor, 1, 1e6), "S", "default: -c / L (dynamic: 1)"},
-    {0, "rope-orig-ctx", INT(rope.orig_ctx, 1, 1 << 28), "L", "default: as trained"},
-    {0, "rope-theta", FLOAT(rope.theta, 1.5, 1e12), "BASE", "default: the model's"},
-    {0, "rope-attn-factor", FLOAT(rope.attn_factor, 1e-3, 1e3), "A", "default: the method's"},
-    {0, "beta-fast", FLOAT(rope.beta_fast, 1e-3, 1e6), "TURNS", "by-parts, yarn: kept above; 32"},
-    {0, "beta-slow", FLOAT(rope.beta_slow, 1e-3, 1e6), "TURNS", "interpolated below; 1"},
-    {0, "low-freq-factor", FLOAT(rope.low_freq_factor, 1e-3, 1e6), "TURNS", "llama3; 1"},
-    {0, "high-freq-factor", FLOAT(rope.high_freq_factor, 1e-3, 1e6), "TURNS", "llama3; 4"},
+    {0, "rope-factor", FLOAT(rope.factor, 1, 1e6), "S", "(-c / L; dynamic: 1)"},
+    {0, "rope-orig-ctx", INT(rope.orig_ctx, 1, 1 << 28), "L", "(as trained)"},
+    {0, "rope-theta", FLOAT(rope.theta, 1.5, 1e12), "BASE", "(the model's)"},
+    {0, "rope-attn-factor", FLOAT(rope.attn_factor, 1e-3, 1e3), "A", "(the method's)"},
+    {0, "beta-fast", FLOAT(rope.beta_fast, 1e-3, 1e6), "TURNS", "by-parts, yarn: kept above (32)"},
+    {0, "beta-slow", FLOAT(rope.beta_slow, 1e-3, 1e6), "TURNS", "interpolated below (1)"},
+    {0, "low-freq-factor", FLOAT(rope.low_freq_factor, 1e-3, 1e6), "TURNS", "llama3 (1)"},
+    {0, "high-freq-factor", FLOAT(rope.high_freq_factor, 1e-3, 1e6), "TURNS", "llama3 (4)"},
     {0, "long-factors", TEXT(long_factors), "PATH", "longrope: a number a pair"},
     {0, "short-factors", TEXT(short_factors), "PATH", "the same up to L tokens"},
     {0, "window", INT(rope.window, 0, 1 << 28), "W", "attend to the last W tokens only"},
@@ -4803,17 +4804,17 @@ static const Option option_table[] = {
     {0, "stride", INT(stride, 1, 1 << 28), "N", "perplexity: slide by N, score the last N"},
     {0, "entropy", FLAG(entropy), "", "perplexity: entropy of attention, too"},
     {0, "lengths", TEXT(lengths), "A,B,..", "passkey, retrieval: lengths in tokens"},
-    {0, "depths", INT(depths, 1, 64), "D", "passkey, retrieval: places of the fact; 5"},
-    {0, "trials", INT(trials, 1, 1024), "T", "passkey, retrieval: texts a place; 5"},
+    {0, "depths", INT(depths, 1, 64), "D", "passkey, retrieval: places of the fact (5)"},
+    {0, "trials", INT(trials, 1, 1024), "T", "passkey, retrieval: texts a place (5)"},
     {0, "tsv", TEXT(tsv), "PATH", "the measurements as a table"},
     {'h', "help", FLAG(help), "", "this text"},
-    {0, "version", FLAG(version), "", ""},
+    {0, "version", FLAG(version), "", "that of the program"},
 };
 static const char *given[COUNT(option_table)]; // the values on the command line; NULL: not there
 
 static void print_help(void)
 {
-    printf("usage: run CHECKPOINT [options]\n");
+    printf("usage: run CHECKPOINT [options], with defaults in brackets\n");
     for (const Option *o = option_table; o < option_table + COUNT(option_table); o++) {
         char left[64], letter[8] = "    ";
         if (o->letter) sprintf(letter, "-%c, ", o->letter);
@@ -4924,6 +4925,8 @@ static void check_rope(const Config *c, const RopeConfig *user)
 {
     static const char distances[] = "--self-extend, --rerope, --leaky-rerope";
     const RopeConfig *r = &c->rope;
+    RopeConfig full = *r;
+    rope_resolve(&full, c->train_ctx, c->train_ctx);
     const char *name = encodings[c->encoding].name;
     if (!r->method && user->factor > 0)
         die(EXIT_USAGE, "--rope-factor", "needs --rope-scaling METHOD");
@@ -4934,6 +4937,13 @@ static void check_rope(const Config *c, const RopeConfig *user)
     if (r->sinks && !r->window) die(EXIT_USAGE, "--sinks", "needs --window");
     if (r->sinks && r->distance)
         die(EXIT_USAGE, "--sinks", "cannot be used with another distance method");
+    if ((user->beta_fast > 0 || user->beta_slow > 0) && full.beta_fast < full.beta_slow)
+        die(EXIT_USAGE, "--beta-fast", "below --beta-slow (got %g, %g)", full.beta_fast,
+            full.beta_slow);
+    if ((user->low_freq_factor > 0 || user->high_freq_factor > 0) &&
+        full.high_freq_factor < full.low_freq_factor)
+        die(EXIT_USAGE, "--high-freq-factor", "below --low-freq-factor (got %g, %g)",
+            full.high_freq_factor, full.low_freq_factor);
     if (is_rotary(c)) return;
     if (user->theta > 0 || user->attn_factor > 0)
         die(EXIT_USAGE, "--rope-theta, --rope-attn-factor", "the model does not rotate (its "
@@ -5004,7 +5014,8 @@ static void check_context(const Config *c, long long ctx)
             "see --clamp-positions", ctx, c->rows);
     if (c->encoding == ENC_ROPE && ctx > c->train_ctx && !r->method && !r->distance && !r->window)
         fprintf(stderr, "%s: context %lld is past the trained %d, where plain RoPE fails; try "
-                "--rope-scaling yarn\n", prog, ctx, c->train_ctx);
+                "--rerope %d --logn, or --rope-scaling yarn\n", prog, ctx, c->train_ctx,
+                (c->train_ctx + 1) / 2);
 }
 
 // Item 0 of the loading is the tokenizer. The others map the file's pages, a megabyte each, which

@@ -4,7 +4,7 @@
 //     ./train -o out.bin -z tokenizer.bin --valid path/to/valid --minutes 60 path/to/books
 //
 // How to read it. Sections 1-2 are the machine: vectors and one matrix product. Sections 3-7 are
-// the network, each step followed by its derivative. Sections 8-11 are around it: optimizer, data,
+// the network, each step followed by its derivative. Sections 8-13 are around it: optimizer, data,
 // files, options. Shapes are row-major; weights are (out, in). The letters in shapes:
 //
 //     R  rows: tokens in one pass = sequences * T        dim, hidden, heads: as in run.c

@@ -247,6 +247,9 @@ usage --rope-scaling linear --rope-factor nan
 usage --rope-factor 2
 usage --rope-scaling longrope
 usage --rope-theta 0
+usage --rope-scaling yarn --beta-fast 0.5
+usage --rope-scaling yarn --beta-slow 33
+usage --rope-scaling llama3 --low-freq-factor 5
 usage --rope-orig-ctx 0
 usage --sinks 4
 usage --self-extend 4
