@@ -110,7 +110,7 @@ __attribute__((noreturn, format(printf, 3, 4))) static void die(int code, const 
                                                                 const char *fmt, ...)
 {
     char line[PATH_MAX + 512];
-    int n = snprintf(line, sizeof line, "%s: %.*s: ", prog, PATH_MAX, what);
+    int n = snprintf(line, sizeof line, "%s: %.*s: ", prog, PATH_MAX, *what ? what : "''");
     va_list ap;
     va_start(ap, fmt);
     vsnprintf(line + n, sizeof line - (size_t)n, fmt, ap);
@@ -194,9 +194,9 @@ static long long parse_int(const char *option, const char *s, long long lo, long
     errno = 0;
     long long v = strtoll(s, &end, 10);
     if (end == s || *end || isspace((unsigned char)*s))
-        die(EXIT_USAGE, option, "not a whole number (got '%s')", s);
+        die(EXIT_USAGE, option, "not a whole number (got '%.99s')", s);
     if (errno || v < lo || v > hi)
-        die(EXIT_USAGE, option, "out of range (got %s, want %lld to %lld)", s, lo, hi);
+        die(EXIT_USAGE, option, "out of range (got %.99s, want %lld to %lld)", s, lo, hi);
     return v;
 }
 
@@ -205,16 +205,16 @@ static double parse_float(const char *option, const char *s, double lo, double h
     char *end;
     double v = strtod(s, &end);
     if (end == s || *end || isspace((unsigned char)*s))
-        die(EXIT_USAGE, option, "not a number (got '%s')", s);
+        die(EXIT_USAGE, option, "not a number (got '%.99s')", s);
     if (!(v >= lo && v <= hi))
-        die(EXIT_USAGE, option, "out of range (got %s, want %g to %g)", s, lo, hi);
+        die(EXIT_USAGE, option, "out of range (got %.99s, want %g to %g)", s, lo, hi);
     return v;
 }
 
 static int parse_name(const char *option, const char *s, Names t)
 {
     int i = find_name(t, s);
-    if (i < 0) die(EXIT_USAGE, option, "no such name (got '%s', want %s)", s, list_names(t));
+    if (i < 0) die(EXIT_USAGE, option, "no such name (got '%.99s', want %s)", s, list_names(t));
     return i;
 }
 
@@ -225,7 +225,7 @@ static char *read_text(const char *path, size_t *len)
     if (!f) die(EXIT_DATA, path, "cannot open (%s)", strerror(errno));
     char *text = NULL;
     size_t size = 0, got = 1;
-    for (; got > 0; size += got) {
+    for (; got > 0 && !feof(f); size += got) {
         text = xrealloc(text, 2 * size + (1 << 16), 1);
         got = fread(text + size, 1, size + (1 << 16) - 1, f);
         if (size + got >= INT_MAX / 2) die(EXIT_DATA, path, "too long (want at most 1 GB)");
@@ -3972,7 +3972,7 @@ typedef struct {
 
 static volatile sig_atomic_t interrupted;
 
-// The first Ctrl-C ends the text cleanly, the second ends the program, as SIGTERM and SIGHUP do.
+// The first Ctrl-C ends the text cleanly, the second ends the program, as other signals do.
 static void on_interrupt(int sig)
 {
     if (sig == SIGINT && !interrupted++) return;
@@ -3981,13 +3981,20 @@ static void on_interrupt(int sig)
     raise(sig);
 }
 
+// flags: SA_RESTART, so that a write that waits for its reader goes on, or 0: a read ends.
+static void catch_interrupt(int flags)
+{
+    sigaction(SIGINT, &(struct sigaction){.sa_handler = on_interrupt, .sa_flags = flags}, NULL);
+}
+
 // A broken pipe and a limit on files' sizes show as failed writes.
 static void catch_signals(void)
 {
-    struct sigaction action = {.sa_handler = on_interrupt}; // waiting for input ends, too
-    sigaction(SIGINT, &action, NULL);
-    sigaction(SIGTERM, &action, NULL);
-    if (signal(SIGHUP, SIG_IGN) != SIG_IGN) sigaction(SIGHUP, &action, NULL); // not after nohup
+    catch_interrupt(SA_RESTART);
+    signal(SIGTERM, on_interrupt);
+    signal(SIGQUIT, on_interrupt);
+    signal(SIGXCPU, on_interrupt);
+    if (signal(SIGHUP, SIG_IGN) != SIG_IGN) signal(SIGHUP, on_interrupt); // not after nohup
     signal(SIGPIPE, SIG_IGN);
     signal(SIGXFSZ, SIG_IGN);
 }
@@ -4171,6 +4178,27 @@ static int *encode_turn(const Session *s, const ChatFormat *f, const char *syste
     return ids;
 }
 
+// Turns and fillers end with a zero byte, and must not end before.
+static void check_string(const char *what, const char *text, size_t len)
+{
+    if (strlen(text) < len) die(EXIT_DATA, what, "a zero byte in it (at %zu)", strlen(text));
+}
+
+// Reads a turn into *line; 0 at the end, or when Ctrl-C ends the wait for it.
+static int read_turn(char **line, size_t *room)
+{
+    if (isatty(STDIN_FILENO)) fputs("> ", stderr);
+    catch_interrupt(0);
+    ssize_t n = getline(line, room, stdin);
+    catch_interrupt(SA_RESTART);
+    if (n < 0 && !feof(stdin) && !interrupted)
+        die(EXIT_DATA, "standard input", "cannot read (%s)", strerror(errno));
+    if (n < 0) return 0;
+    check_string("standard input", *line, (size_t)n);
+    (*line)[strcspn(*line, "\n")] = 0;
+    return 1;
+}
+
 // Turn by turn on stdin and stdout; the cache keeps the conversation. The first turn may be given.
 static void run_chat(Session *s)
 {
@@ -4179,14 +4207,17 @@ static void run_chat(Session *s)
     if (!f) die(EXIT_DATA, s->model.path, "no chat template that is known; use --chat-format");
     char *line = NULL;
     const char *turn = s->text;
+    if (turn) check_string("prompt", turn, s->len);
     for (size_t n, room = 0; !interrupted; turn = NULL) {
-        if (!turn && isatty(STDIN_FILENO)) fputs("> ", stderr);
-        if (!turn && getline(&line, &room, stdin) < 0) break;
-        if (!turn) line[strcspn(line, "\n")] = 0;
+        if (!turn && !read_turn(&line, &room)) break;
         int *ids = encode_turn(s, f, s->pos ? NULL : opt.system, turn ? turn : line, &n);
-        if (s->pos + (long long)n >= s->ctx) {
-            fprintf(stderr, "%s: the context is full (got %lld tokens, want %lld at most)\n", prog,
-                    s->pos + (long long)n, s->ctx);
+        long long want = s->pos + (long long)n;
+        if (want >= s->ctx && !s->pos)
+            die(EXIT_DATA, "prompt", "a turn longer than the context (got %lld tokens, want less "
+                "than %lld)", want, s->ctx);
+        if (want >= s->ctx) {
+            fprintf(stderr, "%s: the context is full (got %lld tokens, want less than %lld)\n",
+                    prog, want, s->ctx);
             break;
         }
         reply(s, ids, n, 1);
@@ -4206,16 +4237,33 @@ static void run_chat(Session *s)
 
 static FILE *tsv; // the table that --tsv asks for, or /dev/null
 
-// It is written beside its place and moved there when complete, unless the place is a device, a
-// pipe or a link.
+// A table must not take the place of what is being read.
+static void check_inputs(const char *table)
+{
+    const char *inputs[] = {opt.checkpoint, opt.file, opt.tokenizer};
+    struct stat a, b;
+    if (stat(table, &a) || !S_ISREG(a.st_mode)) return;
+    for (size_t i = 0; i < COUNT(inputs); i++)
+        if (inputs[i] && !stat(inputs[i], &b) && a.st_ino == b.st_ino && a.st_dev == b.st_dev)
+            die(EXIT_USAGE, "--tsv", "would replace %s", inputs[i]);
+}
+
+// It is written beside its place, under a name of its own, and moved there when complete, unless
+// the place is a device, a pipe or a link.
 static void tsv_open(const char *header)
 {
     struct stat st;
     const char *path = opt.tsv ? opt.tsv : "/dev/null";
-    if (opt.tsv && *path && (lstat(path, &st) || S_ISREG(st.st_mode)))
-        path = unfinished = strcat(strcpy(xcalloc(strlen(path) + 5, 1), path), ".tmp");
-    tsv = fopen(path, "w");
-    if (!tsv) die(EXIT_DATA, opt.tsv ? opt.tsv : path, "cannot write (%s)", strerror(errno));
+    int there = !lstat(path, &st), fd;
+    check_inputs(path);
+    if (*path && (!there || (S_ISREG(st.st_mode) && !access(path, W_OK)))) {
+        char *name = xcalloc(strlen(path) + 32, 1);
+        sprintf(name, "%s.%ld.tmp", path, (long)getpid());
+        fd = open(name, O_WRONLY | O_CREAT | O_EXCL, there ? st.st_mode & 0777 : 0666);
+        if (fd >= 0) unfinished = name;
+    } else fd = open(path, O_WRONLY | O_CREAT | O_TRUNC, 0666);
+    tsv = fd < 0 ? NULL : fdopen(fd, "w");
+    if (!tsv) die(EXIT_DATA, path, "cannot write (%s)", strerror(errno));
     fprintf(tsv, "%s\n", header);
 }
 
@@ -4492,10 +4540,10 @@ static int *encode_task(const Grid *g, const Task *t, size_t first, size_t n, si
 static int *fit_task(const Grid *g, const Task *t, size_t first, size_t room, size_t *n_ids)
 {
     size_t n = 0, more = 1;
-    while (2 * more <= room) more *= 2; // a sentence has a token at least
-    for (; more; more /= 2) {           // n sentences fit, if any do, and n + 2 * more do not
-        free(encode_task(g, t, first, n + more, n_ids));
+    for (int fits = 1; more && n <= room; more = fits ? 2 * more : more / 2) {
+        free(encode_task(g, t, first, n + more, n_ids)); // n sentences fit, if any do
         if (*n_ids <= room) n += more;
+        else fits = 0;
     }
     int *ids = encode_task(g, t, first, n, n_ids);
     if (*n_ids <= room) return ids;
@@ -4587,6 +4635,7 @@ static void run_grids(Session *s, int first, int last)
                                   "Here we go. There and back again.";
     const Vocab *v = &s->model.vocab;
     Grid g = {.s = s, .kind = first, .format = v->chat.n ? find_chat_format(v) : NULL};
+    if (s->text) check_string("filler", s->text, s->len);
     split_sentences(&g, copy_string(s->text ? s->text : classic));
     tsv_open("task\tlength\tdepth\ttrial\ttokens\tright\tanswer\tgot");
     for (; g.kind <= last && !interrupted; g.kind++) run_grid(&g);
@@ -4734,15 +4783,17 @@ static void run_info(Session *s)
 // One table says what every option is called, where its value goes and what it may be; the
 // parser, the range checks and the help text all come from it.
 
+enum { ENDLESS = 1, LENGTHS = 2, NO_STATE = 4, TABLE = 8 };
+
 static const struct {
     const char *name;
     void (*run)(Session *s);
-    enum { ENDLESS = 1, LENGTHS, NO_STATE } kind;
+    int kind;
 } modes[] = { // ENDLESS where a window keeps memory constant; NO_STATE: the model does not run
     {"generate", run_generate, ENDLESS}, {"chat", run_chat, ENDLESS},
-    {"perplexity", run_perplexity, 0},   {"passkey", run_passkey, LENGTHS},
-    {"retrieval", run_retrieval, LENGTHS}, {"rope", run_rope, NO_STATE},
-    {"bench", run_bench, 0},             {"info", run_info, NO_STATE},
+    {"perplexity", run_perplexity, TABLE}, {"passkey", run_passkey, TABLE | LENGTHS},
+    {"retrieval", run_retrieval, TABLE | LENGTHS}, {"rope", run_rope, TABLE | NO_STATE},
+    {"bench", run_bench, 0}, {"info", run_info, NO_STATE},
 };
 static const char *const kv_types[] = {"f16", "f32"};
 
@@ -4997,8 +5048,8 @@ static long long choose_context(Config *c)
 {
     long long ctx = opt.ctx ? opt.ctx : c->train_ctx;
     int bounded = c->encoding == ENC_LEARNED && !opt.clamp_positions;
-    if (modes[opt.mode].kind == LENGTHS) ctx = set_lengths(ctx);
-    if (modes[opt.mode].kind != ENDLESS || !c->rope.window || opt.ctx || bounded) return ctx;
+    if (modes[opt.mode].kind & LENGTHS) ctx = set_lengths(ctx);
+    if (!(modes[opt.mode].kind & ENDLESS) || !c->rope.window || opt.ctx || bounded) return ctx;
     rope_resolve(&c->rope, c->train_ctx, ctx); // the factor is that of the trained context
     return 1 << 28;
 }
@@ -5037,18 +5088,23 @@ static void load_parts(void *arg, size_t begin, size_t end)
 
 static void open_session(Session *s)
 {
-    int kind = modes[opt.mode].kind;
+    int kind = modes[opt.mode].kind, runs = !(kind & NO_STATE);
+    const char *mode = modes[opt.mode].name;
+    if (opt.tsv && !(kind & TABLE)) die(EXIT_USAGE, "--tsv", "mode %s has no table", mode);
+    if (opt.lengths && !(kind & LENGTHS)) die(EXIT_USAGE, "--lengths", "not for mode %s", mode);
     model_load(&s->model, opt.checkpoint);
     Config *c = &s->model.config;
     set_rope(c);
     s->ctx = choose_context(c);
-    if (kind != NO_STATE) pool_start(opt.threads ? opt.threads : processors());
-    size_t mapped = kind != NO_STATE && s->model.size < available_memory() ? s->model.size : 0;
+    if (runs) pool_start(opt.threads ? opt.threads : processors());
+    size_t mapped = runs && s->model.size < available_memory() ? s->model.size : 0;
     parallel_for(1 + ceil_div(mapped, PIECE), 1, load_parts, s);
     s->text = opt.file ? read_text(opt.file, &s->len) : opt.prompt;
     if (opt.prompt) s->len = strlen(opt.prompt);
-    if (kind == NO_STATE) return;
-    state_init(&s->state, &s->model, s->ctx, opt.chunk, opt.kv, opt.exact);
+    if (!runs) return;
+    size_t chunk = opt.chunk; // frequencies that always change need Angles for each of its tokens
+    if (rope_methods[c->rope.method].changes == ALWAYS) chunk = min_size(chunk, TILE);
+    state_init(&s->state, &s->model, s->ctx, chunk, opt.kv, opt.exact);
     check_context(&s->state.config, s->ctx);
     s->logits = xcalloc(c->vocab_size, 4);
     opt.sampler.rng = seed_random(opt.seed >= 0 ? opt.seed : (long long)time(NULL));

@@ -152,12 +152,13 @@ bad_end "a short factor" 20 scaling=7
 "$build/mutate" "$m" "$tmp/inf-k.bin" f32 533376 inf
 "$build/mutate" "$m" "$tmp/inf-v.bin" f32 537472 inf
 head -n 30 tests/heldout.txt > "$tmp/some"
+table="--tsv $tmp/nan.tsv"
 for kind in nan inf inf-k inf-v; do
-    for how in "-n 5 -t 0" "-n 5 -t 1 -s 1" "-m chat -i Hello" "-m perplexity -f $tmp/some -c 4" \
-               "-m passkey --lengths 64" "-m retrieval --lengths 96" "-m bench -c 200"; do
+    for how in "-n 5 -t 0" "-n 5 -t 1 -s 1" "-m chat -i Hello" "-m bench -c 200" \
+               "-m perplexity -f $tmp/some -c 4 $table" "-m passkey --lengths 64 $table" \
+               "-m retrieval --lengths 96 $table"; do
         # shellcheck disable=SC2086 # the words of $how are options
-        "$run" "$tmp/$kind.bin" $how --rope-scaling linear --tsv "$tmp/nan.tsv" > "$tmp/out" \
-            2> "$tmp/err" < /dev/null
+        "$run" "$tmp/$kind.bin" $how --rope-scaling linear > "$tmp/out" 2> "$tmp/err" < /dev/null
         ended "weight $kind, $how" $? 1 "not finite"
         if ls "$tmp"/nan.tsv* > "$tmp/out" 2>&1; then bad "$kind, $how: left a table"; else ok; fi
     done
@@ -270,6 +271,8 @@ usage -m passkey --trials 0
 usage -m perplexity
 usage -m perplexity -f tokenizer.bin --stride 0
 usage -m perplexity -f tokenizer.bin --stride 96
+usage -m generate --tsv "$tmp/none.tsv"
+usage -m perplexity -f tokenizer.bin --lengths 64
 echo "1 2 3" > "$tmp/list"
 refused 1 "too few factors" "$m" --rope-scaling longrope --long-factors "$tmp/list" \
     --short-factors "$tmp/list"
@@ -376,6 +379,16 @@ works "chat, one turn" "$m" -m chat -c 400 -n 10 -t 0 -y "Be brief."
 works "chat, no turn" "$m" -m chat -c 400 -n 10 -t 0
 works "chat, first turn given" "$m" -m chat -c 400 -n 10 -t 0 -i "Hello"
 input=
+refused 1 "chat, first turn longer than the context" "$m" -m chat -f "$tmp/long"
+"$run" "$m" -m chat < "$tmp" > "$tmp/out" 2> "$tmp/err"
+ended "chat with a folder" $? 1 "run: standard input: cannot read"
+printf 'Hello\000 you\n' > "$tmp/zero"
+"$run" "$m" -m chat < "$tmp/zero" > "$tmp/out" 2> "$tmp/err"
+ended "chat, a zero byte" $? 1 "run: standard input: a zero byte in it (at 5)"
+refused 1 "chat, a zero byte in the first turn" "$m" -m chat -f "$tmp/zero"
+refused 1 "passkey, a zero byte in the filler" "$m" -m passkey -f "$tmp/zero"
+works "a zero byte in a prompt" "$m" -f "$tmp/zero" -n 1 -t 0
+if [ "$(head -c 10 "$tmp/out" | wc -c)" -eq 10 ]; then ok; else bad "cut at a zero byte"; fi
 
 # ---- Measuring -----------------------------------------------------------------------------------
 
@@ -439,6 +452,19 @@ refused 1 "a table without a name" "$m" -m passkey --lengths 64 --tsv ""
 ended "a table past the limit on files" $? 1 "c.tsv: cannot write"
 if ls "$tmp"/c.tsv* > "$tmp/out" 2>&1; then bad "the limit left $(cat "$tmp/out")"; else ok; fi
 if [ -c /dev/full ]; then ok; else bad "--tsv /dev/full: the device is gone"; fi
+echo mine > "$tmp/d.tsv.tmp"
+cp "$tmp/d.tsv.tmp" "$tmp/mine"
+: > "$tmp/d.tsv"
+chmod 600 "$tmp/d.tsv"
+works "a table in place of another" "$m" -m perplexity -f "$tmp/prompt" -c 32 --tsv "$tmp/d.tsv"
+same "a table in place of another" "$tmp/a.tsv" "$tmp/d.tsv"
+same "another file beside the table" "$tmp/mine" "$tmp/d.tsv.tmp"
+if [ "$(find "$tmp/d.tsv" -perm 600)" ]; then ok; else bad "the table's mode is not its old one"; fi
+if [ "$(echo "$tmp"/d.tsv*)" = "$tmp/d.tsv $tmp/d.tsv.tmp" ]; then ok; else bad "left beside the table"; fi
+cp "$m" "$tmp/model"
+refused 2 "a table in place of the model" "$tmp/model" -m rope --tsv "$tmp/../cli/model"
+says "--tsv: would replace" "a table in place of the model"
+same "a table in place of the model" "$m" "$tmp/model"
 : > "$tmp/linked"
 ln -s linked "$tmp/link"
 works "a table by a link" "$m" -m perplexity -f "$tmp/prompt" -c 32 --tsv "$tmp/link"
@@ -468,6 +494,10 @@ works "a prompt of 50 thousand bytes, small window" "$m" -f "$tmp/long2" --windo
 if (ulimit -v 500000 && "$run" --version) > "$tmp/out" 2>&1; then # not with sanitizers
     (ulimit -v 500000 && "$run" "$tmp/wide.bin" -c 100000) > "$tmp/out" 2> "$tmp/err"
     ended "a KV cache past the limit" $? 1 "run: memory: cannot"
+    (ulimit -v 500000 && "$run" "$m" -j 2 -m passkey --lengths 96 --trials 1 -f "$tmp/long") \
+        > "$tmp/out" 2> "$tmp/err"
+    got=$?
+    if [ $got -eq 0 ]; then ok; else bad "a filler of one long sentence: $(cat "$tmp/err")"; fi
     yes "The cat sat." | head -c 4000000 > "$tmp/cats"
     for kb in 8000 9000 10000 11000 12000 13000 14000 15000; do # more memory, step by step
         (ulimit -v $kb && "$run" --version) > "$tmp/out" 2>&1 || continue # an emulator's needs
@@ -495,7 +525,18 @@ exec 3>&-
 wait $pid
 ended "the model shrinks" $? 1 "shr?inks.bin: shrank"
 
-# Ctrl-C once ends the text.
+# Ctrl-C once ends the text, also while nobody reads it.
+(sleep 2; cat) < "$tmp/fifo" > "$tmp/late" &
+reader=$!
+# shellcheck disable=SC2086
+"$run" "$m" $endless > "$tmp/fifo" 2> "$tmp/err" &
+pid=$!
+sleep 1
+kill -INT $pid
+wait $pid
+ended "Ctrl-C before a reader" $? 0 "generated:"
+wait $reader
+if [ -s "$tmp/late" ] && [ -z "$(tail -c 1 "$tmp/late")" ]; then ok; else bad "Ctrl-C cut the text"; fi
 : > "$tmp/out"
 # shellcheck disable=SC2086
 "$run" "$m" $endless > "$tmp/out" 2> "$tmp/err" &
@@ -525,14 +566,15 @@ for how in "INT 0" "INT INT INT INT 130" "TERM 143" "HUP 129"; do
     for mode in generate chat bench perplexity passkey retrieval; do
         what="-f $tmp/long2 -c 60000"
         case $mode in bench) what="-c 200000" ;; passkey | retrieval) what="--lengths 50000" ;; esac
+        case $mode in perplexity | passkey | retrieval) what="$what --tsv $tmp/all-$mode.tsv" ;; esac
         # shellcheck disable=SC2086 # the words of $what are options
         "$run" "$m" -m $mode $what -j 2 --chunk $chunk --rope-scaling linear \
-            --tsv "$tmp/all-$mode.tsv" > "$tmp/all-$mode" 2> "$tmp/err-$mode" &
+            > "$tmp/all-$mode" 2> "$tmp/err-$mode" &
         set -- "$@" $!
     done
     for mode in perplexity passkey retrieval; do
         tries=0
-        while [ ! -e "$tmp/all-$mode.tsv.tmp" ] && [ $tries -lt 600 ]; do
+        while [ ! -e "$(echo "$tmp/all-$mode".tsv.*.tmp)" ] && [ $tries -lt 600 ]; do
             sleep 0.1
             tries=$((tries + 1))
         done
