@@ -10,8 +10,8 @@
 #   builds            run.c without warnings for twenty processors, old and new, by gcc and clang
 #   m32               must be refused by the compiler, with the reason
 #   sanitize          make test under clang's address and undefined-behaviour sanitizers
-#   threads           cli.sh, with its threads and interrupts, under the thread sanitizer
-#   valgrind          the tools' smallest models, read and generated from, under valgrind
+#   threads           unit tests, and cli.sh with its interrupts, under the thread sanitizer
+#   valgrind          unit tests, and the smallest models read and generated from, under valgrind
 #
 # Logs go to build/matrix/CELL.log. Exit status 1 if a cell failed.
 
@@ -35,6 +35,9 @@ result() {
     *) echo "FAILED, status $2: ${line:-$(grep -m 1 -iE 'error|failed' "$1" | cut -c 1-60)}" ;;
     esac
 }
+
+# The number of checks that a suite says it passed.
+passed_in() { tail -n 1 "$1" | sed -n 's/.* \([0-9]*\) passed.*/\1/p' | grep . || echo 0; }
 
 # tests CELL CC CFLAGS: make test in a folder of its own.
 tests() {
@@ -68,15 +71,13 @@ some() {
     status=0 total=0
     for t; do
         $runner "$at/$t" > "$at.one" 2>&1 || { status=1; cat "$at.one"; }
-        n=$(tail -n 1 "$at.one" | grep -oE '[0-9]+ passed' | cut -d ' ' -f 1)
-        total=$((total + ${n:-0}))
+        total=$((total + $(passed_in "$at.one")))
     done >> "$at.log"
     [ -z "$runner" ] || wrap "$at" "$runner"
     sh tests/cli.sh "$at" > "$at.one" 2>&1 || status=1
     cat "$at.one" >> "$at.log"
-    n=$(tail -n 1 "$at.one" | grep -oE '[0-9]+ passed' | cut -d ' ' -f 1)
     [ $status -eq 0 ] || { result "$at.log" 1; return; }
-    echo "$((total + ${n:-0})) passed, 0 failed" | tee -a "$at.log"
+    echo "$((total + $(passed_in "$at.one"))) passed, 0 failed" | tee -a "$at.log"
 }
 
 portable() {
@@ -115,16 +116,24 @@ m32() {
 
 valgrind_cell() {
     at=build/matrix/valgrind
-    make -j2 $at/run $at/make_model $at/make_gguf CFLAGS="-O1 -g -march=x86-64-v3" BUILD=$at \
-        > $at.log 2>&1 || { result $at.log 1; return; }
+    watch="valgrind -q --error-exitcode=99"
+    set -- test_position test_kernels test_tokenizer test_bpe test_gguf test_measure test_plot
+    programs="run make_model make_gguf $*"
+    # shellcheck disable=SC2046,SC2086 # a list
+    make -j2 $(printf "$at/%s " $programs) CFLAGS="-O1 -g -march=x86-64-v3" BUILD=$at > $at.log \
+        2>&1 || { result $at.log 1; return; }
     n=0
+    for t; do
+        SLOW=100 $watch $at/"$t" > $at.one 2>&1 || { echo "FAILED: $t"; return; }
+        n=$((n + $(passed_in $at.one)))
+    done
     for v in 0 1 2 101 102; do $at/make_model $at/v$v version=$v vocab=4096 ctx=40 || return; done
     $at/make_gguf $at/gguf qwen2 "q4_k q5_k q6_k" bpe yarn qwen2 || return
     cp tokenizer.bin $at
     for model in v0 v1 v2 v101 v102 gguf; do
         for how in "-t 0" "-t 1 -s 1 -j 2 --exact" "--window 9 --sinks 2 -n 60" "-m info"; do
             # shellcheck disable=SC2086 # the words of $how are options
-            valgrind -q --error-exitcode=99 --leak-check=full --errors-for-leak-kinds=definite \
+            $watch --leak-check=full --errors-for-leak-kinds=definite \
                 $at/run $at/$model -i "Once upon" -n 12 $how >> $at.log 2>&1 ||
                 { echo "FAILED: $model $how"; return; }
             n=$((n + 1))
@@ -145,7 +154,7 @@ cell() {
 
 san="-O1 -g -march=native -fsanitize=address,undefined -fno-sanitize-recover=undefined"
 export ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1
-units="test_kernels test_attention test_position test_tokenizer test_gguf test_damage"
+units="test_kernels test_attention test_position test_tokenizer test_gguf test_measure test_damage"
 if [ $# -eq 0 ]; then
     for machine in sse2 avx2 avx512; do
         for cc in gcc clang; do
@@ -166,7 +175,7 @@ for c; do
     m32) cell m32 gcc m32 ;;
     sanitize) cell sanitize clang tests sanitize clang "$san" ;;
     threads)
-        cell threads gcc some threads gcc "-O2 -g -march=native -fsanitize=thread" "" ;;
+        cell threads gcc some threads gcc "-O2 -g -march=native -fsanitize=thread" "" $units test_train ;;
     valgrind) cell valgrind valgrind valgrind_cell ;;
     *-O*-*)
         case $c in
