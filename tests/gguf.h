@@ -5,7 +5,8 @@ typedef struct {
     const char *arch;
     const char *types;   // of the matrices, in turn: names from gguf_types, with blanks between
     int bpe;             // tokenizer: byte-level BPE, not SentencePiece-style
-    const char *scaling; // "linear", "yarn", "freqs" (a tensor rope_freqs), or NULL
+    const char *scaling; // "linear", "yarn", "longrope", "freqs" (a tensor rope_freqs), or NULL;
+                         // behind a blank the key attn_factor's value, if there is to be one
     const char *pre;     // of BPE
 } GgufSpec;
 
@@ -248,9 +249,12 @@ static void put_config(Out *o, const GgufSpec *g, int n_layers, size_t d)
     }
     if (!strcmp(g->arch, "gemma3")) key_u32(o, g->arch, ".attention.sliding_window", G_WINDOW);
     if (!g->scaling || !strcmp(g->scaling, "freqs")) return;
-    char type[64];
-    snprintf(type, sizeof type, "%s.rope.scaling.type", g->arch);
-    key_text(o, type, g->scaling);
+    char key[64], type[16];
+    float attn_factor;
+    int n = sscanf(g->scaling, "%15s %f", type, &attn_factor);
+    snprintf(key, sizeof key, "%s.rope.scaling.type", g->arch);
+    key_text(o, key, type);
+    if (n == 2) key_f32(o, g->arch, ".rope.scaling.attn_factor", attn_factor);
     key_f32(o, g->arch, ".rope.scaling.factor", 4);
     key_u32(o, g->arch, ".rope.scaling.original_context_length", 128);
 }
@@ -269,6 +273,10 @@ static uint8_t *build_gguf(const GgufSpec *g, uint64_t seed, size_t *size)
     if (!strcmp(g->arch, "llama")) put_next_matrix(&t, -1, "output.weight", GGUF_VOCAB, G_DIM);
     if (g->scaling && !strcmp(g->scaling, "freqs"))
         put_vector(&t, -1, "rope_freqs.weight", d / 2, 3);
+    if (g->scaling && !strncmp(g->scaling, "longrope", 8)) {
+        put_vector(&t, -1, "rope_factors_long.weight", d / 2, 4);
+        put_vector(&t, -1, "rope_factors_short.weight", d / 2, 1);
+    }
     Out keys = {0}, o = {0};
     n_gguf_keys = 0;
     put_config(&keys, g, n_layers, d);

@@ -33,6 +33,13 @@ static char *write_file(const uint8_t *bytes, size_t size)
     return path;
 }
 
+static uint8_t *find_bytes(uint8_t *file, size_t size, const char *s)
+{
+    uint8_t *p = memmem(file, size, s, strlen(s));
+    if (!p) printf("no %s\n", s), exit(1);
+    return p + strlen(s);
+}
+
 static void open_spec(Session *s, const GgufSpec *spec)
 {
     size_t size;
@@ -82,6 +89,71 @@ static void test_losses(void)
         note_failures(before, "%s", models[k].spec.arch);
         free(ids);
     }
+}
+
+// The attention factor: the file's is multiplied with yarn's own, and is all of longrope's.
+static void test_attention_factors(void)
+{
+    static const struct {
+        const char *scaling;
+        int method;
+        double want;
+    } cases[] = {
+        {"linear", ROPE_LINEAR, 1},
+        {"yarn", ROPE_YARN, 1.1386294361}, // 0.1 ln 4 + 1
+        {"yarn 1.5", ROPE_YARN, 1.5 * 1.1386294361},
+        {"longrope", ROPE_LONGROPE, 1},
+        {"longrope 1.25", ROPE_LONGROPE, 1.25},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        Session s;
+        int before = n_failed;
+        open_spec(&s, &(GgufSpec){"llama", "q4_0", 0, cases[i].scaling, NULL});
+        const RopeConfig *r = &s.model.config.rope;
+        CHECK_INT(r->method, cases[i].method);
+        CHECK_NEAR(attention_factor(r), cases[i].want, 1e-9);
+        if (r->method == ROPE_LONGROPE) // which of its lists is which
+            CHECK(fabsf(r->long_factors[0] - 4) < 0.2f && fabsf(r->short_factors[0] - 1) < 0.2f);
+        note_failures(before, "%s", cases[i].scaling);
+    }
+}
+
+// gemma3: the command line's window narrows local layers, too, if it is below theirs.
+static void test_local_window(void)
+{
+    static const int windows[][3] = {{0, 0, G_WINDOW}, {10, 10, 10}, {100, 100, G_WINDOW}};
+    for (int i = 0; i < 3; i++) {
+        Session s;
+        open_spec(&s, &models[3].spec);
+        s.model.config.rope.window = windows[i][0];
+        state_init(&s.state, &s.model, 512, 16, 0, 0);
+        CHECK_INT(s.state.plans[0].rope.window, windows[i][1]); // of global layers
+        CHECK_INT(s.state.plans[1].rope.window, windows[i][2]); // of local ones
+    }
+}
+
+// The config that a gemma3's keys give with this number of layers, whatever its tensors are.
+static Config gemma_config(uint32_t n_layers)
+{
+    size_t size;
+    uint8_t *file = build_gguf(&models[3].spec, 1, &size);
+    memcpy(find_bytes(file, size, "gemma3.block_count") + 4, &n_layers, 4);
+    Model m = {.path = "gemma3", .map = file, .size = size, .arch = "gemma3"};
+    Gguf g = {.m = &m, .at = 4 + 4 + 8 + 8, .tensors = &(GgufEntry){0}};
+    g.keys = gguf_list(&g, n_gguf_keys, gguf_key);
+    gguf_vocab(&g, &m.vocab);
+    gguf_config(&g, &archs[FIND_NAME(archs, "gemma3")]);
+    free(g.keys);
+    free(file);
+    return m.config;
+}
+
+// Scores of the gemma3 of 62 layers are divided by sqrt(dim / n_heads), not by sqrt(head_dim).
+static void test_score_scale(void)
+{
+    CHECK_INT(gemma_config(62).n_layers, 62);
+    CHECK_NEAR(gemma_config(62).score_scale, sqrt((double)G_HEADS / G_DIM), 1e-7);
+    CHECK_NEAR(gemma_config(48).score_scale, 0, 0); // 1 / sqrt(head_dim)
 }
 
 // Each block type: the codes and the scales of a panel of rows mean what unpack says.
@@ -256,13 +328,6 @@ static int try_file(const uint8_t *bytes, size_t size)
     return WEXITSTATUS(status) == 1 && lines == 1 ? 1 : -1;
 }
 
-static uint8_t *find_bytes(uint8_t *file, size_t size, const char *s)
-{
-    uint8_t *p = memmem(file, size, s, strlen(s));
-    if (!p) printf("no %s\n", s), exit(1);
-    return p + strlen(s);
-}
-
 // The file with n bytes of v at `skip` bytes behind the name `key`: must be refused.
 static void check_refused(const char *key, ptrdiff_t skip, uint64_t v, size_t n)
 {
@@ -375,6 +440,9 @@ int main(void)
 {
     test_panels();
     test_losses();
+    test_attention_factors();
+    test_local_window();
+    test_score_scale();
     test_words();
     test_special_tokens();
     test_round_trip();
