@@ -4915,15 +4915,16 @@ static void parse_options(int argc, char **argv)
     }
 }
 
-// tokenizer.bin beside the checkpoint, or in the folder above.
+// tokenizer.bin beside the checkpoint, or in the folder above; no pipe, which might never end.
 static const char *find_tokenizer(const char *checkpoint)
 {
     static char path[PATH_MAX];
+    struct stat st;
     const char *slash = strrchr(checkpoint, '/');
     int len = slash ? (int)(slash - checkpoint) + 1 : 0;
     for (int up = 0; up < 2; up++) {
         snprintf(path, sizeof path, "%.*s%stokenizer.bin", len, checkpoint, up ? "../" : "");
-        if (!access(path, R_OK)) return path;
+        if (!stat(path, &st) && S_ISREG(st.st_mode)) return path;
     }
     die(EXIT_DATA, checkpoint, "no tokenizer.bin beside it or in the folder above; use -z");
 }
