@@ -224,12 +224,13 @@ static char *read_text(const char *path, size_t *len)
     FILE *f = strcmp(path, "-") ? fopen(path, "rb") : stdin;
     if (!f) die(EXIT_DATA, path, "cannot open (%s)", strerror(errno));
     char *text = NULL;
-    size_t size = 0, got = 1;
-    for (; got > 0 && !feof(f); size += got) {
+    size_t size = 0, got;
+    do {
         text = xrealloc(text, 2 * size + (1 << 16), 1);
         got = fread(text + size, 1, size + (1 << 16) - 1, f);
-        if (size + got >= INT_MAX / 2) die(EXIT_DATA, path, "too long (want at most 1 GB)");
-    }
+        size += got;
+        if (size >= INT_MAX / 2) die(EXIT_DATA, path, "too long (want at most 1 GB)");
+    } while (got > 0 && !feof(f)); // at a terminal the end is told but once
     if (ferror(f)) die(EXIT_DATA, path, "cannot read (%s)", strerror(errno));
     if (f != stdin) fclose(f);
     text[size] = 0;

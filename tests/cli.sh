@@ -319,6 +319,8 @@ input=$tmp/prompt
 works "prompt on stdin" "$m" -f - -t 0 -n 20
 input=
 same "prompt on stdin" "$tmp/want" "$tmp/out"
+"$run" "$m" -z - -f - -n 5 < tokenizer.bin > "$tmp/out" 2> "$tmp/err"
+ended "stdin for two" $? 0 "tok/s"
 works "-i" "$m" -i "$(printf '%b' "$p")" -t 0 -n 20
 same "-i" "$tmp/want" "$tmp/out"
 works "--name=value" "$m" --file="$tmp/prompt" --temp=0 --steps=20
