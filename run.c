@@ -4328,7 +4328,8 @@ static void add_prediction(const Session *s, Perplexity *p, const int *ids, size
     size_t len, b = ((i - p->from + 1) * p->n_buckets - 1) / (p->n - p->from);
     double entropy = opt.entropy ? s->state.entropy_sum[row] / c->n_layers / c->n_heads : 0;
     if (!isfinite(nll)) die(EXIT_DATA, s->model.path, "its loss is not finite at position %zu", i);
-    tokenizer_decode(&s->tokenizer, ids[i], ids[i + 1], &len);
+    int prev = i || !p->windows.n ? ids[i] : -1; // a later window's first space is the text's own
+    tokenizer_decode(&s->tokenizer, prev, ids[i + 1], &len);
     add_loss(&p->bucket[b], nll, len, entropy);
     add_loss(&p->all, nll, len, entropy);
     fprintf(tsv, "%.0f\t%zu\t%d\t%.7f", p->windows.n, i, ids[i + 1], nll);
@@ -4406,10 +4407,9 @@ static void run_perplexity(Session *s)
     tsv_open(opt.entropy ? "window\tposition\ttoken\tnll\tentropy"
                          : "window\tposition\ttoken\tnll");
     for (size_t w = 0; w < p.n_windows && !interrupted; w++) {
-        int *window = ids + w * step, saved = *window;
+        int *window = ids + w * step; // its first token is in no later one
         if (s->tokenizer.add_bos) *window = s->tokenizer.bos;
         score_window(s, &p, window);
-        *window = saved;
     }
     tsv_close();
     if (p.all.n > 0) print_perplexity(&p);
