@@ -440,13 +440,15 @@ static void give_checkpoints(Give give)
 static void give_ggufs(Give give)
 {
     static const GgufSpec specs[] = {
-        {"llama", "f32 q8_0 q4_0 q4_1 q5_0 f16 bf16 q4_k q8_0", 0, "freqs", NULL},
-        {"llama", "q4_0", 1, NULL, "smollm"},
-        {"qwen2", "q8_0 q5_1 q4_0 q4_1 q5_0 f16 bf16 q5_k", 1, "yarn", "qwen2"},
-        {"qwen3", "q8_0 q5_1 q4_0 q4_1 q5_0 f16 bf16 q6_k", 1, "linear", "llama-bpe"},
-        {"gemma3", "q4_0", 0, NULL, NULL},
+        {"llama", "f32 q8_0 q4_0 q4_1 q5_0 f16 bf16 q4_k q8_0", 0, "freqs", NULL, "<|user|>", 0},
+        {"llama", "q4_0", 1, NULL, "smollm", NULL, 0},
+        {"qwen2", "q8_0 q5_1 q4_0 q4_1 q5_0 f16 bf16 q5_k", 1, "yarn", "qwen2",
+         "<|start_header_id|>", 0},
+        {"qwen3", "q8_0 q5_1 q4_0 q4_1 q5_0 f16 bf16 q6_k", 1, "linear", "llama-bpe", "<<SYS>>", 0},
+        {"gemma3", "q4_0", 0, NULL, NULL, "<start_of_turn>", 1},
+        {"llama", "q4_0", 0, "yarn 1.5", NULL, "[INST]", 1},
     };
-    for (int i = 0; i < 5; i++) {
+    for (size_t i = 0; i < COUNT(specs); i++) {
         size_t size;
         uint8_t *file = build_gguf(&specs[i], 1, &size);
         give(find_target("gguf"), (char[]){(char)('a' + i), 0}, file, size);

@@ -8,6 +8,8 @@ typedef struct {
     const char *scaling; // "linear", "yarn", "longrope", "freqs" (a tensor rope_freqs), or NULL;
                          // behind a blank the key attn_factor's value, if there is to be one
     const char *pre;     // of BPE
+    const char *mark;    // what the chat template contains; NULL: chatml's
+    int seldom;          // with keys that few files have
 } GgufSpec;
 
 typedef struct {
@@ -133,7 +135,32 @@ static void put_tokenizer(Out *o, const GgufSpec *g)
     }
     key_u32(o, "tokenizer.ggml.", "bos_token_id", 1);
     key_u32(o, "tokenizer.ggml.", "eos_token_id", 2);
-    key_text(o, "tokenizer.chat_template", "{{ '<|im_start|>' + message['role'] }}");
+    snprintf(text, sizeof text, "{{ '%s' }}", g->mark ? g->mark : "<|im_start|>");
+    key_text(o, "tokenizer.chat_template", text);
+}
+
+// Keys that few files have, with numbers of all widths.
+static void put_seldom(Out *o, const char *arch, size_t d)
+{
+    char name[64];
+    key_u32(o, arch, ".rope.dimension_count", (uint32_t)d);
+    key_u32(o, arch, ".attention.sliding_window_pattern", 3);
+    key_f32(o, arch, ".rope.freq_base_swa", 20000);
+    key_f32(o, arch, ".rope.scale_linear", 2);
+    key_f32(o, arch, ".rope.scaling.yarn_beta_fast", 16);
+    snprintf(name, sizeof name, "%s.rope.scaling.yarn_beta_slow", arch);
+    put_key(o, name, 12);
+    put_bytes(o, &(double){2}, 8);
+    put_key(o, "general.alignment", 10);
+    put_u64(o, 32);
+    put_key(o, "split.count", 2);
+    put_bytes(o, &(uint16_t){1}, 2);
+    put_key(o, "tokenizer.ggml.add_bos_token", 7);
+    put_bytes(o, &(uint8_t){0}, 1);
+    put_key(o, "tokenizer.ggml.add_space_prefix", 0);
+    put_bytes(o, &(uint8_t){0}, 1);
+    put_key(o, "tokenizer.ggml.eot_token_id", 5);
+    put_u32(o, 7);
 }
 
 // A file being put together: the list of tensors and their data.
@@ -281,6 +308,7 @@ static uint8_t *build_gguf(const GgufSpec *g, uint64_t seed, size_t *size)
     n_gguf_keys = 0;
     put_config(&keys, g, n_layers, d);
     put_tokenizer(&keys, g);
+    if (g->seldom) put_seldom(&keys, g->arch, d);
     put_bytes(&o, "GGUF", 4);
     put_u32(&o, 3);
     put_u64(&o, t.n);

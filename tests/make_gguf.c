@@ -12,7 +12,7 @@ int main(int argc, char **argv)
     if (argc < 3) die(EXIT_USAGE, "usage", "make_gguf OUT ARCH [TYPES [spm|bpe [SCALING [PRE]]]]");
     const char *scaling = argc > 5 && strcmp(argv[5], "none") ? argv[5] : NULL;
     GgufSpec spec = {argv[2], argc > 3 ? argv[3] : "f32", argc > 4 && !strcmp(argv[4], "bpe"),
-                     scaling, argc > 6 ? argv[6] : NULL};
+                     scaling, argc > 6 ? argv[6] : NULL, NULL, 0};
     size_t size;
     uint8_t *file = build_gguf(&spec, 1, &size);
     FILE *f = fopen(argv[1], "wb");

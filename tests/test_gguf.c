@@ -16,10 +16,10 @@ static const struct {
     int n;       // tokens predicted, and their
     double loss; // mean loss in nats, by numpy
 } models[] = {
-    {{"llama", "q4_0 q4_1 q5_0 q5_1 q8_0 f16 bf16", 0, "freqs", NULL}, 91, 5.9240646},
-    {{"qwen2", "q4_k q5_k q6_k", 1, "yarn", "qwen2"}, 69, 6.0474863},
-    {{"qwen3", "q6_k q8_0 f32", 1, NULL, "llama-bpe"}, 70, 5.8275741},
-    {{"gemma3", "q5_k q4_1 q4_k q5_0 q6_k", 0, "linear", NULL}, 91, 6.5068668},
+    {{"llama", "q4_0 q4_1 q5_0 q5_1 q8_0 f16 bf16", 0, "freqs", NULL, NULL, 0}, 91, 5.9240646},
+    {{"qwen2", "q4_k q5_k q6_k", 1, "yarn", "qwen2", NULL, 0}, 69, 6.0474863},
+    {{"qwen3", "q6_k q8_0 f32", 1, NULL, "llama-bpe", NULL, 0}, 70, 5.8275741},
+    {{"gemma3", "q5_k q4_1 q4_k q5_0 q6_k", 0, "linear", NULL, NULL, 0}, 91, 6.5068668},
 };
 enum { N_MODELS = sizeof models / sizeof *models };
 
@@ -108,7 +108,7 @@ static void test_attention_factors(void)
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         Session s;
         int before = n_failed;
-        open_spec(&s, &(GgufSpec){"llama", "q4_0", 0, cases[i].scaling, NULL});
+        open_spec(&s, &(GgufSpec){.arch = "llama", .types = "q4_0", .scaling = cases[i].scaling});
         const RopeConfig *r = &s.model.config.rope;
         CHECK_INT(r->method, cases[i].method);
         CHECK_NEAR(attention_factor(r), cases[i].want, 1e-9);
@@ -116,6 +116,26 @@ static void test_attention_factors(void)
             CHECK(fabsf(r->long_factors[0] - 4) < 0.2f && fabsf(r->short_factors[0] - 1) < 0.2f);
         note_failures(before, "%s", cases[i].scaling);
     }
+}
+
+// Keys that few files have, and numbers of all widths.
+static void test_seldom_keys(void)
+{
+    Session s;
+    GgufSpec spec = {.arch = "llama", .types = "q4_0", .scaling = "yarn", .mark = "[INST]",
+                     .seldom = 1};
+    open_spec(&s, &spec);
+    const Vocab *v = &s.model.vocab;
+    const RopeConfig *r = &s.model.config.rope;
+    CHECK(r->beta_fast == 16 && r->beta_slow == 2); // a float and a double
+    CHECK(r->factor == 4);                          // the new name before the old one
+    CHECK(!v->add_bos && !v->space_prefix && v->eot == 7);
+    CHECK(!strcmp(find_chat_format(v)->name, "mistral"));
+    CHECK_INT(s.model.config.global_every, 0);
+    spec.arch = "gemma3";
+    open_spec(&s, &spec);
+    CHECK_INT(s.model.config.global_every, 3);
+    CHECK(s.model.config.local.theta == 20000);
 }
 
 // gemma3: the command line's window narrows local layers, too, if it is below theirs.
@@ -441,6 +461,7 @@ int main(void)
     test_panels();
     test_losses();
     test_attention_factors();
+    test_seldom_keys();
     test_local_window();
     test_score_scale();
     test_words();
