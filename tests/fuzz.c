@@ -1,6 +1,6 @@
 // fuzz.c: looks for inputs that break run.c; the targets are in fuzz.h.
 //
-//   fuzz seeds DIR             writes good inputs into DIR/TARGET/
+//   fuzz seeds DIR             writes what to begin with into DIR/TARGET/
 //   fuzz replay FILE...        tries files; their names, or folders' names, begin with the target's
 //   fuzz try SECONDS FILE...   and changed copies of them, for so long
 //
@@ -105,6 +105,7 @@ int main(int argc, char **argv)
     if (argc == 3 && !strcmp(argv[1], "seeds")) {
         folder = argv[2];
         give_seeds(write_seed);
+        give_options(write_seed);
         return 0;
     }
     int changed = argc > 3 && !strcmp(argv[1], "try"), first = 2 + changed;

@@ -110,7 +110,7 @@ static void *exact_copy(const uint8_t *data, size_t size, size_t fill)
     return memcpy(copy, data, size);
 }
 
-static const char some_text[] = "Hello <|im_start|> caf\xc3\xa9 \xff 123\n\n  x'll <0x41>";
+static const char some_text[] = "Hello <|im_start|> caf\xc3\xa9 \xff 123\n\n  x'll <0x41> beef";
 
 // Reads n tokens and draws one more, in a way that `bits` choose, if the model is small enough.
 static void run_model(const Model *m, uint64_t bits, int64_t ctx)
@@ -301,11 +301,28 @@ static void use_text(const uint8_t *data, size_t size)
     check_text_ids(&tokenizer, (const char *)data + at, size - at, lossless);
 }
 
-// A command line, one word a line, on a small model of the encoding that the first byte names.
+// A small model of each encoding, as it is, and with a scaling and a window of its own.
+enum { N_KINDS = 2 * N_ENCODINGS };
+
+static const TestModel *model_of_kind(int kind)
+{
+    static TestModel models[N_KINDS];
+    int encoding = kind % N_ENCODINGS, own = kind >= N_ENCODINGS;
+    int rotates = encoding == ENC_ROPE || encoding == ENC_XPOS;
+    if (models[kind].file) return &models[kind];
+    tracking = 0;
+    models[kind] = make_model((Shape){.version = 101, .dim = 16, .hidden = 16, .layers = 1,
+        .heads = 2, .kv_heads = 1, .vocab = 8, .ctx = 64, .encoding = encoding, .rows = 64,
+        .max_distance = 100, .scaling = !own ? ROPE_NONE : rotates ? ROPE_LONGROPE : ROPE_LINEAR,
+        .factor = 2 * own, .window = 20 * own, .sinks = 3 * own, .logn = own});
+    tracking = 1;
+    return &models[kind];
+}
+
+// A command line, one word a line, on the kind of model that the first byte names.
 static void use_options(const uint8_t *data, size_t size)
 {
     static const char factors[] = "1 1.5, 2 4";
-    static TestModel files[N_ENCODINGS];
     static __typeof__(opt) defaults;
     static int started;
     if (!started) defaults = opt;
@@ -313,14 +330,8 @@ static void use_options(const uint8_t *data, size_t size)
     opt = defaults;
     memset(given, 0, sizeof given);
     if (!size) return;
-    int encoding = data[0] % N_ENCODINGS, argc = 1;
-    if (!files[encoding].file) {
-        tracking = 0;
-        files[encoding] = make_model((Shape){.version = 101, .dim = 16, .hidden = 16, .layers = 1,
-            .heads = 2, .kv_heads = 1, .vocab = 8, .ctx = 64, .encoding = encoding, .rows = 64,
-            .max_distance = 100});
-        tracking = 1;
-    }
+    const TestModel *file = model_of_kind(data[0] % N_KINDS);
+    int argc = 1;
     char *argv[40] = {"run"}, *words = xrealloc(NULL, size, 1);
     memcpy(words, data + 1, size - 1);
     words[size - 1] = 0;
@@ -328,7 +339,7 @@ static void use_options(const uint8_t *data, size_t size)
     input_size = sizeof factors - 1;
     for (char *w = words; w && argc < 39;) argv[argc++] = strsep(&w, "\n");
     parse_options(argc, argv);
-    load_input(load_checkpoint, files[encoding].file, files[encoding].size, 0);
+    load_input(load_checkpoint, file->file, file->size, 0);
     set_rope(&model.config);
     int64_t ctx = choose_context(&model.config);
     MUST(ctx >= 1 && ctx <= 1 << 28 && opt.n_lengths <= 32);
@@ -447,6 +458,7 @@ static void give_ggufs(Give give)
         {"qwen3", "q8_0 q5_1 q4_0 q4_1 q5_0 f16 bf16 q6_k", 1, "linear", "llama-bpe", "<<SYS>>", 0},
         {"gemma3", "q4_0", 0, NULL, NULL, "<start_of_turn>", 1},
         {"llama", "q4_0", 0, "yarn 1.5", NULL, "[INST]", 1},
+        {"llama", "q8_0", 0, "longrope", NULL, NULL, 0},
     };
     for (size_t i = 0; i < COUNT(specs); i++) {
         size_t size;
@@ -483,4 +495,27 @@ static void give_seeds(Give give)
         give(find_target("options"), (char[]){(char)('a' + i), 0}, (const uint8_t *)lines[i],
              1 + strlen(lines[i] + 1));
     give(find_target("factors"), "a", (const uint8_t *)"\0031, 1.5 2\n2.5", 13);
+}
+
+// Each option by itself, with values at the ends of its range, within and past it, for RoPE, for
+// RoPE with a scaling of its own, and for another kind of model: not all of them are good.
+static void give_options(Give give)
+{
+    static const char *const texts[] = {"x", "4:16", "16:4.5", "40,50"};
+    for (const Option *o = option_table; o < option_table + COUNT(option_table); o++) {
+        const double numbers[] = {o->lo, fmax(o->lo, 2), o->hi, 2 * o->hi};
+        size_t n_values = o->kind == O_NAME ? o->names.n : o->kind == O_FLAG ? 1 : 4;
+        for (size_t i = 0; i < 3 * n_values; i++) {
+            size_t k = i / 3, other = (size_t)(o - option_table) + k;
+            char number[32], name[64], line[96] = {(char)(i % 3 * N_ENCODINGS)};
+            if (i % 3 == 2) line[0] = (char)(other % N_KINDS);
+            snprintf(number, sizeof number, o->kind == O_FLOAT ? "%.9g" : "%.0f", numbers[k % 4]);
+            snprintf(name, sizeof name, "%s-%zu", o->name, i);
+            int n = snprintf(line + 1, sizeof line - 1, "-c\n90\n--%s%s%s", o->name,
+                             o->kind == O_FLAG ? "" : "\n",
+                             o->kind == O_FLAG ? "" : o->kind == O_NAME ? row_name(o->names, k)
+                             : o->kind == O_TEXT ? texts[k] : number);
+            give(find_target("options"), name, (const uint8_t *)line, 1 + (size_t)n);
+        }
+    }
 }

@@ -9,7 +9,7 @@ typedef struct {
                          // behind a blank the key attn_factor's value, if there is to be one
     const char *pre;     // of BPE
     const char *mark;    // what the chat template contains; NULL: chatml's
-    int seldom;          // with keys that few files have
+    int seldom;          // with keys and tokens that few files have
 } GgufSpec;
 
 typedef struct {
@@ -92,13 +92,15 @@ static void put_array(Out *o, const char *name, uint32_t elem, uint64_t n)
 enum { GGUF_VOCAB = 320 };
 
 // Token `id` of the test vocabulary: three special ones, 256 bytes, one user-defined, then pairs
-// of letters (which are also what BPE's merges make).
+// of letters (which are also what BPE's merges make). Seldom: with spaces, and an empty one.
 static void token_text(const GgufSpec *g, int id, char out[32])
 {
     static const char *const special[] = {"<unk>", "<s>", "</s>"};
+    static const char *const seldom[] = {"\xe2\x96\x81", "a", "\xe2\x96\x81" "a", ""};
     int byte = id - 3, pair = id - 260;
     if (id < 3) strcpy(out, special[id]);
     else if (id == 259) strcpy(out, "<user>");
+    else if (g->seldom && !g->bpe && id > 315) strcpy(out, seldom[id - 316]);
     else if (id > 259) sprintf(out, "%c%c", 'a' + pair % 8, 'a' + pair / 8 % 8);
     else if (!g->bpe) sprintf(out, "<0x%02X>", (unsigned)byte);
     else { // GPT-2's characters for bytes: printable ones as they are, the others from 256 on

@@ -120,6 +120,14 @@ static void damage(int target, const char *name, const uint8_t *file, size_t siz
     note_failures(before, "%s %s", targets[target].name, name);
 }
 
+// An option by itself is right or a mistake in usage.
+static void try_option(int target, const char *name, const uint8_t *line, size_t size)
+{
+    int before = n_failed;
+    CHECK(attempt(target, line, size) != EXIT_DATA);
+    note_failures(before, "%s", name);
+}
+
 static void replay(const char *folder)
 {
     DIR *d = opendir(folder);
@@ -161,6 +169,7 @@ int main(void)
     test_empty_turn();
     alarm(600);
     give_seeds(damage);
+    give_options(try_option);
     replay("tests/regress");
     CHECK(n_accepted > 100);
     CHECK(n_refused > 1000);

@@ -118,10 +118,11 @@ static void test_attention_factors(void)
     }
 }
 
-// Keys that few files have, and numbers of all widths.
-static void test_seldom_keys(void)
+// Keys that few files have, and numbers of all widths; a token with a space, and an empty one.
+static void test_seldom(void)
 {
     Session s;
+    int ids[8];
     GgufSpec spec = {.arch = "llama", .types = "q4_0", .scaling = "yarn", .mark = "[INST]",
                      .seldom = 1};
     open_spec(&s, &spec);
@@ -130,6 +131,9 @@ static void test_seldom_keys(void)
     CHECK(r->beta_fast == 16 && r->beta_slow == 2); // a float and a double
     CHECK(r->factor == 4);                          // the new name before the old one
     CHECK(!v->add_bos && !v->space_prefix && v->eot == 7);
+    CHECK_INT(tokenizer_encode(&s.tokenizer, "b a", NULL, 3, ids), 2);
+    CHECK_INT(ids[1], 318);
+    CHECK_INT(s.tokenizer.pieces[319].len, 0);
     CHECK(!strcmp(find_chat_format(v)->name, "mistral"));
     CHECK_INT(s.model.config.global_every, 0);
     spec.arch = "gemma3";
@@ -411,6 +415,29 @@ static void test_bad_fields(void)
     check_refused("llama.embedding_lengt", 0, '\n', 1);
 }
 
+// Lists that are not there, or shorter than the vocabulary, in files that are whole.
+static void test_bad_lists(void)
+{
+    static const char *const lists[] = {"tokenizer.ggml.scores", "tokenizer.ggml.token_type"};
+    GgufSpec spec = {.arch = "llama", .types = "q4_0", .scaling = "longrope"};
+    size_t size;
+    uint8_t *file = build_gguf(&spec, 1, &size);
+    CHECK_INT(try_file(file, size), 0);
+    file[8] -= 2; // the last two tensors are longrope's factors
+    CHECK_INT(try_file(file, size), 1);
+    free(file);
+    for (int i = 0; i < 2; i++) {
+        file = build_gguf(&spec, 1, &size);
+        uint8_t *n = find_bytes(file, size, lists[i]) + 8;
+        uint32_t left = GGUF_VOCAB - 4; // a key of 16 bytes, which nobody reads, behind them
+        memcpy(n, &left, 4);
+        memcpy(n + 8 + 4 * left, "\2\0\0\0\0\0\0\0zz\2\0\0\0\0\0", 16);
+        file[16]++; // keys
+        CHECK_INT(try_file(file, size), 1);
+        free(file);
+    }
+}
+
 // --- real models --------------------------------------------------------------------------------
 
 static const struct {
@@ -461,7 +488,7 @@ int main(void)
     test_panels();
     test_losses();
     test_attention_factors();
-    test_seldom_keys();
+    test_seldom();
     test_local_window();
     test_score_scale();
     test_words();
@@ -469,6 +496,7 @@ int main(void)
     test_round_trip();
     test_chat_formats();
     test_bad_fields();
+    test_bad_lists();
     test_real();
     return report("test_gguf");
 }
