@@ -119,7 +119,7 @@ static void run_model(const Model *m, uint64_t bits, int64_t ctx)
     State s;
     size_t chunk = 1 + bits % 16, vocab = (size_t)c->vocab_size;
     size_t n = bits >> 16 & 3 || m->weight_bytes > 1 << 16 ? 3 : 80;
-    int exact = bits >> 4 & 1, f32 = bits >> 5 & 1, tokens[16];
+    int exact = bits >> 4 & 1, f32 = bits >> 5 & 1, tokens[16] = {0};
     if (m->weight_bytes > 4 << 20 || c->n_layers > 64 || c->dim > 1 << 12 ||
         c->hidden_dim > 1 << 14) return;
     Config resolved = *c;
@@ -145,7 +145,7 @@ static void run_model(const Model *m, uint64_t bits, int64_t ctx)
     int bad = 0;
     for (size_t i = 0; i < vocab; i++) bad += !isfinite(logits[i]);
     if (!bad) {
-        int id = sample(&sampler, logits, vocab, tokens, 1);
+        int id = sample(&sampler, logits, vocab, tokens, 16);
         MUST(id >= 0 && id < c->vocab_size);
     }
 }
@@ -409,15 +409,19 @@ static int try_input(int target, const uint8_t *data, size_t size)
 
 // --- good files to begin with -------------------------------------------------------------------
 
-// A tokenizer.bin of 300 pieces: three special, the bytes, and some short ones.
+// A tokenizer.bin of 300 pieces: three special, the bytes, letters and pairs of them.
 static size_t make_tokenizer(uint8_t *out)
 {
     size_t size = 4;
     memset(out, 0, 4);
     for (int id = 0; id < 300; id++) {
-        char text[16] = "<x>";
-        if (id >= 3 && id < 259) snprintf(text, sizeof text, "<0x%02X>", (unsigned)(id - 3));
-        if (id >= 259) snprintf(text, sizeof text, "%c%c", ' ' + id % 7, 'a' + id % 19);
+        static const char *const special[] = {"<unk>", "<s>", "</s>"}, letters[] = " helox1fb";
+        char text[16];
+        int pair = id - 259;
+        if (id < 3) strcpy(text, special[id]);
+        else if (id < 259) snprintf(text, sizeof text, "<0x%02X>", (unsigned)(id - 3));
+        else snprintf(text, sizeof text, "%c%.1s", letters[pair % 9],
+                      &letters[pair < 9 ? 9 : pair % 8]);
         float score = -(float)(id % 10);
         int32_t len = (int32_t)strlen(text);
         memcpy(out + size, &score, 4);

@@ -96,7 +96,7 @@ enum { GGUF_VOCAB = 320 };
 static void token_text(const GgufSpec *g, int id, char out[32])
 {
     static const char *const special[] = {"<unk>", "<s>", "</s>"};
-    static const char *const seldom[] = {"\xe2\x96\x81", "a", "\xe2\x96\x81" "a", ""};
+    static const char *const seldom[] = {"\xe2\x96\x81", "a", ("\xe2\x96\x81" "a"), ""};
     int byte = id - 3, pair = id - 260;
     if (id < 3) strcpy(out, special[id]);
     else if (id == 259) strcpy(out, "<user>");
