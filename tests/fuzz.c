@@ -106,6 +106,7 @@ int main(int argc, char **argv)
         folder = argv[2];
         give_seeds(write_seed);
         give_options(write_seed);
+        give_short_lists(write_seed);
         return 0;
     }
     int changed = argc > 3 && !strcmp(argv[1], "try"), first = 2 + changed;

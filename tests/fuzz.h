@@ -110,7 +110,7 @@ static void *exact_copy(const uint8_t *data, size_t size, size_t fill)
     return memcpy(copy, data, size);
 }
 
-static const char some_text[] = "Hello <|im_start|> caf\xc3\xa9 \xff 123\n\n  x'll <0x41> beef";
+static const char some_text[] = "Hello <|im_start|> caf\xc3\xa9 \xff 123\n\n  x'll <0x41> a bee";
 
 // Reads n tokens and draws one more, in a way that `bits` choose, if the model is small enough.
 static void run_model(const Model *m, uint64_t bits, int64_t ctx)
@@ -463,12 +463,25 @@ static void give_ggufs(Give give)
         {"gemma3", "q4_0", 0, NULL, NULL, "<start_of_turn>", 1},
         {"llama", "q4_0", 0, "yarn 1.5", NULL, "[INST]", 1},
         {"llama", "q8_0", 0, "longrope", NULL, NULL, 0},
+        {"llama", "f16", 0, "longrope 1.25", NULL, NULL, 1},
     };
     for (size_t i = 0; i < COUNT(specs); i++) {
         size_t size;
         uint8_t *file = build_gguf(&specs[i], 1, &size);
         give(find_target("gguf"), (char[]){(char)('a' + i), 0}, file, size);
         give(find_target("keys"), (char[]){(char)('a' + i), 0}, file, gguf_data_at);
+        free(file);
+    }
+}
+
+static void give_short_lists(Give give)
+{
+    static const char *const lists[] = {"tokenizer.ggml.scores", "tokenizer.ggml.token_type"};
+    for (int i = 0; i < 2; i++) {
+        size_t size;
+        uint8_t *file = build_gguf(&(GgufSpec){.arch = "llama", .types = "q4_0"}, 1, &size);
+        shorten_list(file, size, lists[i]);
+        give(find_target("keys"), lists[i], file, gguf_data_at);
         free(file);
     }
 }

@@ -128,6 +128,13 @@ static void try_option(int target, const char *name, const uint8_t *line, size_t
     note_failures(before, "%s", name);
 }
 
+static void try_short_list(int target, const char *name, const uint8_t *file, size_t size)
+{
+    int before = n_failed;
+    CHECK_INT(attempt(target, file, size), EXIT_DATA);
+    note_failures(before, "%s", name);
+}
+
 static void replay(const char *folder)
 {
     DIR *d = opendir(folder);
@@ -170,6 +177,7 @@ int main(void)
     alarm(600);
     give_seeds(damage);
     give_options(try_option);
+    give_short_lists(try_short_list);
     replay("tests/regress");
     CHECK(n_accepted > 100);
     CHECK(n_refused > 1000);

@@ -132,8 +132,8 @@ static void test_seldom(void)
     CHECK(r->factor == 4);                          // the new name before the old one
     CHECK(!v->add_bos && !v->space_prefix && v->eot == 7);
     CHECK_INT(tokenizer_encode(&s.tokenizer, "b a", NULL, 3, ids), 2);
-    CHECK_INT(ids[1], 318);
-    CHECK_INT(s.tokenizer.pieces[319].len, 0);
+    CHECK_INT(ids[1], 314);
+    CHECK_INT(s.tokenizer.pieces[315].len, 0);
     CHECK(!strcmp(find_chat_format(v)->name, "mistral"));
     CHECK_INT(s.model.config.global_every, 0);
     spec.arch = "gemma3";
@@ -428,11 +428,7 @@ static void test_bad_lists(void)
     free(file);
     for (int i = 0; i < 2; i++) {
         file = build_gguf(&spec, 1, &size);
-        uint8_t *n = find_bytes(file, size, lists[i]) + 8;
-        uint32_t left = GGUF_VOCAB - 4; // a key of 16 bytes, which nobody reads, behind them
-        memcpy(n, &left, 4);
-        memcpy(n + 8 + 4 * left, "\2\0\0\0\0\0\0\0zz\2\0\0\0\0\0", 16);
-        file[16]++; // keys
+        shorten_list(file, size, lists[i]);
         CHECK_INT(try_file(file, size), 1);
         free(file);
     }
