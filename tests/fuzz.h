@@ -481,7 +481,7 @@ static void give_short_lists(Give give)
         size_t size;
         uint8_t *file = build_gguf(&(GgufSpec){.arch = "llama", .types = "q4_0"}, 1, &size);
         shorten_list(file, size, lists[i]);
-        give(find_target("keys"), lists[i], file, gguf_data_at);
+        give(find_target("keys"), lists[i] + 15, file, gguf_data_at);
         free(file);
     }
 }
@@ -527,7 +527,7 @@ static void give_options(Give give)
             char number[32], name[64], line[96] = {(char)(i % 3 * N_ENCODINGS)};
             if (i % 3 == 2) line[0] = (char)(other % N_KINDS);
             snprintf(number, sizeof number, o->kind == O_FLOAT ? "%.9g" : "%.0f", numbers[k % 4]);
-            snprintf(name, sizeof name, "%s-%zu", o->name, i);
+            snprintf(name, sizeof name, "o-%s-%zu", o->name, i);
             int n = snprintf(line + 1, sizeof line - 1, "-c\n90\n--%s%s%s", o->name,
                              o->kind == O_FLAG ? "" : "\n",
                              o->kind == O_FLAG ? "" : o->kind == O_NAME ? row_name(o->names, k)
