@@ -474,6 +474,7 @@ static void give_ggufs(Give give)
     }
 }
 
+// GGUF files with fewer scores or types than tokens: to be refused.
 static void give_short_lists(Give give)
 {
     static const char *const lists[] = {"tokenizer.ggml.scores", "tokenizer.ggml.token_type"};
