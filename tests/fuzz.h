@@ -434,18 +434,20 @@ static size_t make_tokenizer(uint8_t *out)
 
 typedef void (*Give)(int target, const char *name, const uint8_t *data, size_t size);
 
+// Each version, each encoding, and each method of scaling.
 static void give_checkpoints(Give give)
 {
     static const int versions[] = {0, 1, 2, 101, 102};
-    for (int k = 0; k < 5 + N_ENCODINGS; k++) {
-        int encoding = k < 5 ? 0 : k - 5;
-        Shape s = {.version = k < 5 ? versions[k] : 101 + k % 2, .dim = 16, .hidden = 16,
+    enum { ENCODED = 5, SCALED = ENCODED + N_ENCODINGS, END = SCALED + N_ROPE_METHODS };
+    for (int k = 0; k < END; k++) {
+        int encoding = k < ENCODED || k >= SCALED ? 0 : k - ENCODED;
+        Shape s = {.version = k < ENCODED ? versions[k] : 101 + k % 2, .dim = 16, .hidden = 16,
                    .layers = 1 + k % 2, .heads = 2, .kv_heads = 1, .vocab = 8, .ctx = 8, .group = 8,
                    .own_classifier = k % 3 == 0, .encoding = encoding, .rows = 16,
-                   .max_distance = 40, .scaling = k == 3 ? 7 : 0, .window = k % 4 == 3 ? 20 : 0,
-                   .sinks = k % 4 == 3 ? 2 : 0};
-        char name[16];
-        sprintf(name, "v%d-%d", s.version, encoding);
+                   .max_distance = 40, .scaling = k < SCALED ? ROPE_NONE : k - SCALED,
+                   .window = k % 4 == 3 ? 20 : 0, .sinks = k % 4 == 3 ? 2 : 0};
+        char name[48];
+        sprintf(name, "v%d-%d-%d", s.version, encoding, s.scaling);
         TestModel t = make_model(s);
         give(find_target("checkpoint"), name, t.file, t.size);
         free_test_model(&t);
