@@ -110,7 +110,7 @@ static void *exact_copy(const uint8_t *data, size_t size, size_t fill)
     return memcpy(copy, data, size);
 }
 
-static const char some_text[] = "Hello <|im_start|> caf\xc3\xa9 \xff 123\n\n  x'll <0x41> a bee";
+static const char some_text[] = "Hello <|im_start|> caf\xc3\xa9 \xff 123\n\n  x'll <0x41> a beebee";
 
 // Reads n tokens and draws one more, in a way that `bits` choose, if the model is small enough.
 static void run_model(const Model *m, uint64_t bits, int64_t ctx)
@@ -476,15 +476,18 @@ static void give_ggufs(Give give)
     }
 }
 
-// GGUF files with fewer scores or types than tokens: to be refused.
+// GGUF files with fewer scores or types than tokens, or without longrope's short factors, or all of
+// its factors, which are the last tensors: to be refused.
 static void give_short_lists(Give give)
 {
     static const char *const lists[] = {"tokenizer.ggml.scores", "tokenizer.ggml.token_type"};
-    for (int i = 0; i < 2; i++) {
+    for (int i = 0; i < 4; i++) {
         size_t size;
-        uint8_t *file = build_gguf(&(GgufSpec){.arch = "llama", .types = "q4_0"}, 1, &size);
-        shorten_list(file, size, lists[i]);
-        give(find_target("keys"), lists[i] + 15, file, gguf_data_at);
+        GgufSpec spec = {.arch = "llama", .types = "q4_0", .scaling = "longrope"};
+        uint8_t *file = build_gguf(&spec, 1, &size);
+        if (i < 2) shorten_list(file, size, lists[i]);
+        else file[8] -= (uint8_t)(i - 1);
+        give(find_target("keys"), (char[]){'s', (char)('0' + i), 0}, file, gguf_data_at);
         free(file);
     }
 }
