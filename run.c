@@ -3703,14 +3703,15 @@ static void index_pieces(Tokenizer *t)
     }
 }
 
-// The pieces that stand for bytes, named <0x00> to <0xFF>; all of them have to be there.
+// The pieces that stand for bytes, named <0x00> to <0xFF>; all of them have to be there, and none
+// may be a control token, which a text could then write.
 static void find_byte_pieces(Tokenizer *t)
 {
     static char bytes[256];
     for (int byte = 0; byte < 256; byte++) {
         char name[8];
         snprintf(name, sizeof name, "<0x%02X>", (unsigned)byte);
-        int id = t->byte_id[byte] = find_piece(t, name, 6, TOKEN_ANY);
+        int id = t->byte_id[byte] = find_piece(t, name, 6, TOKEN_TEXT | TOKEN_USER);
         if (id < 0) die(EXIT_DATA, t->path, "no piece for byte %d (want %s)", byte, name);
         bytes[byte] = (char)byte;
         t->pieces[id] = (Piece){.text = &bytes[byte], .len = 1, .kind = TOKEN_BYTE};
