@@ -3773,7 +3773,9 @@ static size_t plain_text(const char *s, size_t len, int bpe, char *out)
     return n;
 }
 
-// Type numbers in the file: 1 normal, 2 unknown, 3 control, 4 user-defined, 5 unused, 6 byte.
+// Type numbers in the file: 1 normal, 2 unknown, 3 control, 4 user-defined, 5 unused, 6 byte. Of a
+// SentencePiece vocabulary BOS, EOS and EOT are control tokens whatever their type is, so that no
+// text can write them (some files in GPT-2's way name a comma as a BOS that they never use).
 static void read_pieces(Tokenizer *t, const Vocab *v)
 {
     static const int kinds[] = {[2] = TOKEN_CONTROL, [3] = TOKEN_CONTROL, [4] = TOKEN_USER};
@@ -3786,6 +3788,7 @@ static void read_pieces(Tokenizer *t, const Vocab *v)
         Piece p = {.text = next_string(&list, &len), .kind = TOKEN_TEXT};
         uint32_t type = v->types.at ? (uint32_t)read_i32(v->types.at + 4 * (size_t)id) : 1;
         if (len > 1 << 16) die(EXIT_DATA, t->path, "token %d is too long (got %zu)", id, len);
+        if (!v->bpe && (id == v->bos || id == v->eos || id == v->eot)) type = 3;
         if (type < COUNT(kinds) && kinds[type]) p.kind = kinds[type];
         else len = plain_text(p.text, len, v->bpe, plain), p.text = plain, plain += len;
         if (v->scores.at) p.score = read_f32(v->scores.at + 4 * (size_t)id);

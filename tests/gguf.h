@@ -163,7 +163,7 @@ static void put_seldom(Out *o, const char *arch, size_t d)
     put_key(o, "tokenizer.ggml.add_space_prefix", 0);
     put_bytes(o, &(uint8_t){!strcmp(arch, "gemma3")}, 1);
     put_key(o, "tokenizer.ggml.eot_token_id", 5);
-    put_u32(o, 7);
+    put_u32(o, 319);
 }
 
 // A file being put together: the list of tensors and their data.

@@ -130,7 +130,7 @@ static void test_seldom(void)
     const RopeConfig *r = &s.model.config.rope;
     CHECK(r->beta_fast == 16 && r->beta_slow == 2); // a float and a double
     CHECK(r->factor == 4);                          // the new name before the old one
-    CHECK(!v->add_bos && !v->space_prefix && v->eot == 7);
+    CHECK(!v->add_bos && !v->space_prefix && v->eot == 319);
     CHECK_INT(tokenizer_encode(&s.tokenizer, "b a", NULL, 3, ids), 2);
     CHECK_INT(ids[1], 314);
     CHECK_INT(s.tokenizer.pieces[315].len, 0);
@@ -269,6 +269,33 @@ static void test_special_tokens(void)
         tokenizer_decode(t, -1, 2, &len);
         CHECK_INT(len, 0);
         CHECK(is_stop(t, 2) && !is_stop(t, 259));
+    }
+}
+
+// Nor those that the file names as its BOS, EOS and EOT, if they are SentencePiece's: here they are
+// all the pair "ab", of the type of text. The space behind a BOS in a text would not come back.
+static void test_named_ends(void)
+{
+    static const char text[] = "ab ab";
+    for (int named = 0; named < 4; named++) {
+        Session s;
+        Tokenizer t;
+        char got[16];
+        int ids[16], pairs = 0;
+        size_t size = 0, len;
+        open_spec(&s, &(GgufSpec){.arch = "llama", .types = "q4_0", .seldom = 1});
+        Vocab v = s.model.vocab;
+        v.space_prefix = 1;
+        if (named) *(named == 1 ? &v.bos : named == 2 ? &v.eos : &v.eot) = 268;
+        tokenizer_from_vocab(&t, "named", &v);
+        int n = tokenizer_encode(&t, text, NULL, sizeof text - 1, ids);
+        for (int i = 0; i < n; size += len, i++) {
+            const char *piece = tokenizer_decode(&t, i ? ids[i - 1] : t.bos, ids[i], &len);
+            memcpy(got + size, piece, len);
+            pairs += ids[i] == 268;
+        }
+        CHECK_INT(pairs, named ? 0 : 2);
+        CHECK_TEXT(got, size, text, sizeof text - 1);
     }
 }
 
@@ -489,6 +516,7 @@ int main(void)
     test_score_scale();
     test_words();
     test_special_tokens();
+    test_named_ends();
     test_round_trip();
     test_chat_formats();
     test_bad_fields();
