@@ -291,7 +291,8 @@ static void use_text(const uint8_t *data, size_t size)
     }
     Vocab v = {.tokens = {tokens.p, n}, .merges = {merges.p, n_merges}, .bpe = bpe,
                .bos = bpe ? -1 : data[0] & 32 ? (int)n - 1 : 1, .eos = -1, .eot = -1,
-               .types = {(uint8_t *)types, n}, .scores = {bpe ? NULL : (uint8_t *)scores, n}, .space_prefix = data[0] >> 4 & 1};
+               .types = {(uint8_t *)types, n}, .scores = {bpe ? NULL : (uint8_t *)scores, n},
+               .space_prefix = data[0] >> 4 & 1};
     strcpy(v.pre, styles[data[0] >> 1 & 3]);
     tokenizer_from_vocab(&tokenizer, "fuzz", &v);
     // SentencePiece-style, U+2581 comes back as a space, and a space follows user-defined tokens.
