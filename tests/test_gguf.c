@@ -272,28 +272,36 @@ static void test_special_tokens(void)
     }
 }
 
-// Nor those that the file names as its BOS, EOS and EOT, if they are SentencePiece's: here they are
-// all the pair "ab", of the type of text. The space behind a BOS in a text would not come back.
+// Encodes text[len] into ids, *n of them, and decodes these again, to got; returns its length.
+static size_t there_and_back(const Tokenizer *t, const char *text, size_t len, int *ids, int *n,
+                             char *got)
+{
+    size_t size = 0, step;
+    *n = tokenizer_encode(t, text, NULL, len, ids);
+    for (int i = 0; i < *n; i++, size += step) {
+        const char *piece = tokenizer_decode(t, i ? ids[i - 1] : t->bos, ids[i], &step);
+        memcpy(got + size, piece, step);
+    }
+    return size;
+}
+
+// Nor those that the file names as its BOS, EOS and EOT, if they are SentencePiece's: here one of
+// them is the pair "ab", of the type of text. The space behind a BOS in a text would not come back.
 static void test_named_ends(void)
 {
     static const char text[] = "ab ab";
+    Session s;
+    open_spec(&s, &(GgufSpec){.arch = "llama", .types = "q4_0", .seldom = 1});
     for (int named = 0; named < 4; named++) {
-        Session s;
+        Vocab v = s.model.vocab;
         Tokenizer t;
         char got[16];
-        int ids[16], pairs = 0;
-        size_t size = 0, len;
-        open_spec(&s, &(GgufSpec){.arch = "llama", .types = "q4_0", .seldom = 1});
-        Vocab v = s.model.vocab;
+        int ids[16], n, pairs = 0;
         v.space_prefix = 1;
         if (named) *(named == 1 ? &v.bos : named == 2 ? &v.eos : &v.eot) = 268;
         tokenizer_from_vocab(&t, "named", &v);
-        int n = tokenizer_encode(&t, text, NULL, sizeof text - 1, ids);
-        for (int i = 0; i < n; size += len, i++) {
-            const char *piece = tokenizer_decode(&t, i ? ids[i - 1] : t.bos, ids[i], &len);
-            memcpy(got + size, piece, len);
-            pairs += ids[i] == 268;
-        }
+        size_t size = there_and_back(&t, text, sizeof text - 1, ids, &n, got);
+        for (int i = 0; i < n; i++) pairs += ids[i] == 268;
         CHECK_INT(pairs, named ? 0 : 2);
         CHECK_TEXT(got, size, text, sizeof text - 1);
     }
@@ -307,17 +315,11 @@ static void test_round_trip(void)
     for (int k = 0; k < N_MODELS; k++) {
         Session s;
         char got[256];
-        int ids[256], prev = 1;
-        size_t n = 0, len;
+        int ids[256], n;
         open_spec(&s, &models[k].spec);
-        int count = tokenizer_encode(&s.tokenizer, text, NULL, sizeof text - 1, ids);
-        for (int i = 0; i < count; prev = ids[i++]) {
-            const char *piece = tokenizer_decode(&s.tokenizer, prev, ids[i], &len);
-            memcpy(got + n, piece, len);
-            n += len;
-        }
+        size_t size = there_and_back(&s.tokenizer, text, sizeof text - 1, ids, &n, got);
         size_t space = (size_t)s.tokenizer.space_prefix; // a byte here, so it is not stripped
-        CHECK_TEXT(got + space, n - space, text, sizeof text - 1);
+        CHECK_TEXT(got + space, size - space, text, sizeof text - 1);
     }
 }
 
