@@ -18,6 +18,7 @@
 //
 // [Adam] Kingma, Ba 2014, 1412.6980   [AdamW] Loshchilov, Hutter 2017, 1711.05101
 // [Random] Ruoss 2023, 2305.16843   [SHAPE] Kiyono 2021, 2109.05644
+// [WSD] Hu 2024, 2404.06395
 // [Muon] Jordan 2024   [RoPE] Su 2021, 2104.09864   [Flash] Dao 2022, 2205.14135
 // [GEMM] Goto, van de Geijn 2008, "Anatomy of high-performance matrix multiplication"
 #define TESTING
@@ -1524,18 +1525,23 @@ static double update_params(Net *n, const Optimizer *o, float lr, uint64_t step)
 // ================================================================================================
 // 9  Text
 //
-// Books are encoded once and kept as 16-bit ids, BOS before each. A training window is BOS and
-// T - 1 tokens of text, with the T tokens of text as targets: every window begins as a text does
-// when the model runs. Windows come from a permutation of all places T apart, with a new shift
-// each time round; every other one moves on to the start of a paragraph.
+// Texts are encoded once and kept as 16-bit ids, BOS before each. A file of many short documents
+// has a line <|end|> after each of them, in whose place EOS stands: so a model learns that a story
+// ends. A training window is BOS and T - 1 tokens of text, with the T tokens of text as targets:
+// every window begins as a text does when the model runs. Windows come from a permutation of all
+// places T apart, with a new shift each time round. Every other one moves on to the start of a
+// paragraph; of documents, three in four move on to the start of one.
 
-enum { MAX_SOURCES = 8, LOOK_AHEAD = 200 };
+enum { MAX_SOURCES = 8, LOOK_AHEAD = 200, LOOK_AHEAD_DOCUMENTS = 640 };
+static const char document_end[] = "<|end|>";
 
 typedef struct {
     uint16_t *token;
-    size_t n, bytes;
-    double share;
+    size_t n, bytes, ends; // ends: how many documents end with EOS
+    double share, first_share, last_share;
 } Source;
+
+static size_t look_ahead(const Source *s) { return s->ends ? LOOK_AHEAD_DOCUMENTS : LOOK_AHEAD; }
 
 typedef struct {
     Tokenizer *tokenizer;
@@ -1550,17 +1556,45 @@ typedef struct {
     float answer_weight;
 } Text;
 
-static void append_book(Source *s, Tokenizer *t, const char *path)
+static void append_document(Source *s, Tokenizer *t, const char *text, size_t len, int ends)
+{
+    int *ids = xcalloc(len + 2, sizeof(int));
+    int n = tokenizer_encode(t, text, NULL, len, ids);
+    s->token = xrealloc(s->token, s->n + (size_t)n + 2, sizeof(uint16_t));
+    s->token[s->n++] = ID_BOS;
+    for (int i = 0; i < n; i++) s->token[s->n++] = (uint16_t)ids[i];
+    if (ends) s->token[s->n++] = ID_EOS;
+    s->ends += (size_t)ends;
+    s->bytes += len;
+    free(ids);
+}
+
+// The start of the next line of `text` that is <|end|>, or NULL.
+static const char *find_end(const char *text)
+{
+    for (const char *p = text; (p = strstr(p, document_end)); p++) {
+        char after = p[sizeof document_end - 1];
+        if ((p == text || p[-1] == '\n') && (!after || after == '\n')) return p;
+    }
+    return NULL;
+}
+
+// Adds the documents of a file, without the empty lines around them, or a file that has no line
+// <|end|> as one text as it stands.
+static void append_file(Source *s, Tokenizer *t, const char *path)
 {
     size_t len;
     char *text = read_text(path, &len);
-    int *ids = xcalloc(len + 2, sizeof(int));
-    int n = tokenizer_encode(t, text, NULL, len, ids);
-    s->token = xrealloc(s->token, s->n + (size_t)n + 1, sizeof(uint16_t));
-    s->token[s->n++] = ID_BOS;
-    for (int i = 0; i < n; i++) s->token[s->n++] = (uint16_t)ids[i];
-    s->bytes += len;
-    free(ids);
+    const char *from = text, *end;
+    while ((end = find_end(from))) {
+        const char *to = end;
+        while (from < to && *from == '\n') from++;
+        while (to > from && to[-1] == '\n') to--;
+        if (to > from) append_document(s, t, from, (size_t)(to - from), 1);
+        from = end + sizeof document_end - 1;
+    }
+    if (from == text || from[strspn(from, "\n")])
+        append_document(s, t, from, len - (size_t)(from - text), 0);
     free(text);
 }
 
@@ -1570,7 +1604,7 @@ static void append_path(Source *s, Tokenizer *t, const char *path)
     struct stat st;
     if (stat(path, &st)) die(1, path, "cannot read: %s", strerror(errno));
     if (!S_ISDIR(st.st_mode)) {
-        append_book(s, t, path);
+        append_file(s, t, path);
         return;
     }
     struct dirent **entry;
@@ -1580,7 +1614,7 @@ static void append_path(Source *s, Tokenizer *t, const char *path)
         char name[PATH_MAX];
         if (snprintf(name, sizeof name, "%s/%s", path, entry[i]->d_name) >= (int)sizeof name)
             die(1, path, "path too long");
-        if (!stat(name, &st) && S_ISREG(st.st_mode)) append_book(s, t, name);
+        if (!stat(name, &st) && S_ISREG(st.st_mode)) append_file(s, t, name);
         free(entry[i]);
     }
     free(entry);
@@ -1614,7 +1648,7 @@ static void classify_pieces(Text *x, int vocab_size)
 // Start of the window number `count` of a source whose windows are T apart.
 static size_t window_start(const Source *s, uint64_t count, size_t T, uint64_t seed)
 {
-    size_t windows = (s->n - LOOK_AHEAD - 1) / T - 1, stride = windows * 618 / 1000 | 1;
+    size_t windows = (s->n - look_ahead(s) - 1) / T - 1, stride = windows * 618 / 1000 | 1;
     for (size_t a = stride, b = windows;;) { // a step without common divisor visits all
         while (b) {
             size_t rest = a % b;
@@ -1630,26 +1664,34 @@ static size_t window_start(const Source *s, uint64_t count, size_t T, uint64_t s
     return (first + count % windows * stride) % windows * T + shift;
 }
 
-// Fills one window (T) from the text at `at`: token = BOS and text, target = text.
+// Fills one window (T) from the text at `at`: token = BOS and text, target = text. Where one text
+// follows another its BOS is no prediction, and does not count.
 static void fill_window(const Source *s, size_t at, size_t T, uint16_t *token, uint16_t *target,
                         float *weight)
 {
     for (size_t i = 0; i < T; i++) {
         token[i] = i ? s->token[at + i - 1] : ID_BOS;
         target[i] = s->token[at + i];
-        weight[i] = 1;
+        weight[i] = target[i] != ID_BOS;
     }
 }
 
-static void fill_book_window(Text *x, int which, size_t T, uint16_t *token, uint16_t *target,
+// Whether a window may begin at token `at`: with a paragraph, or with a document.
+static int starts_text(const Text *x, const Source *s, size_t at)
+{
+    if (s->ends) return s->token[at - 1] == ID_BOS;
+    return s->token[at - 1] == x->newline && s->token[at] != x->newline;
+}
+
+static void fill_text_window(Text *x, int which, size_t T, uint16_t *token, uint16_t *target,
                              float *weight)
 {
     const Source *s = &x->source[which];
     size_t at = window_start(s, x->cursor[which]++, T, (uint64_t)which * 1000003);
-    size_t to = at;
-    while (to < at + LOOK_AHEAD && !(s->token[to] == x->newline && s->token[to + 1] != x->newline))
-        to++;
-    if (draw_bits(&x->rng) & 1 && to < at + LOOK_AHEAD) at = to + 1;
+    size_t to = at + 1, last = at + look_ahead(s);
+    while (to <= last && !starts_text(x, s, to)) to++;
+    uint64_t coins = draw_bits(&x->rng);
+    if (to <= last && (coins & 1 || (s->ends && coins & 2))) at = to;
     fill_window(s, at, T, token, target, weight);
 }
 
@@ -1665,7 +1707,7 @@ static int draw_source(Text *x)
 // 10  Synthetic documents
 //
 // Texts that can only be continued by looking back, so that the model learns to retrieve. Filler
-// is whole sentences of the books; statements stand at random places between them; the questions
+// is whole sentences of the texts; statements stand at random places between them; the questions
 // and their answers end the text. N is a random number without leading zero; D its digits.
 //
 // passkey (D = 5), one statement:
@@ -1780,16 +1822,22 @@ static size_t put_statement(const Text *x, const char *text, uint16_t *out)
 }
 
 // Copies whole sentences, at least `least` and at most `most` tokens of them, from s at *at, which
-// moves on. Returns the number of tokens: 0 if no sentence ends there.
+// moves on; BOS and EOS between documents are left out. Returns the number of tokens: 0 if no
+// sentence ends there.
 static size_t put_sentences(const Text *x, const Source *s, size_t *at, size_t least, size_t most,
                             uint16_t *out)
 {
-    size_t end = 0;
-    for (size_t i = 1; i <= most && end < least; i++)
-        if (x->starts_sentence[s->token[*at + i]] && x->ends_sentence[s->token[*at + i - 1]])
-            end = i;
-    memcpy(out, s->token + *at, end * sizeof *out);
-    *at += end;
+    size_t n = 0, end = 0, from = *at;
+    for (size_t i = from; n <= most && end < least && i < s->n; i++) {
+        uint16_t token = s->token[i];
+        if (token == ID_BOS || token == ID_EOS) continue;
+        if (n && x->starts_sentence[token] && x->ends_sentence[out[n - 1]]) {
+            end = n;
+            *at = i;
+        }
+        if (n < most) out[n] = token;
+        n++;
+    }
     return end;
 }
 
@@ -1815,6 +1863,7 @@ static size_t put_document(Text *x, const Retrieval *d, const Source *s, size_t 
         need += len[i] = put_statement(x, i < d->n_facts ? d->fact[i] : d->question[i - d->n_facts],
                                        statement[i]);
     if (need > room) return 0;
+    for (size_t i = 0; i < room; i++) weight[i] = 1;
     double filler = pow(share, 1 + x->early) * (double)(room - need);
     for (int i = 0; i <= d->n_facts; i++) total += cut[i] = -log(1 - draw_real(&x->rng));
     for (int i = 0; i < d->n_facts + d->n_questions; i++) {
@@ -1835,6 +1884,7 @@ static size_t put_repetition(Text *x, size_t room, uint16_t *out, float *weight)
     double share = draw_real(&x->rng);
     size_t n = put_statement(x, "Say after me:", order), words = 8 + (size_t)(112 * share * share);
     if (n + 2 * (words + 1) > room) return 0;
+    for (size_t i = 0; i < room; i++) weight[i] = 1;
     memcpy(out, order, n * sizeof *out);
     for (size_t i = 0; i < words; i++) out[n + i] = x->word[draw_below(&x->rng, x->n_words)];
     for (size_t i = 0; i + 5 <= words; i += 5) {
@@ -1864,7 +1914,7 @@ static size_t put_retrieval(Text *x, const Source *s, size_t room, uint16_t *out
 static void fill_synthetic_window(Text *x, int which, size_t T, uint16_t *token, uint16_t *target,
                                   float *weight)
 {
-    fill_book_window(x, which, T, token, target, weight);
+    fill_text_window(x, which, T, token, target, weight);
     for (size_t begin = 0; begin + 64 <= T;) {
         size_t room = T - begin - 1;
         size_t n = draw_real(&x->rng) < x->repetition
@@ -1885,7 +1935,7 @@ static void fill_batch(Text *x, Net *n, size_t R)
 {
     for (size_t r = 0; r < R; r += n->T) {
         int which = draw_source(x), synthetic = draw_real(&x->rng) < x->synthetic;
-        (synthetic ? fill_synthetic_window : fill_book_window)(x, which, n->T, n->token + r,
+        (synthetic ? fill_synthetic_window : fill_text_window)(x, which, n->T, n->token + r,
                                                                n->target + r, n->weight + r);
     }
 }
@@ -2057,7 +2107,7 @@ typedef struct {
     const char *out, *out_f32, *tokenizer, *valid, *state, *resume, *encoding;
     Shape shape;
     Optimizer optimizer;
-    double lr, final_lr, minutes, save_minutes, tokens, answer_weight;
+    double lr, final_lr, fall, minutes, save_minutes, tokens, mix_tokens, answer_weight;
     double synthetic, synthetic_end, repetition, repetition_end; // an end below 0: no change
     long long batch, micro, warmup, log_every, valid_windows, threads, seed, randomized;
 } Settings;
@@ -2078,10 +2128,14 @@ static double run_fraction(const Settings *o, const Progress *p)
     return fmin(fmax(by_tokens, by_time), 1);
 }
 
-// Linear warmup over the first steps, then half a cosine from lr down to final_lr * lr.
+// Linear warmup over the first steps; over the last share `fall` of the run half a cosine from lr
+// down to final_lr * lr. With a fall of 1 that is all of the run. With less the rate is constant
+// before it, so a state from there can be continued for as long as one likes: what it would be
+// worth as a model shows a second run from the same state that falls at once [WSD].
 static double learning_rate(const Settings *o, const Progress *p)
 {
-    double fall = 0.5 + 0.5 * cos(3.14159265358979 * run_fraction(o, p));
+    double fallen = o->fall > 0 ? fmax(run_fraction(o, p) - (1 - o->fall), 0) / o->fall : 0;
+    double fall = 0.5 + 0.5 * cos(3.14159265358979 * fallen);
     double rise = o->warmup ? (double)(p->step + 1) / (double)o->warmup : 1;
     return o->lr * fmin(rise, 1) * (o->final_lr + (1 - o->final_lr) * fall);
 }
@@ -2092,7 +2146,7 @@ typedef struct {
 } Score;
 
 // Mean loss over at most `windows` windows (0: all) spread evenly over held-out text: BOS, then
-// T - 1 tokens, T predictions each, as in training.
+// T - 1 tokens, T predictions each, as in training. The end of a document counts as no byte.
 static Score evaluate(Net *n, const Text *x, const Source *s, size_t windows)
 {
     size_t all = (s->n - 1) / n->T, bytes = 0, tokens = 0;
@@ -2107,10 +2161,11 @@ static Score evaluate(Net *n, const Text *x, const Source *s, size_t windows)
         net_forward(n, now * n->T);
         net_loss(n, now * n->T, 0, NULL);
         for (size_t r = 0; r < now * n->T; r++) {
+            if (n->target[r] == ID_BOS) continue;
             nats += n->loss[r];
-            if (n->target[r] != ID_BOS) bytes += (size_t)x->tokenizer->pieces[n->target[r]].len;
+            tokens++;
+            if (n->target[r] != ID_EOS) bytes += (size_t)x->tokenizer->pieces[n->target[r]].len;
         }
-        tokens += now * n->T;
     }
     return (Score){nats / (double)tokens, nats / log(2) / (double)bytes, tokens};
 }
@@ -2132,11 +2187,17 @@ static void add_losses(Means *m, const Net *n, size_t R, float answer_weight)
     }
 }
 
-// The shares of synthetic texts and repetitions, a straight line from the first value to the last.
-// Copying has to be learned before finding, so a run begins with many repetitions.
+// The shares of texts, of synthetic texts and of repetitions, a straight line from the first value
+// to the last, which it reaches with the end of the run or after mix_tokens. Copying has to be
+// learned before finding, so a run begins with many repetitions.
 static void mix_texts(Text *x, const Settings *o, const Progress *p)
 {
-    double done = fmin(run_fraction(o, p), 1);
+    double done = o->mix_tokens > 0 ? fmin((double)p->tokens / o->mix_tokens, 1)
+                                    : run_fraction(o, p);
+    for (int i = 0; i < x->n; i++) {
+        Source *s = &x->source[i];
+        s->share = s->first_share + done * (s->last_share - s->first_share);
+    }
     x->early = 1 - done;
     x->synthetic = o->synthetic;
     x->repetition = o->repetition;
@@ -2177,19 +2238,29 @@ static void print_progress(const Settings *o, const Progress *p, Means *m, doubl
     *m = (Means){0};
 }
 
-static void save_all(Net *n, const Text *x, const Settings *o, Progress *p, const Source *valid,
+// Held-out texts, one a path of --valid.
+typedef struct {
+    Source source[MAX_SOURCES];
+    char path[MAX_SOURCES][PATH_MAX];
+    int n;
+} Valid;
+
+static void save_all(Net *n, const Text *x, const Settings *o, Progress *p, const Valid *valid,
                      size_t windows)
 {
     if (o->state) save_state(o->state, n, x, p);
     if (o->out) export_checkpoint(n, o->out, 1);
     if (o->out_f32) export_checkpoint(n, o->out_f32, 0);
-    if (!valid->n) return;
-    Score s = evaluate(n, x, valid, windows);
-    fprintf(stderr, "step %llu  valid %.4f nats/token  %.4f bits/byte  (%zu tokens)\n",
-            (unsigned long long)p->step, s.nats, s.bits_per_byte, s.tokens);
+    for (int i = 0; i < valid->n; i++) {
+        Score s = evaluate(n, x, &valid->source[i], windows);
+        fprintf(stderr,
+                "step %llu  %.2fM tokens  valid %.4f nats/token  %.4f bits/byte  (%zu tokens)  %s\n",
+                (unsigned long long)p->step, (double)p->tokens / 1e6, s.nats, s.bits_per_byte,
+                s.tokens, valid->path[i]);
+    }
 }
 
-static void train(Net *n, Text *x, const Settings *o, Progress *p, const Source *valid)
+static void train(Net *n, Text *x, const Settings *o, Progress *p, const Valid *valid)
 {
     double before = p->seconds, start = seconds(), logged = start, saved = start;
     uint64_t tokens_then = p->tokens;
@@ -2230,6 +2301,7 @@ static Settings settings = {
     .tokenizer = "tokenizer.bin",
     .lr = 4e-3,
     .final_lr = 0.05,
+    .fall = 1,
     .save_minutes = 10,
     .synthetic = 0.08,
     .repetition = 0.25,
@@ -2249,7 +2321,7 @@ static const Setting setting_table[] = {
     {"-o", &settings.out, TEXT, 0, 0, "checkpoint to write, Q8_0"},
     {"--out-f32", &settings.out_f32, TEXT, 0, 0, "checkpoint to write, float32"},
     {"-z", &settings.tokenizer, TEXT, 0, 0, "tokenizer"},
-    {"--valid", &settings.valid, TEXT, 0, 0, "held-out text, file or folder"},
+    {"--valid", &settings.valid, TEXT, 0, 0, "held-out texts, files or folders with commas between"},
     {"--state", &settings.state, TEXT, 0, 0, "state to write"},
     {"--resume", &settings.resume, TEXT, 0, 0, "state to continue from, with its shape"},
     {"--dim", &settings.shape.dim, INT32, 16, 8192, "width of the residual stream"},
@@ -2267,6 +2339,7 @@ static const Setting setting_table[] = {
     {"--micro", &settings.micro, INT64, 1, 4096, "sequences in one pass"},
     {"--lr", &settings.lr, FLOAT64, 0, 1, "peak learning rate"},
     {"--final-lr", &settings.final_lr, FLOAT64, 0, 1, "learning rate at the end, as a share"},
+    {"--fall", &settings.fall, FLOAT64, 0, 1, "share of the run in which it comes down; before: constant"},
     {"--warmup", &settings.warmup, INT64, 0, 1000000, "steps of rising learning rate"},
     {"--bf16", &use_bf16, INT32, 0, 1, "1: matrix products of bfloat16, faster"},
     {"--decay", &settings.optimizer.decay, FLOAT32, 0, 1, "weight decay"},
@@ -2275,6 +2348,8 @@ static const Setting setting_table[] = {
     {"--tokens", &settings.tokens, FLOAT64, 0, 1e12, "tokens to train on"},
     {"--minutes", &settings.minutes, FLOAT64, 0, 1e6, "time to train for"},
     {"--save-minutes", &settings.save_minutes, FLOAT64, 0.01, 1e6, "time between saves"},
+    {"--mix-tokens", &settings.mix_tokens, FLOAT64, 0, 1e12,
+     "shares have moved by then; default: at the end"},
     {"--synthetic", &settings.synthetic, FLOAT64, 0, 1, "share of synthetic windows"},
     {"--repetition", &settings.repetition, FLOAT64, 0, 1, "share of repetitions among those"},
     {"--synthetic-end", &settings.synthetic_end, FLOAT64, 0, 1, "the share moves there; default: stays"},
@@ -2349,7 +2424,8 @@ static void check_settings(const Settings *o)
     if (o->tokens <= 0 && o->minutes <= 0) die(2, "--tokens", "want --tokens or --minutes");
 }
 
-// Encodes one argument, FOLDER or FOLDER=SHARE; without a share it counts by its size.
+// Encodes one argument, PATH, PATH=SHARE or PATH=SHARE:LAST, where the share moves from the first
+// number to the last; without a share a text counts by its size.
 static void load_source(Text *x, const char *argument)
 {
     if (x->n == MAX_SOURCES) die(2, argument, "too many texts (want at most %d)", MAX_SOURCES);
@@ -2358,22 +2434,46 @@ static void load_source(Text *x, const char *argument)
     const char *equals = strrchr(argument, '=');
     snprintf(path, sizeof path, "%.*s", (int)(equals ? equals - argument : PATH_MAX - 1), argument);
     append_path(s, x->tokenizer, path);
-    s->share = equals ? parse_float(argument, equals + 1, 0, 1e9) : (double)s->n;
+    s->first_share = s->last_share = (double)s->n;
+    if (equals) {
+        char first[64];
+        const char *colon = strchr(equals, ':');
+        snprintf(first, sizeof first, "%.*s", (int)strcspn(equals + 1, ":"), equals + 1);
+        s->first_share = parse_float(argument, first, 0, 1e9);
+        s->last_share = colon ? parse_float(argument, colon + 1, 0, 1e9) : s->first_share;
+    }
     if (s->n < 16384) die(1, argument, "too little text (got %zu tokens, want 16384)", s->n);
 }
 
 static void load_text(Text *x, const Settings *o, char **paths, int n_paths)
 {
-    double total = 0;
+    double first = 0, last = 0;
     x->answer_weight = (float)o->answer_weight;
     x->rng = (uint64_t)o->seed * 0x9E3779B97F4A7C15u;
     classify_pieces(x, o->shape.vocab_size);
     for (int i = 0; i < n_paths; i++) load_source(x, paths[i]);
-    for (int i = 0; i < x->n; i++) total += x->source[i].share;
     for (int i = 0; i < x->n; i++) {
-        x->source[i].share /= total;
-        fprintf(stderr, "%s: %zu tokens, %.2f bytes each, share %.3f\n", paths[i], x->source[i].n,
-                (double)x->source[i].bytes / (double)x->source[i].n, x->source[i].share);
+        first += x->source[i].first_share;
+        last += x->source[i].last_share;
+    }
+    for (int i = 0; i < x->n; i++) {
+        Source *s = &x->source[i];
+        s->first_share /= first;
+        s->last_share /= last;
+        fprintf(stderr, "%s: %zu tokens, %.2f bytes each, share %.3f to %.3f\n", paths[i], s->n,
+                (double)s->bytes / (double)s->n, s->first_share, s->last_share);
+    }
+}
+
+// Encodes the held-out texts of a list of paths with commas between them, or of NULL.
+static void load_valid(Valid *v, Tokenizer *t, const char *list)
+{
+    for (const char *from = list; from; v->n++) {
+        if (v->n == MAX_SOURCES) die(2, "--valid", "too many paths (want at most %d)", MAX_SOURCES);
+        size_t len = strcspn(from, ",");
+        snprintf(v->path[v->n], PATH_MAX, "%.*s", (int)len, from);
+        append_path(&v->source[v->n], t, v->path[v->n]);
+        from = from[len] ? from + len + 1 : NULL;
     }
 }
 
@@ -2417,8 +2517,8 @@ int main(int argc, char **argv)
     static Net net;
     tokenizer_load(&tokenizer, settings.tokenizer, settings.shape.vocab_size);
     load_text(&text, &settings, argv + i, argc - i);
-    Source valid = {0};
-    if (settings.valid) append_path(&valid, &tokenizer, settings.valid);
+    static Valid valid;
+    load_valid(&valid, &tokenizer, settings.valid);
     net_alloc(&net, &settings.shape, (size_t)settings.micro);
     if (state) read_state(state, settings.resume, &net, &text, &progress);
     else init_params(net.params, &net.parts, &settings.shape, &text.rng);

@@ -452,7 +452,7 @@ static void test_windows(void)
     }
     CHECK(answers >= 50);
     for (int i = 0; i < 50; i++) {
-        fill_book_window(&x, 0, T, token, target, weight);
+        fill_text_window(&x, 0, T, token, target, weight);
         check_window(token, target, weight, T, &in_books);
     }
     CHECK_INT(in_books, 0);
