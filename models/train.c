@@ -28,46 +28,59 @@
 // ================================================================================================
 // 1  Vectors
 //
-// Sixteen floats at a time, through the compiler's vector extensions. Row lengths in the network
-// are multiples of 16, so there are no tails.
+// As many floats at a time as a register of the machine holds, through the compiler's vector
+// extensions. Row lengths in the network are multiples of 16, so there are no tails.
+//
+// The product's tile, TILE_M rows by TILE_N columns, has to stay in registers: two vectors a row,
+// two of B and one of A. AVX-512 and NEON have 32 registers, others 16.
 
-enum { WIDTH = 16 };
-typedef float v16 __attribute__((vector_size(64)));
-typedef int32_t v16i __attribute__((vector_size(64)));
-typedef float v16u __attribute__((vector_size(64), aligned(4), may_alias)); // any address
+#if defined __AVX512F__
+enum { WIDTH = 16, TILE_M = 8 };
+#elif defined __AVX__
+enum { WIDTH = 8, TILE_M = 6 };
+#elif defined __aarch64__
+enum { WIDTH = 4, TILE_M = 8 };
+#else
+enum { WIDTH = 4, TILE_M = 6 };
+#endif
+enum { TILE_N = 2 * WIDTH };
 
-static inline v16 load(const float *p) { return *(const v16u *)p; }
-static inline void store(float *p, v16 x) { *(v16u *)p = x; }
-static inline v16 splat(float x) { return (v16){0} + x; }
-static inline v16 select16(v16i mask, v16 a, v16 b)
+typedef float vec __attribute__((vector_size(4 * WIDTH)));
+typedef int32_t veci __attribute__((vector_size(4 * WIDTH)));
+typedef float vecu __attribute__((vector_size(4 * WIDTH), aligned(4), may_alias)); // any address
+
+static inline vec load(const float *p) { return *(const vecu *)p; }
+static inline void store(float *p, vec x) { *(vecu *)p = x; }
+static inline vec splat(float x) { return (vec){0} + x; }
+static inline vec select_vec(veci mask, vec a, vec b)
 {
-    return (v16)(((v16i)a & mask) | ((v16i)b & ~mask));
+    return (vec)(((veci)a & mask) | ((veci)b & ~mask));
 }
-static inline v16 max16(v16 a, v16 b) { return select16(a > b, a, b); }
+static inline vec max_vec(vec a, vec b) { return select_vec(a > b, a, b); }
 
-static inline float sum16(v16 x)
+static inline float sum_vec(vec x)
 {
     float s = 0;
     for (int i = 0; i < WIDTH; i++) s += x[i];
     return s;
 }
 
-// e^x for 16 lanes; relative error below 2e-7; 0 below -87. x = n ln 2 + r, |r| <= ln 2 / 2, and
+// e^x of every lane; relative error below 2e-7; 0 below -87. x = n ln 2 + r, |r| <= ln 2 / 2, and
 // e^r by its Taylor series to r^6; ln 2 is split in two so that r keeps its low bits.
-static inline v16 exp16(v16 x)
+static inline vec exp_vec(vec x)
 {
-    v16i tiny = x < -87.0f;
-    x = select16(x > 88.0f, splat(88.0f), select16(tiny, splat(-87.0f), x));
-    v16 shifted = x * 1.44269504f + 12582912.0f; // 1.5 * 2^23: rounds to integer
-    v16i n = (v16i)shifted - 0x4B400000;
-    v16 whole = shifted - 12582912.0f;
-    v16 r = x - whole * 0.693359375f + whole * 2.12194440e-4f;
-    v16 p = r * (1.0f / 720) + 1.0f / 120;
+    veci tiny = x < -87.0f;
+    x = select_vec(x > 88.0f, splat(88.0f), select_vec(tiny, splat(-87.0f), x));
+    vec shifted = x * 1.44269504f + 12582912.0f; // 1.5 * 2^23: rounds to integer
+    veci n = (veci)shifted - 0x4B400000;
+    vec whole = shifted - 12582912.0f;
+    vec r = x - whole * 0.693359375f + whole * 2.12194440e-4f;
+    vec p = r * (1.0f / 720) + 1.0f / 120;
     p = p * r + 1.0f / 24;
     p = p * r + 1.0f / 6;
     p = p * r + 0.5f;
     p = p * r * r + r + 1.0f;
-    return select16(tiny, splat(0), p * (v16)((n + 127) << 23));
+    return select_vec(tiny, splat(0), p * (vec)((n + 127) << 23));
 }
 
 enum {
@@ -106,12 +119,12 @@ static float *thread_buffer(int use, size_t n)
 //
 //     forward  Y = X W^T        d_X = d_Y W        d_W += d_Y^T X
 //
-// The inner kernel keeps an 8 x 32 tile of C in 16 vector registers and adds, for each k, a column
-// of A times a row of B: 16 multiply-adds for 2 loads of B and 8 broadcasts of A [GEMM]. B is
-// copied beforehand into panels of 32 columns, so that the kernel reads it in order; a block of
-// KC rows of such a panel (32 KB) and the block of A stay in the nearest caches.
+// The inner kernel keeps a tile of C in registers and adds, for each k, a column of A times a row
+// of B: with 8 x 32 floats, 16 multiply-adds for 2 loads of B and 8 broadcasts of A [GEMM]. B is
+// copied beforehand into panels of TILE_N columns, so that the kernel reads it in order. KC columns
+// of a tile of A (8 KB) stay in the nearest cache while the panels, in the next one, pass by.
 
-enum { TILE_M = 8, TILE_N = 32, KC = 256, NC = 512 };
+enum { KC = 256, NC = 512, BLOCK_M = 96 }; // BLOCK_M: a multiple of any TILE_M
 
 typedef struct {
     const float *p;
@@ -126,7 +139,7 @@ static View view_at(View a, size_t i, size_t j)
 }
 
 static inline __attribute__((always_inline)) void store_tile(float *c, size_t ldc,
-                                                             v16 s[TILE_M][2], int add)
+                                                             vec s[TILE_M][2], int add)
 {
 #pragma GCC unroll 8
     for (int i = 0; i < TILE_M; i++)
@@ -136,14 +149,15 @@ static inline __attribute__((always_inline)) void store_tile(float *c, size_t ld
         }
 }
 
-// c (8, 32) (+)= a (8, k) b (k, 32), b packed.
+// c (TILE_M, TILE_N) (+)= a (TILE_M, k) b (k, TILE_N), b packed.
 static inline __attribute__((always_inline)) void tile_kernel(float *c, size_t ldc, View a,
                                                               const float *b, size_t k, int add)
 {
-    v16 s[TILE_M][2];
+    vec s[TILE_M][2];
+#pragma GCC unroll 8
     for (int i = 0; i < TILE_M; i++) s[i][0] = s[i][1] = splat(0);
     for (size_t p = 0; p < k; p++) {
-        v16 b0 = load(b + p * TILE_N), b1 = load(b + p * TILE_N + WIDTH);
+        vec b0 = load(b + p * TILE_N), b1 = load(b + p * TILE_N + WIDTH);
 #pragma GCC unroll 8
         for (int i = 0; i < TILE_M; i++) {
             float x = a.p[(size_t)i * a.row + p * a.col];
@@ -154,17 +168,12 @@ static inline __attribute__((always_inline)) void tile_kernel(float *c, size_t l
     store_tile(c, ldc, s, add);
 }
 
-static void tile_rows(float *c, size_t ldc, View a, const float *b, size_t k, int add)
+// The kernel for the two ways in which a tile of A can lie, each compiled with its steps known: as
+// rows of a larger matrix in order, or packed, its rows interleaved.
+static void tile(float *c, size_t ldc, View a, const float *b, size_t k, int add)
 {
-    a.col = 1; // a row of A lies in order
-    tile_kernel(c, ldc, a, b, k, add);
-}
-
-static void tile_packed(float *c, size_t ldc, View a, const float *b, size_t k, int add)
-{
-    a.row = 1; // A packed: 8 rows interleaved
-    a.col = TILE_M;
-    tile_kernel(c, ldc, a, b, k, add);
+    if (a.col == 1) tile_kernel(c, ldc, (View){a.p, a.row, 1}, b, k, add);
+    else tile_kernel(c, ldc, (View){a.p, 1, TILE_M}, b, k, add);
 }
 
 // A tile at the border, with fewer rows or columns: computed whole, the part that exists kept.
@@ -172,7 +181,7 @@ static void tile_border(float *c, size_t ldc, View a, const float *b, size_t k, 
                         size_t n)
 {
     float whole[TILE_M * TILE_N];
-    tile_packed(whole, TILE_N, a, b, k, 0);
+    tile(whole, TILE_N, a, b, k, 0);
     for (size_t i = 0; i < m; i++)
         for (size_t j = 0; j < n; j++) {
             float *to = c + i * ldc + j;
@@ -180,19 +189,22 @@ static void tile_border(float *c, size_t ldc, View a, const float *b, size_t k, 
         }
 }
 
-// out[p][i] = a(i, p): 8 rows of A interleaved, those past m zero.
+// out[tile][p][i] = a(TILE_M tile + i, p): the rows of each tile interleaved, those past m zero.
+// A tile takes k * TILE_M floats. All tiles side by side, since where the rows of A are columns of
+// a matrix the next p lies far away.
 static void pack_a(float *out, View a, size_t m, size_t k)
 {
-    if (m == TILE_M && a.row == 1) {
-        for (size_t p = 0; p < k; p++) memcpy(out + p * TILE_M, a.p + p * a.col, TILE_M * 4);
-        return;
-    }
     for (size_t p = 0; p < k; p++)
-        for (size_t i = 0; i < TILE_M; i++)
-            out[p * TILE_M + i] = i < m ? a.p[i * a.row + p * a.col] : 0;
+        for (size_t i = 0; i < m; i += TILE_M) {
+            float *to = out + i * k + p * TILE_M;
+            const float *from = a.p + i * a.row + p * a.col;
+            if (m - i >= TILE_M && a.row == 1) memcpy(to, from, TILE_M * sizeof *to);
+            else
+                for (size_t r = 0; r < TILE_M; r++) to[r] = i + r < m ? from[r * a.row] : 0;
+        }
 }
 
-// out[panel][p][j] = b(p, 32 panel + j), zero past n. A panel takes k * 32 floats.
+// out[panel][p][j] = b(p, TILE_N panel + j), zero past n. A panel takes k * TILE_N floats.
 static void pack_b(float *out, View b, size_t k, size_t n)
 {
     for (size_t j = 0; j < n; j += TILE_N, out += k * TILE_N) {
@@ -209,25 +221,26 @@ static void pack_b(float *out, View b, size_t k, size_t n)
 }
 
 // c (m, n) (+)= a (m, k) b (k, n) on this thread, for k <= KC rows of a packed b whose panels are
-// `panel` floats apart. A block of A that is not in order is interleaved first.
+// `panel` floats apart. Rows of A that lie in order are read where they are, but for a last tile
+// that is not whole.
 static void gemm_block(float *c, size_t ldc, View a, const float *b, size_t panel, size_t m,
                        size_t n, size_t k, int add)
 {
-    float *packed = thread_buffer(USE_PACK_A, TILE_M * KC);
-    for (size_t i = 0; i < m; i += TILE_M) {
-        View from = view_at(a, i, 0);
-        size_t rows = m - i < TILE_M ? m - i : TILE_M;
-        int in_order = a.col == 1 && rows == TILE_M;
-        if (!in_order || n % TILE_N) pack_a(packed, from, rows, k);
-        View tile = rows_of(packed, 1);
-        for (size_t j = 0; j < n; j += TILE_N) {
-            float *to = c + i * ldc + j;
-            const float *bp = b + j / TILE_N * panel;
-            if (rows < TILE_M || n - j < TILE_N)
-                tile_border(to, ldc, tile, bp, k, add, rows, n - j < TILE_N ? n - j : TILE_N);
-            else if (in_order) tile_rows(to, ldc, from, bp, k, add);
-            else tile_packed(to, ldc, tile, bp, k, add);
-        }
+    float *packed = thread_buffer(USE_PACK_A, (size_t)BLOCK_M * KC);
+    for (size_t first = 0; first < m; first += BLOCK_M) {
+        size_t rows = min_size(m - first, BLOCK_M), in_order = a.col == 1 ? rows / TILE_M : 0;
+        in_order *= TILE_M;
+        pack_a(packed, view_at(a, first + in_order, 0), rows - in_order, k);
+        for (size_t i = 0; i < rows; i += TILE_M)
+            for (size_t j = 0; j < n; j += TILE_N) {
+                View from = {packed + (i - in_order) * k, 1, TILE_M};
+                if (i < in_order) from = view_at(a, first + i, 0);
+                size_t height = min_size(rows - i, TILE_M), width = min_size(n - j, TILE_N);
+                float *to = c + (first + i) * ldc + j;
+                if (height == TILE_M && width == TILE_N)
+                    tile(to, ldc, from, b + j / TILE_N * panel, k, add);
+                else tile_border(to, ldc, from, b + j / TILE_N * panel, k, add, height, width);
+            }
     }
 }
 
@@ -241,45 +254,32 @@ static void gemm_packed(float *c, size_t ldc, View a, const float *b, size_t dep
 }
 
 // The same products with both factors rounded to bfloat16 (--bf16), sums in float32: two steps of k
-// in one instruction, so about twice as fast. A factor keeps 8 bits of its significand; each
-// product is off by up to 2^-8 of itself, and a trained model does not show it. Pairs of k lie
-// together in a 32-bit word: A as 8 rows (row-major or interleaved, as above), B in panels.
+// in one instruction, where the machine has it; on some about twice as fast, on others no faster. A
+// factor keeps 8 bits of its significand; each product is off by up to 2^-8 of itself, and a
+// trained model does not show it. Pairs of k lie together in a 32-bit word: A as 8 rows (row-major
+// or interleaved, as above), B in panels.
 static int use_bf16;
 
-typedef uint32_t v16w __attribute__((vector_size(64)));
+#ifdef __AVX512BF16__
+typedef uint32_t vecw __attribute__((vector_size(4 * WIDTH)));
 
-static inline v16w round16(v16 x) // bfloat16 in the upper half, nearest even; the rest is left over
+static inline vecw round_vec(vec x) // bfloat16 in the upper half, nearest even; the rest left over
 {
-    v16w bits = (v16w)x;
+    vecw bits = (vecw)x;
     return bits + 0x7fff + (bits >> 16 & 1);
 }
-static inline v16w pair16(v16 even, v16 odd) // lane by lane
+static inline vecw pair16(vec even, vec odd) // lane by lane
 {
-    return round16(even) >> 16 | (round16(odd) & 0xffff0000);
+    return round_vec(even) >> 16 | (round_vec(odd) & 0xffff0000);
 }
-
-#ifdef __AVX512BF16__
-static inline v16w pair32(const float *p) // 32 floats in order: 16 pairs
+static inline vecw pair32(const float *p) // 32 floats in order: 16 pairs
 {
-    return (v16w)_mm512_cvtne2ps_pbh((__m512)load(p + WIDTH), (__m512)load(p));
+    return (vecw)_mm512_cvtne2ps_pbh((__m512)load(p + WIDTH), (__m512)load(p));
 }
-static inline v16 add_pairs(v16 s, v16w a, v16w b) // s + a.even * b.even + a.odd * b.odd
+static inline vec add_pairs(vec s, vecw a, vecw b) // s + a.even * b.even + a.odd * b.odd
 {
-    return (v16)_mm512_dpbf16_ps((__m512)s, (__m512bh)a, (__m512bh)b);
+    return (vec)_mm512_dpbf16_ps((__m512)s, (__m512bh)a, (__m512bh)b);
 }
-#else
-static inline v16w pair32(const float *p)
-{
-    v16 even, odd;
-    for (int i = 0; i < WIDTH; i++) even[i] = p[2 * i], odd[i] = p[2 * i + 1];
-    return pair16(even, odd);
-}
-static inline v16 add_pairs(v16 s, v16w a, v16w b)
-{
-    s += (v16)(a & 0xffff0000) * (v16)(b & 0xffff0000);
-    return s + (v16)(a << 16) * (v16)(b << 16);
-}
-#endif
 
 // c (8, 32) (+)= a (8, k) b (k, 32) from pairs of k.
 static inline __attribute__((always_inline)) void tile_pairs(float *c, size_t ldc,
@@ -287,14 +287,14 @@ static inline __attribute__((always_inline)) void tile_pairs(float *c, size_t ld
                                                              size_t a_col, const uint32_t *b,
                                                              size_t k, int add)
 {
-    v16 s[TILE_M][2];
+    vec s[TILE_M][2];
     for (int i = 0; i < TILE_M; i++) s[i][0] = s[i][1] = splat(0);
     for (size_t p = 0; p < k / 2; p++) {
-        v16w b0 = (v16w)load((const float *)(b + p * TILE_N));
-        v16w b1 = (v16w)load((const float *)(b + p * TILE_N + WIDTH));
+        vecw b0 = (vecw)load((const float *)(b + p * TILE_N));
+        vecw b1 = (vecw)load((const float *)(b + p * TILE_N + WIDTH));
 #pragma GCC unroll 8
         for (int i = 0; i < TILE_M; i++) {
-            v16w x = (v16w){0} + a[(size_t)i * a_row + p * a_col];
+            vecw x = (vecw){0} + a[(size_t)i * a_row + p * a_col];
             s[i][0] = add_pairs(s[i][0], b0, x);
             s[i][1] = add_pairs(s[i][1], b1, x);
         }
@@ -307,7 +307,7 @@ static void pair_rows(uint32_t *out, View a, size_t m, size_t k)
 {
     for (size_t i = 0; i < m; i++)
         for (size_t p = 0; p < k; p += 2 * WIDTH) {
-            v16w x = pair32(a.p + i * a.row + p);
+            vecw x = pair32(a.p + i * a.row + p);
             memcpy(out + i * (KC / 2) + p / 2, &x, sizeof x);
         }
 }
@@ -319,7 +319,7 @@ static void pair_columns(uint32_t *out, View a, size_t m, size_t k)
     for (size_t p = 0; p < k; p += 2)
         for (size_t i = 0; i < m; i += WIDTH) {
             const float *even = a.p + p * a.col + i;
-            v16w x = pair16(load(even), load(even + a.col));
+            vecw x = pair16(load(even), load(even + a.col));
             uint32_t *to = out + i * (KC / 2) + p / 2 * TILE_M;
             memcpy(to, &x, TILE_M * 4);
             memcpy(to + TILE_M * (KC / 2), (const char *)&x + TILE_M * 4, TILE_M * 4);
@@ -335,13 +335,13 @@ static void pair_b(uint32_t *out, View b, size_t k, size_t n)
             for (size_t p = 0; p < k; p += 2)
                 for (size_t i = 0; i < TILE_N; i += WIDTH) {
                     const float *even = from + p * b.row + i;
-                    v16w x = pair16(load(even), load(even + b.row));
+                    vecw x = pair16(load(even), load(even + b.row));
                     memcpy(out + p / 2 * TILE_N + i, &x, sizeof x);
                 }
         else
             for (size_t i = 0; i < TILE_N; i++)
                 for (size_t p = 0; p < k; p += 2 * WIDTH) {
-                    v16w x = pair32(from + i * b.col + p);
+                    vecw x = pair32(from + i * b.col + p);
                     for (size_t q = 0; q < WIDTH; q++) out[(p / 2 + q) * TILE_N + i] = x[q];
                 }
     }
@@ -364,6 +364,8 @@ static void gemm_block_pairs(float *c, size_t ldc, View a, const uint32_t *b, si
     }
 }
 
+#endif
+
 // Whether the product has the form that the kernel of pairs takes.
 static int fits_pairs(View a, View b, size_t m, size_t n, size_t k)
 {
@@ -379,6 +381,21 @@ typedef struct {
     int add, pairs;
 } Gemm;
 
+// One block: c (m, n) (+)= a (m, k) b (k, n) for k <= KC; packed has room for b.
+static void pack_and_multiply(const Gemm *g, float *c, View a, View b, float *packed, size_t m,
+                              size_t n, size_t k, int add)
+{
+#ifdef __AVX512BF16__
+    if (g->pairs) {
+        pair_b((uint32_t *)packed, b, k, n);
+        gemm_block_pairs(c, g->ldc, a, (uint32_t *)packed, m, n, k, add);
+        return;
+    }
+#endif
+    pack_b(packed, b, k, n);
+    gemm_block(c, g->ldc, a, packed, k * TILE_N, m, n, k, add);
+}
+
 // Computes blocks begin..end of C, block_m rows by NC columns each. Each thread packs the part of
 // B it needs itself: that costs little next to the product and spares a rendezvous.
 static void gemm_task(void *arg, size_t begin, size_t end)
@@ -392,15 +409,8 @@ static void gemm_task(void *arg, size_t begin, size_t end)
         float *packed = thread_buffer(USE_PACK_B, (size_t)KC * NC);
         for (size_t p = 0; p < g->k; p += KC) {
             size_t k = g->k - p < KC ? g->k - p : KC;
-            float *c = g->c + i * g->ldc + j;
-            View a = view_at(g->a, i, p), b = view_at(g->b, p, j);
-            if (g->pairs) {
-                pair_b((uint32_t *)packed, b, k, n);
-                gemm_block_pairs(c, g->ldc, a, (uint32_t *)packed, m, n, k, g->add || p > 0);
-            } else {
-                pack_b(packed, b, k, n);
-                gemm_block(c, g->ldc, a, packed, k * TILE_N, m, n, k, g->add || p > 0);
-            }
+            pack_and_multiply(g, g->c + i * g->ldc + j, view_at(g->a, i, p), view_at(g->b, p, j),
+                              packed, m, n, k, g->add || p > 0);
         }
     }
 }
@@ -409,9 +419,9 @@ static void gemm_task(void *arg, size_t begin, size_t end)
 // whatever their number: k in steps of one, in blocks of KC.
 static void gemm(float *c, size_t ldc, View a, View b, size_t m, size_t n, size_t k, int add)
 {
-    Gemm g = {c, ldc, a, b, m, n, k, 1024, add, fits_pairs(a, b, m, n, k)};
+    Gemm g = {c, ldc, a, b, m, n, k, 16 * BLOCK_M, add, fits_pairs(a, b, m, n, k)};
     size_t across = (n + NC - 1) / NC;
-    while (g.block_m > 64 && (m + g.block_m - 1) / g.block_m * across < 8) g.block_m /= 2;
+    while (g.block_m > BLOCK_M && (m + g.block_m - 1) / g.block_m * across < 8) g.block_m /= 2;
     parallel_for((m + g.block_m - 1) / g.block_m * across, 1, gemm_task, &g);
 }
 
@@ -613,9 +623,9 @@ static void rmsnorm_task(void *arg, size_t begin, size_t end)
     for (size_t r = begin; r < end; r++) {
         const float *x = a->in + r * a->width;
         float *y = a->out + r * a->width;
-        v16 squares = splat(0);
+        vec squares = splat(0);
         for (size_t i = 0; i < a->width; i += WIDTH) squares += load(x + i) * load(x + i);
-        float rstd = 1 / sqrtf(sum16(squares) / (float)a->width + a->eps);
+        float rstd = 1 / sqrtf(sum_vec(squares) / (float)a->width + a->eps);
         for (size_t i = 0; i < a->width; i += WIDTH)
             store(y + i, load(x + i) * rstd * load(a->in2 + i));
         a->out2[r] = rstd;
@@ -641,12 +651,12 @@ static void norm_backward_task(void *arg, size_t begin, size_t end)
         const float *x = a->in2 + r * a->width, *d_y = a->in + r * a->width, *w = a->table;
         float *d_x = a->out + r * a->width, *d_w = a->out2 + r / ROW_GRAIN * a->width;
         float rstd = a->in3[r];
-        v16 dots = splat(0);
+        vec dots = splat(0);
         for (size_t i = 0; i < a->width; i += WIDTH)
             dots += load(d_y + i) * load(w + i) * load(x + i);
-        float mean = sum16(dots) / (float)a->width * rstd * rstd;
+        float mean = sum_vec(dots) / (float)a->width * rstd * rstd;
         for (size_t i = 0; i < a->width; i += WIDTH) {
-            v16 g = load(d_y + i), xi = load(x + i);
+            vec g = load(d_y + i), xi = load(x + i);
             store(d_x + i, load(d_x + i) + rstd * (g * load(w + i) - xi * mean));
             store(d_w + i, load(d_w + i) + g * xi * rstd);
         }
@@ -667,7 +677,7 @@ static void norm_backward(float *d_x, float *d_w, const float *d_y, const float 
         for (size_t i = 0; i < dim; i++) d_w[i] += partial[b * dim + i];
 }
 
-static inline v16 sigmoid16(v16 x) { return 1 / (1 + exp16(-x)); }
+static inline vec sigmoid_vec(vec x) { return 1 / (1 + exp_vec(-x)); }
 
 // in (R, 2 hidden): gate | up.  out (R, hidden) = silu(gate) * up,  silu(g) = g / (1 + e^-g).
 static void swiglu_task(void *arg, size_t begin, size_t end)
@@ -676,8 +686,8 @@ static void swiglu_task(void *arg, size_t begin, size_t end)
     for (size_t r = begin; r < end; r++)
         for (size_t i = 0; i < a->width; i += WIDTH) {
             const float *gate = a->in + r * 2 * a->width + i;
-            v16 g = load(gate);
-            store(a->out + r * a->width + i, g * sigmoid16(g) * load(gate + a->width));
+            vec g = load(gate);
+            store(a->out + r * a->width + i, g * sigmoid_vec(g) * load(gate + a->width));
         }
 }
 
@@ -689,8 +699,8 @@ static void swiglu_backward_task(void *arg, size_t begin, size_t end)
     for (size_t r = begin; r < end; r++)
         for (size_t i = 0; i < a->width; i += WIDTH) {
             size_t at = r * 2 * a->width + i;
-            v16 d = load(a->in + r * a->width + i), g = load(a->in2 + at);
-            v16 up = load(a->in2 + at + a->width), s = sigmoid16(g);
+            vec d = load(a->in + r * a->width + i), g = load(a->in2 + at);
+            vec up = load(a->in2 + at + a->width), s = sigmoid_vec(g);
             store(a->out + at, d * up * (s + g * s * (1 - s)));
             store(a->out + at + a->width, d * g * s);
         }
@@ -699,19 +709,19 @@ static void swiglu_backward_task(void *arg, size_t begin, size_t end)
 // s[0..n) := e^(s - shift); returns the sum.
 static float exp_row(float *s, size_t n, float shift)
 {
-    v16 total = splat(0);
+    vec total = splat(0);
     for (size_t j = 0; j < n; j += WIDTH) {
-        v16 e = exp16(load(s + j) - shift);
+        vec e = exp_vec(load(s + j) - shift);
         total += e;
         store(s + j, e);
     }
-    return sum16(total);
+    return sum_vec(total);
 }
 
 static float max_row(const float *s, size_t n)
 {
-    v16 top = load(s);
-    for (size_t j = WIDTH; j < n; j += WIDTH) top = max16(top, load(s + j));
+    vec top = load(s);
+    for (size_t j = WIDTH; j < n; j += WIDTH) top = max_vec(top, load(s + j));
     float m = top[0];
     for (int i = 1; i < WIDTH; i++) m = top[i] > m ? top[i] : m;
     return m;
@@ -1119,9 +1129,9 @@ static void attend_block(const Attention *a, const Head *h, size_t i0)
 static void d_scores_row(float *d_p, const float *p, const float *d_o, const float *o, size_t n,
                          size_t hd, float scale)
 {
-    v16 dots = splat(0);
+    vec dots = splat(0);
     for (size_t i = 0; i < hd; i += WIDTH) dots += load(d_o + i) * load(o + i);
-    float along = sum16(dots);
+    float along = sum_vec(dots);
     for (size_t j = 0; j < n; j += WIDTH)
         store(d_p + j, load(p + j) * (load(d_p + j) - along) * scale);
 }
@@ -1828,16 +1838,19 @@ static size_t put_sentences(const Text *x, const Source *s, size_t *at, size_t l
                             uint16_t *out)
 {
     size_t n = 0, end = 0, from = *at;
+    uint16_t last = 0;
     for (size_t i = from; n <= most && end < least && i < s->n; i++) {
         uint16_t token = s->token[i];
         if (token == ID_BOS || token == ID_EOS) continue;
-        if (n && x->starts_sentence[token] && x->ends_sentence[out[n - 1]]) {
+        if (n && x->starts_sentence[token] && x->ends_sentence[last]) {
             end = n;
             *at = i;
         }
-        if (n < most) out[n] = token;
+        last = token;
         n++;
     }
+    for (size_t i = from, k = 0; k < end; i++)
+        if (s->token[i] != ID_BOS && s->token[i] != ID_EOS) out[k++] = s->token[i];
     return end;
 }
 
@@ -2421,6 +2434,9 @@ static void check_settings(const Settings *o)
 {
     check_shape(&o->shape);
     if (o->batch % o->micro) die(2, "--micro", "does not divide batch (got %lld)", o->micro);
+#ifndef __AVX512BF16__
+    if (use_bf16) die(2, "--bf16", "this build has no products of bfloat16");
+#endif
     if (o->tokens <= 0 && o->minutes <= 0) die(2, "--tokens", "want --tokens or --minutes");
 }
 
