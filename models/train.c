@@ -125,6 +125,7 @@ static float *thread_buffer(int use, size_t n)
 // of a tile of A (8 KB) stay in the nearest cache while the panels, in the next one, pass by.
 
 enum { KC = 256, NC = 512, BLOCK_M = 96 }; // BLOCK_M: a multiple of any TILE_M
+enum { PACKED_TILE = TILE_M * (KC + 2) };   // floats from one packed tile of A to the next; see pack_a
 
 typedef struct {
     const float *p;
@@ -190,13 +191,14 @@ static void tile_border(float *c, size_t ldc, View a, const float *b, size_t k, 
 }
 
 // out[tile][p][i] = a(TILE_M tile + i, p): the rows of each tile interleaved, those past m zero.
-// A tile takes k * TILE_M floats. All tiles side by side, since where the rows of A are columns of
-// a matrix the next p lies far away.
+// All tiles side by side, since where the rows of A are columns of a matrix the next p lies far
+// away. The distance between tiles is no power of two: with one they would all fall into the same
+// few lines of the nearest cache.
 static void pack_a(float *out, View a, size_t m, size_t k)
 {
     for (size_t p = 0; p < k; p++)
         for (size_t i = 0; i < m; i += TILE_M) {
-            float *to = out + i * k + p * TILE_M;
+            float *to = out + i / TILE_M * PACKED_TILE + p * TILE_M;
             const float *from = a.p + i * a.row + p * a.col;
             if (m - i >= TILE_M && a.row == 1) memcpy(to, from, TILE_M * sizeof *to);
             else
@@ -226,14 +228,14 @@ static void pack_b(float *out, View b, size_t k, size_t n)
 static void gemm_block(float *c, size_t ldc, View a, const float *b, size_t panel, size_t m,
                        size_t n, size_t k, int add)
 {
-    float *packed = thread_buffer(USE_PACK_A, (size_t)BLOCK_M * KC);
+    float *packed = thread_buffer(USE_PACK_A, BLOCK_M / TILE_M * PACKED_TILE);
     for (size_t first = 0; first < m; first += BLOCK_M) {
         size_t rows = min_size(m - first, BLOCK_M), in_order = a.col == 1 ? rows / TILE_M : 0;
         in_order *= TILE_M;
         pack_a(packed, view_at(a, first + in_order, 0), rows - in_order, k);
         for (size_t i = 0; i < rows; i += TILE_M)
             for (size_t j = 0; j < n; j += TILE_N) {
-                View from = {packed + (i - in_order) * k, 1, TILE_M};
+                View from = {packed + (i - in_order) / TILE_M * PACKED_TILE, 1, TILE_M};
                 if (i < in_order) from = view_at(a, first + i, 0);
                 size_t height = min_size(rows - i, TILE_M), width = min_size(n - j, TILE_N);
                 float *to = c + (first + i) * ldc + j;
@@ -421,7 +423,8 @@ static void gemm(float *c, size_t ldc, View a, View b, size_t m, size_t n, size_
 {
     Gemm g = {c, ldc, a, b, m, n, k, 16 * BLOCK_M, add, fits_pairs(a, b, m, n, k)};
     size_t across = (n + NC - 1) / NC;
-    while (g.block_m > BLOCK_M && (m + g.block_m - 1) / g.block_m * across < 8) g.block_m /= 2;
+    size_t wanted = 4 * (size_t)pool.n_threads; // blocks; each packs its part of B anew
+    while (g.block_m > BLOCK_M && (m + g.block_m - 1) / g.block_m * across < wanted) g.block_m /= 2;
     parallel_for((m + g.block_m - 1) / g.block_m * across, 1, gemm_task, &g);
 }
 
