@@ -10,7 +10,8 @@
 #
 # Models that are there already are left alone, and one that was interrupted goes on where it
 # stopped. NAMES="rope alibi" trains only those; TOKENS, OUT (a folder) and TRAIN (the program)
-# can be set too; whatever follows FOLDER goes to the program (--valid FOLDER, -j N, ...).
+# can be set too; whatever follows FOLDER goes to the program (--valid FOLDER, -j N, ...), such as
+# --bf16 0 on a machine without products of bfloat16.
 
 if [ $# -lt 1 ] || [ ! -e "$1" ]; then
     echo "survey.sh: usage: sh models/survey.sh FOLDER [options of train]" >&2

@@ -407,7 +407,7 @@ static void make_text(Text *x, double synthetic)
     s->token = xcalloc((size_t)count, sizeof *s->token);
     for (int i = 0; i < count; i++) s->token[i] = (uint16_t)ids[i];
     s->n = (size_t)count;
-    s->share = 1;
+    s->share = s->first_share = s->last_share = 1;
     free(ids);
     free(text);
 }
@@ -465,6 +465,81 @@ static void test_windows(void)
     CHECK_INT(in_books, 0);
 }
 
+// Writes a text to the file at path.
+static void write_text(const char *path, const char *text)
+{
+    FILE *f = fopen(path, "wb");
+    CHECK(f && fputs(text, f) >= 0 && !fclose(f));
+}
+
+// How often a token stands in a text.
+static size_t count_token(const Source *s, int token)
+{
+    size_t n = 0;
+    for (size_t i = 0; i < s->n; i++) n += s->token[i] == token;
+    return n;
+}
+
+// Every document of a file begins with BOS and ends with EOS; a text without the line <|end|> has
+// no EOS, and one that merely contains those letters is not cut.
+static void test_documents(const char *path)
+{
+    Source s = {0}, whole = {0}, none = {0};
+    write_text(path, "\n\nOne cat.\nTwo.\n\n<|end|>\n\n<|end|>\nA dog.\n<|end|>\n\nA bird.\n");
+    append_path(&s, &tokenizer, path);
+    CHECK_INT(count_token(&s, ID_BOS), 3);
+    CHECK_INT(count_token(&s, ID_EOS), 2);
+    CHECK_INT(s.ends, 2);
+    CHECK_INT(s.bytes, 13 + 6 + 10); // the text behind the last end stays as it is
+    int want[16], n = tokenizer_encode(&tokenizer, "One cat.\nTwo.", NULL, 13, want), same = 0;
+    for (int i = 0; i < n; i++) same += s.token[1 + i] == want[i];
+    CHECK_INT(same, n);
+    CHECK_INT(s.token[n + 1], ID_EOS);
+    CHECK_INT(s.token[n + 2], ID_BOS);
+    write_text(path, "A line with <|end|> in it.\n<|end|> at its start\n");
+    append_path(&whole, &tokenizer, path);
+    CHECK_INT(count_token(&whole, ID_BOS), 1);
+    CHECK_INT(count_token(&whole, ID_EOS), 0);
+    write_text(path, "\n<|end|>\n\n");
+    append_path(&none, &tokenizer, path);
+    CHECK_INT(none.n, 0);
+}
+
+// Three in four windows of documents begin with one; no loss is taken on a BOS; synthetic texts
+// with filler from documents hold none of their BOS and EOS but the one in front of each.
+static void test_document_windows(const char *path)
+{
+    enum { T = 256, N = 400 };
+    static uint16_t token[T], target[T];
+    static float weight[T];
+    Text x;
+    int starts = 0, weighed = 0, stray = 0, answers = 0;
+    FILE *f = fopen(path, "wb");
+    for (int i = 0; i < 3000; i++) fprintf(f, "Zed the cat has %d dogs. The end. So it is.\n<|end|>\n", i);
+    CHECK(f && !fclose(f));
+    make_text(&x, 0);
+    Source *s = &x.source[0];
+    s->n = 0;
+    append_path(s, &tokenizer, path);
+    uint16_t first = s->token[1];
+    for (int i = 0; i < N; i++) {
+        fill_text_window(&x, 0, T, token, target, weight);
+        starts += target[0] == first;
+        for (size_t k = 0; k < T; k++) weighed += target[k] == ID_BOS && weight[k] != 0;
+    }
+    CHECK_INT(weighed, 0);
+    CHECK(starts > 0.7 * N && starts < 0.85 * N);
+    for (int i = 0; i < 100; i++) {
+        uint16_t out[T];
+        x.repetition = 0;
+        size_t n = put_retrieval(&x, s, T - 1, out, weight);
+        for (size_t k = 0; k < n; k++) stray += out[k] == ID_BOS || out[k] == ID_EOS;
+        answers += n > 0;
+    }
+    CHECK_INT(stray, 0);
+    CHECK_INT(answers, 100);
+}
+
 // One round visits every place once.
 static void test_permutation(void)
 {
@@ -519,6 +594,29 @@ static void test_resume(const char *path)
     CHECK_INT(q.tokens, p.tokens);
     CHECK_BITS(b.params, a.params, a.parts.size);
     CHECK_BITS(b.moment2, a.moment2, a.parts.size);
+}
+
+// The rate stays until the last fifth and falls to nothing there; shares move by mix_tokens.
+static void test_schedule(void)
+{
+    Settings o = settings;
+    Text x = {.n = 2, .source = {{.first_share = 0.9, .last_share = 0.5},
+                                 {.first_share = 0.1, .last_share = 0.5}}};
+    o.lr = 0.01;
+    o.final_lr = o.warmup = 0;
+    o.fall = 0.2;
+    o.tokens = 1000;
+    o.mix_tokens = 400;
+    CHECK_NEAR(learning_rate(&o, &(Progress){.tokens = 0}), 0.01, 1e-12);
+    CHECK_NEAR(learning_rate(&o, &(Progress){.tokens = 800}), 0.01, 1e-12);
+    CHECK_NEAR(learning_rate(&o, &(Progress){.tokens = 900}), 0.005, 1e-12);
+    CHECK_NEAR(learning_rate(&o, &(Progress){.tokens = 1000}), 0, 1e-12);
+    o.fall = 1;
+    CHECK_NEAR(learning_rate(&o, &(Progress){.tokens = 500}), 0.005, 1e-12);
+    mix_texts(&x, &o, &(Progress){.tokens = 200});
+    CHECK_NEAR(x.source[0].share, 0.7, 1e-12);
+    mix_texts(&x, &o, &(Progress){.tokens = 900});
+    CHECK_NEAR(x.source[1].share, 0.5, 1e-12);
 }
 
 // A few steps on one batch must learn it.
@@ -593,8 +691,11 @@ int main(void)
     test_positions();
     test_export(path);
     test_windows();
+    test_documents(path);
+    test_document_windows(path);
     test_permutation();
     test_resume(path);
+    test_schedule();
     test_learning();
     close(fd);
     unlink(path);
