@@ -675,11 +675,83 @@ static void test_settings(void)
     settings.encoding = NULL;
 }
 
-int main(void)
+// ---- Speed -------------------------------------------------------------------------------------
+//
+// Not part of the tests, since it says something only where nothing else runs:
+//     build/test_train speed
+
+static double thread_seconds(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+// The most multiply-adds that a core does: as many chains of them as the product's tile has
+// vectors, all in registers. GFLOP/s, the best of some tries.
+static double peak_speed(void)
+{
+    enum { CHAINS = 2 * TILE_M, STEPS = 1000000 };
+    double best = 1e9;
+    volatile float one = 1, keep;
+    vec s[CHAINS], a = splat(one), b = splat(one * 1e-9f), total = splat(0);
+    for (int i = 0; i < CHAINS; i++) s[i] = splat((float)i);
+    for (int rep = 0; rep < 9; rep++) {
+        double start = thread_seconds();
+        for (int n = 0; n < STEPS; n++)
+#pragma GCC unroll 16
+            for (int i = 0; i < CHAINS; i++) s[i] = s[i] * a + b;
+        best = fmin(best, thread_seconds() - start);
+    }
+    for (int i = 0; i < CHAINS; i++) total += s[i];
+    keep = total[0];
+    (void)keep;
+    return 2e-9 * CHAINS * WIDTH * STEPS / best;
+}
+
+static void time_gemm(const char *name, View a, View b, size_t m, size_t n, size_t k, double peak)
+{
+    float *c = floats(m, n);
+    double best = 1e9;
+    for (int rep = 0; rep < 9; rep++) {
+        double start = thread_seconds();
+        gemm(c, n, a, b, m, n, k, 0);
+        best = fmin(best, thread_seconds() - start);
+    }
+    double speed = 2e-9 * (double)(m * n * k) / best;
+    printf("  %-8s %5zu x %4zu x %4zu  %6.1f GFLOP/s  %3.0f %%\n", name, m, n, k, speed,
+           100 * speed / peak);
+    free(c);
+}
+
+// The three products of the layers of the default model, on one thread.
+static int print_speed(void)
+{
+    static const size_t sizes[][2] = {{256, 512}, {256, 256}, {256, 1024}, {512, 256}}; // in, out
+    enum { R = 4096, MOST = 1024 };
+    float *x = floats(R, MOST), *w = floats(MOST, MOST);
+    uint64_t rng = 1;
+    double peak = peak_speed();
+    pool_start(1);
+    fill_normal(x, R * MOST, &rng);
+    fill_normal(w, MOST * MOST, &rng);
+    printf("peak %.1f GFLOP/s, vectors of %d floats\n", peak, WIDTH);
+    for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++) {
+        size_t in = sizes[i][0], out = sizes[i][1];
+        View d_y = rows_of(x, out);
+        time_gemm("X W^T", rows_of(x, in), transposed(rows_of(w, in)), R, out, in, peak);
+        time_gemm("d_Y W", d_y, rows_of(w, in), R, in, out, peak);
+        time_gemm("d_Y^T X", transposed(d_y), rows_of(x, in), out, in, R, peak);
+    }
+    return 0;
+}
+
+int main(int argc, char **argv)
 {
     char path[] = "/tmp/test_train_XXXXXX";
-    int fd = mkstemp(path);
     prog = "test_train";
+    if (argc > 1 && !strcmp(argv[1], "speed")) return print_speed();
+    int fd = mkstemp(path);
     test_settings();
     pool_start(2);
     tokenizer_load(&tokenizer, "tokenizer.bin", 4096);
