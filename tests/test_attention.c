@@ -200,7 +200,7 @@ static void check_naive(const TestModel *t, const Model *m, int n, Feeding f, do
     State s; // for the config with everything resolved
     int *tokens = random_tokens((size_t)n, t->shape.vocab, n);
     state_init(&s, m, f.ctx ? f.ctx : n, 1, 1, 1);
-    double *want = naive_states(t, &s.config, tokens, n);
+    double *want = naive_states(t, &s.attn.config, tokens, n);
     float *got = final_states(m, tokens, (size_t)n, f);
     CHECK_NEAR(worst_difference(got, want, (size_t)(n * t->shape.dim)), 0, tolerance);
     free(tokens), free(want), free(got);
@@ -467,8 +467,8 @@ static void test_ring(void)
         m.config.rope = all[k];
         state_init(&ring, &m, 1000, 7, 0, 0);
         state_init(&full, &m, 1000, 1000, 0, 0);
-        CHECK(ring.cache.n_slots < 8);
-        CHECK_INT(full.cache.n_slots, 16);
+        CHECK(ring.attn.cache.n_slots < 8);
+        CHECK_INT(full.attn.cache.n_slots, 16);
         free_test_model(&t);
         check_same(all[k], all[k], 1000, (Feeding){.chunk = 7, .step = 7},
                    (Feeding){.chunk = 1000, .step = 7}, "ring against full cache");
@@ -526,11 +526,11 @@ static void test_entropy(void)
     memset(t.file + at, 0, zeros); // wq, in version 1 with one layer
     open_model(&m, &t);
     state_init(&s, &m, 600, 600, 1, 1);
-    measure_entropy(&s);
+    s.attn.entropy_sum = xcalloc(s.chunk, sizeof *s.attn.entropy_sum);
     int *tokens = random_tokens(600, small.vocab, 2), bad = 0;
     forward(&s, tokens, 600, 0);
     for (int i = 0; i < 600; i++)
-        bad += !(fabs(s.entropy_sum[i] / small.heads - log(i + 1)) < 1e-4);
+        bad += !(fabs(s.attn.entropy_sum[i] / small.heads - log(i + 1)) < 1e-4);
     CHECK_INT(bad, 0);
     free(tokens);
     free_test_model(&t);

@@ -3,7 +3,7 @@
 // formats against their definitions; hostile files, each in a process of its own. With GGUF_MODELS
 // set to a folder that has SmolLM2-135M-Instruct.Q4_1.gguf and gemma-3-270m-q4_k_m.gguf, those too.
 #define TESTING
-#include "../run.c"
+#include "measure.c"
 #include "check.h"
 #include "gguf.h"
 #include <sys/wait.h>
@@ -151,8 +151,8 @@ static void test_local_window(void)
         open_spec(&s, &models[3].spec);
         s.model.config.rope.window = windows[i][0];
         state_init(&s.state, &s.model, 512, 16, 0, 0);
-        CHECK_INT(s.state.plans[0].rope.window, windows[i][1]); // of global layers
-        CHECK_INT(s.state.plans[1].rope.window, windows[i][2]); // of local ones
+        CHECK_INT(s.state.attn.plans[0].rope.window, windows[i][1]); // of global layers
+        CHECK_INT(s.state.attn.plans[1].rope.window, windows[i][2]); // of local ones
     }
 }
 
