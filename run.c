@@ -151,6 +151,37 @@ static void *xrealloc(void *p, size_t n, size_t size)
     return p;
 }
 
+// Zeroed memory that is real only where it is touched.
+static void *reserve(size_t bytes)
+{
+    void *p = mmap(NULL, bytes, PROT_READ | PROT_WRITE,
+                   MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (p == MAP_FAILED) die(EXIT_DATA, "memory", "cannot reserve %zu bytes", bytes);
+    return p;
+}
+
+// The number that stands in a line of this form, or SIZE_MAX if there is none.
+static size_t read_number(const char *path, const char *form)
+{
+    size_t n = SIZE_MAX;
+    char line[128];
+    FILE *f = fopen(path, "r");
+    while (f && fgets(line, sizeof line, f))
+        if (sscanf(line, form, &n) == 1) break;
+    if (f) fclose(f);
+    return n;
+}
+
+// Bytes that can be had without swapping: the kernel's estimate, or all of the memory, but no more
+// than a container may use (its control group's limit, new and old).
+static size_t available_memory(void)
+{
+    size_t bytes = mul_size(read_number("/proc/meminfo", "MemAvailable: %zu"), 1024);
+    if (bytes == SIZE_MAX) bytes = mul_size(sysconf(_SC_PHYS_PAGES), sysconf(_SC_PAGESIZE));
+    bytes = min_size(bytes, read_number("/sys/fs/cgroup/memory.max", "%zu"));
+    return min_size(bytes, read_number("/sys/fs/cgroup/memory/memory.limit_in_bytes", "%zu"));
+}
+
 static char *copy_string(const char *s) { return strcpy(xrealloc(NULL, strlen(s) + 1, 1), s); }
 
 static double seconds(void)
@@ -394,10 +425,11 @@ typedef enum { ENC_ROPE, ENC_NOPE, ENC_SINUSOIDAL, ENC_LEARNED, ENC_ALIBI, ENC_T
 enum { FIRE_HIDDEN = 32 };
 enum { ROPE_NONE, ROPE_LINEAR, ROPE_NTK, ROPE_DYNAMIC, ROPE_BY_PARTS, ROPE_YARN, ROPE_LLAMA3,
        ROPE_LONGROPE, N_ROPE_METHODS };
-typedef enum { DIST_FULL, DIST_SELF_EXTEND, DIST_REROPE, DIST_LEAKY } Distance;
+typedef enum { DIST_FULL, DIST_SINKS, DIST_SELF_EXTEND, DIST_REROPE, DIST_LEAKY, DIST_STRING,
+               DIST_DUAL_CHUNK } Distance;
 
-// How positions are computed: the checkpoint's values, overridden by the command line. 0 is
-// "unset" for every number here, none of which can really be 0. Section 10 says what they do.
+// How positions are computed: what the checkpoint says, overridden by the command line. 0 stands for
+// "not given", and in window, sinks and logn for "none". Section 5 says what the methods do.
 typedef struct {
     int method;        // index into rope_methods
     double theta;      // the base
@@ -405,12 +437,15 @@ typedef struct {
     double attn_factor;
     double beta_fast, beta_slow, low_freq_factor, high_freq_factor;
     const float *short_factors, *long_factors; // longrope: [head_dim / 2]
+    double fraction;   // P: pairs from floor(P * pairs) on do not turn; 0: all do
     int orig_ctx;      // L
-    int window, sinks; // W: 0 is no window
+    int window, sinks; // W, S
     Distance distance;
-    int near;          // W of self-extend, rerope and leaky-rerope
-    double far;        // G of self-extend, k of leaky-rerope
+    int near;          // W of self-extend, rerope and leaky-rerope, S of string, W of dual-chunk
+    double far;        // G of self-extend, k of leaky-rerope, W of string, C of dual-chunk
     int logn;
+    double temp;       // B of the attention temperature
+    int temp_ctx;      // its L0
 } RopeConfig;
 
 // 0 is what llama2.c's models have, for every field from rope_split on.
@@ -423,7 +458,8 @@ typedef struct {
     int max_distance;   // t5: from here on all distances share the last bucket
     const float *table; // what the encoding learned, as it lies in the file
     RopeConfig rope;
-    int rope_split;    // pairs are (m, m + head_dim / 2), not (2m, 2m + 1)
+    int n_rot;         // dimensions of a head that turn; 0: all
+    int rope_split;    // their pairs are (m, m + n_rot / 2), not (2m, 2m + 1)
     int gelu;          // the feed-forward gate's activation: gelu, not silu
     float emb_scale;   // embeddings are multiplied by it, unless 0
     float score_scale; // scores are multiplied by it; 0: 1 / sqrt(head_dim)
@@ -506,61 +542,95 @@ static void matrix_shape(const Config *c, int k, size_t *rows, size_t *cols)
 //   1  added to the embedding, before the first layer: the absolute position p
 //   2  by rotating q and k: the score becomes a function of the distance D = i - j
 //   3  added to the score, after 1 / sqrt(head_dim): a function of D, with no part in q and k
-// The table `encodings` at the end of this section says which encodings use places 1 and 3,
-// is_rotary() which use 2; another encoding is one more function and one more row.
+// The table `encodings` at the end of this section has a column for each place; another encoding is
+// one more function and one more row.
 //
-// --- Place 2: rotation --------------------------------------------------------------------------
+// --- Place 1: added to the embedding ------------------------------------------------------------
 //
-// RoPE reads a head's q and k as complex numbers, one for each pair m, and turns them by the
-// angle position * theta_m. The score then depends on the distance D = i - j alone:
-//   score = a^2 / sqrt(head_dim) * sum over m of Re[ q_m conj(k_m) exp(i D theta_m) ]
-//
-// A table of all angles would be larger than the keys it turns. But keys are read in tiles of
-// TILE positions, and with t0 the first position of a tile
-//   D = (i - t0) - (j - t0)
-// so one small table of exp(i r theta_m), r < TILE, serves the keys of every tile, and the tile's
-// t0 is folded into q: exp(i (i - t0) theta) = exp(i i theta) conj(exp(i t0 theta)), one number a
-// query times one number a tile. All angles are computed in double, so positions of millions
-// stay exact to float's last bits.
+// x[dim] += a vector for position p, which linear interpolation (section 5) makes a fraction.
 
-static int is_rotary(const Config *c) { return c->encoding == ENC_ROPE || c->encoding == ENC_XPOS; }
-
-enum { TILE = 64 };
-
-// Complex numbers are arrays [2][pairs] here: all real parts (cosines), then all imaginary parts.
-
-// The angles of one set of frequencies, under the near and the far map (section 10).
-typedef struct {
-    int epoch;          // which frequencies these are (section 10)
-    double *freq;       // [pairs], radians per token; NULL: none yet
-    float *decay;       // [pairs], ln zeta_m / 512 a token: 0 but for xPos
-    float *key[2];      // [2][pairs][TILE]: exp(i r step theta_m)
-    float *tile[2];     // [n_slots][2][pairs]: exp(i B(t0) theta_m)
-    int64_t *slot_tile; // [n_slots]: the tile whose phases are there, -1: none
-} Angles;
-
-// Projections give the pairs of a head as (2m, 2m + 1), or as (m, m + pairs) already.
-static void split_pairs(const Config *c, const float *x, float *out)
+// PE[2i] = sin(p / 10000^(2i/dim)), PE[2i+1] = cos of the same. [Sin] 3.5
+static void add_sinusoidal(const Config *c, double p, float *x)
 {
-    size_t pairs = c->head_dim / 2;
-    for (size_t m = 0; m < pairs; m++) {
-        out[m] = x[c->rope_split ? m : 2 * m];
-        out[pairs + m] = x[c->rope_split ? pairs + m : 2 * m + 1];
+    for (int i = 0; i < c->dim; i += 2) {
+        double angle = p * pow(10000, -(double)i / c->dim);
+        x[i] += (float)sin(angle);
+        x[i + 1] += (float)cos(angle);
     }
 }
 
-// out [2][pairs] = amplitude * exp(i position freq[m])
-static void fill_phases(const double *freq, size_t pairs, double position, double amplitude,
-                        float *out)
+// Row p of the table, or a mixture of two rows where p lies between them. Past the last row it stays
+// there: such positions are refused when options are checked, unless the user wants that. [GPT-2]
+static void add_learned(const Config *c, double p, float *x)
+{
+    size_t dim = (size_t)c->dim, last = (size_t)c->rows - 1, low = (size_t)fmin(p, (double)last);
+    const float *a = c->table + low * dim, *b = c->table + min_size(low + 1, last) * dim;
+    float share = (float)fmin(p - (double)low, 1);
+    for (size_t i = 0; i < dim; i++) x[i] += (1 - share) * a[i] + share * b[i];
+}
+
+// --- Place 2: rotation --------------------------------------------------------------------------
+//
+// RoPE reads a head's q and k as complex numbers, one for each pair m of dimensions, and turns them
+// by the angle position * theta_m: q_m exp(I i theta_m), k_m exp(I j theta_m). In the product of the
+// one with the conjugate of the other i and j are gone, but for the distance D = i - j [RoPE]:
+//   score = a^2 / sqrt(head_dim) * sum over m of Re[ q_m conj(k_m) exp(I D theta_m) ]
+// (a, the attention factor, is 1 unless a method of section 5 says otherwise.)
+//
+// A table of all angles would be larger than the keys it turns. But keys are read in tiles of TILE
+// positions. With t0 the first position of a tile and r = j - t0 a key's place in it,
+//   D = (i - t0) - r,   so   exp(I D theta) = exp(I i theta) conj(exp(I t0 theta)) conj(exp(I r theta))
+// The last factor is the same in every tile: one table of exp(I r theta_m), r < TILE, turns the keys
+// of all of them, and it stays in the first-level cache. The other two are the query's: a number for
+// each query times a number for each tile. All angles are computed in double, so that positions of
+// millions stay exact to float's last bits.
+//
+// Complex numbers are arrays [2][pairs] here: all real parts (cosines), then all imaginary parts.
+
+enum { TILE = 64, MAPS = 3 };
+
+// The tables of one set of frequencies. A map (section 5) says where keys stand: B(j). Without a
+// distance method there is only map 0, the near one, under which they stand where they are.
+typedef struct {
+    int epoch;          // which frequencies these are (section 5)
+    double *freq;       // [pairs], radians per token; NULL: none yet
+    double *gain;       // [pairs]: a^2, or 1 for a pair outside the dimensions that turn
+    float *decay;       // [pairs], ln zeta_m / 512 a token: 0 but for xPos
+    float *key[MAPS];   // [2][pairs][TILE]: exp(I r step theta_m), step being B(j + 1) - B(j)
+    float *tile[MAPS];  // [n_slots][2][pairs]: exp(I B(t0) theta_m) of the tile in each slot
+    int64_t *slot_tile; // [n_slots]: which tile that is, -1: none
+    float *jump;        // [2][pairs]: what turns a key back by a chunk (dual-chunk)
+} Rotation;
+
+// How many of a head's dimensions turn; they are its first ones.
+static int rotary_dims(const Config *c) { return c->n_rot ? c->n_rot : c->head_dim; }
+
+// x, out: [head_dim]. Projections give pair m of the dimensions that turn as the neighbours
+// (2m, 2m + 1) or as the halves (m, m + n_rot / 2); out has real and imaginary parts apart. How
+// those are paired that do not turn makes no difference.
+static void split_pairs(const Config *c, const float *x, float *out)
+{
+    size_t pairs = c->head_dim / 2, turning = rotary_dims(c) / 2;
+    for (size_t m = 0; m < pairs; m++) {
+        int halves = c->rope_split && m < turning;
+        out[m] = x[halves ? m : 2 * m];
+        out[pairs + m] = x[halves ? turning + m : 2 * m + 1];
+    }
+}
+
+// out [2][pairs] = scale * gain[m] * exp(I position freq[m]); gain NULL: 1
+static void fill_phases(const double *freq, const double *gain, size_t pairs, double position,
+                        double scale, float *out)
 {
     for (size_t m = 0; m < pairs; m++) {
+        double amplitude = gain ? scale * gain[m] : scale;
         out[m] = (float)(amplitude * cos(position * freq[m]));
         out[pairs + m] = (float)(amplitude * sin(position * freq[m]));
     }
 }
 
-// Key table of one map, [2][pairs][TILE]: zeta_m^(-r step / 512) exp(i r step theta_m), r < TILE.
-static void fill_key_table(const Angles *a, size_t pairs, double step, float *table)
+// The key table of one map, [2][pairs][TILE]: zeta_m^(-r step / 512) exp(I r step theta_m).
+static void fill_key_table(const Rotation *a, size_t pairs, double step, float *table)
 {
     for (size_t m = 0; m < pairs; m++)
         for (size_t r = 0; r < TILE; r++) {
@@ -590,7 +660,7 @@ INLINE void rotate(const void *x, int half, const float *phases, float sign, siz
 // fast pairs, whose angle says nothing about far keys, are heard from near ones only. The published
 // form scales q by zeta^(i/512) and k by zeta^(-j/512), which overflows floats after some 30
 // thousand tokens; here the key's part is relative to its tile (in the key table), and q fades by
-// its distance from there. [xPos] eq. 13
+// its distance from there. Returns ln zeta_m / 512. [xPos] eq. 13
 static double xpos_decay(int head_dim, int m)
 {
     return log((2.0 * m / head_dim + 0.4) / 1.4) / 512;
@@ -607,35 +677,11 @@ static void fade(float *q, const float *decay, float D, size_t pairs)
     }
 }
 
-// --- Place 1: added to the embedding ------------------------------------------------------------
-//
-// x[dim] += a vector for position p, which linear interpolation (section 10) makes a fraction.
-
-// PE[2i] = sin(p / 10000^(2i/dim)), PE[2i+1] = cos of the same. [Sin] 3.5
-static void add_sinusoidal(const Config *c, double p, float *x)
-{
-    for (int i = 0; i < c->dim; i += 2) {
-        double angle = p * pow(10000, -(double)i / c->dim);
-        x[i] += (float)sin(angle);
-        x[i + 1] += (float)cos(angle);
-    }
-}
-
-// Row p of the table, or between two rows. Past the last row it stays there: main refuses such
-// positions unless the user wants that. [GPT-2]
-static void add_learned(const Config *c, double p, float *x)
-{
-    size_t dim = (size_t)c->dim, last = (size_t)c->rows - 1, low = (size_t)fmin(p, (double)last);
-    const float *a = c->table + low * dim, *b = c->table + min_size(low + 1, last) * dim;
-    float share = (float)fmin(p - (double)low, 1);
-    for (size_t i = 0; i < dim; i++) x[i] += (1 - share) * a[i] + share * b[i];
-}
-
 // --- Place 3: added to the score ----------------------------------------------------------------
 //
 // score[TILE] += the bias of one query towards the keys of one tile. D[TILE]: their distances in
-// tokens, of which none is larger than the one before, 0 for keys to come (masked). Distances may
-// be fractions (linear interpolation, leaky-rerope).
+// tokens, 0 for keys that will be masked. Distances may be fractions (linear interpolation,
+// leaky-rerope).
 
 typedef struct {
     const Config *c;
@@ -678,11 +724,13 @@ static float *t5_edges(const Config *c) // [rows]
     return edge;
 }
 
-// table[bucket(D)][h]: the bucket is walked down while the distance falls
+// table[bucket(D)][h]: from key to key the bucket is walked down while the distance falls; where it
+// jumps (dual-chunk), the walk begins anew
 static void bias_t5(const Query *q, const float *D, float *score)
 {
     size_t n_heads = (size_t)q->c->n_heads, b = (size_t)q->c->rows - 1;
     for (size_t k = 0; k < TILE; k++) {
+        if (k && D[k] > D[k - 1]) b = (size_t)q->c->rows - 1;
         while (q->prepared[b] > D[k]) b--; // edge 0 is 0
         score[k] += q->c->table[b * n_heads + q->head];
     }
@@ -741,21 +789,25 @@ static void bias_shaw(const Query *q, const float *D, float *score)
 static const struct {
     const char *name, *what;
     void (*add)(const Config *c, double p, float *x);           // place 1, or NULL
+    int rotates;                                                // place 2, and
+    double (*decay)(int head_dim, int m);                       // how pairs fade, or NULL
     void (*bias)(const Query *q, const float *D, float *score); // place 3, or NULL
     float *(*prepare)(const Config *c); // what bias wants worked out once, or NULL
     int linear;                         // does --rope-scaling linear mean something?
 } encodings[N_ENCODINGS] = {
-    [ENC_ROPE] = {"rope", "q and k rotated", NULL, NULL, NULL, 1},
-    [ENC_NOPE] = {"nope", "none at all", NULL, NULL, NULL, 0},
-    [ENC_SINUSOIDAL] = {"sinusoidal", "sines added", add_sinusoidal, NULL, NULL, 1},
-    [ENC_LEARNED] = {"learned", "a vector a position added", add_learned, NULL, NULL, 1},
-    [ENC_ALIBI] = {"alibi", "score - slope D", NULL, bias_alibi, alibi_slopes, 1},
-    [ENC_T5] = {"t5", "score + table[bucket of D]", NULL, bias_t5, t5_edges, 1},
-    [ENC_XPOS] = {"xpos", "rotated, fast pairs fade with D", NULL, NULL, NULL, 1},
-    [ENC_KERPLE] = {"kerple", "score - r1 ln(1 + r2 D)", NULL, bias_kerple, NULL, 1},
-    [ENC_FIRE] = {"fire", "score + MLP(D as a share of i)", NULL, bias_fire, NULL, 0},
-    [ENC_SHAW] = {"shaw", "score + q . r[min(D, K)]", NULL, bias_shaw, shaw_rows, 0},
+    [ENC_ROPE] = {"rope", "q and k rotated", NULL, 1, NULL, NULL, NULL, 1},
+    [ENC_NOPE] = {"nope", "none at all", NULL, 0, NULL, NULL, NULL, 0},
+    [ENC_SINUSOIDAL] = {"sinusoidal", "sines added", add_sinusoidal, 0, NULL, NULL, NULL, 1},
+    [ENC_LEARNED] = {"learned", "a vector a position added", add_learned, 0, NULL, NULL, NULL, 1},
+    [ENC_ALIBI] = {"alibi", "score - slope D", NULL, 0, NULL, bias_alibi, alibi_slopes, 1},
+    [ENC_T5] = {"t5", "score + table[bucket of D]", NULL, 0, NULL, bias_t5, t5_edges, 1},
+    [ENC_XPOS] = {"xpos", "rotated, fast pairs fade with D", NULL, 1, xpos_decay, NULL, NULL, 1},
+    [ENC_KERPLE] = {"kerple", "score - r1 ln(1 + r2 D)", NULL, 0, NULL, bias_kerple, NULL, 1},
+    [ENC_FIRE] = {"fire", "score + MLP(D as a share of i)", NULL, 0, NULL, bias_fire, NULL, 0},
+    [ENC_SHAW] = {"shaw", "score + q . r[min(D, K)]", NULL, 0, NULL, bias_shaw, shaw_rows, 0},
 };
+
+static int is_rotary(const Config *c) { return encodings[c->encoding].rotates; }
 
 // ================================================================================================
 // 5  Position II: past the trained length
@@ -884,31 +936,58 @@ static int rope_epoch(const RopeConfig *r, int64_t n)
     return changes == NEVER || n <= r->orig_ctx ? 0 : changes == ONCE ? 1 : (int)n;
 }
 
-// Distance. Every distance method is two maps from positions to positions, and the rotation does
-// the rest: the near map, D = i - j, for keys with i - j < W, and the far map, D = A(i) - B(j), for
-// those behind.
-//   sinks      A = min(i, S + W - 1)   B = j            [Streaming]
-//   others     A = f(i) + W - f(W)     B = f(j)         with f(x) =
-//     self-extend   floor(x / G)       [SelfExt]
-//     rerope        0                  [ReRoPE]
-//     leaky-rerope  x / k              [ReRoPE]
-static int has_far_map(const RopeConfig *r)
+// --- Distance -----------------------------------------------------------------------------------
+//
+// Every distance method is a short list of maps from positions to positions; the rotation does the
+// rest. Under a map the query at i stands at A(i) and the key at j at B(j), and their distance is
+// D = A(i) - B(j). Under map 0, the near one, both stand where they are. For each query the keys are
+// cut into runs, one a map: map 0 has the keys from first_key(0, i) to the query, map 1 those before
+// them, from first_key(1, i) on, and so on back to key 0.
+//   sinks         A = min(i, S + W - 1)     B = j          [Streaming]
+//   self-extend   A = f(i) + W - f(W)       B = f(j) = floor(j / G)            [SelfExt]
+//   rerope        A = W                     B = 0          [ReRoPE]
+//   leaky-rerope  A = f(i) + W - f(W)       B = f(j) = j / k                   [ReRoPE]
+//   string        A = i - S + W             B = j          [STRING]
+//   dual-chunk    A = min(i mod C + C, C + W) towards the chunk before, min(2C - 1, C + W) towards
+//                 older ones                B = j mod C    [DCA], as ChunkLlama computes it
+// A query sees the last W tokens (string: S; dual-chunk: its own chunk of C) under map 0.
+
+static int n_maps(const RopeConfig *r)
 {
-    return r->distance != DIST_FULL || (r->window && r->sinks);
+    return r->distance == DIST_FULL ? 1 : r->distance == DIST_DUAL_CHUNK ? 3 : 2;
 }
 
 static double key_position(const RopeConfig *r, int map, double j)
 {
-    if (!map || r->distance == DIST_FULL) return j;
-    if (r->distance == DIST_REROPE) return 0;
-    return r->distance == DIST_SELF_EXTEND ? floor(j / r->far) : j / r->far;
+    if (!map) return j;
+    switch (r->distance) {
+    case DIST_SELF_EXTEND: return floor(j / r->far);
+    case DIST_REROPE: return 0;
+    case DIST_LEAKY: return j / r->far;
+    case DIST_DUAL_CHUNK: return fmod(j, r->far);
+    default: return j;
+    }
 }
 
 static double query_position(const RopeConfig *r, int map, double i)
 {
+    double W = r->near, C = r->far;
     if (!map) return i;
-    if (r->distance == DIST_FULL) return fmin(i, r->sinks + r->near - 1);
-    return key_position(r, map, i) + r->near - key_position(r, map, r->near);
+    switch (r->distance) {
+    case DIST_SINKS: return fmin(i, r->sinks + W - 1);
+    case DIST_STRING: return i - W + r->far; // near is S, far is W
+    case DIST_DUAL_CHUNK: return fmin(map == 1 ? fmod(i, C) + C : 2 * C - 1, C + W);
+    default: return key_position(r, 1, i) + W - key_position(r, 1, W);
+    }
+}
+
+// The first key that query i sees under this map: what lies before is the next map's. It may be
+// negative.
+static int64_t first_key(const RopeConfig *r, int map, int64_t i)
+{
+    if (map == n_maps(r) - 1) return 0;
+    if (r->distance != DIST_DUAL_CHUNK) return i - r->near + 1;
+    return (i / (int64_t)r->far - map) * (int64_t)r->far;
 }
 
 static double map_distance(const RopeConfig *r, int map, int64_t i, int64_t j)
@@ -922,11 +1001,20 @@ static double position_stretch(const Config *c)
     return !is_rotary(c) && c->rope.method == ROPE_LINEAR ? c->rope.factor : 1;
 }
 
-// max(1, ln(i+1) / ln L): keeps the entropy of attention level as the text grows. log-n
-static double logn_scale(const RopeConfig *r, int64_t i)
+// --- The scale of the query ---------------------------------------------------------------------
+//
+// The more keys there are, the flatter the softmax; a query that is multiplied by more than 1 makes
+// it sharper again. By position, unlike the attention factor, so that short texts stay as they are:
+//   log-n                  max(1, ln(i + 1) / ln L), which keeps the entropy level. [ReRoPE]
+//   attention temperature  1 + B ln(1 + floor((i + 1) / L0)). [Llama4]
+static double query_scale(const RopeConfig *r, int64_t i)
 {
-    return r->logn && r->orig_ctx > 1 ? fmax(1, log((double)i + 1) / log(r->orig_ctx)) : 1;
+    double n = (double)i + 1, scale = 1;
+    if (r->logn && r->orig_ctx > 1) scale = fmax(1, log(n) / log(r->orig_ctx));
+    return r->temp > 0 ? scale * (1 + r->temp * log(1 + floor(n / r->temp_ctx))) : scale;
 }
+
+// --- What a model needs of all this -------------------------------------------------------------
 
 // Fills in what neither the checkpoint nor the command line gave. ctx: the context asked for.
 static void rope_resolve(RopeConfig *r, int train_ctx, int64_t ctx)
@@ -938,44 +1026,74 @@ static void rope_resolve(RopeConfig *r, int train_ctx, int64_t ctx)
     if (!(r->beta_slow > 0)) r->beta_slow = 1;
     if (!(r->low_freq_factor > 0)) r->low_freq_factor = 1;
     if (!(r->high_freq_factor > 0)) r->high_freq_factor = 4;
-    if (r->distance == DIST_FULL) r->near = r->window;
+    if (r->distance == DIST_FULL && r->window && r->sinks) r->distance = DIST_SINKS;
+    if (r->distance == DIST_SINKS) r->near = r->window;
 }
 
-// Applies the method: sets the frequencies for length n, and with them all tables.
-static void set_angles(Angles *a, const Config *c, const RopeConfig *r, size_t n_slots, int64_t n)
+static void alloc_rotation(Rotation *a, size_t pairs, int maps, size_t n_slots)
 {
-    size_t pairs = c->head_dim / 2;
-    int epoch = rope_epoch(r, n), empty = !a->freq;
-    if (!empty && a->epoch == epoch) return;
-    a->epoch = epoch;
-    if (empty) {
-        a->freq = xcalloc(pairs, sizeof *a->freq);
-        a->decay = xcalloc(pairs, sizeof *a->decay);
-        a->slot_tile = xcalloc(n_slots, sizeof *a->slot_tile);
+    a->freq = xcalloc(pairs, sizeof *a->freq);
+    a->gain = xcalloc(pairs, sizeof *a->gain);
+    a->decay = xcalloc(pairs, sizeof *a->decay);
+    a->slot_tile = xcalloc(n_slots, sizeof *a->slot_tile);
+    a->jump = xcalloc(2 * pairs, sizeof *a->jump);
+    for (int map = 0; map < maps; map++) {
+        a->key[map] = xcalloc(2 * pairs * TILE, 4);
+        a->tile[map] = xcalloc(n_slots * 2 * pairs, 4);
     }
-    for (size_t m = 0; m < pairs && is_rotary(c); m++) { // else every angle is 0
-        a->freq[m] = rope_methods[r->method].frequency(r, c->head_dim, (int)m, (double)n);
-        if (c->encoding == ENC_XPOS) a->decay[m] = (float)xpos_decay(c->head_dim, (int)m);
+}
+
+// Applies the method: sets the frequencies for length n, and with them all tables. Where nothing
+// turns, all frequencies are 0.
+static void set_rotation(Rotation *a, const Config *c, const RopeConfig *r, size_t n_slots,
+                         int64_t n)
+{
+    size_t pairs = c->head_dim / 2, turning = rotary_dims(c) / 2;
+    size_t last = r->fraction > 0 ? (size_t)(r->fraction * (double)turning) : turning;
+    double factor = attention_factor(r);
+    int epoch = rope_epoch(r, n);
+    if (a->freq && a->epoch == epoch) return;
+    if (!a->freq) alloc_rotation(a, pairs, n_maps(r), n_slots);
+    a->epoch = epoch;
+    for (size_t m = 0; m < pairs; m++) {
+        int turns = is_rotary(c) && m < last;
+        a->freq[m] = 0;
+        if (turns)
+            a->freq[m] = rope_methods[r->method].frequency(r, rotary_dims(c), (int)m, (double)n);
+        if (encodings[c->encoding].decay)
+            a->decay[m] = (float)encodings[c->encoding].decay(c->head_dim, (int)m);
+        a->gain[m] = m < turning ? factor * factor : 1;
+        double grown = exp(r->far * a->decay[m]); // for dual-chunk: r->far is C
+        a->jump[m] = (float)(grown * cos(r->far * a->freq[m]));
+        a->jump[pairs + m] = (float)(grown * sin(-r->far * a->freq[m]));
     }
     for (size_t slot = 0; slot < n_slots; slot++) a->slot_tile[slot] = -1;
-    for (int map = 0; map <= has_far_map(r); map++) {
-        if (empty) a->key[map] = xcalloc(2 * pairs * TILE, 4);
-        if (empty) a->tile[map] = xcalloc(n_slots * 2 * pairs, 4);
-        fill_key_table(a, pairs, map && r->distance == DIST_LEAKY ? 1 / r->far : 1, a->key[map]);
+    for (int map = 0; map < n_maps(r); map++) {
+        double step = !map ? 1 : r->distance == DIST_LEAKY ? 1 / r->far : r->distance != DIST_REROPE;
+        fill_key_table(a, pairs, step, a->key[map]);
     }
 }
 
-// A map's key table for the tile at t0: that of set_angles, unless B is a staircase (self-extend)
-// or constant (rerope), where out [2][pairs][TILE] gets its columns B(t0 + r) - B(t0). Where
-// nothing turns, all columns are the same.
-static const float *key_table(const Angles *a, const RopeConfig *r, int map, size_t pairs,
+// A map's key table for the tile at t0: that of set_rotation, unless keys of the tile do not stand
+// at even steps: B may be a staircase (self-extend), or the tile may hold the end of a chunk and the
+// beginning of the next (dual-chunk). Then out [2][pairs][TILE] gets the columns B(t0 + r) - B(t0);
+// a negative one is that of C positions further on, turned back.
+static const float *key_table(const Rotation *a, const RopeConfig *r, int map, size_t pairs,
                               int64_t t0, float *out)
 {
-    int steps = r->distance == DIST_SELF_EXTEND || r->distance == DIST_REROPE;
-    if (!map || !steps || a->freq[0] == 0) return a->key[map];
+    double first = key_position(r, map, (double)t0), C = r->far;
+    int even = r->distance != DIST_SELF_EXTEND && (r->distance != DIST_DUAL_CHUNK || first + TILE <= C);
+    if (!map || even || a->freq[0] == 0) return a->key[map];
     for (int k = 0; k < TILE; k++) {
-        size_t column = (size_t)(key_position(r, 1, t0 + k) - key_position(r, 1, t0));
-        for (size_t m = 0; m < 2 * pairs; m++) out[m * TILE + k] = a->key[1][m * TILE + column];
+        double column = key_position(r, map, (double)(t0 + k)) - first;
+        int back = column < 0;
+        const float *from = a->key[map] + (size_t)(back ? column + C : column);
+        for (size_t m = 0; m < pairs; m++) {
+            float re = from[m * TILE], im = from[(pairs + m) * TILE];
+            float jump_re = back ? a->jump[m] : 1, jump_im = back ? a->jump[pairs + m] : 0;
+            out[m * TILE + k] = re * jump_re - im * jump_im;
+            out[(pairs + m) * TILE + k] = re * jump_im + im * jump_re;
+        }
     }
     return out;
 }
@@ -1111,22 +1229,27 @@ static void *scratch(size_t bytes)
 // ================================================================================================
 // 7  Cache and attention
 //
-// The cache holds keys as the projection gave them, not rotated: a method whose frequencies
-// change while the text grows must turn old keys anew, and engines that cache turned keys mix
-// bases there. It is made of tiles of TILE positions that begin at absolute positions. A tile of
-// keys is transposed, [head_dim][TILE], real parts of the pairs first and then imaginary parts,
-// so that the rotation and the scores run over keys in vector lanes with no shuffles; a tile of
-// values is [TILE][v_dim]. With a window the tiles form a ring (after the sinks', which stay), so
-// memory does not grow with the text.
+// The cache holds keys as the projection gave them, not rotated: a method whose frequencies change
+// while the text grows must turn old keys anew, and engines that cache turned keys mix bases there.
+// It is made of tiles of TILE positions that begin at absolute positions. A tile of keys is
+// transposed, [head_dim][TILE], real parts of the pairs first and then imaginary parts, so that the
+// rotation and the scores run over keys in vector lanes with no shuffles; a tile of values is
+// [TILE][v_dim].
 //
-// Attention reads tile after tile with an online softmax [Flash]: for each query and head it
-// keeps the largest score m, the sum l of exp(score - m) and the output o weighted alike. Every
-// SEGMENT positions these are merged into a total and begin anew. A prompt merges segments as it
-// goes; a single token, which offers too little work otherwise, hands segments to different
-// threads and merges them afterwards in the same order: the same arithmetic, so the same bits.
+// Attention reads tile after tile: it turns the tile's keys, multiplies queries with them, masks and
+// biases the scores, and adds the values up by an online softmax [Flash]. That keeps, for each query
+// and head, the largest score m so far, the sum l of exp(score - m) and the output o weighted alike;
+// when m grows, l and o are scaled down to the new one.
+//
+// The order of all sums is fixed by positions alone. Every SEGMENT positions the softmax is merged
+// into a total and begins anew. A prompt merges segments as it goes; a single token, which offers
+// too little work otherwise, hands its segments to different threads and merges them afterwards, in
+// the same order: the same arithmetic, so the same bits.
 
-enum { SEGMENT_TILES = 8, SEGMENT = SEGMENT_TILES * TILE, BLOCK_ROWS = 192 };
+enum { SEGMENT_TILES = 8, SEGMENT = SEGMENT_TILES * TILE };
 static const float MASKED = -INFINITY; // exp(MASKED - m) = 0
+
+// --- A product for attention --------------------------------------------------------------------
 
 // Keeps a vector in its register: gcc would rather load it again for each use, but a tile's speed
 // is limited by its loads.
@@ -1180,6 +1303,8 @@ static void gemm_rows(size_t n, const float *a, size_t lda, const float *b, size
     }
 }
 
+// --- The cache ----------------------------------------------------------------------------------
+
 typedef struct {
     size_t elem;         // bytes a number: 2 or 4
     size_t n_slots, sink_slots, ring;
@@ -1190,95 +1315,17 @@ typedef struct {
     size_t bytes;        // reserved
 } Cache;
 
-// What an online softmax keeps beside o; e is the sum of exp(score - m) * score, for the entropy.
-// m begins as a number, so that a row that sees only masked keys stays empty, with no NaN from
-// MASKED - MASKED, and an empty one adds nothing when it is merged.
-typedef struct {
-    float m, l, e;
-} RowSums;
-static const RowSums EMPTY = {-FLT_MAX, 0, 0};
-
-// Queries q0 .. q0 + nq - 1 of a chunk: they share their angles.
-typedef struct {
-    size_t q0, nq;
-    const Angles *angles;
-} Block;
-
-// Positions of the layers of one kind: their method, and what it needs for the chunk.
-typedef struct {
-    RopeConfig rope;
-    Angles *angles;      // [chunk], used as far as epochs differ in a chunk
-    Block *blocks;       // [chunk]
-    size_t n_blocks;
-    float *phase[2];     // [chunk][2][pairs]: each query's phases under the near and far map
-} Plan;
-
-// What attention needs of a running model: the resolved config, the cache, positions, and the
-// queries, keys and values of one chunk of tokens.
-typedef struct {
-    Config config;
-    size_t chunk;        // tokens at most in one forward pass
-    Cache cache;
-    Plan plans[2];       // of global and of local layers
-    float *q, *k, *v;    // [chunk][n_heads | n_kv_heads * head_dim]
-    float *out;          // [chunk][n_heads * head_dim]
-    float *prepared;     // of the encoding (section 4)
-    double *entropy_sum; // [chunk]: attention's, over layers and heads; NULL: not measured
-    int64_t pos;         // the chunk's first position, and
-    size_t n;            // its tokens
-    int layer;           // the current one, and
-    const Plan *plan;    // its positions
-    size_t n_parts;      // segments that a single query is split into; 1: not split
-    float *total;        // [n | n_parts][n_heads][v_dim], and
-    RowSums *sums;       // [n | n_parts][n_heads]: the softmax of each query and head
-} Attention;
-
+// Where tile t is kept. Without a window that is slot t; with one, the sinks' tiles stay in the
+// first slots and the others take turns in a ring, so that memory does not grow with the text.
 static size_t tile_slot(const Cache *c, int64_t t)
 {
     size_t at = (size_t)t;
     return at < c->sink_slots ? at : c->sink_slots + (at - c->sink_slots) % c->ring;
 }
 
-// Tile t of a KV head in the current layer.
-static uint8_t *tile_at(const Attention *s, size_t head, int64_t t)
-{
-    const Cache *c = &s->cache;
-    size_t row = (size_t)s->layer * s->config.n_kv_heads + head;
-    return c->tiles + (row * c->n_slots + tile_slot(c, t)) * c->tile_bytes;
-}
-
-// Zeroed memory that is real only where it is touched.
-static void *reserve(size_t bytes)
-{
-    void *p = mmap(NULL, bytes, PROT_READ | PROT_WRITE,
-                   MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (p == MAP_FAILED) die(EXIT_DATA, "memory", "cannot reserve %zu bytes", bytes);
-    return p;
-}
-
-// The number that stands in a line of this form, or SIZE_MAX if there is none.
-static size_t read_number(const char *path, const char *form)
-{
-    size_t n = SIZE_MAX;
-    char line[128];
-    FILE *f = fopen(path, "r");
-    while (f && fgets(line, sizeof line, f))
-        if (sscanf(line, form, &n) == 1) break;
-    if (f) fclose(f);
-    return n;
-}
-
-// Bytes that can be had without swapping: the kernel's estimate, or all of the memory, but no more
-// than a container may use (its control group's limit, new and old).
-static size_t available_memory(void)
-{
-    size_t bytes = mul_size(read_number("/proc/meminfo", "MemAvailable: %zu"), 1024);
-    if (bytes == SIZE_MAX) bytes = mul_size(sysconf(_SC_PHYS_PAGES), sysconf(_SC_PAGESIZE));
-    bytes = min_size(bytes, read_number("/sys/fs/cgroup/memory.max", "%zu"));
-    return min_size(bytes, read_number("/sys/fs/cgroup/memory/memory.limit_in_bytes", "%zu"));
-}
-
-// Lays out a cache for max_seq_len positions, or for the window if there is one.
+// Lays out a cache for max_seq_len positions, or for the window if there is one. Then the ring must
+// hold what any query of a chunk sees, W + chunk - 1 positions (the last query's window, and what
+// lies before it for the first one), and one tile more, since they need not begin with a tile.
 static void cache_layout(Cache *c, const Config *cfg, int64_t max_seq_len, size_t chunk, int f32)
 {
     const RopeConfig *r = &cfg->rope;
@@ -1308,127 +1355,221 @@ static void cache_reserve(Cache *c, int64_t max_seq_len)
     c->tiles = reserve(c->bytes);
 }
 
+// --- What attention works on --------------------------------------------------------------------
+
+// What an online softmax keeps beside o; e is the sum of exp(score - m) * score, for the entropy.
+// m begins as a number, so that a row that sees only masked keys stays empty, with no NaN from
+// MASKED - MASKED, and an empty one adds nothing when it is merged.
+typedef struct {
+    float m, l, e;
+} RowSums;
+static const RowSums EMPTY = {-FLT_MAX, 0, 0};
+
+// The positions of one chunk's queries, as layers of one kind (global or local) see them.
+typedef struct {
+    RopeConfig rope;
+    Rotation *rotations; // [chunk], of which query t uses the one at t * each
+    int each;            // 1: past L frequencies change with every token; 0: all share the first
+    size_t block;        // so many queries are attended to together
+    float *phase[MAPS];  // [chunk][2][pairs]: each query's phases at A(i), with the score's scale
+} Positions;
+
+// The chunk at hand, its place in the text, and the model's cache.
+typedef struct {
+    Config config;
+    Cache cache;
+    Positions positions[2]; // of global and of local layers
+    float *q, *k, *v;       // [chunk][n_heads | n_kv_heads * head_dim]
+    float *out;             // [chunk][n_heads * head_dim]
+    float *prepared;        // of the encoding (section 4)
+    double *entropy_sum;    // [chunk]: attention's, over layers and heads; NULL: not measured
+    int64_t pos;            // the chunk's first position, and
+    size_t n;               // its tokens
+    int layer;              // the current one, and
+    const Positions *p;     // its positions
+    size_t n_parts;         // segments that a single query is split into; 1: not split
+    float *total;           // [n | n_parts][n_heads][v_dim], and
+    RowSums *sums;          // [n | n_parts][n_heads]: the softmax of each query and head
+} Attention;
+
+// What a thread works on: a block of queries under one KV head, which a group of heads shares [GQA].
+// A row is a (query, head) pair: row = query in the block * group + head in the group.
+typedef struct {
+    const Attention *a;
+    const Positions *p;
+    const Rotation *rotation;
+    size_t head, part;   // the KV head, and which of the n_parts
+    size_t q0, rows;     // the block's first query, and its rows
+    size_t group, d, v_dim;
+    int64_t first, last; // positions of the block's queries
+    float *q[MAPS];      // [rows][2][pairs]: q under each map, scaled
+    float *qt;           // [rows][2][pairs]: q for one tile
+    float *tile;         // [2][pairs][TILE]: its keys, turned, and then [TILE][v_dim]: its values
+    float *table;        // [2][pairs][TILE]: room for a key table
+    float *score[MAPS];  // [rows][TILE] under each map
+    float *o;            // [rows][v_dim], and
+    RowSums *sums;       // [rows]: the softmax of the segment at hand
+} Rows;
+
+// Tile t of a KV head in the current layer.
+static uint8_t *tile_at(const Attention *a, size_t head, int64_t t)
+{
+    const Cache *c = &a->cache;
+    size_t row = (size_t)a->layer * a->config.n_kv_heads + head;
+    return c->tiles + (row * c->n_slots + tile_slot(c, t)) * c->tile_bytes;
+}
+
 // The chunk's k and v of KV heads [begin, end), into the cache.
 static void store_kv(void *arg, size_t begin, size_t end)
 {
-    const Attention *s = arg;
-    const Cache *c = &s->cache;
-    size_t d = s->config.head_dim, n_kv = s->config.n_kv_heads;
+    const Attention *a = arg;
+    const Cache *c = &a->cache;
+    size_t d = a->config.head_dim, n_kv = a->config.n_kv_heads;
     float *key = scratch(6 * d);
     uint16_t *half = (uint16_t *)(key + d);
     for (size_t h = begin; h < end; h++)
-        for (size_t t = 0; t < s->n; t++) {
-            size_t pos = (size_t)s->pos + t, r = pos % TILE, at = (t * n_kv + h) * d;
-            void *keys = tile_at(s, h, (int64_t)(pos / TILE));
+        for (size_t t = 0; t < a->n; t++) {
+            size_t pos = (size_t)a->pos + t, r = pos % TILE, at = (t * n_kv + h) * d;
+            void *keys = tile_at(a, h, (int64_t)(pos / TILE));
             void *values = (uint8_t *)keys + c->k_bytes + r * c->v_dim * c->elem;
-            split_pairs(&s->config, s->k + at, key);
+            split_pairs(&a->config, a->k + at, key);
             if (c->elem == 4) {
                 for (size_t e = 0; e < d; e++) ((float *)keys)[e * TILE + r] = key[e];
-                memcpy(values, s->v + at, d * 4);
+                memcpy(values, a->v + at, d * 4);
             } else {
                 floats_to_halves(key, half, d);
                 for (size_t e = 0; e < d; e++) ((uint16_t *)keys)[e * TILE + r] = half[e];
-                floats_to_halves(s->v + at, values, d);
+                floats_to_halves(a->v + at, values, d);
             }
         }
 }
 
-// What a thread needs for a block of queries under one KV head, which a group of heads shares
-// [GQA]. A row is a (query, head) pair: row = query in the block * group + head in the group.
-typedef struct {
-    const Attention *s;
-    const RopeConfig *r;
-    const Block *block;
-    size_t head, part;   // the KV head, and which of the n_parts
-    size_t rows, group, d, v_dim;
-    int64_t first, last; // positions of the block's queries
-    float *q[2];         // [rows][2][pairs]: q under the near and far map, scaled
-    float *qt;           // [rows][2][pairs]: q for one tile
-    float *tile;         // its keys, turned, and then its values
-    float *table;        // [2][pairs][TILE]: room for a key table
-    float *score[2];     // [rows][TILE] under the near and far map
-    float *o;            // [rows][v_dim], and
-    RowSums *sums;       // [rows]: the softmax of the segment at hand
-} Work_area;
+// --- Planning a chunk ---------------------------------------------------------------------------
 
-// Carves a Work_area from the thread's scratch memory.
-static Work_area work_area(const Attention *s, const Block *b, size_t head, size_t part)
+// The first tile from t on that some query from position `first` on can see.
+static int64_t next_tile(const RopeConfig *r, int64_t first, int64_t t)
 {
-    size_t d = s->config.head_dim, v_dim = s->cache.v_dim, tile = TILE * v_dim;
-    size_t group = s->config.n_heads / s->config.n_kv_heads, rows = b->nq * group;
-    int64_t first = s->pos + (int64_t)b->q0;
-    Work_area w = {.s = s, .r = &s->plan->rope, .block = b, .head = head, .part = part,
-                   .rows = rows, .group = group, .d = d, .v_dim = v_dim, .first = first,
-                   .last = first + (int64_t)b->nq - 1};
-    w.tile = scratch((2 * tile + rows * (2 * TILE + v_dim + 3 * d + 3)) * 4);
-    w.table = w.tile + tile;
-    w.score[0] = w.table + tile;
-    w.score[1] = w.score[0] + rows * TILE;
-    w.o = w.score[1] + rows * TILE;
-    w.q[0] = w.o + rows * v_dim;
-    w.q[1] = w.q[0] + rows * d;
-    w.qt = w.q[1] + rows * d;
+    int64_t oldest = r->window && t * TILE >= r->sinks ? (first - r->window + 1) / TILE : 0;
+    return t > oldest ? t : oldest;
+}
+
+// Phases of the tiles that the chunk can see, as far as they are not there yet.
+static void plan_tiles(const Attention *a, const RopeConfig *r, Rotation *rotation)
+{
+    size_t pairs = a->config.head_dim / 2;
+    int64_t last = (a->pos + (int64_t)a->n - 1) / TILE;
+    for (int64_t t = 0; (t = next_tile(r, a->pos, t)) <= last; t++) {
+        size_t slot = tile_slot(&a->cache, t);
+        if (rotation->slot_tile[slot] == t) continue;
+        rotation->slot_tile[slot] = t;
+        for (int map = 0; map < n_maps(r); map++)
+            fill_phases(rotation->freq, NULL, pairs, key_position(r, map, (double)(t * TILE)), 1,
+                        rotation->tile[map] + slot * 2 * pairs);
+    }
+}
+
+// Prepares all angles for the chunk's queries, and chooses how many of them are attended to
+// together: only queries that share their frequencies can be, BLOCK_ROWS rows fit into the caches,
+// and there should be three items of work for each thread.
+enum { BLOCK_ROWS = 192 };
+
+static void plan_positions(const Attention *a, Positions *p)
+{
+    const Config *c = &a->config;
+    const RopeConfig *r = &p->rope;
+    size_t d = c->head_dim, n_kv = c->n_kv_heads, group = c->n_heads / n_kv;
+    size_t fair = ceil_div(a->n * n_kv, 3 * pool.n_threads);
+    double scale = c->score_scale > 0 ? c->score_scale : 1 / sqrt(c->head_dim);
+    p->each = rope_epoch(r, a->pos + 1) != rope_epoch(r, a->pos + (int64_t)a->n);
+    p->block = p->each ? 1 : max_size(1, min_size(BLOCK_ROWS / group, fair));
+    for (size_t t = 0; t < a->n; t++) {
+        int64_t i = a->pos + (int64_t)t;
+        Rotation *rotation = p->rotations + t * p->each;
+        if (!t || p->each) {
+            set_rotation(rotation, c, r, a->cache.n_slots, i + 1);
+            plan_tiles(a, r, rotation);
+        }
+        for (int map = 0; map < n_maps(r); map++)
+            fill_phases(rotation->freq, rotation->gain, d / 2, query_position(r, map, (double)i),
+                        scale * query_scale(r, i), p->phase[map] + t * d);
+    }
+}
+
+// --- One block of queries -----------------------------------------------------------------------
+
+// Item number `item` of (part, block, KV head), with room carved from the thread's scratch memory.
+static Rows begin_item(const Attention *a, size_t item)
+{
+    const Positions *p = a->p;
+    size_t n_kv = a->config.n_kv_heads, n_blocks = ceil_div(a->n, p->block);
+    size_t d = a->config.head_dim, v_dim = a->cache.v_dim, tile = TILE * v_dim;
+    size_t q0 = item / n_kv % n_blocks * p->block, nq = min_size(p->block, a->n - q0);
+    size_t group = a->config.n_heads / n_kv, rows = nq * group;
+    int64_t first = a->pos + (int64_t)q0;
+    Rows w = {.a = a, .p = p, .rotation = p->rotations + q0 * p->each, .head = item % n_kv,
+              .part = item / n_kv / n_blocks, .q0 = q0, .rows = rows, .group = group, .d = d,
+              .v_dim = v_dim, .first = first, .last = first + (int64_t)nq - 1};
+    float *room = scratch((2 * tile + rows * (MAPS * (TILE + d) + v_dim + d + 3)) * 4);
+    w.tile = room;
+    w.table = room + tile;
+    w.o = w.table + tile;
+    w.qt = w.o + rows * v_dim;
     w.sums = (RowSums *)(w.qt + rows * d);
+    room = (float *)(w.sums + rows);
+    for (int map = 0; map < MAPS; map++, room += rows * (TILE + d)) {
+        w.score[map] = room;
+        w.q[map] = room + rows * TILE;
+    }
     return w;
 }
 
-static int64_t row_position(const Work_area *w, size_t row)
+static int64_t row_position(const Rows *w, size_t row)
 {
     return w->first + (int64_t)(row / w->group);
 }
 
 // Which (query, head) of the chunk a row is: its index in q, out and, for part 0, in total.
-static size_t row_index(const Work_area *w, size_t row)
+static size_t row_index(const Rows *w, size_t row)
 {
-    size_t query = w->block->q0 + row / w->group, head = w->head * w->group + row % w->group;
-    return query * w->s->config.n_heads + head;
+    size_t query = w->q0 + row / w->group, head = w->head * w->group + row % w->group;
+    return query * w->a->config.n_heads + head;
 }
 
-static size_t total_index(const Work_area *w, size_t row)
+static size_t total_index(const Rows *w, size_t row)
 {
-    return w->part * w->s->config.n_heads + row_index(w, row);
+    return w->part * w->a->config.n_heads + row_index(w, row);
 }
 
 // Empties the rows' totals and loads their queries, turned by each map's phases (which carry the
-// scale a^2 / sqrt(d) and log-n).
-static void begin_rows(const Work_area *w)
+// scale of the score and of the query).
+static void begin_rows(const Rows *w)
 {
-    const Attention *s = w->s;
+    const Attention *a = w->a;
     for (size_t row = 0; row < w->rows; row++) {
-        size_t query = w->block->q0 + row / w->group, to = total_index(w, row);
-        memset(s->total + to * w->v_dim, 0, w->v_dim * 4);
-        s->sums[to] = EMPTY;
-        split_pairs(&s->config, s->q + row_index(w, row) * w->d, w->qt);
-        for (int map = 0; map <= has_far_map(w->r); map++)
-            rotate(w->qt, 0, s->plan->phase[map] + query * w->d, 1, w->d / 2,
-                   w->q[map] + row * w->d);
+        size_t query = w->q0 + row / w->group, to = total_index(w, row);
+        memset(a->total + to * w->v_dim, 0, w->v_dim * 4);
+        a->sums[to] = EMPTY;
+        split_pairs(&a->config, a->q + row_index(w, row) * w->d, w->qt);
+        for (int map = 0; map < n_maps(&w->p->rope); map++)
+            rotate(w->qt, 0, w->p->phase[map] + query * w->d, 1, w->d / 2, w->q[map] + row * w->d);
     }
 }
 
-// Adds a softmax to total number `to`.
-static void merge_row(const Attention *s, size_t to, const float *o, RowSums p)
-{
-    size_t v_dim = s->cache.v_dim;
-    float *total = s->total + to * v_dim;
-    RowSums t = s->sums[to];
-    float m = t.m > p.m ? t.m : p.m, a = expf(t.m - m), b = expf(p.m - m);
-    for (size_t i = 0; i < v_dim; i++) total[i] = total[i] * a + o[i] * b;
-    s->sums[to] = (RowSums){m, t.l * a + p.l * b, t.e * a + p.e * b};
-}
-
 // w->score[map] = scores of all rows against the keys of tile t under one map.
-static void score_tile(const Work_area *w, int map, int64_t t)
+static void score_tile(const Rows *w, int map, int64_t t)
 {
-    const Angles *a = w->block->angles;
+    const Rotation *rotation = w->rotation;
     size_t d = w->d, pairs = d / 2;
-    const float *phases = a->tile[map] + tile_slot(&w->s->cache, t) * d; // of B(t0)
-    rotate(tile_at(w->s, w->head, t), w->s->cache.elem == 2,
-           key_table(a, w->r, map, pairs, t * TILE, w->table), 1, pairs * TILE, w->tile);
+    const float *phases = rotation->tile[map] + tile_slot(&w->a->cache, t) * d; // of B(t0)
+    rotate(tile_at(w->a, w->head, t), w->a->cache.elem == 2,
+           key_table(rotation, &w->p->rope, map, pairs, t * TILE, w->table), 1, pairs * TILE,
+           w->tile);
     for (size_t row = 0; row < w->rows; row++) {
         float *q = w->qt + row * d;
         rotate(w->q[map] + row * d, 0, phases, -1, pairs, q);
-        if (a->decay[0] == 0) continue;
-        fade(q, a->decay, (float)map_distance(w->r, map, row_position(w, row), t * TILE), pairs);
+        if (rotation->decay[0] == 0) continue;
+        float D = (float)map_distance(&w->p->rope, map, row_position(w, row), t * TILE);
+        fade(q, rotation->decay, D, pairs);
     }
     memset(w->score[map], 0, w->rows * TILE * 4);
     gemm_rows(w->rows, w->qt, d, w->tile, d, TILE, w->score[map]);
@@ -1440,22 +1581,40 @@ static int keys_before(int64_t p, int64_t t0)
     return p < t0 ? 0 : p - t0 < TILE ? (int)(p - t0) : TILE;
 }
 
-// How many of them are behind the near map's reach for query i.
-static int far_keys(const RopeConfig *r, int64_t i, int64_t t0)
+// Keys [from, to) of the tile at t0 are those that some query from i to `last` sees under this map.
+static int map_run(const RopeConfig *r, int map, int64_t i, int64_t last, int64_t t0, int *to)
 {
-    return has_far_map(r) ? keys_before(i - r->near + 1, t0) : 0;
+    *to = keys_before(map ? first_key(r, map - 1, last) : last + 1, t0);
+    return keys_before(first_key(r, map, i), t0);
 }
 
-// Puts together in `score` what query i sees of the tile at t0: far keys get their far score; keys
-// behind the window (the sinks excepted) and keys to come are masked.
-static void mask_row(const RopeConfig *r, int64_t i, int64_t t0, float *score,
-                     const float *far_score)
+// Puts together in `score` what a row sees of the tile at t0: each key gets its score under the map
+// that has it, and D[TILE] its distance; keys behind the window (the sinks excepted) and keys to
+// come are masked.
+static void gather_scores(const Rows *w, size_t row, int64_t t0, float *score, float *D)
 {
-    int seen = keys_before(i + 1, t0), far = far_keys(r, i, t0);
+    const RopeConfig *r = &w->p->rope;
+    int64_t i = row_position(w, row);
     int hidden = r->window ? keys_before(i - r->window + 1, t0) : 0;
-    for (int k = 0; k < far; k++) score[k] = far_score[k];
+    if (D) memset(D, 0, TILE * sizeof *D);
+    for (int map = n_maps(r) - 1, from, to; map >= 0; map--) {
+        from = map_run(r, map, i, i, t0, &to);
+        if (map) memcpy(score + from, w->score[map] + row * TILE + from, (to - from) * 4);
+        for (int k = from; D && k < to; k++) D[k] = (float)fmax(map_distance(r, map, i, t0 + k), 0);
+    }
+    for (int k = keys_before(i + 1, t0); k < TILE; k++) score[k] = MASKED;
     for (int k = keys_before(r->sinks, t0); k < hidden; k++) score[k] = MASKED;
-    for (int k = seen; k < TILE; k++) score[k] = MASKED;
+}
+
+// Place 3: adds the bias to what a row sees of the tile.
+static void add_score_bias(const Rows *w, size_t row, float *score, float *D)
+{
+    const Config *c = &w->a->config;
+    float stretch = (float)position_stretch(c);
+    size_t head = w->head * w->group + row % w->group;
+    for (int k = 0; k < TILE; k++) D[k] /= stretch;
+    Query q = {c, w->a->prepared, head, row_position(w, row), w->q[0] + row * w->d};
+    encodings[c->encoding].bias(&q, D, score);
 }
 
 // One step of the online softmax on one row: score becomes exp(score - m), and what is summed so
@@ -1480,65 +1639,57 @@ static void softmax_step(float *score, float *o, RowSums *sums, size_t v_dim, in
     if (entropy) sums->e += vsum(weighted);
 }
 
-// Place 3: adds the bias to what a row sees of the tile at t0, at the distances of the two maps.
-static void add_score_bias(const Work_area *w, size_t row, int64_t t0, float *score)
-{
-    const Config *c = &w->s->config;
-    float D[TILE], stretch = (float)position_stretch(c);
-    int64_t i = row_position(w, row);
-    int far = far_keys(w->r, i, t0);
-    for (int k = 0; k < TILE; k++) D[k] = fmaxf((float)(i - t0) - (float)k, 0) / stretch;
-    for (int k = 0; k < far; k++) // no less than W, so that keys hidden after the sinks fit in
-        D[k] = (float)fmax(map_distance(w->r, 1, i, t0 + k), w->r->near) / stretch;
-    size_t head = w->head * w->group + row % w->group;
-    encodings[c->encoding].bias(&(Query){c, w->s->prepared, head, i, w->q[0] + row * w->d}, D,
-                                score);
-}
-
 // Attention of a block's rows over the keys of tile t.
-static void attend_tile(const Work_area *w, int64_t t)
+static void attend_tile(const Rows *w, int64_t t)
 {
-    const Attention *s = w->s;
-    const Cache *c = &s->cache;
-    int64_t t0 = t * TILE;
-    if (far_keys(w->r, w->first, t0) < TILE) score_tile(w, 0, t);
-    if (far_keys(w->r, w->last, t0) > 0) score_tile(w, 1, t);
-    for (size_t row = 0; row < w->rows; row++) {
-        float *score = w->score[0] + row * TILE;
-        mask_row(w->r, row_position(w, row), t0, score, w->score[1] + row * TILE);
-        if (encodings[s->config.encoding].bias) add_score_bias(w, row, t0, score);
-        softmax_step(score, w->o + row * w->v_dim, w->sums + row, w->v_dim, !!s->entropy_sum);
+    const Attention *a = w->a;
+    const Cache *c = &a->cache;
+    int biased = encodings[a->config.encoding].bias != NULL;
+    for (int map = 0, from, to; map < n_maps(&w->p->rope); map++) {
+        from = map_run(&w->p->rope, map, w->first, w->last, t * TILE, &to);
+        if (from < to) score_tile(w, map, t);
     }
-    const void *v = tile_at(s, w->head, t) + c->k_bytes;
+    for (size_t row = 0; row < w->rows; row++) {
+        float *score = w->score[0] + row * TILE, D[TILE];
+        gather_scores(w, row, t * TILE, score, biased ? D : NULL);
+        if (biased) add_score_bias(w, row, score, D);
+        softmax_step(score, w->o + row * w->v_dim, w->sums + row, w->v_dim, !!a->entropy_sum);
+    }
+    const void *v = tile_at(a, w->head, t) + c->k_bytes;
     for (size_t k = 0; c->elem == 2 && k < TILE * w->v_dim; k += LANES)
         vstore(w->tile + k, vload_half((const uint16_t *)v + k));
     gemm_rows(w->rows, w->score[0], TILE, c->elem == 2 ? w->tile : v, TILE, w->v_dim, w->o);
 }
 
-// The first tile from t on that some query from position `first` on can see.
-static int64_t next_tile(const RopeConfig *r, int64_t first, int64_t t)
+// Adds a softmax, o and p, to total number `to`.
+static void merge_row(const Attention *a, size_t to, const float *o, RowSums p)
 {
-    int64_t oldest = r->window && t * TILE >= r->sinks ? (first - r->window + 1) / TILE : 0;
-    return t > oldest ? t : oldest;
+    size_t v_dim = a->cache.v_dim;
+    float *total = a->total + to * v_dim;
+    RowSums t = a->sums[to];
+    float m = t.m > p.m ? t.m : p.m, old = expf(t.m - m), new = expf(p.m - m);
+    for (size_t i = 0; i < v_dim; i++) total[i] = total[i] * old + o[i] * new;
+    a->sums[to] = (RowSums){m, t.l * old + p.l * new, t.e * old + p.e * new};
 }
 
 // Attention of a block's rows over the tiles that lie in one segment, from t on and before `end`;
-// returns the tile after them.
-static int64_t attend_segment(const Work_area *w, int64_t t, int64_t end)
+// returns the tile after them. The next tile is asked for, into the second-level cache, while one is
+// worked on.
+static int64_t attend_segment(const Rows *w, int64_t t, int64_t end)
 {
-    const Attention *s = w->s;
+    const Attention *a = w->a;
     int64_t stop = (t / SEGMENT_TILES + 1) * SEGMENT_TILES, next;
     memset(w->o, 0, w->rows * w->v_dim * 4);
     for (size_t row = 0; row < w->rows; row++) w->sums[row] = EMPTY;
     for (; t < end && t < stop; t = next) {
-        next = next_tile(w->r, w->first, t + 1);
-        const uint8_t *ahead = tile_at(s, w->head, next); // into the second-level cache
-        for (size_t i = 0; next < end && i < s->cache.tile_bytes; i += 64)
+        next = next_tile(&w->p->rope, w->first, t + 1);
+        const uint8_t *ahead = tile_at(a, w->head, next);
+        for (size_t i = 0; next < end && i < a->cache.tile_bytes; i += 64)
             __builtin_prefetch(ahead + i, 0, 2);
         attend_tile(w, t);
     }
     for (size_t row = 0; row < w->rows; row++)
-        merge_row(s, total_index(w, row), w->o + row * w->v_dim, w->sums[row]);
+        merge_row(a, total_index(w, row), w->o + row * w->v_dim, w->sums[row]);
     return t;
 }
 
@@ -1546,90 +1697,46 @@ static int64_t attend_segment(const Work_area *w, int64_t t, int64_t end)
 // segment of a single query.
 static void attend_parts(void *arg, size_t begin, size_t end)
 {
-    const Attention *s = arg;
-    size_t n_kv = s->config.n_kv_heads, n_blocks = s->plan->n_blocks;
+    const Attention *a = arg;
     for (size_t item = begin; item < end; item++) {
-        const Block *block = &s->plan->blocks[item / n_kv % n_blocks];
-        Work_area w = work_area(s, block, item % n_kv, item / n_kv / n_blocks);
+        Rows w = begin_item(a, item);
         int64_t t = (int64_t)w.part * SEGMENT_TILES, n_tiles = w.last / TILE + 1;
         begin_rows(&w);
-        do t = attend_segment(&w, next_tile(w.r, w.first, t), n_tiles);
-        while (t < n_tiles && s->n_parts == 1);
+        do t = attend_segment(&w, next_tile(&w.p->rope, w.first, t), n_tiles);
+        while (t < n_tiles && a->n_parts == 1);
     }
 }
+
+// --- All queries --------------------------------------------------------------------------------
 
 // out = o / l of each (query, head), its parts merged in order.
 static void finish_rows(void *arg, size_t begin, size_t end)
 {
-    const Attention *s = arg;
-    size_t d = s->config.head_dim, v_dim = s->cache.v_dim, n_heads = s->config.n_heads;
+    const Attention *a = arg;
+    size_t d = a->config.head_dim, v_dim = a->cache.v_dim, n_heads = a->config.n_heads;
     for (size_t at = begin; at < end; at++) {
-        for (size_t part = at + n_heads; part < s->n_parts * n_heads; part += n_heads)
-            merge_row(s, at, s->total + part * v_dim, s->sums[part]);
-        const float *o = s->total + at * v_dim;
-        for (size_t i = 0; i < d; i++) s->out[at * d + i] = o[i] / s->sums[at].l;
+        for (size_t part = at + n_heads; part < a->n_parts * n_heads; part += n_heads)
+            merge_row(a, at, a->total + part * v_dim, a->sums[part]);
+        const float *o = a->total + at * v_dim;
+        for (size_t i = 0; i < d; i++) a->out[at * d + i] = o[i] / a->sums[at].l;
     }
 }
 
 // out = softmax(q k^T) v for all queries and heads of the chunk; the entropy of one softmax is
 // m + ln l - (sum of p score) / l.
-static void attention(Attention *s)
+static void attention(Attention *a)
 {
-    const RopeConfig *r = &s->plan->rope;
-    size_t n_heads = s->config.n_heads, rows = s->n * n_heads, seen = s->pos + s->n;
-    if (r->window) seen = min_size(seen, r->window + s->n);
-    s->n_parts = s->n == 1 && !r->window ? ceil_div(seen, SEGMENT) : 1;
-    size_t n = s->n_parts * s->plan->n_blocks * s->config.n_kv_heads;
-    size_t cost = 1 + 2 * s->config.dim * max_size(seen, TILE) * s->n / n; // of an item, about
-    parallel_for(n, ceil_div(MIN_BLOCK / 4, cost), attend_parts, s);
-    parallel_for(rows, ceil_div(MIN_BLOCK / 4, s->config.head_dim), finish_rows, s);
-    for (size_t at = 0; s->entropy_sum && at < rows; at++) {
-        RowSums t = s->sums[at];
-        s->entropy_sum[at / n_heads] += t.m + logf(t.l) - t.e / t.l;
-    }
-}
-
-// Phases of the tiles that the chunk can see, as far as they are not there yet.
-static void plan_tiles(const Attention *s, const RopeConfig *r, Angles *a)
-{
-    size_t pairs = s->config.head_dim / 2;
-    int64_t last = (s->pos + (int64_t)s->n - 1) / TILE;
-    for (int64_t t = 0; (t = next_tile(r, s->pos, t)) <= last; t++) {
-        size_t slot = tile_slot(&s->cache, t);
-        if (a->slot_tile[slot] == t) continue;
-        a->slot_tile[slot] = t;
-        for (int map = 0; map <= has_far_map(r); map++)
-            fill_phases(a->freq, pairs, key_position(r, map, (double)(t * TILE)), 1,
-                        a->tile[map] + slot * 2 * pairs);
-    }
-}
-
-// Cuts the chunk into blocks of queries that share their angles, and prepares all angles.
-static void plan_positions(const Attention *s, Plan *p)
-{
-    const Config *c = &s->config;
-    const RopeConfig *r = &p->rope;
-    size_t d = c->head_dim, n_kv = c->n_kv_heads, group = c->n_heads / n_kv;
-    size_t fair = ceil_div(s->n * n_kv, 3 * pool.n_threads); // three items a thread
-    size_t most = max_size(1, min_size(BLOCK_ROWS / group, fair));
-    double scale = c->score_scale > 0 ? c->score_scale : 1 / sqrt(c->head_dim);
-    scale *= attention_factor(r) * attention_factor(r);
-    Angles *a = NULL;
-    p->n_blocks = 0;
-    for (size_t t = 0; t < s->n; t++) {
-        int64_t i = s->pos + (int64_t)t;
-        int same = a && a->epoch == rope_epoch(r, i + 1);
-        if (!same) {
-            a = a ? a + 1 : p->angles;
-            set_angles(a, c, r, s->cache.n_slots, i + 1);
-            plan_tiles(s, r, a);
-        }
-        if (!same || p->blocks[p->n_blocks - 1].nq == most)
-            p->blocks[p->n_blocks++] = (Block){t, 0, a};
-        p->blocks[p->n_blocks - 1].nq++;
-        for (int map = 0; map <= has_far_map(r); map++)
-            fill_phases(a->freq, d / 2, query_position(r, map, (double)i),
-                        scale * logn_scale(r, i), p->phase[map] + t * d);
+    const RopeConfig *r = &a->p->rope;
+    size_t n_heads = a->config.n_heads, rows = a->n * n_heads, seen = a->pos + a->n;
+    if (r->window) seen = min_size(seen, r->window + a->n);
+    a->n_parts = a->n == 1 && !r->window ? ceil_div(seen, SEGMENT) : 1;
+    size_t n = a->n_parts * ceil_div(a->n, a->p->block) * a->config.n_kv_heads;
+    size_t cost = 1 + 2 * a->config.dim * max_size(seen, TILE) * a->n / n; // of an item, about
+    parallel_for(n, ceil_div(MIN_BLOCK / 4, cost), attend_parts, a);
+    parallel_for(rows, ceil_div(MIN_BLOCK / 4, a->config.head_dim), finish_rows, a);
+    for (size_t at = 0; a->entropy_sum && at < rows; at++) {
+        RowSums t = a->sums[at];
+        a->entropy_sum[at / n_heads] += t.m + logf(t.l) - t.e / t.l;
     }
 }
 
@@ -2375,12 +2482,11 @@ typedef struct {
     Quantized *act;   // room for activations in int8; NULL: exact
 } State;
 
-static void plan_init(Plan *p, const RopeConfig *r, size_t chunk, size_t head_dim)
+static void positions_init(Positions *p, const RopeConfig *r, size_t chunk, size_t head_dim)
 {
     p->rope = *r;
-    p->angles = xcalloc(chunk, sizeof *p->angles);
-    p->blocks = xcalloc(chunk, sizeof *p->blocks);
-    for (int map = 0; map <= has_far_map(r); map++) p->phase[map] = xcalloc(chunk * head_dim, 4);
+    p->rotations = xcalloc(chunk, sizeof *p->rotations);
+    for (int map = 0; map < n_maps(r); map++) p->phase[map] = xcalloc(chunk * head_dim, 4);
 }
 
 static void state_init(State *s, const Model *m, int64_t max_seq_len, size_t chunk, int f32_cache,
@@ -2395,8 +2501,8 @@ static void state_init(State *s, const Model *m, int64_t max_seq_len, size_t chu
     rope_resolve(rope, c->train_ctx, max_seq_len);
     rope_resolve(local, c->train_ctx, max_seq_len);
     if (encodings[c->encoding].prepare) a->prepared = encodings[c->encoding].prepare(c);
-    plan_init(&a->plans[0], rope, chunk, c->head_dim);
-    if (c->global_every) plan_init(&a->plans[1], local, chunk, c->head_dim);
+    positions_init(&a->positions[0], rope, chunk, c->head_dim);
+    if (c->global_every) positions_init(&a->positions[1], local, chunk, c->head_dim);
     cache_layout(&a->cache, &a->config, max_seq_len, chunk, f32_cache || exact);
     cache_reserve(&a->cache, max_seq_len);
     size_t parts = max_size(chunk, rope->window ? 1 : ceil_div(max_seq_len, SEGMENT)) * c->n_heads;
@@ -2490,11 +2596,11 @@ static void forward(State *s, const int *tokens, size_t n, int64_t pos)
     a->pos = pos;
     a->n = n;
     embed_tokens(s, tokens);
-    for (int kind = 0; kind < (every ? 2 : 1); kind++) plan_positions(a, &a->plans[kind]);
+    for (int kind = 0; kind < (every ? 2 : 1); kind++) plan_positions(a, &a->positions[kind]);
     if (a->entropy_sum) memset(a->entropy_sum, 0, n * sizeof *a->entropy_sum);
     for (a->layer = 0; a->layer < c->n_layers; a->layer++) {
         const Layer *l = &m->layers[a->layer];
-        a->plan = &a->plans[every && (a->layer + 1) % every]; // local, but for each `every`th
+        a->p = &a->positions[every && (a->layer + 1) % every]; // local, but for each `every`th
         norm(s, s->xb, s->x, l->att_norm, n, dim);
         project(s, l);
         attention(a);
@@ -4602,7 +4708,7 @@ static void open_session(Session *s)
     s->text = opt.file ? read_text(opt.file, &s->len) : opt.prompt;
     if (opt.prompt) s->len = strlen(opt.prompt);
     if (!runs) return;
-    size_t chunk = opt.chunk; // frequencies that always change need Angles for each of its tokens
+    size_t chunk = opt.chunk; // frequencies that always change need a Rotation for each of its tokens
     if (rope_methods[c->rope.method].changes == ALWAYS) chunk = min_size(chunk, TILE);
     state_init(&s->state, &s->model, s->ctx, chunk, opt.kv, opt.exact);
     check_context(&s->state.attn.config, s->ctx);

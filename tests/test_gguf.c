@@ -151,8 +151,8 @@ static void test_local_window(void)
         open_spec(&s, &models[3].spec);
         s.model.config.rope.window = windows[i][0];
         state_init(&s.state, &s.model, 512, 16, 0, 0);
-        CHECK_INT(s.state.attn.plans[0].rope.window, windows[i][1]); // of global layers
-        CHECK_INT(s.state.attn.plans[1].rope.window, windows[i][2]); // of local ones
+        CHECK_INT(s.state.attn.positions[0].rope.window, windows[i][1]); // of global layers
+        CHECK_INT(s.state.attn.positions[1].rope.window, windows[i][2]); // of local ones
     }
 }
 
