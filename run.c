@@ -11,8 +11,8 @@
 // so the published ways of stretching a model's context can be tried, and compared, exactly.
 //
 // How to read this file. Nothing is used before it is explained; three routes:
-//   position      sections 1 to 7, then 9: how position enters a Transformer, what can be stretched,
-//                 the attention loop. An evening.
+//   position      sections 1 to 7, then 9: how position enters a Transformer, what can be
+//                 stretched, the attention loop. An evening.
 //   one layer     section 3 (every shape), then forward() in section 9
 //   speed         section 2, then 6 and 8: vectors, threads, products
 //
@@ -25,7 +25,7 @@
 //   1  Errors and memory           6  Threads                       11  GGUF
 //   2  Vectors                     7  Cache and attention           12  Tokenizer
 //   3  Shapes                      8  Tensor types and products     13  Sampler
-//   4  Position I: the encodings   9  Block and forward             14  Generate and chat
+//   4  Position I: the encodings   9  Forward                       14  Generate and chat
 //   5  Position II: past the      10  Checkpoints                   15  Options and main
 //      trained length
 //
@@ -85,11 +85,11 @@
 // ================================================================================================
 // 1  Errors and memory
 //
-// There is one way to fail: die() prints one line and exits. Numeric code (sections 2 to 9) calls it
-// only while memory is set up: what is computed is looked at by those who asked for it. Sizes
-// are computed with saturating arithmetic: a product that does not fit becomes SIZE_MAX, which
-// equals no file's size and can be allocated by nobody, so one comparison at the end catches every
-// overflow on the way.
+// There is one way to fail: die() prints one line and exits. Numeric code (sections 2 to 9) calls
+// it only where it gets memory; what is computed is looked at by those who asked for it. Sizes are
+// computed with saturating arithmetic: a product that does not fit becomes SIZE_MAX, which equals
+// no file's size and can be allocated by nobody, so one comparison at the end catches every
+// overflow on the way. A reader who came for the subject can go on at section 3.
 
 #define INLINE static inline __attribute__((always_inline))
 #define COUNT(array) (sizeof(array) / sizeof *(array))
@@ -108,6 +108,8 @@ static void make_printable(char *c)
     }
 }
 
+// Ends the program with "run: WHAT: WHY" on stderr and `code` as its exit status; what: the file or
+// the option that is to blame.
 __attribute__((noreturn, format(printf, 3, 4))) static void die(int code, const char *what,
                                                                 const char *fmt, ...)
 {
@@ -124,11 +126,14 @@ __attribute__((noreturn, format(printf, 3, 4))) static void die(int code, const 
     exit(code);
 }
 
+// Text that could not be written (a full disk, a closed pipe) is an error, told as soon as
+// possible.
 static void check_written(FILE *f, const char *name)
 {
     if (fflush(f) || ferror(f)) die(EXIT_DATA, name, "cannot write (%s)", strerror(errno));
 }
 
+// Sizes: products and sums that saturate, and division that rounds up.
 static size_t mul_size(size_t a, size_t b) { return b && a > SIZE_MAX / b ? SIZE_MAX : a * b; }
 static size_t add_size(size_t a, size_t b) { return a > SIZE_MAX - b ? SIZE_MAX : a + b; }
 static size_t ceil_div(size_t a, size_t b) { return a / b + (a % b != 0); }
@@ -136,6 +141,8 @@ static size_t round_up(size_t a, size_t b) { return ceil_div(a, b) * b; }
 static size_t min_size(size_t a, size_t b) { return a < b ? a : b; }
 static size_t max_size(size_t a, size_t b) { return a > b ? a : b; }
 
+// Memory for n items, zeroed, that begins at a cache line and so at a vector; 64 bytes behind it
+// may be read by whole vectors. It is there, or the program ends.
 static void *xcalloc(size_t n, size_t size)
 {
     size_t bytes = round_up(add_size(mul_size(n, size), 64), 64);
@@ -144,6 +151,7 @@ static void *xcalloc(size_t n, size_t size)
     return memset(p, 0, bytes);
 }
 
+// A larger place for p's items, or for the first ones if p is NULL; not zeroed.
 static void *xrealloc(void *p, size_t n, size_t size)
 {
     p = realloc(p, max_size(1, mul_size(n, size)));
@@ -407,11 +415,19 @@ static void floats_to_halves(const float *f, uint16_t *h, size_t n)
 // ================================================================================================
 // 3  Shapes
 //
-// Every shape of a model once. Numbers of a model are a Config, its weights are Tensors and, in the
-// norms, floats; both are filled in by the two doors through which files come (sections 10 and 11).
+// A decoder-only Transformer reads tokens, numbers below vocab_size. A table gives each of them a
+// vector of dim floats, the residual stream x. Every layer adds to x twice: what attention finds in
+// the tokens before (n_heads queries of head_dim numbers each, compared with the keys of n_kv_heads
+// heads, which groups of query heads share), and what a feed-forward net of hidden_dim units makes
+// of x alone. The classifier turns the last x into a score for each token that could come next.
+//
+// Here is every shape once. The numbers of a model are a Config, its matrices are Tensors, its
+// norms and biases floats. Two doors fill them in, one for llama2.c's files and our own (section
+// 10), one for GGUF (section 11).
 
-typedef struct TensorType TensorType; // section 8 has the table of them
+typedef struct TensorType TensorType; // f32, q8_0, ...: section 8 has the table of them
 
+// A matrix as it lies in the file. y = x w^T: a row of w gives one number of y.
 typedef struct {
     const TensorType *type;
     const uint8_t *data;  // [rows][cols] in the type's layout
@@ -420,6 +436,8 @@ typedef struct {
     size_t rows, cols;    // out, in
 } Tensor;
 
+// How a model was trained to know positions (section 4), what can be done to its frequencies and to
+// the distances it sees when a text is longer (section 5).
 typedef enum { ENC_ROPE, ENC_NOPE, ENC_SINUSOIDAL, ENC_LEARNED, ENC_ALIBI, ENC_T5, ENC_XPOS,
                ENC_KERPLE, ENC_FIRE, ENC_SHAW, N_ENCODINGS } Encoding;
 enum { FIRE_HIDDEN = 32 };
@@ -428,8 +446,8 @@ enum { ROPE_NONE, ROPE_LINEAR, ROPE_NTK, ROPE_DYNAMIC, ROPE_BY_PARTS, ROPE_YARN,
 typedef enum { DIST_FULL, DIST_SINKS, DIST_SELF_EXTEND, DIST_REROPE, DIST_LEAKY, DIST_STRING,
                DIST_DUAL_CHUNK } Distance;
 
-// How positions are computed: what the checkpoint says, overridden by the command line. 0 stands for
-// "not given", and in window, sinks and logn for "none". Section 5 says what the methods do.
+// How positions are computed: what the checkpoint says, overridden by the command line. 0 stands
+// for "not given", and in window, sinks and logn for "none". Section 5 says what the methods do.
 typedef struct {
     int method;        // index into rope_methods
     double theta;      // the base
@@ -448,10 +466,10 @@ typedef struct {
     int temp_ctx;      // its L0
 } RopeConfig;
 
-// 0 is what llama2.c's models have, for every field from rope_split on.
+// The numbers of a model. For every field from n_rot on, 0 is what llama2.c's models have.
 typedef struct {
     int dim, hidden_dim, n_layers, n_heads, n_kv_heads, head_dim, vocab_size;
-    int train_ctx;
+    int train_ctx;      // tokens: the context that it was trained on
     float norm_eps;
     Encoding encoding;
     int rows;           // learned: of the table; t5: buckets; shaw: K, the farthest distance told
@@ -495,7 +513,7 @@ typedef struct {
     size_t n;
 } Values;
 
-// The tokenizer that came with the model, raw; section 13 makes use of it. tokens.n 0: none did.
+// The tokenizer that came with the model, raw; section 12 makes use of it. tokens.n 0: none did.
 typedef struct {
     Values tokens, merges; // strings
     Values scores, types;  // floats, int32: as many as tokens, or none
@@ -506,6 +524,7 @@ typedef struct {
     int add_bos, space_prefix;
 } Vocab;
 
+// A file that was opened, mapped into memory and understood.
 typedef struct {
     const char *path, *arch;
     Config config;
@@ -521,10 +540,11 @@ typedef struct {
     size_t size;
 } Model;
 
+// What all heads of a token have together: queries, and keys (or values).
 static size_t q_dim(const Config *c) { return (size_t)c->n_heads * c->head_dim; }
 static size_t kv_dim(const Config *c) { return (size_t)c->n_kv_heads * c->head_dim; }
 
-// The shape [out][in] of matrix k of a layer.
+// The shape [out][in] of matrix k of a layer, in the order of Layer's w.
 static void matrix_shape(const Config *c, int k, size_t *rows, size_t *cols)
 {
     size_t dim = c->dim, hidden = c->hidden_dim, q = q_dim(c), kv = kv_dim(c);
@@ -559,8 +579,9 @@ static void add_sinusoidal(const Config *c, double p, float *x)
     }
 }
 
-// Row p of the table, or a mixture of two rows where p lies between them. Past the last row it stays
-// there: such positions are refused when options are checked, unless the user wants that. [GPT-2]
+// Row p of the table, or a mixture of two rows where p lies between them. Past the last row it
+// stays there: such positions are refused when options are checked, unless the user wants that.
+// [GPT-2]
 static void add_learned(const Config *c, double p, float *x)
 {
     size_t dim = (size_t)c->dim, last = (size_t)c->rows - 1, low = (size_t)fmin(p, (double)last);
@@ -572,18 +593,18 @@ static void add_learned(const Config *c, double p, float *x)
 // --- Place 2: rotation --------------------------------------------------------------------------
 //
 // RoPE reads a head's q and k as complex numbers, one for each pair m of dimensions, and turns them
-// by the angle position * theta_m: q_m exp(I i theta_m), k_m exp(I j theta_m). In the product of the
-// one with the conjugate of the other i and j are gone, but for the distance D = i - j [RoPE]:
+// by the angle position * theta_m: q_m exp(I i theta_m), k_m exp(I j theta_m). In the product of
+// the one with the conjugate of the other i and j are gone, but for the distance D = i - j [RoPE]:
 //   score = a^2 / sqrt(head_dim) * sum over m of Re[ q_m conj(k_m) exp(I D theta_m) ]
 // (a, the attention factor, is 1 unless a method of section 5 says otherwise.)
 //
 // A table of all angles would be larger than the keys it turns. But keys are read in tiles of TILE
 // positions. With t0 the first position of a tile and r = j - t0 a key's place in it,
-//   D = (i - t0) - r,   so   exp(I D theta) = exp(I i theta) conj(exp(I t0 theta)) conj(exp(I r theta))
-// The last factor is the same in every tile: one table of exp(I r theta_m), r < TILE, turns the keys
-// of all of them, and it stays in the first-level cache. The other two are the query's: a number for
-// each query times a number for each tile. All angles are computed in double, so that positions of
-// millions stay exact to float's last bits.
+//   D = i - t0 - r,  so  exp(I D theta) = exp(I i theta) conj(exp(I t0 theta)) conj(exp(I r theta))
+// The last factor is the same in every tile: one table of exp(I r theta_m), r < TILE, turns the
+// keys of all of them, and it stays in the first-level cache. The other two are the query's: a
+// number for each query times a number for each tile. All angles are computed in double, so that
+// positions of millions stay exact to float's last bits.
 //
 // Complex numbers are arrays [2][pairs] here: all real parts (cosines), then all imaginary parts.
 
@@ -600,7 +621,7 @@ typedef struct {
     float *tile[MAPS];  // [n_slots][2][pairs]: exp(I B(t0) theta_m) of the tile in each slot
     int64_t *slot_tile; // [n_slots]: which tile that is, -1: none
     float *jump;        // [2][pairs]: what turns a key back by a chunk (dual-chunk)
-} Rotation;
+} Angles;
 
 // How many of a head's dimensions turn; they are its first ones.
 static int rotary_dims(const Config *c) { return c->n_rot ? c->n_rot : c->head_dim; }
@@ -630,7 +651,7 @@ static void fill_phases(const double *freq, const double *gain, size_t pairs, do
 }
 
 // The key table of one map, [2][pairs][TILE]: zeta_m^(-r step / 512) exp(I r step theta_m).
-static void fill_key_table(const Rotation *a, size_t pairs, double step, float *table)
+static void fill_key_table(const Angles *a, size_t pairs, double step, float *table)
 {
     for (size_t m = 0; m < pairs; m++)
         for (size_t r = 0; r < TILE; r++) {
@@ -939,10 +960,10 @@ static int rope_epoch(const RopeConfig *r, int64_t n)
 // --- Distance -----------------------------------------------------------------------------------
 //
 // Every distance method is a short list of maps from positions to positions; the rotation does the
-// rest. Under a map the query at i stands at A(i) and the key at j at B(j), and their distance is
-// D = A(i) - B(j). Under map 0, the near one, both stand where they are. For each query the keys are
-// cut into runs, one a map: map 0 has the keys from first_key(0, i) to the query, map 1 those before
-// them, from first_key(1, i) on, and so on back to key 0.
+// rest. Under a map the query at i stands at A(i) and the key at j at B(j), and their distance is D
+// = A(i) - B(j). Under map 0, the near one, both stand where they are. For each query the keys are
+// cut into runs, one a map: map 0 has the keys from first_key(0, i) to the query, map 1 those
+// before them, from first_key(1, i) on, and so on back to key 0.
 //   sinks         A = min(i, S + W - 1)     B = j          [Streaming]
 //   self-extend   A = f(i) + W - f(W)       B = f(j) = floor(j / G)            [SelfExt]
 //   rerope        A = W                     B = 0          [ReRoPE]
@@ -1030,7 +1051,7 @@ static void rope_resolve(RopeConfig *r, int train_ctx, int64_t ctx)
     if (r->distance == DIST_SINKS) r->near = r->window;
 }
 
-static void alloc_rotation(Rotation *a, size_t pairs, int maps, size_t n_slots)
+static void alloc_angles(Angles *a, size_t pairs, int maps, size_t n_slots)
 {
     a->freq = xcalloc(pairs, sizeof *a->freq);
     a->gain = xcalloc(pairs, sizeof *a->gain);
@@ -1045,7 +1066,7 @@ static void alloc_rotation(Rotation *a, size_t pairs, int maps, size_t n_slots)
 
 // Applies the method: sets the frequencies for length n, and with them all tables. Where nothing
 // turns, all frequencies are 0.
-static void set_rotation(Rotation *a, const Config *c, const RopeConfig *r, size_t n_slots,
+static void set_angles(Angles *a, const Config *c, const RopeConfig *r, size_t n_slots,
                          int64_t n)
 {
     size_t pairs = c->head_dim / 2, turning = rotary_dims(c) / 2;
@@ -1053,7 +1074,7 @@ static void set_rotation(Rotation *a, const Config *c, const RopeConfig *r, size
     double factor = attention_factor(r);
     int epoch = rope_epoch(r, n);
     if (a->freq && a->epoch == epoch) return;
-    if (!a->freq) alloc_rotation(a, pairs, n_maps(r), n_slots);
+    if (!a->freq) alloc_angles(a, pairs, n_maps(r), n_slots);
     a->epoch = epoch;
     for (size_t m = 0; m < pairs; m++) {
         int turns = is_rotary(c) && m < last;
@@ -1069,21 +1090,23 @@ static void set_rotation(Rotation *a, const Config *c, const RopeConfig *r, size
     }
     for (size_t slot = 0; slot < n_slots; slot++) a->slot_tile[slot] = -1;
     for (int map = 0; map < n_maps(r); map++) {
-        double step = !map ? 1 : r->distance == DIST_LEAKY ? 1 / r->far : r->distance != DIST_REROPE;
+        double step = !map || r->distance != DIST_LEAKY ? 1 : 1 / r->far;
+        if (map && r->distance == DIST_REROPE) step = 0;
         fill_key_table(a, pairs, step, a->key[map]);
     }
 }
 
-// A map's key table for the tile at t0: that of set_rotation, unless keys of the tile do not stand
-// at even steps: B may be a staircase (self-extend), or the tile may hold the end of a chunk and the
+// A map's key table for the tile at t0: that of set_angles, unless keys of the tile do not stand at
+// even steps: B may be a staircase (self-extend), or the tile may hold the end of a chunk and the
 // beginning of the next (dual-chunk). Then out [2][pairs][TILE] gets the columns B(t0 + r) - B(t0);
 // a negative one is that of C positions further on, turned back.
-static const float *key_table(const Rotation *a, const RopeConfig *r, int map, size_t pairs,
+static const float *key_table(const Angles *a, const RopeConfig *r, int map, size_t pairs,
                               int64_t t0, float *out)
 {
     double first = key_position(r, map, (double)t0), C = r->far;
-    int even = r->distance != DIST_SELF_EXTEND && (r->distance != DIST_DUAL_CHUNK || first + TILE <= C);
-    if (!map || even || a->freq[0] == 0) return a->key[map];
+    int crosses = r->distance == DIST_DUAL_CHUNK && first + TILE > C;
+    if (!map || (r->distance != DIST_SELF_EXTEND && !crosses)) return a->key[map];
+    if (a->freq[0] == 0) return a->key[map]; // all columns are the same
     for (int k = 0; k < TILE; k++) {
         double column = key_position(r, map, (double)(t0 + k)) - first;
         int back = column < 0;
@@ -1101,21 +1124,29 @@ static const float *key_table(const Rotation *a, const RopeConfig *r, int map, s
 // ================================================================================================
 // 6  Threads
 //
-// One pool for everything. parallel_for() cuts n items into blocks, and whoever is free takes the
-// next one: the caller works too, and a worker that sleeps or whose processor is busy elsewhere is
-// not waited for unless it holds a block. Results do not depend on who did what, because an item
-// writes only its own outputs and computes each in a fixed order.
+// One pool for everything. parallel_for() cuts n items of work into shares of at most `grain`
+// items, and whoever is free takes the next one: the caller works too, and a worker that sleeps or
+// whose processor is busy elsewhere is not waited for unless it holds a share.
+//
+// Results do not depend on the number of threads or on who did what: an item writes only its own
+// outputs, and computes each of them by itself, from first to last, in an order that depends on the
+// item alone. No sum is ever split among threads.
 //
 // A job is announced by the ticket: its generation in the high half, the items that nobody has
-// taken yet in the low half. Taking a block is one compare-and-swap, and its success proves that
-// the job is still unfinished, so the job's fields, read before it, were the right ones.
+// taken yet in the low half. A share is taken by one compare-and-swap of the ticket. Its success
+// proves that the ticket was still this job's, with items left, so the job's fields, which were
+// read before it and change only when no item is left, were the right ones. All accesses are
+// sequentially consistent but for the fields themselves: they are published by the store to the
+// ticket.
 
 typedef void (*Work)(void *arg, size_t begin, size_t end);
 
-// A block of work is at least so many multiplications, so that small models stay on one thread
+// A share of work is at least so many multiplications, so that small models stay on one thread
 // rather than wait for others.
-enum { MIN_BLOCK = 1 << 16 };
+enum { MIN_SHARE = 1 << 16 };
 
+// The ticket and the count of finished items lie in cache lines of their own, so that who takes
+// work does not disturb who counts it.
 static struct {
     int n_threads;
     _Atomic(Work) work;
@@ -1128,6 +1159,7 @@ static struct {
     pthread_cond_t wake;
 } pool = {.n_threads = 1, .lock = PTHREAD_MUTEX_INITIALIZER, .wake = PTHREAD_COND_INITIALIZER};
 
+// A word to the processor that this thread only waits.
 INLINE void cpu_relax(void)
 {
 #if defined(__x86_64__)
@@ -1137,7 +1169,7 @@ INLINE void cpu_relax(void)
 #endif
 }
 
-// Takes blocks of the current job until none is left; true if it took any.
+// Takes shares of the current job until none is left; true if it took any.
 static int pool_work(void)
 {
     int any = 0;
@@ -1155,8 +1187,10 @@ static int pool_work(void)
     }
 }
 
-// A worker spins for a little while after each job, since the next one follows within
-// microseconds while text is generated, and sleeps when none comes.
+// A worker spins for a little while after each job, since the next one follows within microseconds
+// while text is generated, and sleeps when none comes. Before it sleeps it counts itself among the
+// sleepers and then looks at the ticket once more, under the lock; the announcer changes the ticket
+// and then looks for sleepers. So one of the two sees the other, and no wake is lost.
 static void *pool_worker(void *unused)
 {
     (void)unused;
@@ -1187,9 +1221,8 @@ static void pool_start(int n_threads)
     pool.n_threads = n_threads;
 }
 
-// Calls work(arg, begin, end) for blocks of at most `grain` items that cover 0..n-1, on all
-// threads, and returns when all are done. Blocks begin at multiples of grain: work may keep a sum
-// for each of them. Not to be nested.
+// Calls work(arg, begin, end) for shares of at most `grain` items that cover 0..n-1, on all
+// threads, and returns when all are done. Shares begin at multiples of grain. Not to be nested.
 static void parallel_for(size_t n, size_t grain, Work work, void *arg)
 {
     if (pool.n_threads == 1 || n <= grain) {
@@ -1211,7 +1244,7 @@ static void parallel_for(size_t n, size_t grain, Work work, void *arg)
     pool_work();
     for (int spin = 0; atomic_load(&pool.done) < n; spin++)
         if (spin < 1000) cpu_relax();
-        else sched_yield(); // the holder of the last block may need this processor
+        else sched_yield(); // the holder of the last share may need this processor
 }
 
 // Scratch memory of the calling thread, at least `bytes` long, kept from call to call.
@@ -1236,10 +1269,10 @@ static void *scratch(size_t bytes)
 // rotation and the scores run over keys in vector lanes with no shuffles; a tile of values is
 // [TILE][v_dim].
 //
-// Attention reads tile after tile: it turns the tile's keys, multiplies queries with them, masks and
-// biases the scores, and adds the values up by an online softmax [Flash]. That keeps, for each query
-// and head, the largest score m so far, the sum l of exp(score - m) and the output o weighted alike;
-// when m grows, l and o are scaled down to the new one.
+// Attention reads tile after tile: it turns the tile's keys, multiplies queries with them, masks
+// and biases the scores, and adds the values up by an online softmax [Flash]. That keeps, for each
+// query and head, the largest score m so far, the sum l of exp(score - m) and the output o weighted
+// alike; when m grows, l and o are scaled down to the new one.
 //
 // The order of all sums is fixed by positions alone. Every SEGMENT positions the softmax is merged
 // into a total and begins anew. A prompt merges segments as it goes; a single token, which offers
@@ -1261,8 +1294,13 @@ static const float MASKED = -INFINITY; // exp(MASKED - m) = 0
 
 enum { GEMM_TOKENS = 4, GEMM_VECTORS = LANES == 16 ? 4 : 2 }; // whose sums fill the registers
 
-// c[t][v] += sum over k of a[t][k] * b[k][v] for nt tokens and nv vectors (constants wherever this
-// is inlined), each sum in the order of k. a: [nt][lda], b: [K][N], c: [nt][N].
+// Scores and weighted values are both small products of a few rows (queries) with a tile: [rows][d]
+// times [d][TILE], and [rows][TILE] times [TILE][v_dim]. Lanes are keys in the first and dimensions
+// in the second, so each output is one chain of multiply-adds in the order of k, and its bits do
+// not depend on how many rows or lanes are computed at once.
+//
+// c[t][v] += sum over k of a[t][k] * b[k][v] for nt rows and nv vectors (constants wherever this is
+// inlined). a: [nt][lda], b: [K][N], c: [nt][N]. A tile of sums stays in registers.
 INLINE void gemm_tile(int nt, int nv, const float *a, size_t lda, const float *b, size_t K,
                       size_t N, float *c)
 {
@@ -1305,13 +1343,15 @@ static void gemm_rows(size_t n, const float *a, size_t lda, const float *b, size
 
 // --- The cache ----------------------------------------------------------------------------------
 
+// For each layer and KV head n_slots tiles: [n_layers][n_kv_heads][n_slots], each of them its keys
+// [head_dim][TILE], then its values [TILE][v_dim], in half or single precision.
 typedef struct {
     size_t elem;         // bytes a number: 2 or 4
     size_t n_slots, sink_slots, ring;
     size_t v_dim;        // head_dim rounded up to LANES
     size_t k_bytes;      // of a tile's keys; its values lie behind them
     size_t tile_bytes;   // of both
-    uint8_t *tiles;      // [n_layers][n_kv_heads][n_slots]
+    uint8_t *tiles;
     size_t bytes;        // reserved
 } Cache;
 
@@ -1368,9 +1408,9 @@ static const RowSums EMPTY = {-FLT_MAX, 0, 0};
 // The positions of one chunk's queries, as layers of one kind (global or local) see them.
 typedef struct {
     RopeConfig rope;
-    Rotation *rotations; // [chunk], of which query t uses the one at t * each
+    Angles *angles;      // [chunk], of which query t uses the one at t * each
     int each;            // 1: past L frequencies change with every token; 0: all share the first
-    size_t block;        // so many queries are attended to together
+    size_t batch;        // so many queries are attended to together
     float *phase[MAPS];  // [chunk][2][pairs]: each query's phases at A(i), with the score's scale
 } Positions;
 
@@ -1392,16 +1432,16 @@ typedef struct {
     RowSums *sums;          // [n | n_parts][n_heads]: the softmax of each query and head
 } Attention;
 
-// What a thread works on: a block of queries under one KV head, which a group of heads shares [GQA].
-// A row is a (query, head) pair: row = query in the block * group + head in the group.
+// What a thread works on: a batch of queries under one KV head, which a group of heads shares
+// [GQA]. A row is a (query, head) pair: row = query in the batch * group + head in the group.
 typedef struct {
     const Attention *a;
     const Positions *p;
-    const Rotation *rotation;
+    const Angles *angles;
     size_t head, part;   // the KV head, and which of the n_parts
-    size_t q0, rows;     // the block's first query, and its rows
+    size_t q0, rows;     // the batch's first query, and its rows
     size_t group, d, v_dim;
-    int64_t first, last; // positions of the block's queries
+    int64_t first, last; // positions of the batch's queries
     float *q[MAPS];      // [rows][2][pairs]: q under each map, scaled
     float *qt;           // [rows][2][pairs]: q for one tile
     float *tile;         // [2][pairs][TILE]: its keys, turned, and then [TILE][v_dim]: its values
@@ -1419,7 +1459,8 @@ static uint8_t *tile_at(const Attention *a, size_t head, int64_t t)
     return c->tiles + (row * c->n_slots + tile_slot(c, t)) * c->tile_bytes;
 }
 
-// The chunk's k and v of KV heads [begin, end), into the cache.
+// The chunk's k and v of KV heads [begin, end), into the cache: keys with their pairs split, a
+// column of the tile each; values as a row.
 static void store_kv(void *arg, size_t begin, size_t end)
 {
     const Attention *a = arg;
@@ -1454,24 +1495,24 @@ static int64_t next_tile(const RopeConfig *r, int64_t first, int64_t t)
 }
 
 // Phases of the tiles that the chunk can see, as far as they are not there yet.
-static void plan_tiles(const Attention *a, const RopeConfig *r, Rotation *rotation)
+static void plan_tiles(const Attention *a, const RopeConfig *r, Angles *angles)
 {
     size_t pairs = a->config.head_dim / 2;
     int64_t last = (a->pos + (int64_t)a->n - 1) / TILE;
     for (int64_t t = 0; (t = next_tile(r, a->pos, t)) <= last; t++) {
         size_t slot = tile_slot(&a->cache, t);
-        if (rotation->slot_tile[slot] == t) continue;
-        rotation->slot_tile[slot] = t;
+        if (angles->slot_tile[slot] == t) continue;
+        angles->slot_tile[slot] = t;
         for (int map = 0; map < n_maps(r); map++)
-            fill_phases(rotation->freq, NULL, pairs, key_position(r, map, (double)(t * TILE)), 1,
-                        rotation->tile[map] + slot * 2 * pairs);
+            fill_phases(angles->freq, NULL, pairs, key_position(r, map, (double)(t * TILE)), 1,
+                        angles->tile[map] + slot * 2 * pairs);
     }
 }
 
 // Prepares all angles for the chunk's queries, and chooses how many of them are attended to
-// together: only queries that share their frequencies can be, BLOCK_ROWS rows fit into the caches,
+// together: only queries that share their frequencies can be, BATCH_ROWS rows fit into the caches,
 // and there should be three items of work for each thread.
-enum { BLOCK_ROWS = 192 };
+enum { BATCH_ROWS = 192 };
 
 static void plan_positions(const Attention *a, Positions *p)
 {
@@ -1481,33 +1522,33 @@ static void plan_positions(const Attention *a, Positions *p)
     size_t fair = ceil_div(a->n * n_kv, 3 * pool.n_threads);
     double scale = c->score_scale > 0 ? c->score_scale : 1 / sqrt(c->head_dim);
     p->each = rope_epoch(r, a->pos + 1) != rope_epoch(r, a->pos + (int64_t)a->n);
-    p->block = p->each ? 1 : max_size(1, min_size(BLOCK_ROWS / group, fair));
+    p->batch = p->each ? 1 : max_size(1, min_size(BATCH_ROWS / group, fair));
     for (size_t t = 0; t < a->n; t++) {
         int64_t i = a->pos + (int64_t)t;
-        Rotation *rotation = p->rotations + t * p->each;
+        Angles *angles = p->angles + t * p->each;
         if (!t || p->each) {
-            set_rotation(rotation, c, r, a->cache.n_slots, i + 1);
-            plan_tiles(a, r, rotation);
+            set_angles(angles, c, r, a->cache.n_slots, i + 1);
+            plan_tiles(a, r, angles);
         }
         for (int map = 0; map < n_maps(r); map++)
-            fill_phases(rotation->freq, rotation->gain, d / 2, query_position(r, map, (double)i),
+            fill_phases(angles->freq, angles->gain, d / 2, query_position(r, map, (double)i),
                         scale * query_scale(r, i), p->phase[map] + t * d);
     }
 }
 
-// --- One block of queries -----------------------------------------------------------------------
+// --- One batch of queries -----------------------------------------------------------------------
 
-// Item number `item` of (part, block, KV head), with room carved from the thread's scratch memory.
+// Item number `item` of (part, batch, KV head), with room carved from the thread's scratch memory.
 static Rows begin_item(const Attention *a, size_t item)
 {
     const Positions *p = a->p;
-    size_t n_kv = a->config.n_kv_heads, n_blocks = ceil_div(a->n, p->block);
+    size_t n_kv = a->config.n_kv_heads, n_batches = ceil_div(a->n, p->batch);
     size_t d = a->config.head_dim, v_dim = a->cache.v_dim, tile = TILE * v_dim;
-    size_t q0 = item / n_kv % n_blocks * p->block, nq = min_size(p->block, a->n - q0);
+    size_t q0 = item / n_kv % n_batches * p->batch, nq = min_size(p->batch, a->n - q0);
     size_t group = a->config.n_heads / n_kv, rows = nq * group;
     int64_t first = a->pos + (int64_t)q0;
-    Rows w = {.a = a, .p = p, .rotation = p->rotations + q0 * p->each, .head = item % n_kv,
-              .part = item / n_kv / n_blocks, .q0 = q0, .rows = rows, .group = group, .d = d,
+    Rows w = {.a = a, .p = p, .angles = p->angles + q0 * p->each, .head = item % n_kv,
+              .part = item / n_kv / n_batches, .q0 = q0, .rows = rows, .group = group, .d = d,
               .v_dim = v_dim, .first = first, .last = first + (int64_t)nq - 1};
     float *room = scratch((2 * tile + rows * (MAPS * (TILE + d) + v_dim + d + 3)) * 4);
     w.tile = room;
@@ -1555,21 +1596,24 @@ static void begin_rows(const Rows *w)
     }
 }
 
-// w->score[map] = scores of all rows against the keys of tile t under one map.
+// w->score[map] = scores of all rows against the keys of tile t under one map. The equation of
+// section 4 in its three factors: keys are turned by their place in the tile, exp(I r theta), from
+// the key table; a row's q is turned by exp(I A(i) theta), in begin_rows(), and here back by the
+// tile's exp(I B(t0) theta).
 static void score_tile(const Rows *w, int map, int64_t t)
 {
-    const Rotation *rotation = w->rotation;
+    const Angles *angles = w->angles;
     size_t d = w->d, pairs = d / 2;
-    const float *phases = rotation->tile[map] + tile_slot(&w->a->cache, t) * d; // of B(t0)
+    const float *phases = angles->tile[map] + tile_slot(&w->a->cache, t) * d; // of B(t0)
     rotate(tile_at(w->a, w->head, t), w->a->cache.elem == 2,
-           key_table(rotation, &w->p->rope, map, pairs, t * TILE, w->table), 1, pairs * TILE,
+           key_table(angles, &w->p->rope, map, pairs, t * TILE, w->table), 1, pairs * TILE,
            w->tile);
     for (size_t row = 0; row < w->rows; row++) {
         float *q = w->qt + row * d;
         rotate(w->q[map] + row * d, 0, phases, -1, pairs, q);
-        if (rotation->decay[0] == 0) continue;
+        if (angles->decay[0] == 0) continue;
         float D = (float)map_distance(&w->p->rope, map, row_position(w, row), t * TILE);
-        fade(q, rotation->decay, D, pairs);
+        fade(q, angles->decay, D, pairs);
     }
     memset(w->score[map], 0, w->rows * TILE * 4);
     gemm_rows(w->rows, w->qt, d, w->tile, d, TILE, w->score[map]);
@@ -1617,8 +1661,8 @@ static void add_score_bias(const Rows *w, size_t row, float *score, float *D)
     encodings[c->encoding].bias(&q, D, score);
 }
 
-// One step of the online softmax on one row: score becomes exp(score - m), and what is summed so
-// far is rescaled to the new m.
+// One step of the online softmax on one row: score becomes p = exp(score - m), the weights of the
+// tile's values, and what is summed so far is rescaled to the new m.
 static void softmax_step(float *score, float *o, RowSums *sums, size_t v_dim, int entropy)
 {
     vf max = vset(sums->m), sum = {0}, weighted = {0};
@@ -1639,7 +1683,8 @@ static void softmax_step(float *score, float *o, RowSums *sums, size_t v_dim, in
     if (entropy) sums->e += vsum(weighted);
 }
 
-// Attention of a block's rows over the keys of tile t.
+// The attention loop's body: a batch's rows over the keys of tile t. Scores under each map that
+// some row needs; then row by row what it sees, the bias, the softmax; then the values.
 static void attend_tile(const Rows *w, int64_t t)
 {
     const Attention *a = w->a;
@@ -1661,7 +1706,7 @@ static void attend_tile(const Rows *w, int64_t t)
     gemm_rows(w->rows, w->score[0], TILE, c->elem == 2 ? w->tile : v, TILE, w->v_dim, w->o);
 }
 
-// Adds a softmax, o and p, to total number `to`.
+// Adds a softmax, o and p, to total number `to`: both are brought to the larger m.
 static void merge_row(const Attention *a, size_t to, const float *o, RowSums p)
 {
     size_t v_dim = a->cache.v_dim;
@@ -1672,9 +1717,9 @@ static void merge_row(const Attention *a, size_t to, const float *o, RowSums p)
     a->sums[to] = (RowSums){m, t.l * old + p.l * new, t.e * old + p.e * new};
 }
 
-// Attention of a block's rows over the tiles that lie in one segment, from t on and before `end`;
-// returns the tile after them. The next tile is asked for, into the second-level cache, while one is
-// worked on.
+// Attention of a batch's rows over the tiles that lie in one segment, from t on and before `end`;
+// returns the tile after them. The next tile is asked for, into the second-level cache, while one
+// is worked on.
 static int64_t attend_segment(const Rows *w, int64_t t, int64_t end)
 {
     const Attention *a = w->a;
@@ -1693,7 +1738,7 @@ static int64_t attend_segment(const Rows *w, int64_t t, int64_t end)
     return t;
 }
 
-// Items: (part, block, KV head). A part is all segments of the block, one after the other, or one
+// Items: (part, batch, KV head). A part is all segments of the batch, one after the other, or one
 // segment of a single query.
 static void attend_parts(void *arg, size_t begin, size_t end)
 {
@@ -1722,18 +1767,19 @@ static void finish_rows(void *arg, size_t begin, size_t end)
     }
 }
 
-// out = softmax(q k^T) v for all queries and heads of the chunk; the entropy of one softmax is
-// m + ln l - (sum of p score) / l.
+// out = softmax(q k^T) v for all queries and heads of the chunk. A prompt is cut into items by its
+// batches of queries; a single query, which has but n_kv_heads items otherwise, by segments too.
+// The entropy of one softmax is m + ln l - (sum of p score) / l.
 static void attention(Attention *a)
 {
     const RopeConfig *r = &a->p->rope;
     size_t n_heads = a->config.n_heads, rows = a->n * n_heads, seen = a->pos + a->n;
     if (r->window) seen = min_size(seen, r->window + a->n);
     a->n_parts = a->n == 1 && !r->window ? ceil_div(seen, SEGMENT) : 1;
-    size_t n = a->n_parts * ceil_div(a->n, a->p->block) * a->config.n_kv_heads;
+    size_t n = a->n_parts * ceil_div(a->n, a->p->batch) * a->config.n_kv_heads;
     size_t cost = 1 + 2 * a->config.dim * max_size(seen, TILE) * a->n / n; // of an item, about
-    parallel_for(n, ceil_div(MIN_BLOCK / 4, cost), attend_parts, a);
-    parallel_for(rows, ceil_div(MIN_BLOCK / 4, a->config.head_dim), finish_rows, a);
+    parallel_for(n, ceil_div(MIN_SHARE / 4, cost), attend_parts, a);
+    parallel_for(rows, ceil_div(MIN_SHARE / 4, a->config.head_dim), finish_rows, a);
     for (size_t at = 0; a->entropy_sum && at < rows; at++) {
         RowSums t = a->sums[at];
         a->entropy_sum[at / n_heads] += t.m + logf(t.l) - t.e / t.l;
@@ -2423,7 +2469,7 @@ static void matmul(Quantized *act, const Product *jobs, int n_jobs, const float 
     int same = 0;
     for (; same < n_jobs && (act ? int8_group(jobs[same].w) : 0) == group; same++)
         n_panels += ceil_div(jobs[same].w->rows, PANEL);
-    size_t grain = ceil_div(MIN_BLOCK, PANEL * cols * n), ways = (size_t)pool.n_threads;
+    size_t grain = ceil_div(MIN_SHARE, PANEL * cols * n), ways = (size_t)pool.n_threads;
     if (n <= Q8_TOKENS)
         grain = max_size(ceil_div(grain, 2), ceil_div(n_panels, STRETCHES * ways));
     size_t turns = ceil_div(n_panels, grain * ways);
@@ -2431,17 +2477,18 @@ static void matmul(Quantized *act, const Product *jobs, int n_jobs, const float 
     if (group) {
         act->group = group;
         act->n_groups = cols / group;
-        parallel_for(n, ceil_div(MIN_BLOCK, 4 * cols), quantize_rows, &m);
+        parallel_for(n, ceil_div(MIN_SHARE, 4 * cols), quantize_rows, &m);
     }
     parallel_for(n_panels > grain ? ways * turns * grain : n_panels, grain, matmul_panels, &m);
     if (same < n_jobs) matmul(act, jobs + same, n_jobs - same, x, n); // another group size
 }
 
 // ================================================================================================
-// 9  Block and forward
+// 9  Forward
 //
-// The whole model is the list of steps in forward(): a chunk of a prompt and a single token take
-// the same path. Logits are computed only for the tokens that need them, by classify().
+// The whole model is the list of steps in forward(). A chunk of a prompt and a single token take
+// the same path; arrays have a row for each token of the chunk. Logits are computed only for the
+// tokens that need them, by classify(): for a prompt that is its last one.
 
 // out[dim] = x / sqrt(mean(x^2) + eps) * weight
 static void rmsnorm(float *out, const float *x, const float *weight, size_t dim, float eps)
@@ -2458,7 +2505,7 @@ INLINE vf activate(vf x, int gelu)
     return x / (vset(1) + vexp(-z));
 }
 
-// gate[n] = silu(gate) * up, or with gelu in its place.
+// gate[n] = silu(gate) * up, or with gelu in its place: the gated unit of the feed-forward net.
 static void gated(float *gate, const float *up, size_t n, int gelu)
 {
     for (size_t i = 0; i < n; i += LANES) {
@@ -2485,10 +2532,12 @@ typedef struct {
 static void positions_init(Positions *p, const RopeConfig *r, size_t chunk, size_t head_dim)
 {
     p->rope = *r;
-    p->rotations = xcalloc(chunk, sizeof *p->rotations);
+    p->angles = xcalloc(chunk, sizeof *p->angles);
     for (int map = 0; map < n_maps(r); map++) p->phase[map] = xcalloc(chunk * head_dim, 4);
 }
 
+// A state for texts of max_seq_len tokens, read in chunks. exact: nothing is rounded to int8 or
+// half precision. Room is reserved rather than allocated, so that only what is used costs memory.
 static void state_init(State *s, const Model *m, int64_t max_seq_len, size_t chunk, int f32_cache,
                        int exact)
 {
@@ -2538,7 +2587,7 @@ static void norm(const State *s, float *out, const float *in, const float *weigh
                  int dim)
 {
     Norm arg = {out, in, weight, (size_t)dim, s->attn.config.norm_eps};
-    if (weight) parallel_for(n, ceil_div(MIN_BLOCK / 8, arg.dim), norm_rows, &arg);
+    if (weight) parallel_for(n, ceil_div(MIN_SHARE / 8, arg.dim), norm_rows, &arg);
 }
 
 static void gate_rows(void *arg, size_t begin, size_t end)
@@ -2549,12 +2598,14 @@ static void gate_rows(void *arg, size_t begin, size_t end)
         gated(s->gate + t * hidden, s->up + t * hidden, hidden, s->attn.config.gelu);
 }
 
+// x[n][dim] += bias[dim] in each row, if there is one.
 static void add_bias(float *x, const float *bias, size_t n, size_t dim)
 {
     for (size_t t = 0; bias && t < n; t++) add_rows(x + t * dim, bias, dim);
 }
 
-// x = the embeddings of the chunk's tokens, with place 1: a vector for each position added.
+// x = the embeddings of the chunk's tokens, with place 1 of section 4: a vector for each position
+// is added.
 static void embed_tokens(State *s, const int *tokens)
 {
     const Attention *a = &s->attn;
@@ -2585,7 +2636,8 @@ static void project(State *s, const Layer *l)
 }
 
 // Runs tokens[n <= chunk] at positions pos .. pos + n - 1, all of whose predecessors are in the
-// cache. Afterwards xb [n][dim] holds the final normed states, ready for classify().
+// cache. Afterwards xb [n][dim] holds the final normed states, ready for classify(). Positions
+// enter in embed_tokens() (place 1) and in attention() (places 2 and 3), and nowhere else.
 static void forward(State *s, const int *tokens, size_t n, int64_t pos)
 {
     const Model *m = s->model;
@@ -2610,7 +2662,7 @@ static void forward(State *s, const int *tokens, size_t n, int64_t pos)
 
         norm(s, s->xb, s->x, l->ffn_norm, n, dim);
         matmul(s->act, (Product[]){{&l->w1, s->gate}, {&l->w3, s->up}}, 2, s->xb, n);
-        parallel_for(n, ceil_div(MIN_BLOCK / 8, hidden), gate_rows, s);
+        parallel_for(n, ceil_div(MIN_SHARE / 8, hidden), gate_rows, s);
         matmul(s->act, &(Product){&l->w2, s->xb}, 1, s->gate, n);
         norm(s, s->xb, s->xb, l->post_ffn_norm, n, dim);
         add_rows(s->x, s->xb, n * dim);
@@ -4381,8 +4433,9 @@ static double parse_float(const char *option, const char *s, double lo, double h
     return v;
 }
 
-// What a program can do. ENDLESS: where a window keeps memory constant; NO_STATE: the model does not
-// run. context: which context a run of it uses, given -c or what the model was trained on; NULL: that.
+// What a program can do. ENDLESS: where a window keeps memory constant; NO_STATE: the model does
+// not run. context: which context a run of it uses, given -c or what the model was trained on;
+// NULL: that.
 enum { ENDLESS = 1, NO_STATE = 2 };
 typedef struct {
     const char *name;
@@ -4426,7 +4479,7 @@ static const Option shared_options[] = {
     {0, "rope-orig-ctx", INT(opt.rope.orig_ctx, 1, 1 << 28), "L", "(as trained)"},
     {0, "rope-theta", FLOAT(opt.rope.theta, 1.5, 1e12), "BASE", "(the model's)"},
     {0, "rope-attn-factor", FLOAT(opt.rope.attn_factor, 1e-3, 1e3), "A", "(the method's)"},
-    {0, "beta-fast", FLOAT(opt.rope.beta_fast, 1e-3, 1e6), "TURNS", "by-parts, yarn: kept above (32)"},
+    {0, "beta-fast", FLOAT(opt.rope.beta_fast, 1e-3, 1e6), "TURNS", "yarn: kept above (32)"},
     {0, "beta-slow", FLOAT(opt.rope.beta_slow, 1e-3, 1e6), "TURNS", "interpolated below (1)"},
     {0, "low-freq-factor", FLOAT(opt.rope.low_freq_factor, 1e-3, 1e6), "TURNS", "llama3 (1)"},
     {0, "high-freq-factor", FLOAT(opt.rope.high_freq_factor, 1e-3, 1e6), "TURNS", "llama3 (4)"},
@@ -4459,7 +4512,7 @@ static const Mode run_modes[] = {
 
 static const Option run_options[] = {
     {'n', "steps", LONG(opt.steps, 0, 1e12), "N", "new tokens (256); 0: until the context is full"},
-    {'t', "temp", FLOAT(opt.sampler.temperature, 0, 1e3), "T", "temperature (1); 0: likeliest token"},
+    {'t', "temp", FLOAT(opt.sampler.temperature, 0, 1e3), "T", "temperature (1); 0: likeliest"},
     {'p', "top-p", FLOAT(opt.sampler.top_p, 0, 1), "P", "from the likeliest tokens up to P (0.9)"},
     {'k', "top-k", INT(opt.sampler.top_k, 0, 1e9), "K", "from the K likeliest; 0: all"},
     {0, "min-p", FLOAT(opt.sampler.min_p, 0, 1), "P", "none below P times the likeliest"},
@@ -4708,7 +4761,7 @@ static void open_session(Session *s)
     s->text = opt.file ? read_text(opt.file, &s->len) : opt.prompt;
     if (opt.prompt) s->len = strlen(opt.prompt);
     if (!runs) return;
-    size_t chunk = opt.chunk; // frequencies that always change need a Rotation for each of its tokens
+    size_t chunk = opt.chunk; // frequencies that always change need Angles for each of its tokens
     if (rope_methods[c->rope.method].changes == ALWAYS) chunk = min_size(chunk, TILE);
     state_init(&s->state, &s->model, s->ctx, chunk, opt.kv, opt.exact);
     check_context(&s->state.attn.config, s->ctx);

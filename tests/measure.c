@@ -1,9 +1,9 @@
 // measure.c: instruments for text longer than the trained context.
 //
-// Perplexity by position shows where a method breaks; passkey shows whether a far fact can be fetched
-// at all; retrieval asks for one fact among several and for a chain of them, since passkey saturates
-// early. The rope table shows what a method does to each pair, bench what the machine does. Ctrl-C
-// keeps what was measured. The engine is run.c, which this program includes.
+// Perplexity by position shows where a method breaks; passkey shows whether a far fact can be
+// fetched at all; retrieval asks for one fact among several and for a chain of them, since passkey
+// saturates early. The rope table shows what a method does to each pair, bench what the machine
+// does. Ctrl-C keeps what was measured. The engine is run.c, which this program includes.
 #ifndef TESTING
 #define TESTING // leaves run.c's main out
 #define MEASURE
@@ -146,7 +146,7 @@ static void score_window(Session *s, Perplexity *p, const int *ids)
             size_t rows = min_size(LOGIT_ROWS, step - t);
             p->target = ids + at + t + 1;
             classify(&s->state, t, rows, p->logits);
-            parallel_for(rows, ceil_div(MIN_BLOCK, p->vocab), loss_rows, p);
+            parallel_for(rows, ceil_div(MIN_SHARE, p->vocab), loss_rows, p);
             for (size_t r = 0; r < rows; r++)
                 add_prediction(s, p, ids, at + t + r, t + r, p->nll[r]);
         }
