@@ -4,8 +4,8 @@
 # make tools      build/bpe, build/train, build/oracle
 # make bench      speed on models of known shapes, against this machine's limits
 # make portable   ./run for any x86-64: kernels for three levels, chosen as it starts
-# make figures    the pictures of the README, from models/tales.bin (6 minutes)
-# make survey     every position encoding, far past its trained context (13 minutes)
+# make figures    the pictures of models/EXTENDING.md, from models/tales.bin (6 minutes)
+# make survey     those of models/ENCODINGS.md: every position encoding (13 minutes)
 # make fuzz       hostile files and options, SECONDS=60 for each kind
 # make matrix     make test with every compiler and machine at hand: hours
 # make clean      remove everything that was built
@@ -81,11 +81,11 @@ endif
 
 .PHONY: bench portable
 
-# The pictures of the README and the numbers behind them, in models/figures: about 6 minutes.
+# The pictures of models/EXTENDING.md and the numbers behind them, in models/figures: 6 minutes.
 figures: run measure $(BUILD)/plot
 	sh tests/figures.sh $(BUILD)
 
-# One small model for each position encoding, far past its trained context: 13 minutes.
+# Those of models/ENCODINGS.md, one small model for each position encoding: 13 minutes.
 survey: measure $(BUILD)/plot
 	sh tests/survey.sh $(BUILD)
 
