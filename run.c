@@ -519,6 +519,7 @@ typedef struct {
     Values scores, types;  // floats, int32: as many as tokens, or none
     Values chat;           // the chat template's text, one string, or none
     int bpe;               // merges by rank over bytes (GPT-2), not pieces by score (SentencePiece)
+    int plain;             // tokens are written as the text that they are
     char pre[32];          // bpe: how text is cut into words
     int bos, eos, eot;     // ids, or -1
     int add_bos, space_prefix;
@@ -543,14 +544,6 @@ typedef struct {
 // What all heads of a token have together: queries, and keys (or values).
 static size_t q_dim(const Config *c) { return (size_t)c->n_heads * c->head_dim; }
 static size_t kv_dim(const Config *c) { return (size_t)c->n_kv_heads * c->head_dim; }
-
-// The shape [out][in] of matrix k of a layer, in the order of Layer's w.
-static void matrix_shape(const Config *c, int k, size_t *rows, size_t *cols)
-{
-    size_t dim = c->dim, hidden = c->hidden_dim, q = q_dim(c), kv = kv_dim(c);
-    *rows = (size_t[]){q, kv, kv, dim, hidden, dim, hidden}[k];
-    *cols = (size_t[]){dim, dim, dim, q, dim, hidden, dim}[k];
-}
 
 // ================================================================================================
 // 4  Position I: the encodings
@@ -2680,19 +2673,17 @@ static void classify(State *s, size_t first, size_t count, float *logits)
 // ================================================================================================
 // 10  Checkpoints
 //
-// Every shape of the model once, and the three ways in which llama2.c's files lay it out. Nothing
-// in a file is trusted: each header field is held against its range, then the layout is walked
-// once without a file to compute its extent in saturating arithmetic, and only if that equals the
-// file's size is it walked again to set the pointers.
+// Two kinds of files hold models: llama2.c's, and GGUF (section 11). Both become the same two
+// things here: numbers, each of which one table says what it may be, and a directory of tensors by
+// name, from which the weights are taken. Nothing in a file is trusted: every number is held
+// against its range, and every tensor against its shape and the end of the file.
 //
-// Files, little-endian:
+// llama2.c's files, little-endian:
 //   version 0   28 bytes: int32 dim, hidden_dim, n_layers, n_heads, n_kv_heads, vocab_size,
 //               max_seq_len; a negative vocab_size says that a classifier of its own follows.
-//               f32: tok_emb, att_norm, wq, wk, wv, wo, ffn_norm, w1, w2, w3, final_norm, two
-//               tables [max_seq_len][head_dim / 2] to skip, (classifier); each over all layers.
-//   version 1   256 bytes: magic 0x616b3432, version, the seven int32 above, u8 shared classifier;
-//               f32: att_norm, ffn_norm, final_norm, tok_emb, wq, wk, wv, wo, w1, w2, w3,
-//               (classifier).
+//               Then floats, as order_0 lists them, each over all layers.
+//   version 1   256 bytes: magic 0x616b3432, version, the seven int32 above, u8 shared classifier.
+//               Then floats, as order_1 lists them.
 //   version 2   as 1, with int32 group at byte 37; the norms in f32, every other matrix of every
 //               layer as planar Q8_0: int8 values, then f32 scales.
 // Our own models carry an extension block in the header's padding (offsets below). A reader that
@@ -2751,7 +2742,11 @@ enum { MAGIC = 0x616b3432, EXT_MAGIC = 0x31545845, HEADER = 256 }; // "24ka", "E
 // Ends the program, since the model's file is not as it has to be.
 #define REFUSE(m, ...) die(EXIT_DATA, (m)->path, __VA_ARGS__)
 
-// A number of Config: where files have it, and what it may be. Both doors go through this table.
+// --- numbers ------------------------------------------------------------------------------------
+//
+// A number of Config comes from a header, from a GGUF key or from an option of the command line:
+// one row says what it is called there, and which values mean something.
+
 typedef struct {
     const char *name;
     size_t to;       // in Config
@@ -2765,6 +2760,7 @@ typedef struct {
 #define FIELD(m) \
     #m, offsetof(Config, m), _Generic(((Config *)0)->m, float: 'f', double: 'd', default: 'i')
 
+// A method comes before what belongs to it, and of two names for one number the better comes last.
 static const Field config_fields[] = {
     {FIELD(dim), 8, ".embedding_length", 1, 1, 1 << 24},
     {FIELD(hidden_dim), 12, ".feed_forward_length", 1, 1, 1 << 24},
@@ -2781,7 +2777,7 @@ static const Field config_fields[] = {
     {FIELD(rope.method), 84, NULL, 0, 0, N_ROPE_METHODS - 1},
     {FIELD(rope.factor), 0, ".rope.scale_linear", 0, 1, 1e6}, // its name in old files
     {FIELD(rope.factor), 88, ".rope.scaling.factor", 0, 1, 1e6},
-    {FIELD(rope.orig_ctx), 92, ".rope.scaling.original_context_length", 0, 0, 1 << 28},
+    {FIELD(rope.orig_ctx), 92, ".rope.scaling.original_context_length", 0, 1, 1 << 28},
     {FIELD(rope.attn_factor), 96, ".rope.scaling.attn_factor", 0, 1e-3, 1e3},
     {FIELD(rope.beta_fast), 100, ".rope.scaling.yarn_beta_fast", 0, 1e-3, 1e6},
     {FIELD(rope.beta_slow), 104, ".rope.scaling.yarn_beta_slow", 0, 1e-3, 1e6},
@@ -2814,6 +2810,18 @@ static void set_field(Model *m, const Field *f, const char *name, double v)
     else *(double *)to = v;
 }
 
+// The fields in bytes [from, to) of a header; version 0 has them 8 bytes earlier. In the extension
+// block a number of 0 was not given.
+static void read_fields(Model *m, int from, int to)
+{
+    for (const Field *f = config_fields; f < config_fields + COUNT(config_fields); f++) {
+        if (f->at < from || f->at >= to) continue;
+        const uint8_t *p = m->map + f->at - (m->version ? 0 : 8);
+        double v = f->kind == 'i' ? (double)read_i32(p) : (double)read_f32(p);
+        if (v != 0 || f->at < 64) set_field(m, f, f->name, v);
+    }
+}
+
 // What one field cannot say: holds them against each other, and fills in the heads' sizes.
 static void complete_config(Model *m)
 {
@@ -2828,10 +2836,6 @@ static void complete_config(Model *m)
     if (!c->head_dim) c->head_dim = c->dim / c->n_heads;
     if (c->head_dim % 2) REFUSE(m, "odd head size (got %d, want an even one)", c->head_dim);
     if (c->vocab_size < 1) REFUSE(m, "vocab_size (got %d)", c->vocab_size);
-    if (c->rope.sinks && !c->rope.window)
-        REFUSE(m, "sinks without a window (got %d)", c->rope.sinks);
-    if (!is_rotary(c) && c->rope.method > ROPE_LINEAR)
-        REFUSE(m, "scaling of a model that does not rotate (got %d, want 0 or 1)", c->rope.method);
     if (c->rows < least || c->rows > most)
         REFUSE(m, "the encoding's table (got %d rows, want %d to %d)", c->rows, least, most);
     if (t5 && (c->rows % 2 || c->max_distance <= c->rows / 2))
@@ -2839,39 +2843,114 @@ static void complete_config(Model *m)
                c->rows, c->max_distance);
 }
 
-// A walk over the file: `at` moves past each tensor; without a base no pointer is made.
-typedef struct {
-    const Model *m;
-    const uint8_t *base;
-    size_t at;
-} Cursor;
-
-// group: of a planar Q8_0 matrix, of which there are only whole ones, and the scales lie at a
-// multiple of 4; 0: f32
-static Tensor take(Cursor *c, size_t rows, size_t cols, size_t group)
+// Refuses positions that mean nothing, together or for the model's encoding. It looks at what a
+// file says (path is its name), and again when options were laid over that (path NULL): the
+// option that a message names is then the cause.
+static void check_rope(const Config *c, const char *path)
 {
-    Tensor t = {&tensor_types[group ? T_Q8 : T_F32], NULL, NULL, group, rows, cols};
-    if (group && (rows * cols % group || rows * cols % 4))
-        REFUSE(c->m, "a matrix of %zu values is not whole groups of %zu", rows * cols, group);
-    if (c->base) {
-        t.data = c->base + c->at;
-        if (group) t.scales = (const float *)(t.data + rows * cols);
-    }
-    c->at = add_size(c->at, tensor_bytes(&t));
+    static const char distances[] = "--self-extend, --rerope, --leaky-rerope";
+    const RopeConfig *r = &c->rope;
+    const char *encoding = encodings[c->encoding].name, *method = rope_methods[r->method].name;
+    int linear = r->method == ROPE_LINEAR && encodings[c->encoding].linear;
+    RopeConfig full = *r;
+    rope_resolve(&full, c->train_ctx, c->train_ctx);
+#define WRONG(option, ...) die(path ? EXIT_DATA : EXIT_USAGE, path ? path : option, __VA_ARGS__)
+    if (r->method == ROPE_LONGROPE && !(r->long_factors && r->short_factors))
+        WRONG("--rope-scaling", "longrope needs two lists of factors; see --long-factors and "
+              "--short-factors");
+    if (r->sinks && !r->window) WRONG("--sinks", "sinks (got %d) need a window", r->sinks);
+    if (r->sinks && r->distance)
+        WRONG("--sinks", "cannot be used with another distance method");
+    if (full.beta_fast < full.beta_slow)
+        WRONG("--beta-fast", "below --beta-slow (got %g, %g)", full.beta_fast, full.beta_slow);
+    if (full.high_freq_factor < full.low_freq_factor)
+        WRONG("--high-freq-factor", "below --low-freq-factor (got %g, %g)", full.high_freq_factor,
+              full.low_freq_factor);
+    if (is_rotary(c)) return;
+    if (r->method && !linear)
+        WRONG("--rope-scaling", "%s is not defined for the model's encoding (got %s)", method,
+              encoding);
+    if (r->distance && !encodings[c->encoding].bias)
+        WRONG(distances, "the model knows no distances (its encoding is %s)", encoding);
+}
+
+// --- tensors ------------------------------------------------------------------------------------
+
+// A tensor of a file, or one of a GGUF file's keys.
+typedef struct {
+    const char *name; // no zero behind its len bytes; NULL: the end of a list
+    size_t len;
+    uint32_t number;  // of the type, in GGUF: a tensor's, or of a key's values
+    const TensorType *type; // of a tensor; NULL: unknown
+    size_t rows, cols;      // dimensions behind the second count as rows
+    size_t offset;          // in the file
+    int used;               // by the model
+    const char *kind; // of a key, and
+    Values values;    // what it holds
+    char own[48];     // the name, if the file has none
+} FileItem;
+
+// A file that is being read.
+typedef struct {
+    Model *m;
+    size_t at;              // how far it was read, or laid out
+    FileItem *keys, *tensors;
+} ModelFile;
+
+// The entry of that name, or NULL.
+static FileItem *find_entry(FileItem *list, const char *name, size_t len)
+{
+    while (list->name && (list->len != len || memcmp(list->name, name, len))) list++;
+    return list->name ? list : NULL;
+}
+
+// The tensor [rows][cols] of that name, all of it in the file. One that is not there has no data,
+// or is an error if needed. Planar Q8_0 has whole groups, and scales at a multiple of 4.
+static Tensor take_tensor(ModelFile *s, const char *name, size_t rows, size_t cols, int needed)
+{
+    Model *m = s->m;
+    FileItem *e = find_entry(s->tensors, name, strlen(name));
+    if (!e && needed) REFUSE(m, "no tensor %s", name);
+    if (!e) return (Tensor){0};
+    if (!e->type || e->rows != rows || e->cols != cols || cols % e->type->block)
+        REFUSE(m, "tensor %s (got type %u, %zu x %zu, want a known one in whole blocks, %zu x %zu)",
+               name, e->number, e->rows, e->cols, rows, cols);
+    int planar = e->type == &tensor_types[T_Q8];
+    Tensor t = {e->type, m->map, NULL, planar ? m->group : e->type->group, rows, cols};
+    size_t values = rows * cols, bytes = tensor_bytes(&t);
+    if (planar && (values % m->group || values % 4))
+        REFUSE(m, "a matrix of %zu values is not whole groups of %zu", values, m->group);
+    if (e->offset > m->size || bytes > m->size - e->offset || e->offset % 4)
+        REFUSE(m, "tensor %s (got %zu bytes at %zu, want a multiple of 4, and an end at %zu or "
+               "before)", name, bytes, e->offset, m->size);
+    t.data += e->offset;
+    if (planar) t.scales = (const float *)(t.data + values);
+    e->used = 1;
+    m->weight_bytes += bytes;
     return t;
 }
 
-static const float *take_floats(Cursor *c, size_t n)
+// A vector, as floats; NULL if there is none and none is needed.
+static const float *take_floats(ModelFile *s, const char *name, size_t n, int needed)
 {
-    return (const float *)take(c, 1, n, 0).data;
+    Tensor t = take_tensor(s, name, 1, n, needed);
+    if (t.data && t.type->unpack != unpack_floats)
+        REFUSE(s->m, "vector %s (got %s, want f32, f16 or bf16)", name, t.type->name);
+    if (!t.data || t.type == &tensor_types[T_F32]) return (const float *)t.data;
+    float *floats = xcalloc(n, 4);
+    t.type->unpack(&t, 0, floats);
+    return floats;
 }
 
-// Vector k of every layer.
-static void take_norms(Cursor *c, Model *m, int k)
-{
-    for (int l = 0; l < m->config.n_layers; l++)
-        m->layers[l].vec[k] = take_floats(c, m->config.dim);
-}
+// What architectures differ in. All of them are pre-norm Transformers with RMSNorm, grouped-query
+// attention, RoPE and a gated feed-forward layer.
+typedef struct {
+    const char *name;
+    int vectors;   // of a layer: bit k says that it has Layer's vec[k]
+    Config config; // where the file does not say otherwise
+} Arch;
+
+enum { NORMS = 3, POST_NORMS = 3 << 2, QK_NORMS = 3 << 4, BIASES = 7 << 6 };
 
 // Numbers in the encoding's table.
 static size_t table_size(const Config *c)
@@ -2887,65 +2966,128 @@ static size_t table_size(const Config *c)
     }
 }
 
+// Sizes that shapes are made of; 0: of what the model does not have.
+enum { S_ONE, S_DIM, S_HIDDEN, S_Q_DIM, S_KV_DIM, S_HEAD_DIM, S_VOCAB, S_CLASSES, S_TABLE, S_FACTORS, S_ANGLES };
+static size_t size_of(const Model *m, int k)
+{
+    const Config *c = &m->config;
+    size_t vocab = c->vocab_size, factors = c->rope.method == ROPE_LONGROPE ? c->head_dim / 2 : 0;
+    return ((size_t[]){1, c->dim, c->hidden_dim, q_dim(c), kv_dim(c), c->head_dim, vocab,
+                       m->shared_classifier ? 0 : vocab, table_size(c), factors,
+                       mul_size(c->train_ctx, c->head_dim)})[k];
+}
+
+// Every tensor, [rows][cols]: a layer's in Layer's order, whose names stand behind "blk.N.", then
+// the model's. Angles are cosines and sines in llama2.c's files, which nobody reads.
+static const struct {
+    const char *name;
+    uint8_t rows, cols;
+} tensor_shapes[] = {
+    {"attn_q.weight", S_Q_DIM, S_DIM}, {"attn_k.weight", S_KV_DIM, S_DIM}, {"attn_v.weight", S_KV_DIM, S_DIM},
+    {"attn_output.weight", S_DIM, S_Q_DIM}, {"ffn_gate.weight", S_HIDDEN, S_DIM},
+    {"ffn_down.weight", S_DIM, S_HIDDEN}, {"ffn_up.weight", S_HIDDEN, S_DIM},
+    {"attn_norm.weight", S_ONE, S_DIM}, {"ffn_norm.weight", S_ONE, S_DIM},
+    {"post_attention_norm.weight", S_ONE, S_DIM}, {"post_ffw_norm.weight", S_ONE, S_DIM},
+    {"attn_q_norm.weight", S_ONE, S_HEAD_DIM}, {"attn_k_norm.weight", S_ONE, S_HEAD_DIM},
+    {"attn_q.bias", S_ONE, S_Q_DIM}, {"attn_k.bias", S_ONE, S_KV_DIM}, {"attn_v.bias", S_ONE, S_KV_DIM},
+    {"token_embd.weight", S_VOCAB, S_DIM}, {"output.weight", S_CLASSES, S_DIM},
+    {"output_norm.weight", S_ONE, S_DIM}, {"position.weight", S_ONE, S_TABLE},
+    {"rope_factors_short.weight", S_ONE, S_FACTORS}, {"rope_factors_long.weight", S_ONE, S_FACTORS},
+    {"angles", S_ONE, S_ANGLES},
+};
+enum { N_OF_LAYER = N_MATRICES + N_VECTORS };
+
+// Layer i: all that its architecture has.
+static void take_layer(ModelFile *s, const Arch *a, int i)
+{
+    Layer *l = &s->m->layers[i];
+    for (int k = 0; k < N_OF_LAYER; k++) {
+        size_t rows = size_of(s->m, tensor_shapes[k].rows);
+        size_t cols = size_of(s->m, tensor_shapes[k].cols);
+        int v = k - N_MATRICES;
+        char name[64];
+        snprintf(name, sizeof name, "blk.%d.%s", i, tensor_shapes[k].name);
+        if (v < 0) l->w[k] = take_tensor(s, name, rows, cols, 1);
+        else if (a->vectors >> v & 1) l->vec[v] = take_floats(s, name, cols, 1);
+    }
+}
+
+// All weights that the architecture has.
+static void take_weights(ModelFile *s, const Arch *a)
+{
+    Model *m = s->m;
+    size_t dim = m->config.dim, vocab = m->config.vocab_size;
+    m->layers = xcalloc(m->config.n_layers, sizeof *m->layers);
+    m->final_norm = take_floats(s, "output_norm.weight", dim, 1);
+    m->tok_emb = take_tensor(s, "token_embd.weight", vocab, dim, 1);
+    m->classifier = take_tensor(s, "output.weight", vocab, dim, 0);
+    m->shared_classifier = !m->classifier.data;
+    if (m->shared_classifier) m->classifier = m->tok_emb;
+    else m->weight_bytes -= tensor_bytes(&m->tok_emb);
+    for (int l = 0; l < m->config.n_layers; l++) take_layer(s, a, l);
+}
+
 static void check_floats(const Model *m, const char *what, const float *f, size_t n, double lo,
                          double hi)
 {
     for (size_t i = 0; i < n; i++) check_range(m, what, f[i], lo, hi);
 }
 
-// What the encoding learned, of which kerple's r1, r2 and fire's c, T must be positive, and the
-// factors. An infinite bias, say, would never show in the logits.
-static void check_tables(const Model *m)
+// Factors of the wavelengths, one a pair, or NULL.
+static const float *take_factors(ModelFile *s, const char *name)
 {
-    const Config *c = &m->config;
-    size_t n = table_size(c), half = c->head_dim / 2;
+    size_t pairs = s->m->config.head_dim / 2;
+    const float *f = take_floats(s, name, pairs, 0);
+    check_floats(s->m, name, f, f ? pairs : 0, 1e-6, 1e6);
+    return f;
+}
+
+// --- llama2.c's files ---------------------------------------------------------------------------
+
+// What the encoding learned, of which kerple's r1, r2 and fire's c, T must be positive. An
+// infinite bias, say, would never show in the logits.
+static const float *take_table(ModelFile *s, const char *name)
+{
+    const Config *c = &s->m->config;
+    size_t n = table_size(c);
     size_t above_0 = c->encoding == ENC_KERPLE ? n : c->encoding == ENC_FIRE ? 2 : 0;
-    check_floats(m, "the encoding's table", c->table, above_0, 1e-6, 1e9);
-    check_floats(m, "the encoding's table", c->table + above_0, n - above_0, -1e9, 1e9);
-    if (c->rope.method != ROPE_LONGROPE) return;
-    check_floats(m, "a short factor", c->rope.short_factors, half, 1e-6, 1e6);
-    check_floats(m, "a long factor", c->rope.long_factors, half, 1e-6, 1e6);
+    const float *table = take_floats(s, name, n, n > 0);
+    if (!table) return NULL;
+    check_floats(s->m, "the encoding's table", table, above_0, 1e-6, 1e9);
+    check_floats(s->m, "the encoding's table", table + above_0, n - above_0, -1e9, 1e9);
+    return table;
 }
 
-// Walks the whole file in its order; returns the extent. A version's order: e embeddings, a and f
-// the layers' norms, digits their matrices, n the final norm, t tables to skip, c classifier.
-static size_t lay_out(Model *m, const uint8_t *base)
+// What lies in a file of version 0, and of the others, by GGUF's names; a layer's tensor stands for
+// those of all layers.
+enum { ORDERED = 16 };
+static const char *const order_0[ORDERED] = {
+    "token_embd.weight", "attn_norm.weight", "attn_q.weight", "attn_k.weight", "attn_v.weight",
+    "attn_output.weight", "ffn_norm.weight", "ffn_gate.weight", "ffn_down.weight", "ffn_up.weight",
+    "output_norm.weight", "angles", "output.weight"};
+static const char *const order_1[ORDERED] = {
+    "attn_norm.weight", "ffn_norm.weight", "output_norm.weight", "token_embd.weight",
+    "attn_q.weight", "attn_k.weight", "attn_v.weight", "attn_output.weight", "ffn_gate.weight",
+    "ffn_down.weight", "ffn_up.weight", "output.weight", "position.weight",
+    "rope_factors_short.weight", "rope_factors_long.weight"};
+
+// Lays out the file by its header: the directory that a GGUF file would have brought.
+static void list_tensors(ModelFile *s)
 {
-    Config *c = &m->config;
-    size_t dim = c->dim, vocab = c->vocab_size, half = c->head_dim / 2, rows, cols;
-    Cursor cur = {m, base, m->version ? HEADER : 28};
-    for (const char *p = m->version ? "afne0123456c" : "ea0123f456ntc"; *p; p++)
-        switch (*p) {
-        case 'a': take_norms(&cur, m, 0); break;
-        case 'f': take_norms(&cur, m, 1); break;
-        case 'n': m->final_norm = take_floats(&cur, dim); break;
-        case 'e': m->tok_emb = m->classifier = take(&cur, vocab, dim, m->group); break;
-        case 'c':
-            if (!m->shared_classifier) m->classifier = take(&cur, vocab, dim, m->group);
-            break;
-        case 't': take_floats(&cur, mul_size(c->train_ctx, 2 * half)); break;
-        default:
-            matrix_shape(c, *p - '0', &rows, &cols);
-            for (int l = 0; l < c->n_layers; l++)
-                m->layers[l].w[*p - '0'] = take(&cur, rows, cols, m->group);
+    const Model *m = s->m;
+    FileItem *e = s->tensors = xcalloc(ORDERED * (m->config.n_layers + 1), sizeof *e);
+    for (const char *const *name = m->version ? order_1 : order_0; *name; name++) {
+        int k = FIND_NAME(tensor_shapes, *name), of_layer = k < N_OF_LAYER;
+        size_t rows = size_of(m, tensor_shapes[k].rows), cols = size_of(m, tensor_shapes[k].cols);
+        int planar = m->group && tensor_shapes[k].rows != S_ONE;
+        Tensor t = {&tensor_types[planar ? T_Q8 : T_F32], NULL, NULL, m->group, rows, cols};
+        for (int l = 0; rows && cols && l < (of_layer ? m->config.n_layers : 1); l++, e++) {
+            *e = (FileItem){.name = e->own, .type = t.type, .rows = rows, .cols = cols,
+                         .offset = s->at};
+            if (of_layer) e->len = sprintf(e->own, "blk.%d.%s", l, *name);
+            else e->len = sprintf(e->own, "%s", *name);
+            s->at = add_size(s->at, tensor_bytes(&t));
         }
-    c->table = take_floats(&cur, table_size(c));
-    if (c->rope.method == ROPE_LONGROPE) {
-        c->rope.short_factors = take_floats(&cur, half);
-        c->rope.long_factors = take_floats(&cur, half);
-    }
-    return cur.at;
-}
-
-// The fields in bytes [from, to) of a header; version 0 has them 8 bytes earlier. A float of 0 was
-// not given.
-static void read_fields(Model *m, int from, int to)
-{
-    for (const Field *f = config_fields; f < config_fields + COUNT(config_fields); f++) {
-        if (f->at < from || f->at >= to) continue;
-        const uint8_t *p = m->map + f->at - (m->version ? 0 : 8);
-        double v = f->kind == 'i' ? (double)read_i32(p) : (double)read_f32(p);
-        if (f->kind == 'i' || v != 0) set_field(m, f, f->name, v);
     }
 }
 
@@ -2973,6 +3115,269 @@ static void read_header(Model *m)
     }
     complete_config(m);
 }
+
+static void load_checkpoint(Model *m)
+{
+    static const Arch arch = {"llama2.c", NORMS, {0}};
+    Config *c = &m->config;
+    m->arch = arch.name;
+    read_header(m);
+    ModelFile s = {.m = m, .at = m->version ? HEADER : 28};
+    list_tensors(&s);
+    if (s.at != m->size)
+        REFUSE(m, "its size does not fit its header (got %zu bytes, want %zu)", m->size, s.at);
+    take_weights(&s, &arch);
+    c->table = take_table(&s, "position.weight");
+    c->rope.short_factors = take_factors(&s, "rope_factors_short.weight");
+    c->rope.long_factors = take_factors(&s, "rope_factors_long.weight");
+    check_rope(c, m->path);
+    free(s.tensors);
+}
+
+// ================================================================================================
+// 11  GGUF
+//
+// The other kind of file. Behind this section only the tokenizer knows which kind it was. A GGUF
+// file is a list of typed keys, a list of tensor names with types, shapes and offsets, and the
+// data, aligned:
+//   "GGUF", u32 version, u64 n_tensors, u64 n_keys
+//   key:     string name, u32 type, value (of an array: u32 element type, u64 count, elements)
+//   tensor:  string name, u32 n_dims, u64 dims[n_dims] (the inner one first), u32 type, u64 offset
+//   string:  u64 length, bytes
+// A count is held against the bytes that are left before anything is allocated or skipped. A
+// tensor that the architecture does not use is an error, since a model that needs it would be
+// computed wrongly without.
+
+// What a key can be, as messages say it.
+static const char A_INT[] = "a whole number", A_FLOAT[] = "a float", A_STRING[] = "a string",
+                  INTS[] = "int32s", FLOATS[] = "floats", STRINGS[] = "strings", OTHER[] = "other";
+
+// A value's bytes and what it is, by the number of its type. Signed ones of one or two bytes, which
+// nobody writes, are left out; other negative numbers are then too large for any key.
+static const struct {
+    size_t bytes;
+    const char *kind;
+} value_types[] = {
+    {1, A_INT}, {1, OTHER}, {2, A_INT}, {2, OTHER}, {4, A_INT}, {4, A_INT}, {4, A_FLOAT},
+    {1, A_INT}, {0, A_STRING}, {0, OTHER}, {8, A_INT}, {8, A_INT}, {8, A_FLOAT},
+};
+enum { G_I32 = 5, G_F32 = 6, G_STRING = 8, G_ARRAY = 9 };
+
+// Moves past n items of `size` bytes, all in the file.
+static const uint8_t *gguf_skip(ModelFile *s, size_t n, size_t size)
+{
+    if (n > (s->m->size - s->at) / size)
+        REFUSE(s->m, "cut off, or a wrong count (want %zu x %zu bytes at %zu)", n, size, s->at);
+    s->at += n * size;
+    return s->m->map + s->at - n * size;
+}
+
+// The next number, of `size` bytes.
+static size_t gguf_number(ModelFile *s, size_t size)
+{
+    size_t v = 0;
+    memcpy(&v, gguf_skip(s, size, 1), size);
+    return v;
+}
+
+// What stands behind a key's name: its type and value.
+static void gguf_key(ModelFile *s, FileItem *k)
+{
+    int array = (k->number = gguf_number(s, 4)) == G_ARRAY;
+    if (array) k->number = gguf_number(s, 4);
+    if (k->number >= COUNT(value_types) || k->number == G_ARRAY)
+        REFUSE(s->m, "key %.*s has an unknown type (got %u)", (int)k->len, k->name, k->number);
+    k->kind = !array ? value_types[k->number].kind : k->number == G_STRING ? STRINGS
+            : k->number == G_F32 ? FLOATS : k->number == G_I32 ? INTS : OTHER;
+    size_t n = array ? gguf_number(s, 8) : 1;
+    k->values = (Values){s->m->map + s->at, n};
+    for (; k->number == G_STRING && n > 0; n--) gguf_skip(s, gguf_number(s, 8), 1);
+    if (n > 0) gguf_skip(s, n, value_types[k->number].bytes);
+}
+
+// What stands behind a tensor's name; the offset counts from the end of this list.
+static void gguf_tensor(ModelFile *s, FileItem *t)
+{
+    size_t n_dims = gguf_number(s, 4);
+    t->cols = n_dims ? gguf_number(s, 8) : 1;
+    t->rows = 1;
+    while (n_dims-- > 1) t->rows = mul_size(t->rows, gguf_number(s, 8));
+    t->number = gguf_number(s, 4);
+    t->offset = gguf_number(s, 8);
+    for (size_t i = 0; i < COUNT(tensor_types); i++)
+        if (tensor_types[i].gguf == (int64_t)t->number) t->type = &tensor_types[i];
+}
+
+// A list of n entries, each a name, which may not come twice, and what `read` reads; the last has
+// no name.
+static FileItem *gguf_list(ModelFile *s, size_t n, void (*read)(ModelFile *, FileItem *))
+{
+    if (n > 1 << 14) REFUSE(s->m, "too many keys or tensors (got %zu)", n);
+    FileItem *list = xcalloc(n + 1, sizeof *list);
+    for (FileItem *e = list; e < list + n; e++) {
+        size_t len = gguf_number(s, 8);
+        const char *name = (const char *)gguf_skip(s, len, 1);
+        int bad = len < 1 || len > 255;
+        for (size_t i = 0; i < len && !bad; i++) bad = !isgraph((uint8_t)name[i]);
+        if (bad) REFUSE(s->m, "a broken name before byte %zu", s->at);
+        if (find_entry(list, name, len)) REFUSE(s->m, "%.*s is there twice", (int)len, name);
+        e->name = name;
+        e->len = len;
+        read(s, e);
+    }
+    return list;
+}
+
+// The key, one without values if there is none. ".name" stands for "architecture.name".
+static const FileItem *find_key(const ModelFile *s, const char *name, const char *kind, int needed)
+{
+    static const FileItem none;
+    char full[128];
+    snprintf(full, sizeof full, "%s%s", *name == '.' ? s->m->arch : "", name);
+    const FileItem *k = find_entry(s->keys, full, strlen(full));
+    if (!k && needed) REFUSE(s->m, "no key %s (want %s)", full, kind);
+    if (k && k->kind != kind) REFUSE(s->m, "key %s (got %s, want %s)", full, k->kind, kind);
+    return k ? k : &none;
+}
+
+// A key of one number.
+static double key_number(const FileItem *k)
+{
+    union { uint64_t u; float f; double d; } v = {0};
+    size_t bytes = value_types[k->number].bytes;
+    memcpy(&v, k->values.at, bytes);
+    return k->kind == A_INT ? (double)v.u : bytes == 4 ? v.f : v.d;
+}
+
+static int key_int(const ModelFile *s, const char *name, int lo, int hi, int absent)
+{
+    const FileItem *k = find_key(s, name, A_INT, 0);
+    return k->name ? (int)check_range(s->m, name, key_number(k), lo, hi) : absent;
+}
+
+// A short string, or `absent`, to out[32]; what does not fit is no word that anybody knows.
+static void key_word(const ModelFile *s, const char *name, const char *absent, char out[32])
+{
+    Values v = find_key(s, name, A_STRING, 0)->values;
+    size_t len = strlen(absent);
+    const char *word = v.n ? next_string(&v, &len) : absent;
+    snprintf(out, 32, "%.*s", (int)min_size(len, 31), word);
+}
+
+static const Arch archs[] = {
+    {"llama", NORMS, {0}}, // its converters permute wq and wk to interleaved pairs
+    {"qwen2", NORMS | BIASES, {.rope_split = 1}},
+    {"qwen3", NORMS | QK_NORMS, {.rope_split = 1}},
+    {"gemma3", NORMS | QK_NORMS | POST_NORMS, {.rope_split = 1, .gelu = 1, .emb_scale = 1,
+                                               .global_every = 6, .local.theta = 10000}},
+};
+
+// What the keys say about scaling, in our terms.
+static void gguf_rope(ModelFile *s, RopeConfig *r)
+{
+    static const char *const types[] = {"none", "linear", "yarn", "longrope"};
+    static const int methods[] = {ROPE_NONE, ROPE_LINEAR, ROPE_YARN, ROPE_LONGROPE};
+    char type[32];
+    key_word(s, ".rope.scaling.type", r->factor > 0 ? "linear" : "none", type);
+    int k = FIND_NAME(types, type);
+    if (k < 0) REFUSE(s->m, "RoPE scaling (got %s, want one of %s)", type, LIST_NAMES(types));
+    const float *freqs = take_factors(s, "rope_freqs.weight"); // Llama 3.1's, at any length
+    r->method = freqs ? ROPE_LONGROPE : methods[k];
+    if (freqs) r->factor = 1;
+    if (r->method == ROPE_NONE) r->factor = r->attn_factor = 0;
+    // The file's is all of longrope's attention factor, but is multiplied with yarn's own.
+    if (r->method == ROPE_LONGROPE && !(r->attn_factor > 0)) r->attn_factor = 1;
+    if (r->method == ROPE_YARN) r->attn_factor *= 0.1 * log(fmax(1, r->factor)) + 1;
+    r->long_factors = freqs ? freqs : take_factors(s, "rope_factors_long.weight");
+    r->short_factors = freqs ? freqs : take_factors(s, "rope_factors_short.weight");
+}
+
+// The tokenizer's lists, each as long as there are tokens, and ids, each of one of them.
+static void gguf_vocab(ModelFile *s, Vocab *v)
+{
+    char model[32];
+    key_word(s, "tokenizer.ggml.model", "?", model);
+    v->bpe = !strcmp(model, "gpt2");
+    if (!v->bpe && strcmp(model, "llama"))
+        REFUSE(s->m, "tokenizer (got %s, want llama or gpt2)", model);
+    key_word(s, "tokenizer.ggml.pre", "default", v->pre);
+    v->tokens = find_key(s, "tokenizer.ggml.tokens", STRINGS, 1)->values;
+    v->merges = find_key(s, "tokenizer.ggml.merges", STRINGS, v->bpe)->values;
+    v->scores = find_key(s, "tokenizer.ggml.scores", FLOATS, !v->bpe)->values;
+    v->types = find_key(s, "tokenizer.ggml.token_type", INTS, 0)->values;
+    v->chat = find_key(s, "tokenizer.chat_template", A_STRING, 0)->values;
+    size_t n = check_range(s->m, "vocabulary", v->tokens.n, 1, 1 << 24);
+    if ((v->scores.at && v->scores.n != n) || (v->types.at && v->types.n != n))
+        REFUSE(s->m, "%zu tokens, but %zu scores, %zu types", n, v->scores.n, v->types.n);
+    check_range(s->m, "merges", v->merges.n, 0, 1 << 24);
+    int llama3 = v->bpe && !strcmp(v->pre, "llama-bpe"), last = (int)n - 1;
+    v->bos = key_int(s, "tokenizer.ggml.bos_token_id", 0, last, -1);
+    v->eos = key_int(s, "tokenizer.ggml.eos_token_id", 0, last, -1);
+    v->eot = key_int(s, "tokenizer.ggml.eot_token_id", 0, last, -1);
+    v->add_bos = key_int(s, "tokenizer.ggml.add_bos_token", 0, 1, !v->bpe || llama3) && v->bos >= 0;
+    v->space_prefix = key_int(s, "tokenizer.ggml.add_space_prefix", 0, 1, 1);
+}
+
+// Config: the architecture's, then what the keys say.
+static void gguf_config(ModelFile *s, const Arch *arch)
+{
+    Config *c = &s->m->config;
+    *c = arch->config;
+    c->rope.theta = 10000;
+    for (const Field *f = config_fields; f < config_fields + COUNT(config_fields); f++) {
+        if (!f->key) continue;
+        const FileItem *k = find_key(s, f->key, f->kind == 'i' ? A_INT : A_FLOAT, f->needed);
+        if (k->name) set_field(s->m, f, f->key, key_number(k));
+    }
+    c->vocab_size = (int)s->m->vocab.tokens.n;
+    complete_config(s->m);
+    key_int(s, ".attention.value_length", c->head_dim, c->head_dim, 0);
+    key_int(s, ".rope.dimension_count", c->head_dim, c->head_dim, 0);
+    key_int(s, "split.count", 0, 1, 0); // the other files would be missing
+    gguf_rope(s, &c->rope);
+    check_rope(c, s->m->path);
+    c->emb_scale *= sqrtf((float)c->dim);
+    if (c->gelu && c->n_layers == 62) c->score_scale = sqrtf((float)c->n_heads / c->dim); // the 27B
+    if (arch->config.global_every && c->rope.window) { // which is for local layers
+        c->local.window = c->rope.window;
+        c->rope.window = 0;
+    } else c->global_every = 0;
+}
+
+// The lists of keys and tensors; their offsets then count from the beginning of the file.
+static void gguf_directory(ModelFile *s)
+{
+    Model *m = s->m;
+    uint32_t version = gguf_number(s, 4);
+    if (version != 2 && version != 3) REFUSE(m, "GGUF version (got %u, want 2 or 3)", version);
+    size_t n_tensors = gguf_number(s, 8), n_keys = gguf_number(s, 8);
+    s->keys = gguf_list(s, n_keys, gguf_key);
+    s->tensors = gguf_list(s, n_tensors, gguf_tensor);
+    int align = key_int(s, "general.alignment", 4, 1 << 20, 32);
+    if (align & (align - 1)) REFUSE(m, "general.alignment (got %d, want a power of two)", align);
+    gguf_skip(s, round_up(s->at, align) - s->at, 1);
+    for (FileItem *t = s->tensors; t->name; t++) t->offset = add_size(t->offset, s->at);
+}
+
+static void load_gguf(Model *m)
+{
+    ModelFile s = {.m = m, .at = 4};
+    char name[32];
+    gguf_directory(&s);
+    key_word(&s, "general.architecture", "?", name);
+    int arch = FIND_NAME(archs, name);
+    if (arch < 0) REFUSE(m, "architecture (got %s, want one of %s)", name, LIST_NAMES(archs));
+    m->arch = archs[arch].name;
+    gguf_vocab(&s, &m->vocab);
+    gguf_config(&s, &archs[arch]);
+    take_weights(&s, &archs[arch]);
+    for (const FileItem *t = s.tensors; t->name; t++)
+        if (!t->used) REFUSE(m, "tensor %.*s: not of a %s", (int)t->len, t->name, m->arch);
+    free(s.keys);
+    free(s.tensors);
+}
+
+// --- either kind --------------------------------------------------------------------------------
 
 // A mapped file that shrinks, or whose disk fails, shows when a page of it is read.
 static char lost_text[PATH_MAX + 64];
@@ -3005,362 +3410,6 @@ static const uint8_t *map_file(const char *path, size_t *size)
     strcat(lost_text, "\n");
     signal(SIGBUS, on_lost);
     return map;
-}
-
-static void load_checkpoint(Model *m)
-{
-    m->arch = "llama2.c";
-    read_header(m);
-    m->layers = xcalloc((size_t)m->config.n_layers, sizeof *m->layers);
-    size_t extent = lay_out(m, NULL);
-    if (extent != m->size)
-        REFUSE(m, "its size does not fit its header (got %zu bytes, want %zu)", m->size, extent);
-    lay_out(m, m->map);
-    check_tables(m);
-    m->weight_bytes = m->size - (m->shared_classifier ? 0 : tensor_bytes(&m->tok_emb));
-}
-
-// ================================================================================================
-// 11  GGUF
-//
-// Another door to the same Config and Weights: nothing after this section knows which door was
-// used. A GGUF file is a list of typed keys, a list of tensor names with types, shapes and
-// offsets, and the data, aligned:
-//   "GGUF", u32 version, u64 n_tensors, u64 n_keys
-//   key:     string name, u32 type, value (of an array: u32 element type, u64 count, elements)
-//   tensor:  string name, u32 n_dims, u64 dims[n_dims] (the inner one first), u32 type, u64 offset
-//   string:  u64 length, bytes
-// A count is held against the bytes that are left before anything is allocated or skipped, and
-// every tensor against the end of the file when it is taken. A tensor that the architecture does
-// not use is an error, since a model that needs it would be computed wrongly without.
-
-// What a key can be, as messages say it.
-static const char A_INT[] = "a whole number", A_FLOAT[] = "a float", A_STRING[] = "a string",
-                  INTS[] = "int32s", FLOATS[] = "floats", STRINGS[] = "strings", OTHER[] = "other";
-
-// A value's bytes and what it is, by the number of its type. Signed ones of one or two bytes, which
-// nobody writes, are left out; other negative numbers are then too large for any key.
-static const struct {
-    size_t bytes;
-    const char *kind;
-} value_types[] = {
-    {1, A_INT}, {1, OTHER}, {2, A_INT}, {2, OTHER}, {4, A_INT}, {4, A_INT}, {4, A_FLOAT},
-    {1, A_INT}, {0, A_STRING}, {0, OTHER}, {8, A_INT}, {8, A_INT}, {8, A_FLOAT},
-};
-enum { G_I32 = 5, G_F32 = 6, G_STRING = 8, G_ARRAY = 9 };
-
-// A key or a tensor.
-typedef struct {
-    const char *name; // in the file: no zero behind its len bytes; NULL: the end of a list
-    size_t len;
-    uint32_t type;       // a tensor's, or of a key's values
-    const char *kind;    // of a key, and
-    Values values;       // what it holds
-    size_t rows, cols;   // of a tensor; dimensions behind the second count as rows
-    size_t offset;
-    int used;            // by the model: a tensor
-} GgufEntry;
-
-typedef struct {
-    Model *m;
-    size_t at; // while reading; then where the data begin
-    GgufEntry *keys, *tensors;
-} Gguf;
-
-// Moves past n items of `size` bytes, all in the file.
-static const uint8_t *gguf_skip(Gguf *g, size_t n, size_t size)
-{
-    if (n > (g->m->size - g->at) / size)
-        REFUSE(g->m, "cut off, or a wrong count (want %zu x %zu bytes at %zu)", n, size, g->at);
-    g->at += n * size;
-    return g->m->map + g->at - n * size;
-}
-
-// The next number, of `size` bytes.
-static size_t gguf_number(Gguf *g, size_t size)
-{
-    size_t v = 0;
-    memcpy(&v, gguf_skip(g, size, 1), size);
-    return v;
-}
-
-// What stands behind a key's name: its type and value.
-static void gguf_key(Gguf *g, GgufEntry *k)
-{
-    int array = (k->type = gguf_number(g, 4)) == G_ARRAY;
-    if (array) k->type = gguf_number(g, 4);
-    if (k->type >= COUNT(value_types) || k->type == G_ARRAY)
-        REFUSE(g->m, "key %.*s has an unknown type (got %u)", (int)k->len, k->name, k->type);
-    k->kind = !array ? value_types[k->type].kind : k->type == G_STRING ? STRINGS
-            : k->type == G_F32 ? FLOATS : k->type == G_I32 ? INTS : OTHER;
-    size_t n = array ? gguf_number(g, 8) : 1;
-    k->values = (Values){g->m->map + g->at, n};
-    for (; k->type == G_STRING && n > 0; n--) gguf_skip(g, gguf_number(g, 8), 1);
-    if (n > 0) gguf_skip(g, n, value_types[k->type].bytes);
-}
-
-// What stands behind a tensor's name.
-static void gguf_tensor(Gguf *g, GgufEntry *t)
-{
-    size_t n_dims = gguf_number(g, 4);
-    t->cols = n_dims ? gguf_number(g, 8) : 1;
-    t->rows = 1;
-    while (n_dims-- > 1) t->rows = mul_size(t->rows, gguf_number(g, 8));
-    t->type = gguf_number(g, 4);
-    t->offset = gguf_number(g, 8);
-}
-
-// The entry of that name, or NULL.
-static GgufEntry *find_entry(GgufEntry *list, const char *name, size_t len)
-{
-    while (list->name && (list->len != len || memcmp(list->name, name, len))) list++;
-    return list->name ? list : NULL;
-}
-
-// A list of n entries, each a name, which may not come twice, and what `read` reads; the last has
-// no name.
-static GgufEntry *gguf_list(Gguf *g, size_t n, void (*read)(Gguf *, GgufEntry *))
-{
-    if (n > 1 << 14) REFUSE(g->m, "too many keys or tensors (got %zu)", n);
-    GgufEntry *list = xcalloc(n + 1, sizeof *list);
-    for (GgufEntry *e = list; e < list + n; e++) {
-        size_t len = gguf_number(g, 8);
-        const char *name = (const char *)gguf_skip(g, len, 1);
-        int bad = len < 1 || len > 255;
-        for (size_t i = 0; i < len && !bad; i++) bad = !isgraph((uint8_t)name[i]);
-        if (bad) REFUSE(g->m, "a broken name before byte %zu", g->at);
-        if (find_entry(list, name, len)) REFUSE(g->m, "%.*s is there twice", (int)len, name);
-        e->name = name;
-        e->len = len;
-        read(g, e);
-    }
-    return list;
-}
-
-// The key, one without values if there is none. ".name" stands for "architecture.name".
-static const GgufEntry *find_key(const Gguf *g, const char *name, const char *kind, int needed)
-{
-    static const GgufEntry none;
-    char full[128];
-    snprintf(full, sizeof full, "%s%s", *name == '.' ? g->m->arch : "", name);
-    const GgufEntry *k = find_entry(g->keys, full, strlen(full));
-    if (!k && needed) REFUSE(g->m, "no key %s (want %s)", full, kind);
-    if (k && k->kind != kind) REFUSE(g->m, "key %s (got %s, want %s)", full, k->kind, kind);
-    return k ? k : &none;
-}
-
-// A key of one number.
-static double key_number(const GgufEntry *k)
-{
-    union { uint64_t u; float f; double d; } v = {0};
-    size_t bytes = value_types[k->type].bytes;
-    memcpy(&v, k->values.at, bytes);
-    return k->kind == A_INT ? (double)v.u : bytes == 4 ? v.f : v.d;
-}
-
-static int key_int(const Gguf *g, const char *name, int lo, int hi, int absent)
-{
-    const GgufEntry *k = find_key(g, name, A_INT, 0);
-    return k->name ? (int)check_range(g->m, name, key_number(k), lo, hi) : absent;
-}
-
-// A short string, or `absent`, to out[32]; what does not fit is no word that anybody knows.
-static void key_word(const Gguf *g, const char *name, const char *absent, char out[32])
-{
-    Values v = find_key(g, name, A_STRING, 0)->values;
-    size_t len = strlen(absent);
-    const char *s = v.n ? next_string(&v, &len) : absent;
-    snprintf(out, 32, "%.*s", (int)min_size(len, 31), s);
-}
-
-// The tensor [rows][cols] of that name, all of it in the file; a vector (rows 1) is f32. One that
-// is not there has no data, or is an error if needed.
-static Tensor take_tensor(Gguf *g, const char *name, size_t rows, size_t cols, int needed)
-{
-    const Model *m = g->m;
-    GgufEntry *e = find_entry(g->tensors, name, strlen(name));
-    if (!e && needed) REFUSE(m, "no tensor %s", name);
-    if (!e) return (Tensor){0};
-    int k = 0;
-    while (k < N_TENSOR_TYPES && tensor_types[k].gguf != (int64_t)e->type) k++;
-    const TensorType *type = &tensor_types[k];
-    if (k == N_TENSOR_TYPES || (rows == 1 && k != T_F32) || e->rows != rows || e->cols != cols ||
-        cols % type->block)
-        REFUSE(m, "tensor %s (got type %u, %zu x %zu, want %s, %zu x %zu)", name, e->type, e->rows,
-               e->cols, rows == 1 ? "0" : "a known one in whole blocks", rows, cols);
-    Tensor t = {type, m->map + g->at, NULL, type->group, rows, cols};
-    size_t room = m->size - g->at, bytes = tensor_bytes(&t);
-    if (e->offset > room || bytes > room - e->offset || e->offset % 4)
-        REFUSE(m, "tensor %s (got %zu bytes at %zu, want a multiple of 4 and at most %zu)",
-               name, bytes, e->offset, room);
-    t.data += e->offset;
-    e->used = 1;
-    g->m->weight_bytes += bytes;
-    return t;
-}
-
-// What architectures differ in. All of them are pre-norm Transformers with RMSNorm, grouped-query
-// attention, RoPE and a gated feed-forward layer.
-typedef struct {
-    const char *name;
-    int vectors;   // of a layer: bit k says that it has Layer's vec[k]
-    Config config; // where no key says otherwise
-} Arch;
-
-enum { NORMS = 3, POST_NORMS = 3 << 2, QK_NORMS = 3 << 4, BIASES = 7 << 6 };
-
-static const Arch archs[] = {
-    {"llama", NORMS, {0}}, // its converters permute wq and wk to interleaved pairs
-    {"qwen2", NORMS | BIASES, {.rope_split = 1}},
-    {"qwen3", NORMS | QK_NORMS, {.rope_split = 1}},
-    {"gemma3", NORMS | QK_NORMS | POST_NORMS, {.rope_split = 1, .gelu = 1, .emb_scale = 1,
-                                               .global_every = 6, .local.theta = 10000}},
-};
-
-// Layer i: all that its architecture has.
-static void take_layer(Gguf *g, const Arch *a, int i)
-{
-    static const char *const names[N_MATRICES + N_VECTORS] = {
-        "attn_q.weight", "attn_k.weight", "attn_v.weight", "attn_output.weight", "ffn_gate.weight",
-        "ffn_down.weight", "ffn_up.weight", "attn_norm.weight", "ffn_norm.weight",
-        "post_attention_norm.weight", "post_ffw_norm.weight", "attn_q_norm.weight",
-        "attn_k_norm.weight", "attn_q.bias", "attn_k.bias", "attn_v.bias"};
-    const Config *c = &g->m->config;
-    size_t dim = c->dim, d = c->head_dim, q = q_dim(c), kv = kv_dim(c), rows, cols;
-    const size_t sizes[N_VECTORS] = {dim, dim, dim, dim, d, d, q, kv, kv};
-    Layer *l = &g->m->layers[i];
-    for (int k = 0; k < N_MATRICES + N_VECTORS; k++) {
-        int v = k - N_MATRICES;
-        char name[64];
-        snprintf(name, sizeof name, "blk.%d.%s", i, names[k]);
-        if (v < 0) {
-            matrix_shape(c, k, &rows, &cols);
-            l->w[k] = take_tensor(g, name, rows, cols, 1);
-        } else if (a->vectors >> v & 1)
-            l->vec[v] = (const float *)take_tensor(g, name, 1, sizes[v], 1).data;
-    }
-}
-
-// Factors of the wavelengths, one a pair, or NULL.
-static const float *take_factors(Gguf *g, const char *name)
-{
-    size_t pairs = g->m->config.head_dim / 2;
-    const float *f = (const float *)take_tensor(g, name, 1, pairs, 0).data;
-    check_floats(g->m, name, f, f ? pairs : 0, 1e-6, 1e6);
-    return f;
-}
-
-// What the keys say about scaling, in our terms.
-static void gguf_rope(Gguf *g, RopeConfig *r)
-{
-    static const char *const types[] = {"none", "linear", "yarn", "longrope"};
-    static const int methods[] = {ROPE_NONE, ROPE_LINEAR, ROPE_YARN, ROPE_LONGROPE};
-    char type[32];
-    key_word(g, ".rope.scaling.type", r->factor > 0 ? "linear" : "none", type);
-    int k = FIND_NAME(types, type);
-    if (k < 0) REFUSE(g->m, "RoPE scaling (got %s, want one of %s)", type, LIST_NAMES(types));
-    const float *freqs = take_factors(g, "rope_freqs.weight"); // Llama 3.1's, at any length
-    r->method = freqs ? ROPE_LONGROPE : methods[k];
-    if (freqs) r->factor = 1;
-    if (r->method == ROPE_NONE) r->factor = r->attn_factor = 0;
-    // The file's is all of longrope's attention factor, but is multiplied with yarn's own.
-    if (r->method == ROPE_LONGROPE && !(r->attn_factor > 0)) r->attn_factor = 1;
-    if (r->method == ROPE_YARN) r->attn_factor *= 0.1 * log(fmax(1, r->factor)) + 1;
-    r->long_factors = freqs ? freqs : take_factors(g, "rope_factors_long.weight");
-    r->short_factors = freqs ? freqs : take_factors(g, "rope_factors_short.weight");
-    if (r->method == ROPE_LONGROPE && !(r->long_factors && r->short_factors))
-        REFUSE(g->m, "longrope without its tensors of factors");
-}
-
-// The tokenizer's lists, each as long as there are tokens, and ids, each of one of them.
-static void gguf_vocab(Gguf *g, Vocab *v)
-{
-    char model[32];
-    key_word(g, "tokenizer.ggml.model", "?", model);
-    v->bpe = !strcmp(model, "gpt2");
-    if (!v->bpe && strcmp(model, "llama"))
-        REFUSE(g->m, "tokenizer (got %s, want llama or gpt2)", model);
-    key_word(g, "tokenizer.ggml.pre", "default", v->pre);
-    v->tokens = find_key(g, "tokenizer.ggml.tokens", STRINGS, 1)->values;
-    v->merges = find_key(g, "tokenizer.ggml.merges", STRINGS, v->bpe)->values;
-    v->scores = find_key(g, "tokenizer.ggml.scores", FLOATS, !v->bpe)->values;
-    v->types = find_key(g, "tokenizer.ggml.token_type", INTS, 0)->values;
-    v->chat = find_key(g, "tokenizer.chat_template", A_STRING, 0)->values;
-    size_t n = check_range(g->m, "vocabulary", v->tokens.n, 1, 1 << 24);
-    if ((v->scores.at && v->scores.n != n) || (v->types.at && v->types.n != n))
-        REFUSE(g->m, "%zu tokens, but %zu scores, %zu types", n, v->scores.n, v->types.n);
-    check_range(g->m, "merges", v->merges.n, 0, 1 << 24);
-    int llama3 = v->bpe && !strcmp(v->pre, "llama-bpe"), last = (int)n - 1;
-    v->bos = key_int(g, "tokenizer.ggml.bos_token_id", 0, last, -1);
-    v->eos = key_int(g, "tokenizer.ggml.eos_token_id", 0, last, -1);
-    v->eot = key_int(g, "tokenizer.ggml.eot_token_id", 0, last, -1);
-    v->add_bos = key_int(g, "tokenizer.ggml.add_bos_token", 0, 1, !v->bpe || llama3) && v->bos >= 0;
-    v->space_prefix = key_int(g, "tokenizer.ggml.add_space_prefix", 0, 1, 1);
-}
-
-// Config: the architecture's, then what the keys say.
-static void gguf_config(Gguf *g, const Arch *arch)
-{
-    Config *c = &g->m->config;
-    *c = arch->config;
-    c->rope.theta = 10000;
-    for (const Field *f = config_fields; f < config_fields + COUNT(config_fields); f++) {
-        if (!f->key) continue;
-        const GgufEntry *k = find_key(g, f->key, f->kind == 'i' ? A_INT : A_FLOAT, f->needed);
-        if (k->name) set_field(g->m, f, f->key, key_number(k));
-    }
-    c->vocab_size = (int)g->m->vocab.tokens.n;
-    complete_config(g->m);
-    key_int(g, ".attention.value_length", c->head_dim, c->head_dim, 0);
-    key_int(g, ".rope.dimension_count", c->head_dim, c->head_dim, 0);
-    key_int(g, "split.count", 0, 1, 0); // the other files would be missing
-    gguf_rope(g, &c->rope);
-    c->emb_scale *= sqrtf((float)c->dim);
-    if (c->gelu && c->n_layers == 62) c->score_scale = sqrtf((float)c->n_heads / c->dim); // the 27B
-    if (arch->config.global_every && c->rope.window) { // which is for local layers
-        c->local.window = c->rope.window;
-        c->rope.window = 0;
-    } else c->global_every = 0;
-}
-
-// Finds all tensors that the architecture has; there may be no others.
-static void gguf_weights(Gguf *g, const Arch *arch)
-{
-    Model *m = g->m;
-    size_t dim = m->config.dim, vocab = m->config.vocab_size;
-    m->layers = xcalloc(m->config.n_layers, sizeof *m->layers);
-    m->final_norm = (const float *)take_tensor(g, "output_norm.weight", 1, dim, 1).data;
-    m->tok_emb = take_tensor(g, "token_embd.weight", vocab, dim, 1);
-    m->classifier = take_tensor(g, "output.weight", vocab, dim, 0);
-    m->shared_classifier = !m->classifier.data;
-    if (m->shared_classifier) m->classifier = m->tok_emb;
-    else m->weight_bytes -= tensor_bytes(&m->tok_emb);
-    for (int l = 0; l < m->config.n_layers; l++) take_layer(g, arch, l);
-    for (const GgufEntry *t = g->tensors; t->name; t++)
-        if (!t->used) REFUSE(m, "tensor %.*s: not of a %s", (int)t->len, t->name, m->arch);
-}
-
-static void load_gguf(Model *m)
-{
-    Gguf g = {.m = m, .at = 4};
-    char name[32];
-    uint32_t version = gguf_number(&g, 4);
-    if (version != 2 && version != 3) REFUSE(m, "GGUF version (got %u, want 2 or 3)", version);
-    size_t n_tensors = gguf_number(&g, 8), n_keys = gguf_number(&g, 8);
-    g.keys = gguf_list(&g, n_keys, gguf_key);
-    g.tensors = gguf_list(&g, n_tensors, gguf_tensor);
-    int align = key_int(&g, "general.alignment", 4, 1 << 20, 32);
-    if (align & (align - 1)) REFUSE(m, "general.alignment (got %d, want a power of two)", align);
-    gguf_skip(&g, round_up(g.at, align) - g.at, 1);
-    key_word(&g, "general.architecture", "?", name);
-    int arch = FIND_NAME(archs, name);
-    if (arch < 0) REFUSE(m, "architecture (got %s, want one of %s)", name, LIST_NAMES(archs));
-    m->arch = archs[arch].name;
-    gguf_vocab(&g, &m->vocab);
-    gguf_config(&g, &archs[arch]);
-    gguf_weights(&g, &archs[arch]);
-    free(g.keys);
-    free(g.tensors);
 }
 
 static void model_load(Model *m, const char *path)
@@ -3844,22 +3893,28 @@ static char *read_text(const char *path, size_t *len)
     return text;
 }
 
-// llama2.c's file: int32 longest piece, then for each id f32 score, int32 length, bytes.
-static void read_tokenizer_bin(Tokenizer *t)
+// llama2.c's tokenizer.bin, as the lists that a GGUF file would have brought, for n pieces: int32
+// longest piece, then for each id f32 score, int32 length, bytes.
+static Vocab read_tokenizer_bin(const char *path, size_t n)
 {
-    size_t size, at = 4;
-    const uint8_t *file = (const uint8_t *)read_text(t->path, &size);
-    int id = 0;
-    for (; id < t->vocab_size && at + 8 <= size; id++) {
-        int len = read_i32(file + at + 4), kind = id <= ID_EOS ? TOKEN_CONTROL : TOKEN_TEXT;
-        if (len < 0 || (size_t)len > size - at - 8)
-            die(EXIT_DATA, t->path, "piece %d does not fit the file (got length %d)", id, len);
-        t->pieces[id] = (Piece){(const char *)file + at + 8, len, read_f32(file + at), kind, 0};
-        at += 8 + (size_t)len;
+    size_t size, at = 4, id = 0, len;
+    const uint8_t *file = (const uint8_t *)read_text(path, &size);
+    uint8_t *tokens = xrealloc(NULL, size + 8 * n, 1), *to = tokens;
+    uint8_t *scores = xcalloc(n, 4), *types = xcalloc(n, 4);
+    for (; id < n && at + 8 <= size; id++, at += 8 + len, to += 8 + len) {
+        len = (uint32_t)read_i32(file + at + 4);
+        if (len > size - at - 8)
+            die(EXIT_DATA, path, "piece %zu does not fit the file (got length %zu)", id, len);
+        memcpy(to, &len, 8);
+        memcpy(to + 8, file + at + 8, len);
+        memcpy(scores + 4 * id, file + at, 4);
+        types[4 * id] = id <= ID_EOS ? 3 : 1;
     }
-    if (id < t->vocab_size || at != size)
-        die(EXIT_DATA, t->path, "not a tokenizer for this model (got %s than %d pieces)",
-            id < t->vocab_size ? "fewer" : "more", t->vocab_size);
+    if (id < n || at != size)
+        die(EXIT_DATA, path, "not a tokenizer for this model (got %s than %zu pieces)",
+            id < n ? "fewer" : "more", n);
+    return (Vocab){.tokens = {tokens, n}, .scores = {scores, n}, .types = {types, n}, .plain = 1,
+                   .bos = ID_BOS, .eos = ID_EOS, .eot = -1, .add_bos = 1, .space_prefix = 1};
 }
 
 // The byte that GPT-2 writes as character c, or -1: printable ones stand for themselves, the
@@ -3902,7 +3957,11 @@ static void read_pieces(Tokenizer *t, const Vocab *v)
         if (len > 1 << 16) die(EXIT_DATA, t->path, "token %d is too long (got %zu)", id, len);
         if (!v->bpe && (id == v->bos || id == v->eos || id == v->eot)) type = 3;
         if (type < COUNT(kinds) && kinds[type]) p.kind = kinds[type];
-        else len = plain_text(p.text, len, v->bpe, plain), p.text = plain, plain += len;
+        else if (!v->plain) {
+            len = plain_text(p.text, len, v->bpe, plain);
+            p.text = plain;
+            plain += len;
+        }
         if (v->scores.at) p.score = read_f32(v->scores.at + 4 * (size_t)id);
         p.len = (int)len;
         t->pieces[id] = p;
@@ -3936,8 +3995,7 @@ static void tokenizer_from_vocab(Tokenizer *t, const char *path, const Vocab *v)
                      .space_prefix = v->space_prefix && !v->bpe};
     t->pieces = xcalloc(n, sizeof *t->pieces);
     memset(t->byte_id, -1, sizeof t->byte_id);
-    if (v->tokens.at) read_pieces(t, v);
-    else read_tokenizer_bin(t);
+    read_pieces(t, v);
     index_pieces(t);
     if (v->bpe) {
         int style = FIND_NAME(word_styles, v->pre);
@@ -3954,9 +4012,8 @@ static void tokenizer_from_vocab(Tokenizer *t, const char *path, const Vocab *v)
 // From tokenizer.bin.
 static void tokenizer_load(Tokenizer *t, const char *path, int vocab_size)
 {
-    tokenizer_from_vocab(t, path, &(Vocab){.tokens.n = (size_t)vocab_size, .bos = ID_BOS,
-                                           .eos = ID_EOS, .eot = -1, .add_bos = 1,
-                                           .space_prefix = 1});
+    Vocab v = read_tokenizer_bin(path, vocab_size);
+    tokenizer_from_vocab(t, path, &v);
 }
 
 // ================================================================================================
@@ -4063,14 +4120,14 @@ static int sample(Sampler *s, float *logits, size_t n, const int *recent, int n_
 static struct {
     const char *checkpoint, *tokenizer, *prompt, *file, *system;
     const char *long_factors, *short_factors, *self_extend, *leaky;
+    int rerope;
     long long steps, seed;
     int mode, chat_format, kv; // rows of their tables; -1: not given
     int ctx, threads, chunk;
     int exact, clamp_positions, help, version;
     Sampler sampler;
-    RopeConfig rope;
 } opt = {.steps = 256, .seed = -1, .chat_format = -1, .chunk = 128,
-         .sampler = {.temperature = 1, .top_p = 0.9, .repeat_penalty = 1}, .rope.method = -1};
+         .sampler = {.temperature = 1, .top_p = 0.9, .repeat_penalty = 1}};
 
 typedef struct {
     Model model;
@@ -4446,22 +4503,28 @@ typedef struct {
 
 static const char *const kv_types[] = {"f16", "f32"};
 
+// Where an option's value goes: to a variable of its own, or into a field of Config, whose row in
+// config_fields then says what it may be.
 typedef struct {
     char letter; // 0: none
     const char *name;
-    enum { O_FLAG, O_INT, O_LONG, O_FLOAT, O_TEXT, O_NAME } kind;
+    enum { O_INT, O_LONG, O_FLOAT, O_TEXT, O_FIELD } kind;
     void *to;
+    size_t field; // O_FIELD: where in Config
     double lo, hi;
-    Names names; // O_NAME: the value is the number of a row
-    const char *arg, *help; // NULL: the names are
+    Names names;  // if any, the value is the number of a row
+    const char *arg; // "": takes no value, and sets 1
+    const char *help; // NULL: the names are
 } Option;
 
-#define FLAG(field) O_FLAG, &field, 0, 0, {0}
-#define INT(field, lo, hi) O_INT, &field, lo, hi, {0}
-#define LONG(field, lo, hi) O_LONG, &field, lo, hi, {0}
-#define FLOAT(field, lo, hi) O_FLOAT, &field, lo, hi, {0}
-#define TEXT(field) O_TEXT, &field, 0, 0, {0}
-#define NAME(field, table) O_NAME, &field, 0, 0, NAMES(table)
+#define FLAG(to) O_INT, &to, 0, 0, 1, {0}
+#define INT(to, lo, hi) O_INT, &to, 0, lo, hi, {0}
+#define LONG(to, lo, hi) O_LONG, &to, 0, lo, hi, {0}
+#define FLOAT(to, lo, hi) O_FLOAT, &to, 0, lo, hi, {0}
+#define TEXT(to) O_TEXT, &to, 0, 0, 0, {0}
+#define NAME(to, table) O_INT, &to, 0, 0, 0, NAMES(table)
+#define SETS(member) O_FIELD, NULL, offsetof(Config, member), 0, 0, {0}
+#define SETS_NAME(member, table) O_FIELD, NULL, offsetof(Config, member), 0, 0, NAMES(table)
 
 // Options of every program that includes this file.
 static const Option shared_options[] = {
@@ -4474,28 +4537,44 @@ static const Option shared_options[] = {
     {0, "chunk", INT(opt.chunk, 1, 1 << 15), "N", "tokens of a prompt read at once (128)"},
     {0, "kv", NAME(opt.kv, kv_types), "f16|f32", "type of the KV cache (f16)"},
     {0, "exact", FLAG(opt.exact), "", "all activations and the KV cache in float32"},
-    {0, "rope-scaling", NAME(opt.rope.method, rope_methods), "METHOD", "to go past L; see below"},
-    {0, "rope-factor", FLOAT(opt.rope.factor, 1, 1e6), "S", "(-c / L; dynamic: 1)"},
-    {0, "rope-orig-ctx", INT(opt.rope.orig_ctx, 1, 1 << 28), "L", "(as trained)"},
-    {0, "rope-theta", FLOAT(opt.rope.theta, 1.5, 1e12), "BASE", "(the model's)"},
-    {0, "rope-attn-factor", FLOAT(opt.rope.attn_factor, 1e-3, 1e3), "A", "(the method's)"},
-    {0, "beta-fast", FLOAT(opt.rope.beta_fast, 1e-3, 1e6), "TURNS", "yarn: kept above (32)"},
-    {0, "beta-slow", FLOAT(opt.rope.beta_slow, 1e-3, 1e6), "TURNS", "interpolated below (1)"},
-    {0, "low-freq-factor", FLOAT(opt.rope.low_freq_factor, 1e-3, 1e6), "TURNS", "llama3 (1)"},
-    {0, "high-freq-factor", FLOAT(opt.rope.high_freq_factor, 1e-3, 1e6), "TURNS", "llama3 (4)"},
+    {0, "rope-scaling", SETS_NAME(rope.method, rope_methods), "METHOD", "to go past L; see below"},
+    {0, "rope-factor", SETS(rope.factor), "S", "(-c / L; dynamic: 1)"},
+    {0, "rope-orig-ctx", SETS(rope.orig_ctx), "L", "(as trained)"},
+    {0, "rope-theta", SETS(rope.theta), "BASE", "(the model's)"},
+    {0, "rope-attn-factor", SETS(rope.attn_factor), "A", "(the method's)"},
+    {0, "beta-fast", SETS(rope.beta_fast), "TURNS", "yarn: kept above (32)"},
+    {0, "beta-slow", SETS(rope.beta_slow), "TURNS", "interpolated below (1)"},
+    {0, "low-freq-factor", SETS(rope.low_freq_factor), "TURNS", "llama3 (1)"},
+    {0, "high-freq-factor", SETS(rope.high_freq_factor), "TURNS", "llama3 (4)"},
     {0, "long-factors", TEXT(opt.long_factors), "PATH", "longrope: a number a pair"},
     {0, "short-factors", TEXT(opt.short_factors), "PATH", "the same up to L tokens"},
-    {0, "window", INT(opt.rope.window, 0, 1 << 28), "W", "attend to the last W tokens only"},
-    {0, "sinks", INT(opt.rope.sinks, 0, 1 << 20), "S", "and to the first S (with --window)"},
+    {0, "window", SETS(rope.window), "W", "attend to the last W tokens only"},
+    {0, "sinks", SETS(rope.sinks), "S", "and to the first S (with --window)"},
     {0, "self-extend", TEXT(opt.self_extend), "G:W", "groups of G past distance W"},
-    {0, "rerope", INT(opt.rope.near, 1, 1 << 28), "W", "no distance above W"},
+    {0, "rerope", INT(opt.rerope, 1, 1 << 28), "W", "no distance above W"},
     {0, "leaky-rerope", TEXT(opt.leaky), "W:K", "past W, distances / K"},
-    {0, "logn", FLAG(opt.rope.logn), "", "scale queries past L by ln(n) / ln(L)"},
+    {0, "logn", SETS(rope.logn), "", "scale queries past L by ln(n) / ln(L)"},
     {0, "clamp-positions", FLAG(opt.clamp_positions), "", "learned: past the table, its last row"},
     {'h', "help", FLAG(opt.help), "", "this text"},
     {0, "version", FLAG(opt.version), "", "that of the program"},
 };
-static const char *given[COUNT(shared_options)]; // the values on the command line; NULL: not there
+
+// What the command line says about fields of Config, by their rows, until there is a model.
+static struct {
+    int there;
+    double value;
+} given[COUNT(config_fields)];
+
+// The row of config_fields for this place in Config.
+static size_t find_field(size_t to)
+{
+    size_t i = 0;
+    while (config_fields[i].to != to) i++;
+    return i;
+}
+
+static int is_given(size_t to) { return given[find_field(to)].there; }
+#define GIVEN(member) is_given(offsetof(Config, member))
 
 // A program is a name, what it can do, the first row by default, and options of its own.
 typedef struct {
@@ -4551,7 +4630,7 @@ static void print_help(void)
 
 static int parse_name(const char *option, const char *s, const Option *o)
 {
-    int i = find_name(o->names, s);
+    int i = find_name(o->names, strcmp(s, "pi") ? s : "linear"); // as [PI] says
     if (i < 0)
         die(EXIT_USAGE, option, "no such name (got '%.99s', want %s)", s,
             o->help ? o->help : list_names(o->names));
@@ -4560,14 +4639,19 @@ static int parse_name(const char *option, const char *s, const Option *o)
 
 static void set_option(const Option *o, const char *name, const char *value)
 {
-    if (o->to == &opt.rope.method && !strcmp(value, "pi")) value = "linear"; // as [PI] says
+    size_t field = o->kind == O_FIELD ? find_field(o->field) : 0;
+    const Field *f = &config_fields[field];
+    int is_float = o->kind == O_FIELD ? f->kind != 'i' : o->kind == O_FLOAT;
+    double lo = o->kind == O_FIELD ? f->lo : o->lo, hi = o->kind == O_FIELD ? f->hi : o->hi;
+    long double v = o->names.n ? parse_name(name, value, o) // holds any 64-bit integer, too
+                  : o->kind == O_TEXT || !*o->arg ? 1
+                  : is_float ? parse_float(name, value, lo, hi) : parse_int(name, value, lo, hi);
     switch (o->kind) {
-    case O_FLAG: *(int *)o->to = 1; break;
+    case O_INT: *(int *)o->to = (int)v; break;
+    case O_LONG: *(long long *)o->to = (long long)v; break;
+    case O_FLOAT: *(double *)o->to = (double)v; break;
     case O_TEXT: *(const char **)o->to = value; break;
-    case O_FLOAT: *(double *)o->to = parse_float(name, value, o->lo, o->hi); break;
-    case O_INT: *(int *)o->to = (int)parse_int(name, value, o->lo, o->hi); break;
-    case O_LONG: *(long long *)o->to = parse_int(name, value, o->lo, o->hi); break;
-    case O_NAME: *(int *)o->to = parse_name(name, value, o); break;
+    case O_FIELD: given[field].there = 1, given[field].value = (double)v;
     }
 }
 
@@ -4585,11 +4669,9 @@ static void parse_options(int argc, char **argv)
         while ((o = next_option(o)))
             if (arg[1] == '-' ? !strcmp(arg + 2, o->name) : arg[1] == o->letter && !arg[2]) break;
         if (!o) die(EXIT_USAGE, arg, "no such option; see %s -h", prog);
-        if (o->kind == O_FLAG && value) die(EXIT_USAGE, arg, "takes no value");
-        if (o->kind == O_FLAG) value = "";
-        else if (!value && !(value = argv[++a])) die(EXIT_USAGE, arg, "needs a value (%s)", o->arg);
-        if (o >= shared_options && o < shared_options + COUNT(shared_options))
-            given[o - shared_options] = value;
+        if (!*o->arg && value) die(EXIT_USAGE, arg, "takes no value");
+        if (*o->arg && !value && !(value = argv[++a]))
+            die(EXIT_USAGE, arg, "needs a value (%s)", o->arg);
         set_option(o, arg, value);
     }
 }
@@ -4640,7 +4722,9 @@ static void set_distance(RopeConfig *r)
 {
     const char *option = opt.leaky ? "--leaky-rerope" : "--self-extend";
     const char *pair = opt.leaky ? opt.leaky : opt.self_extend;
-    if (r->near) r->distance = DIST_REROPE;
+    if (!!opt.self_extend + !!opt.leaky + !!opt.rerope > 1)
+        die(EXIT_USAGE, "--self-extend, --rerope, --leaky-rerope", "only one of them can be used");
+    if (opt.rerope) r->distance = DIST_REROPE, r->near = opt.rerope;
     if (!pair) return;
     char *first = copy_string(pair), *second = strchr(first, ':');
     if (!second) die(EXIT_USAGE, option, "want two numbers with a colon between (got '%s')", pair);
@@ -4651,56 +4735,29 @@ static void set_distance(RopeConfig *r)
                        : (double)parse_int(option, first, 1, 1 << 28);
 }
 
-// Refuses what means nothing, together or for the model's encoding. user: the command line's.
-static void check_rope(const Config *c, const RopeConfig *user)
+// Lays what the command line says about positions over the model's: another method takes the
+// place of the model's factors, too, and a window that was taken away takes its sinks along.
+static void set_rope(Model *m)
 {
-    static const char distances[] = "--self-extend, --rerope, --leaky-rerope";
-    const RopeConfig *r = &c->rope;
-    RopeConfig full = *r;
-    rope_resolve(&full, c->train_ctx, c->train_ctx);
-    const char *name = encodings[c->encoding].name;
-    if (!r->method && user->factor > 0)
-        die(EXIT_USAGE, "--rope-factor", "needs --rope-scaling METHOD");
-    if (r->method == ROPE_LONGROPE && !(r->long_factors && r->short_factors))
-        die(EXIT_USAGE, "--rope-scaling longrope", "needs --long-factors and --short-factors");
-    if (!!opt.self_extend + !!opt.leaky + !!user->near > 1)
-        die(EXIT_USAGE, distances, "only one of them can be used");
-    if (r->sinks && !r->window) die(EXIT_USAGE, "--sinks", "needs --window");
-    if (r->sinks && r->distance)
-        die(EXIT_USAGE, "--sinks", "cannot be used with another distance method");
-    if ((user->beta_fast > 0 || user->beta_slow > 0) && full.beta_fast < full.beta_slow)
-        die(EXIT_USAGE, "--beta-fast", "below --beta-slow (got %g, %g)", full.beta_fast,
-            full.beta_slow);
-    if ((user->low_freq_factor > 0 || user->high_freq_factor > 0) &&
-        full.high_freq_factor < full.low_freq_factor)
-        die(EXIT_USAGE, "--high-freq-factor", "below --low-freq-factor (got %g, %g)",
-            full.high_freq_factor, full.low_freq_factor);
-    if (is_rotary(c)) return;
-    if (user->theta > 0 || user->attn_factor > 0)
-        die(EXIT_USAGE, "--rope-theta, --rope-attn-factor", "the model does not rotate (its "
-            "encoding is %s)", name);
-    if (r->distance && !encodings[c->encoding].bias)
-        die(EXIT_USAGE, distances, "the model knows no distances (its encoding is %s)", name);
-    if (r->method > ROPE_LINEAR || (r->method && !encodings[c->encoding].linear))
-        die(EXIT_USAGE, "--rope-scaling", "%s is not defined for the model's encoding (got %s)",
-            rope_methods[r->method].name, name);
-}
-
-// Lays the command line's position options over the checkpoint's, by setting them once more.
-static void set_rope(Config *c)
-{
-    RopeConfig user = opt.rope, *r = &opt.rope;
-    size_t pairs = c->head_dim / 2;
-    *r = c->rope;
-    if (user.method >= 0 && user.method != r->method) r->factor = r->attn_factor = 0; // the model's
-    for (size_t i = 0; i < COUNT(given); i++)
-        if (given[i]) set_option(&shared_options[i], shared_options[i].name, given[i]);
-    if (!r->window && !user.sinks) r->sinks = 0; // the model's, whose window was taken away
-    if (opt.long_factors) r->long_factors = read_factors(opt.long_factors, pairs);
-    if (opt.short_factors) r->short_factors = read_factors(opt.short_factors, pairs);
+    Config *c = &m->config;
+    RopeConfig *r = &c->rope;
+    for (size_t i = 0; i < COUNT(given); i++) {
+        const Field *f = &config_fields[i];
+        if (!given[i].there) continue;
+        if (f->to == offsetof(Config, rope.method) && given[i].value != r->method)
+            r->factor = r->attn_factor = 0;
+        set_field(m, f, f->name, given[i].value);
+    }
+    if (!r->window && !GIVEN(rope.sinks)) r->sinks = 0;
+    if (opt.long_factors) r->long_factors = read_factors(opt.long_factors, c->head_dim / 2);
+    if (opt.short_factors) r->short_factors = read_factors(opt.short_factors, c->head_dim / 2);
     set_distance(r);
-    c->rope = *r;
-    check_rope(c, &user);
+    if (!r->method && GIVEN(rope.factor))
+        die(EXIT_USAGE, "--rope-factor", "needs --rope-scaling METHOD");
+    if (!is_rotary(c) && (GIVEN(rope.theta) || GIVEN(rope.attn_factor)))
+        die(EXIT_USAGE, "--rope-theta, --rope-attn-factor", "the model does not rotate (its "
+            "encoding is %s)", encodings[c->encoding].name);
+    check_rope(c, NULL);
 }
 
 // Which context the run uses: -c, else as trained; the longest length to be tested; or, where a
@@ -4753,7 +4810,7 @@ static void open_session(Session *s)
     int runs = !(program->modes[opt.mode].kind & NO_STATE);
     model_load(&s->model, opt.checkpoint);
     Config *c = &s->model.config;
-    set_rope(c);
+    set_rope(&s->model);
     s->ctx = choose_context(c);
     if (runs) pool_start(opt.threads ? opt.threads : processors());
     size_t mapped = runs && s->model.size < available_memory() ? s->model.size : 0;

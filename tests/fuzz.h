@@ -314,7 +314,8 @@ static const TestModel *model_of_kind(int kind)
     tracking = 0;
     models[kind] = make_model((Shape){.version = 101, .dim = 16, .hidden = 16, .layers = 1,
         .heads = 2, .kv_heads = 1, .vocab = 8, .ctx = 64, .encoding = encoding, .rows = 64,
-        .max_distance = 100, .scaling = !own ? ROPE_NONE : rotates ? ROPE_LONGROPE : ROPE_LINEAR,
+        .max_distance = 100, .scaling = !own ? ROPE_NONE : rotates ? ROPE_LONGROPE
+                                                     : encodings[encoding].linear,
         .factor = 2 * own, .window = 20 * own, .sinks = 3 * own, .logn = own});
     tracking = 1;
     return &models[kind];
@@ -346,7 +347,7 @@ static void use_options(const uint8_t *data, size_t size)
     parse_options(argc, argv);
     if (program == &measure_program) check_measure();
     load_input(load_checkpoint, file->file, file->size, 0);
-    set_rope(&model.config);
+    set_rope(&model);
     int64_t ctx = choose_context(&model.config);
     MUST(ctx >= 1 && ctx <= 1 << 28 && ask.n_lengths <= 32);
     Config c = model.config;
@@ -533,17 +534,20 @@ static void give_program_options(Give give)
     static const char *const texts[] = {"x", "4:16", "16:4.5", "40,50"};
     size_t count = 0, measures = program == &measure_program ? 128 : 0;
     for (const Option *o = NULL; (o = next_option(o)); count++) {
-        const double numbers[] = {o->lo, fmax(o->lo, 2), o->hi, 2 * o->hi};
-        size_t n_values = o->kind == O_NAME ? o->names.n : o->kind == O_FLAG ? 1 : 4;
+        const Field *f = o->kind == O_FIELD ? &config_fields[find_field(o->field)] : NULL;
+        int is_float = f ? f->kind != 'i' : o->kind == O_FLOAT, is_flag = !*o->arg;
+        double lo = f ? f->lo : o->lo, hi = f ? f->hi : o->hi;
+        const double numbers[] = {lo, fmax(lo, 2), hi, 2 * hi};
+        size_t n_values = o->names.n ? o->names.n : is_flag ? 1 : 4;
         for (size_t i = 0; i < 3 * n_values; i++) {
             size_t k = i / 3, other = count + k;
             char number[32], name[64], line[96] = {(char)(i % 3 * N_ENCODINGS + measures)};
             if (i % 3 == 2) line[0] = (char)(other % N_KINDS + measures);
-            snprintf(number, sizeof number, o->kind == O_FLOAT ? "%.9g" : "%.0f", numbers[k % 4]);
+            snprintf(number, sizeof number, is_float ? "%.9g" : "%.0f", numbers[k % 4]);
             snprintf(name, sizeof name, "%c-%s-%zu", measures ? 'm' : 'o', o->name, i);
             int n = snprintf(line + 1, sizeof line - 1, "-c\n90\n--%s%s%s", o->name,
-                             o->kind == O_FLAG ? "" : "\n",
-                             o->kind == O_FLAG ? "" : o->kind == O_NAME ? row_name(o->names, k)
+                             is_flag ? "" : "\n",
+                             is_flag ? "" : o->names.n ? row_name(o->names, k)
                              : o->kind == O_TEXT ? texts[k] : number);
             give(find_target("options"), name, (const uint8_t *)line, 1 + (size_t)n);
         }
