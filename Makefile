@@ -1,11 +1,11 @@
-# make            build ./run
+# make            build ./run and ./measure
 # make demo       a short tale
 # make test       all tests; REFERENCE=folder adds checks against public checkpoints
 # make tools      build/bpe, build/train, build/oracle
 # make bench      speed on models of known shapes, against this machine's limits
 # make portable   ./run for any x86-64: kernels for three levels, chosen as it starts
-# make figures    the pictures of the README, from models/tales.bin (6 minutes)
-# make survey     every position encoding, far past its trained context (13 minutes)
+# make figures    the pictures of models/EXTENDING.md, from models/tales.bin (6 minutes)
+# make survey     those of models/ENCODINGS.md: every position encoding (13 minutes)
 # make fuzz       hostile files and options, SECONDS=60 for each kind
 # make matrix     make test with every compiler and machine at hand: hours
 # make clean      remove everything that was built
@@ -25,8 +25,13 @@ UNITS = $(patsubst tests/%.c,$(BUILD)/%,$(sort $(wildcard tests/test_*.c)))
 TOOLS = $(patsubst models/%.c,$(BUILD)/%,$(wildcard models/*.c)) \
         $(patsubst tests/%.c,$(BUILD)/%,$(wildcard tests/oracle.c))
 
+all: run measure
+
 run: run.c
 	$(CC) $(ALL_CFLAGS) -o $@ run.c $(LDLIBS)
+
+measure: tests/measure.c run.c
+	$(CC) $(PART_CFLAGS) -o $@ tests/measure.c $(LDLIBS)
 
 demo: run
 	./run models/tales.bin -i "Once upon a time" -t 0.8 -n 200 -s 7
@@ -34,13 +39,13 @@ demo: run
 tools: $(TOOLS)
 
 # The tests use a copy of their own, so that a warning is an error there.
-test: $(BUILD)/run $(BUILD)/make_model $(BUILD)/mutate $(TOOLS) $(UNITS)
+test: $(BUILD)/run $(BUILD)/measure $(BUILD)/make_model $(BUILD)/mutate $(TOOLS) $(UNITS)
 	sh tests/all.sh $(BUILD) $(UNITS)
 
 $(BUILD)/run: run.c | $(BUILD)
 	$(CC) $(ALL_CFLAGS) -Werror -o $@ run.c $(LDLIBS)
 
-$(BUILD)/test_%: tests/test_%.c $(wildcard tests/*.h models/*.c) run.c | $(BUILD)
+$(BUILD)/test_%: tests/test_%.c $(wildcard tests/*.h models/*.c) tests/measure.c run.c | $(BUILD)
 	$(CC) $(PART_CFLAGS) -Werror -o $@ $< $(LDLIBS)
 
 $(BUILD)/%: tests/%.c $(wildcard tests/*.h) run.c | $(BUILD)
@@ -53,9 +58,9 @@ $(BUILD):
 	mkdir -p $@
 
 clean:
-	rm -rf build run
+	rm -rf build run measure
 
-.PHONY: demo tools test clean
+.PHONY: all demo tools test clean
 
 # Four models of random weights (about 770 MB in build/bench.models), then their speed: a few minutes.
 bench: $(BUILD)/bench $(BUILD)/make_model
@@ -76,12 +81,12 @@ endif
 
 .PHONY: bench portable
 
-# The pictures of the README and the numbers behind them, in models/figures: about 6 minutes.
-figures: run $(BUILD)/plot
+# The pictures of models/EXTENDING.md and the numbers behind them, in models/figures: 6 minutes.
+figures: run measure $(BUILD)/plot
 	sh tests/figures.sh $(BUILD)
 
-# One small model for each position encoding, far past its trained context: 13 minutes.
-survey: run $(BUILD)/plot
+# Those of models/ENCODINGS.md, one small model for each position encoding: 13 minutes.
+survey: measure $(BUILD)/plot
 	sh tests/survey.sh $(BUILD)
 
 $(BUILD)/test_plot: tests/plot.c

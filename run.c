@@ -10,22 +10,24 @@
 // pthreads only. Keys are cached before rotation and RoPE is computed inside the attention loop,
 // so the published ways of stretching a model's context can be tried, and compared, exactly.
 //
-// How to read this file: top to bottom; nothing is used before it is explained. To see how
-// position enters a Transformer, read section 9; how to go past the trained length, section 10;
-// the attention loop itself is attend_parts() in section 11; a whole layer is forward() in 12.
+// How to read this file. Nothing is used before it is explained; three routes:
+//   position      sections 1 to 7, then 9: how position enters a Transformer, what can be
+//                 stretched, the attention loop. An evening.
+//   one layer     section 3 (every shape), then forward() in section 9
+//   speed         section 2, then 6 and 8: vectors, threads, products
 //
 // Notation. Arrays are row-major and shapes are written in brackets, [n][dim]; weights are always
-// [out][in]. Pair m of a head is the plane that RoPE turns at the angular speed theta_m (radians
-// per token); i is the query's position, j <= i the key's, both 0-based, in tokens; L is the
-// trained context; s is the factor by which it is stretched; n = i + 1 the current length.
+// [out][in]. I is the imaginary unit. Pair m of a head is the plane that RoPE turns at the angular
+// speed theta_m (radians per token); i is the query's position, j <= i the key's, both 0-based, in
+// tokens; L is the trained context; s is the factor by which it is stretched; n = i + 1 the current
+// length.
 //
-//   1  Errors, memory, numbers        7  Config, weights, checkpoint    13  Tokenizer
-//   2  Vectors                        8  GGUF                           14  Sampler
-//   3  Tensor types                   9  Position I: the encodings      15  Generate and chat
-//   4  Kernels                       10  Position II: past the          16  Measure
-//   5  Threads                           trained length                 17  Options and main
-//   6  Linear algebra                11  KV cache and attention
-//                                    12  Block and forward
+//   1  Errors and memory           6  Threads                       11  GGUF
+//   2  Vectors                     7  Cache and attention           12  Tokenizer
+//   3  Shapes                      8  Tensor types and products     13  Sampler
+//   4  Position I: the encodings   9  Forward                       14  Generate and chat
+//   5  Position II: past the      10  Checkpoints                   15  Options and main
+//      trained length
 //
 // [RoPE]      Su et al. 2021, RoFormer, arXiv 2104.09864
 // [PI]        Chen et al. 2023, position interpolation, arXiv 2306.15595
@@ -81,13 +83,13 @@
 #endif
 
 // ================================================================================================
-// 1  Errors, memory, numbers on the command line
+// 1  Errors and memory
 //
-// There is one way to fail: die() prints one line and exits. Numeric code (sections 2 to 6, 9, 10
-// and all that forward() calls) neither prints nor exits: its callers look at the results. Sizes
-// are computed with saturating arithmetic: a product that does not fit becomes SIZE_MAX, which
-// equals no file's size and can be allocated by nobody, so one comparison at the end catches every
-// overflow on the way.
+// There is one way to fail: die() prints one line and exits. Numeric code (sections 2 to 9) calls
+// it only where it gets memory; what is computed is looked at by those who asked for it. Sizes are
+// computed with saturating arithmetic: a product that does not fit becomes SIZE_MAX, which equals
+// no file's size and can be allocated by nobody, so one comparison at the end catches every
+// overflow on the way. A reader who came for the subject can go on at section 3.
 
 #define INLINE static inline __attribute__((always_inline))
 #define COUNT(array) (sizeof(array) / sizeof *(array))
@@ -106,6 +108,8 @@ static void make_printable(char *c)
     }
 }
 
+// Ends the program with "run: WHAT: WHY" on stderr and `code` as its exit status; what: the file or
+// the option that is to blame.
 __attribute__((noreturn, format(printf, 3, 4))) static void die(int code, const char *what,
                                                                 const char *fmt, ...)
 {
@@ -122,11 +126,14 @@ __attribute__((noreturn, format(printf, 3, 4))) static void die(int code, const 
     exit(code);
 }
 
+// Text that could not be written (a full disk, a closed pipe) is an error, told as soon as
+// possible.
 static void check_written(FILE *f, const char *name)
 {
     if (fflush(f) || ferror(f)) die(EXIT_DATA, name, "cannot write (%s)", strerror(errno));
 }
 
+// Sizes: products and sums that saturate, and division that rounds up.
 static size_t mul_size(size_t a, size_t b) { return b && a > SIZE_MAX / b ? SIZE_MAX : a * b; }
 static size_t add_size(size_t a, size_t b) { return a > SIZE_MAX - b ? SIZE_MAX : a + b; }
 static size_t ceil_div(size_t a, size_t b) { return a / b + (a % b != 0); }
@@ -134,6 +141,8 @@ static size_t round_up(size_t a, size_t b) { return ceil_div(a, b) * b; }
 static size_t min_size(size_t a, size_t b) { return a < b ? a : b; }
 static size_t max_size(size_t a, size_t b) { return a > b ? a : b; }
 
+// Memory for n items, zeroed, that begins at a cache line and so at a vector; 64 bytes behind it
+// may be read by whole vectors. It is there, or the program ends.
 static void *xcalloc(size_t n, size_t size)
 {
     size_t bytes = round_up(add_size(mul_size(n, size), 64), 64);
@@ -142,11 +151,43 @@ static void *xcalloc(size_t n, size_t size)
     return memset(p, 0, bytes);
 }
 
+// A larger place for p's items, or for the first ones if p is NULL; not zeroed.
 static void *xrealloc(void *p, size_t n, size_t size)
 {
     p = realloc(p, max_size(1, mul_size(n, size)));
     if (!p) die(EXIT_DATA, "memory", "cannot allocate (want %zu x %zu bytes)", n, size);
     return p;
+}
+
+// Zeroed memory that is real only where it is touched.
+static void *reserve(size_t bytes)
+{
+    void *p = mmap(NULL, bytes, PROT_READ | PROT_WRITE,
+                   MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (p == MAP_FAILED) die(EXIT_DATA, "memory", "cannot reserve %zu bytes", bytes);
+    return p;
+}
+
+// The number that stands in a line of this form, or SIZE_MAX if there is none.
+static size_t read_number(const char *path, const char *form)
+{
+    size_t n = SIZE_MAX;
+    char line[128];
+    FILE *f = fopen(path, "r");
+    while (f && fgets(line, sizeof line, f))
+        if (sscanf(line, form, &n) == 1) break;
+    if (f) fclose(f);
+    return n;
+}
+
+// Bytes that can be had without swapping: the kernel's estimate, or all of the memory, but no more
+// than a container may use (its control group's limit, new and old).
+static size_t available_memory(void)
+{
+    size_t bytes = mul_size(read_number("/proc/meminfo", "MemAvailable: %zu"), 1024);
+    if (bytes == SIZE_MAX) bytes = mul_size(sysconf(_SC_PHYS_PAGES), sysconf(_SC_PAGESIZE));
+    bytes = min_size(bytes, read_number("/sys/fs/cgroup/memory.max", "%zu"));
+    return min_size(bytes, read_number("/sys/fs/cgroup/memory/memory.limit_in_bytes", "%zu"));
 }
 
 static char *copy_string(const char *s) { return strcpy(xrealloc(NULL, strlen(s) + 1, 1), s); }
@@ -156,86 +197,6 @@ static double seconds(void)
     struct timespec t;
     clock_gettime(CLOCK_MONOTONIC, &t);
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
-
-// An array whose rows begin with their names.
-typedef struct {
-    const char *rows;
-    size_t n, size;
-} Names;
-#define NAMES(array) {(const char *)(array), COUNT(array), sizeof *(array)}
-
-static const char *row_name(Names t, size_t i) { return *(char *const *)(t.rows + i * t.size); }
-
-// Which row has this name, or -1.
-static int find_name(Names t, const char *name)
-{
-    for (size_t i = 0; i < t.n; i++)
-        if (!strcmp(row_name(t, i), name)) return (int)i;
-    return -1;
-}
-#define FIND_NAME(array, name) find_name((Names)NAMES(array), name)
-
-// "a, b, c", for messages.
-static const char *list_names(Names t)
-{
-    static char list[512];
-    *list = 0;
-    for (size_t i = 0; i < t.n; i++) strcat(strcat(list, i ? ", " : ""), row_name(t, i));
-    return list;
-}
-#define LIST_NAMES(array) list_names((Names)NAMES(array))
-
-// Values on the command line are parsed whole: "12x", "", "nan" and what is out of range are
-// refused, never clamped.
-static long long parse_int(const char *option, const char *s, long long lo, long long hi)
-{
-    char *end;
-    errno = 0;
-    long long v = strtoll(s, &end, 10);
-    if (end == s || *end || isspace((unsigned char)*s))
-        die(EXIT_USAGE, option, "not a whole number (got '%.99s')", s);
-    if (errno || v < lo || v > hi)
-        die(EXIT_USAGE, option, "out of range (got %.99s, want %lld to %lld)", s, lo, hi);
-    return v;
-}
-
-static double parse_float(const char *option, const char *s, double lo, double hi)
-{
-    char *end;
-    double v = strtod(s, &end);
-    if (end == s || *end || isspace((unsigned char)*s))
-        die(EXIT_USAGE, option, "not a number (got '%.99s')", s);
-    if (!(v >= lo && v <= hi))
-        die(EXIT_USAGE, option, "out of range (got %.99s, want %g to %g)", s, lo, hi);
-    return v;
-}
-
-static int parse_name(const char *option, const char *s, Names t)
-{
-    int i = find_name(t, s);
-    if (i < 0) die(EXIT_USAGE, option, "no such name (got '%.99s', want %s)", s, list_names(t));
-    return i;
-}
-
-// Reads all of a file ("-": standard input) into memory that the caller frees; *len is its size.
-static char *read_text(const char *path, size_t *len)
-{
-    FILE *f = strcmp(path, "-") ? fopen(path, "rb") : stdin;
-    if (!f) die(EXIT_DATA, path, "cannot open (%s)", strerror(errno));
-    char *text = NULL;
-    size_t size = 0, got;
-    do {
-        text = xrealloc(text, 2 * size + (1 << 16), 1);
-        got = fread(text + size, 1, size + (1 << 16) - 1, f);
-        size += got;
-        if (size >= INT_MAX / 2) die(EXIT_DATA, path, "too long (want at most 1 GB)");
-    } while (got > 0 && !feof(f)); // at a terminal the end is told but once
-    if (ferror(f)) die(EXIT_DATA, path, "cannot read (%s)", strerror(errno));
-    if (f != stdin) fclose(f);
-    text[size] = 0;
-    *len = size;
-    return text;
 }
 
 // ================================================================================================
@@ -334,87 +295,21 @@ INLINE float vsum(vf v)
     return (a[0] + a[2]) + (a[1] + a[3]);
 }
 
-// Vectors consist of quarters of 16 bytes: LANES / 4 of them, whatever the name says. Moving words
-// within quarters is cheap on every processor.
-#define ZIP(at) (at), LANES + (at), (at) + 1, LANES + (at) + 1
-#if LANES == 16
-#define ZIPS(i) ZIP(i), ZIP(4 + (i)), ZIP(8 + (i)), ZIP(12 + (i))
-#elif LANES == 8
-#define ZIPS(i) ZIP(i), ZIP(4 + (i))
-#else
-#define ZIPS(i) ZIP(i)
-#endif
-#if defined(__clang__)
-#define SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
-#else
-#define SHUFFLE(a, b, ...) __builtin_shuffle(a, b, (vi){__VA_ARGS__})
-#endif
-INLINE vi zip_low(vi a, vi b) { return SHUFFLE(a, b, ZIPS(0)); } // a0 b0 a1 b1 in each quarter
-INLINE vi zip_high(vi a, vi b) { return SHUFFLE(a, b, ZIPS(2)); } // a2 b2 a3 b3
-INLINE vi add_zips(vi a, vi b) { return zip_low(a, b) + zip_high(a, b); }
-INLINE vf vadd_zips(vf a, vf b)
-{
-    return (vf)zip_low((vi)a, (vi)b) + (vf)zip_high((vi)a, (vi)b);
-}
-INLINE vf max_zips(vf v) { return vmax((vf)zip_low((vi)v, (vi)v), (vf)zip_high((vi)v, (vi)v)); }
-
 // The largest lane.
 INLINE float vmax_lane(vf v)
 {
-    vf quarters = max_zips(max_zips(v));
-    float max = quarters[0];
-    for (int i = 4; i < LANES; i += 4) max = quarters[i] > max ? quarters[i] : max;
+    float max = v[0];
+    for (int i = 1; i < LANES; i++) max = v[i] > max ? v[i] : max;
     return max;
 }
 
-// A panel is as many rows of a matrix as there are lanes, a lane for each; they lie at one pitch,
-// the bytes from a row to the next.
-enum { PANEL = LANES };
-
-// Makes a pointer be computed here: compilers would rather have one for each row of a panel, and
-// run out of registers.
-#define HERE(p) __asm__("" : "+r"(p))
-
-// 16 bytes from each pointer, as far as a vector has quarters.
-INLINE vi load_quarters(const char *a, const char *b, const char *c, const char *d)
+// a[n] . b[n], lanes along n.
+static float dot(const float *a, const float *b, size_t n)
 {
-#if LANES == 16
-    __m256i low = _mm256_loadu2_m128i((const void *)b, (const void *)a);
-    __m256i high = _mm256_loadu2_m128i((const void *)d, (const void *)c);
-    return (vi)_mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1);
-#elif LANES == 8
-    (void)c, (void)d;
-    return (vi)_mm256_loadu2_m128i((const void *)b, (const void *)a);
-#else
-    vi v;
-    (void)b, (void)c, (void)d;
-    memcpy(&v, a, sizeof v);
-    return v;
-#endif
-}
-
-// 16 bytes each of rows i, i + 4, ...; row 0's are at `at`.
-INLINE vi load_rows(const char *at, size_t pitch, int i)
-{
-    at += (size_t)i * pitch;
-    HERE(at);
-    return load_quarters(at, at + 4 * pitch, at + 8 * pitch, at + 12 * pitch);
-}
-
-// The same 16 bytes of all rows: word r of a[k] is word k of row r. Four vectors together hold
-// them, and once the quarters of each are rows i, i + 4, ... only words within quarters move.
-INLINE void transpose_rows(const char *at, size_t pitch, vi a[4])
-{
-    vi even[2], odd[2];
-    for (int i = 0; i < 2; i++) {
-        vi low = load_rows(at, pitch, i), high = load_rows(at, pitch, i + 2);
-        even[i] = zip_low(low, high);
-        odd[i] = zip_high(low, high);
-    }
-    a[0] = zip_low(even[0], even[1]);
-    a[1] = zip_high(even[0], even[1]);
-    a[2] = zip_low(odd[0], odd[1]);
-    a[3] = zip_high(odd[0], odd[1]);
+    vf sum = {0};
+    for (size_t k = 0; k < n; k += LANES)
+        sum = vmuladd(vload_part(a + k, n - k), vload_part(b + k, n - k), sum);
+    return vsum(sum);
 }
 
 // e^x by lanes: x = n ln 2 + r with |r| <= ln 2 / 2, e^r by its Taylor polynomial of degree 7,
@@ -518,7 +413,1374 @@ static void floats_to_halves(const float *f, uint16_t *h, size_t n)
 }
 
 // ================================================================================================
-// 3  Tensor types
+// 3  Shapes
+//
+// A decoder-only Transformer reads tokens, numbers below vocab_size. A table gives each of them a
+// vector of dim floats, the residual stream x. Every layer adds to x twice: what attention finds in
+// the tokens before (n_heads queries of head_dim numbers each, compared with the keys of n_kv_heads
+// heads, which groups of query heads share), and what a feed-forward net of hidden_dim units makes
+// of x alone. The classifier turns the last x into a score for each token that could come next.
+//
+// Here is every shape once. The numbers of a model are a Config, its matrices are Tensors, its
+// norms and biases floats. Two doors fill them in, one for llama2.c's files and our own (section
+// 10), one for GGUF (section 11).
+
+typedef struct TensorType TensorType; // f32, q8_0, ...: section 8 has the table of them
+
+// A matrix as it lies in the file. y = x w^T: a row of w gives one number of y.
+typedef struct {
+    const TensorType *type;
+    const uint8_t *data;  // [rows][cols] in the type's layout
+    const float *scales;  // planar Q8_0: [rows * cols / group]
+    size_t group;         // values that share a scale; 0: floats
+    size_t rows, cols;    // out, in
+} Tensor;
+
+// How a model was trained to know positions (section 4), what can be done to its frequencies and to
+// the distances it sees when a text is longer (section 5).
+typedef enum { ENC_ROPE, ENC_NOPE, ENC_SINUSOIDAL, ENC_LEARNED, ENC_ALIBI, ENC_T5, ENC_XPOS,
+               ENC_KERPLE, ENC_FIRE, ENC_SHAW, N_ENCODINGS } Encoding;
+enum { FIRE_HIDDEN = 32 };
+enum { ROPE_NONE, ROPE_LINEAR, ROPE_NTK, ROPE_DYNAMIC, ROPE_BY_PARTS, ROPE_YARN, ROPE_LLAMA3,
+       ROPE_LONGROPE, N_ROPE_METHODS };
+typedef enum { DIST_FULL, DIST_SINKS, DIST_SELF_EXTEND, DIST_REROPE, DIST_LEAKY, DIST_STRING,
+               DIST_DUAL_CHUNK } Distance;
+
+// How positions are computed: what the checkpoint says, overridden by the command line. 0 stands
+// for "not given", and in window, sinks and logn for "none". Section 5 says what the methods do.
+typedef struct {
+    int method;        // index into rope_methods
+    double theta;      // the base
+    double factor;     // s
+    double attn_factor;
+    double beta_fast, beta_slow, low_freq_factor, high_freq_factor;
+    const float *short_factors, *long_factors; // longrope: [head_dim / 2]
+    double fraction;   // P: pairs from floor(P * pairs) on do not turn; 0: all do
+    int orig_ctx;      // L
+    int window, sinks; // W, S
+    Distance distance;
+    int near;          // W of self-extend, rerope and leaky-rerope, S of string, W of dual-chunk
+    double far;        // G of self-extend, k of leaky-rerope, W of string, C of dual-chunk
+    int logn;
+    double temp;       // B of the attention temperature
+    int temp_ctx;      // its L0
+} RopeConfig;
+
+// The numbers of a model. For every field from n_rot on, 0 is what llama2.c's models have.
+typedef struct {
+    int dim, hidden_dim, n_layers, n_heads, n_kv_heads, head_dim, vocab_size;
+    int train_ctx;      // tokens: the context that it was trained on
+    float norm_eps;
+    Encoding encoding;
+    int rows;           // learned: of the table; t5: buckets; shaw: K, the farthest distance told
+    int max_distance;   // t5: from here on all distances share the last bucket
+    const float *table; // what the encoding learned, as it lies in the file
+    RopeConfig rope;
+    int n_rot;         // dimensions of a head that turn; 0: all
+    int rope_split;    // their pairs are (m, m + n_rot / 2), not (2m, 2m + 1)
+    int gelu;          // the feed-forward gate's activation: gelu, not silu
+    float emb_scale;   // embeddings are multiplied by it, unless 0
+    float score_scale; // scores are multiplied by it; 0: 1 / sqrt(head_dim)
+    int global_every;  // every so many layers one is global, the others are local; 0: all global
+    RopeConfig local;  // positions in local layers
+} Config;
+
+enum { N_MATRICES = 7, N_VECTORS = 9 };
+
+// A layer's weights by name, and as arrays in the same order. NULL: the model has no such vector.
+typedef struct {
+    union {
+        struct {
+            Tensor wq, wk, wv, wo; // [q_dim | kv_dim | kv_dim][dim], [dim][q_dim]
+            Tensor w1, w2, w3;     // gate, down, up: [hidden_dim][dim], [dim][hidden_dim], as w1
+        };
+        Tensor w[N_MATRICES];
+    };
+    union {
+        struct {
+            const float *att_norm, *ffn_norm;           // [dim]
+            const float *post_att_norm, *post_ffn_norm; // [dim], of what joins the residual stream
+            const float *q_norm, *k_norm;               // [head_dim], of each head before rotation
+            const float *bq, *bk, *bv;                  // biases, as long as wq, wk, wv have rows
+        };
+        const float *vec[N_VECTORS];
+    };
+} Layer;
+
+// n values of one type, one after the other in the file; strings each behind its length in 64 bits.
+typedef struct {
+    const uint8_t *at; // NULL: none
+    size_t n;
+} Values;
+
+// The tokenizer that came with the model, raw; section 12 makes use of it. tokens.n 0: none did.
+typedef struct {
+    Values tokens, merges; // strings
+    Values scores, types;  // floats, int32: as many as tokens, or none
+    Values chat;           // the chat template's text, one string, or none
+    int bpe;               // merges by rank over bytes (GPT-2), not pieces by score (SentencePiece)
+    int plain;             // tokens are written as the text that they are
+    char pre[32];          // bpe: how text is cut into words
+    int bos, eos, eot;     // ids, or -1
+    int add_bos, space_prefix;
+} Vocab;
+
+// A file that was opened, mapped into memory and understood.
+typedef struct {
+    const char *path, *arch;
+    Config config;
+    Vocab vocab;
+    Tensor tok_emb, classifier; // [vocab_size][dim]
+    const float *final_norm;    // [dim]
+    Layer *layers;              // [n_layers]
+    int version;                // of the file
+    size_t group;               // version 2
+    int shared_classifier;
+    size_t weight_bytes;        // read for each token (without the embedding table's other rows)
+    const uint8_t *map;
+    size_t size;
+} Model;
+
+// What all heads of a token have together: queries, and keys (or values).
+static size_t q_dim(const Config *c) { return (size_t)c->n_heads * c->head_dim; }
+static size_t kv_dim(const Config *c) { return (size_t)c->n_kv_heads * c->head_dim; }
+
+// ================================================================================================
+// 4  Position I: the encodings
+//
+// Attention by itself is blind to order: it weighs a set of keys by what they are, and any shuffle
+// of the set gives the same sum. Only the mask tells a decoder that some keys lie before others
+// ([NoPE] leaves it at that). Everything else about position must be put in, and there are three
+// places where it can enter:
+//   1  added to the embedding, before the first layer: the absolute position p
+//   2  by rotating q and k: the score becomes a function of the distance D = i - j
+//   3  added to the score, after 1 / sqrt(head_dim): a function of D, with no part in q and k
+// The table `encodings` at the end of this section has a column for each place; another encoding is
+// one more function and one more row.
+//
+// --- Place 1: added to the embedding ------------------------------------------------------------
+//
+// x[dim] += a vector for position p, which linear interpolation (section 5) makes a fraction.
+
+// PE[2i] = sin(p / 10000^(2i/dim)), PE[2i+1] = cos of the same. [Sin] 3.5
+static void add_sinusoidal(const Config *c, double p, float *x)
+{
+    for (int i = 0; i < c->dim; i += 2) {
+        double angle = p * pow(10000, -(double)i / c->dim);
+        x[i] += (float)sin(angle);
+        x[i + 1] += (float)cos(angle);
+    }
+}
+
+// Row p of the table, or a mixture of two rows where p lies between them. Past the last row it
+// stays there: such positions are refused when options are checked, unless the user wants that.
+// [GPT-2]
+static void add_learned(const Config *c, double p, float *x)
+{
+    size_t dim = (size_t)c->dim, last = (size_t)c->rows - 1, low = (size_t)fmin(p, (double)last);
+    const float *a = c->table + low * dim, *b = c->table + min_size(low + 1, last) * dim;
+    float share = (float)fmin(p - (double)low, 1);
+    for (size_t i = 0; i < dim; i++) x[i] += (1 - share) * a[i] + share * b[i];
+}
+
+// --- Place 2: rotation --------------------------------------------------------------------------
+//
+// RoPE reads a head's q and k as complex numbers, one for each pair m of dimensions, and turns them
+// by the angle position * theta_m: q_m exp(I i theta_m), k_m exp(I j theta_m). In the product of
+// the one with the conjugate of the other i and j are gone, but for the distance D = i - j [RoPE]:
+//   score = a^2 / sqrt(head_dim) * sum over m of Re[ q_m conj(k_m) exp(I D theta_m) ]
+// (a, the attention factor, is 1 unless a method of section 5 says otherwise.)
+//
+// A table of all angles would be larger than the keys it turns. But keys are read in tiles of TILE
+// positions. With t0 the first position of a tile and r = j - t0 a key's place in it,
+//   D = i - t0 - r,  so  exp(I D theta) = exp(I i theta) conj(exp(I t0 theta)) conj(exp(I r theta))
+// The last factor is the same in every tile: one table of exp(I r theta_m), r < TILE, turns the
+// keys of all of them, and it stays in the first-level cache. The other two are the query's: a
+// number for each query times a number for each tile. All angles are computed in double, so that
+// positions of millions stay exact to float's last bits.
+//
+// Complex numbers are arrays [2][pairs] here: all real parts (cosines), then all imaginary parts.
+
+enum { TILE = 64, MAPS = 3 };
+
+// The tables of one set of frequencies. A map (section 5) says where keys stand: B(j). Without a
+// distance method there is only map 0, the near one, under which they stand where they are.
+typedef struct {
+    int epoch;          // which frequencies these are (section 5)
+    double *freq;       // [pairs], radians per token; NULL: none yet
+    double *gain;       // [pairs]: a^2, or 1 for a pair outside the dimensions that turn
+    float *decay;       // [pairs], ln zeta_m / 512 a token: 0 but for xPos
+    float *key[MAPS];   // [2][pairs][TILE]: exp(I r step theta_m), step being B(j + 1) - B(j)
+    float *tile[MAPS];  // [n_slots][2][pairs]: exp(I B(t0) theta_m) of the tile in each slot
+    int64_t *slot_tile; // [n_slots]: which tile that is, -1: none
+    float *jump;        // [2][pairs]: what turns a key back by a chunk (dual-chunk)
+} Angles;
+
+// How many of a head's dimensions turn; they are its first ones.
+static int rotary_dims(const Config *c) { return c->n_rot ? c->n_rot : c->head_dim; }
+
+// x, out: [head_dim]. Projections give pair m of the dimensions that turn as the neighbours
+// (2m, 2m + 1) or as the halves (m, m + n_rot / 2); out has real and imaginary parts apart. How
+// those are paired that do not turn makes no difference.
+static void split_pairs(const Config *c, const float *x, float *out)
+{
+    size_t pairs = c->head_dim / 2, turning = rotary_dims(c) / 2;
+    for (size_t m = 0; m < pairs; m++) {
+        int halves = c->rope_split && m < turning;
+        out[m] = x[halves ? m : 2 * m];
+        out[pairs + m] = x[halves ? turning + m : 2 * m + 1];
+    }
+}
+
+// out [2][pairs] = scale * gain[m] * exp(I position freq[m]); gain NULL: 1
+static void fill_phases(const double *freq, const double *gain, size_t pairs, double position,
+                        double scale, float *out)
+{
+    for (size_t m = 0; m < pairs; m++) {
+        double amplitude = gain ? scale * gain[m] : scale;
+        out[m] = (float)(amplitude * cos(position * freq[m]));
+        out[pairs + m] = (float)(amplitude * sin(position * freq[m]));
+    }
+}
+
+// The key table of one map, [2][pairs][TILE]: zeta_m^(-r step / 512) exp(I r step theta_m).
+static void fill_key_table(const Angles *a, size_t pairs, double step, float *table)
+{
+    for (size_t m = 0; m < pairs; m++)
+        for (size_t r = 0; r < TILE; r++) {
+            double at = (double)r * step, grown = a->decay[m] == 0 ? 1 : exp(-at * a->decay[m]);
+            table[m * TILE + r] = (float)(grown * cos(at * a->freq[m]));
+            table[(pairs + m) * TILE + r] = (float)(grown * sin(at * a->freq[m]));
+        }
+}
+
+// out = x * phases, or x * conj(phases) with sign = -1; all [2][n]. half: x is in half precision,
+// and n is a multiple of LANES.
+INLINE void rotate(const void *x, int half, const float *phases, float sign, size_t n, float *out)
+{
+    const uint16_t *h = x;
+    const float *f = x;
+    for (size_t m = 0; m < n; m += LANES) {
+        size_t left = n - m;
+        vf a = half ? vload_half(h + m) : vload_part(f + m, left);
+        vf b = half ? vload_half(h + n + m) : vload_part(f + n + m, left);
+        vf c = vload_part(phases + m, left), s = vload_part(phases + n + m, left) * vset(sign);
+        vstore_part(out + m, a * c - b * s, left);
+        vstore_part(out + n + m, a * s + b * c, left);
+    }
+}
+
+// xPos lets pair m fade with the distance: its part of the score times zeta_m^(D / 512), so that
+// fast pairs, whose angle says nothing about far keys, are heard from near ones only. The published
+// form scales q by zeta^(i/512) and k by zeta^(-j/512), which overflows floats after some 30
+// thousand tokens; here the key's part is relative to its tile (in the key table), and q fades by
+// its distance from there. Returns ln zeta_m / 512. [xPos] eq. 13
+static double xpos_decay(int head_dim, int m)
+{
+    return log((2.0 * m / head_dim + 0.4) / 1.4) / 512;
+}
+
+// q[2][pairs] *= zeta_m^(D / 512), D in tokens
+static void fade(float *q, const float *decay, float D, size_t pairs)
+{
+    for (size_t m = 0; m < pairs; m += LANES) {
+        size_t left = pairs - m;
+        vf amplitude = vexp(vload_part(decay + m, left) * vset(D));
+        vstore_part(q + m, vload_part(q + m, left) * amplitude, left);
+        vstore_part(q + pairs + m, vload_part(q + pairs + m, left) * amplitude, left);
+    }
+}
+
+// --- Place 3: added to the score ----------------------------------------------------------------
+//
+// score[TILE] += the bias of one query towards the keys of one tile. D[TILE]: their distances in
+// tokens, 0 for keys that will be masked. Distances may be fractions (linear interpolation,
+// leaky-rerope).
+
+typedef struct {
+    const Config *c;
+    const float *prepared; // what the row's prepare() returned
+    size_t head;           // of the query, < n_heads
+    int64_t i;             // its position
+    const float *q;        // [2][pairs]; scaled as the score is
+} Query;
+
+// Slopes of n_heads = P, a power of two: 2^(-8 (h + 1) / P). Heads past such a P get every second
+// slope of 2P. [ALiBi] 3, and its reference code
+static float *alibi_slopes(const Config *c) // [n_heads]
+{
+    float *slope = xcalloc(c->n_heads, 4);
+    int P = 1;
+    while (2 * P <= c->n_heads) P *= 2;
+    for (int h = 0; h < c->n_heads; h++)
+        slope[h] = (float)exp2(h < P ? -8.0 * (h + 1) / P : -4.0 * (2 * (h - P) + 1) / P);
+    return slope;
+}
+
+// - slope_h D
+static void bias_alibi(const Query *q, const float *D, float *score)
+{
+    vf slope = vset(q->prepared[q->head]);
+    for (size_t k = 0; k < TILE; k += LANES)
+        vstore(score + k, vload(score + k) - slope * vload(D + k));
+}
+
+// The distances at which the B buckets begin: b itself up to B/2, then evenly in the logarithm,
+//   bucket(n) = B/2 + floor(ln(n / (B/2)) / ln(max_distance / (B/2)) * B/2),
+// solved for n; the tiny term keeps edges that are whole numbers whole. [T5] 2.1
+static float *t5_edges(const Config *c) // [rows]
+{
+    float *edge = xcalloc(c->rows, 4);
+    double half = c->rows / 2;
+    for (int b = 0; b < c->rows; b++)
+        edge[b] = (float)(b <= half ? b : half * pow(c->max_distance / half,
+                                                     (b - half - 1e-9) / half));
+    return edge;
+}
+
+// table[bucket(D)][h]: from key to key the bucket is walked down while the distance falls; where it
+// jumps (dual-chunk), the walk begins anew
+static void bias_t5(const Query *q, const float *D, float *score)
+{
+    size_t n_heads = (size_t)q->c->n_heads, b = (size_t)q->c->rows - 1;
+    for (size_t k = 0; k < TILE; k++) {
+        if (k && D[k] > D[k - 1]) b = (size_t)q->c->rows - 1;
+        while (q->prepared[b] > D[k]) b--; // edge 0 is 0
+        score[k] += q->c->table[b * n_heads + q->head];
+    }
+}
+
+// - r1 ln(1 + r2 D), r1 and r2 of the head. [KERPLE] eq. 7, logarithmic
+static void bias_kerple(const Query *q, const float *D, float *score)
+{
+    const float *r1 = q->c->table + q->head, *r2 = r1 + q->c->n_heads;
+    for (size_t k = 0; k < TILE; k += LANES) {
+        vf log = vlog(vset(1) + vset(*r2) * vload(D + k));
+        vstore(score + k, vload(score + k) - vset(*r1) * log);
+    }
+}
+
+// MLP(psi(D) / psi(max(i, T)))_h, psi(x) = ln(c x + 1): distances as a share of the text so far,
+// so that no input is larger than 1 however long the text. One hidden layer, ReLU. [FIRE] eq. 4
+static void bias_fire(const Query *q, const float *D, float *score)
+{
+    const float *table = q->c->table, *w1 = table + 2, *b1 = w1 + FIRE_HIDDEN;
+    const float *w2 = b1 + FIRE_HIDDEN + q->head * FIRE_HIDDEN;
+    const float *b2 = b1 + FIRE_HIDDEN * (1 + (size_t)q->c->n_heads) + q->head;
+    vf c = vset(table[0]), psi_n = vset(log1pf(table[0] * fmaxf((float)q->i, table[1])));
+    for (size_t k = 0; k < TILE; k += LANES) {
+        vf x = vlog(vset(1) + c * vload(D + k)) / psi_n, sum = vset(*b2);
+        for (size_t u = 0; u < FIRE_HIDDEN; u++)
+            sum += vset(w2[u]) * vmax(vset(w1[u]) * x + vset(b1[u]), vset(0));
+        vstore(score + k, vload(score + k) + sum);
+    }
+}
+
+// The table, each row split as q is.
+static float *shaw_rows(const Config *c) // [rows + 1][head_dim]
+{
+    size_t d = c->head_dim, n = c->rows + 1;
+    float *rows = xcalloc(n * d, 4);
+    for (size_t i = 0; i < n; i++) split_pairs(c, c->table + i * d, rows + i * d);
+    return rows;
+}
+
+// q . r[min(D, K)]: a key of its own for each distance. [Shaw] eq. 4, the key side
+static void bias_shaw(const Query *q, const float *D, float *score)
+{
+    size_t d = (size_t)q->c->head_dim, seen = SIZE_MAX;
+    float product = 0;
+    for (size_t k = 0; k < TILE; k++) {
+        size_t n = (size_t)fminf(D[k], (float)q->c->rows);
+        if (n != seen) product = dot(q->q, q->prepared + n * d, d);
+        score[k] += product;
+        seen = n;
+    }
+}
+
+// --- The table ----------------------------------------------------------------------------------
+
+static const struct {
+    const char *name, *what;
+    void (*add)(const Config *c, double p, float *x);           // place 1, or NULL
+    int rotates;                                                // place 2, and
+    double (*decay)(int head_dim, int m);                       // how pairs fade, or NULL
+    void (*bias)(const Query *q, const float *D, float *score); // place 3, or NULL
+    float *(*prepare)(const Config *c); // what bias wants worked out once, or NULL
+    int linear;                         // does --rope-scaling linear mean something?
+} encodings[N_ENCODINGS] = {
+    [ENC_ROPE] = {"rope", "q and k rotated", NULL, 1, NULL, NULL, NULL, 1},
+    [ENC_NOPE] = {"nope", "none at all", NULL, 0, NULL, NULL, NULL, 0},
+    [ENC_SINUSOIDAL] = {"sinusoidal", "sines added", add_sinusoidal, 0, NULL, NULL, NULL, 1},
+    [ENC_LEARNED] = {"learned", "a vector a position added", add_learned, 0, NULL, NULL, NULL, 1},
+    [ENC_ALIBI] = {"alibi", "score - slope D", NULL, 0, NULL, bias_alibi, alibi_slopes, 1},
+    [ENC_T5] = {"t5", "score + table[bucket of D]", NULL, 0, NULL, bias_t5, t5_edges, 1},
+    [ENC_XPOS] = {"xpos", "rotated, fast pairs fade with D", NULL, 1, xpos_decay, NULL, NULL, 1},
+    [ENC_KERPLE] = {"kerple", "score - r1 ln(1 + r2 D)", NULL, 0, NULL, bias_kerple, NULL, 1},
+    [ENC_FIRE] = {"fire", "score + MLP(D as a share of i)", NULL, 0, NULL, bias_fire, NULL, 0},
+    [ENC_SHAW] = {"shaw", "score + q . r[min(D, K)]", NULL, 0, NULL, bias_shaw, shaw_rows, 0},
+};
+
+static int is_rotary(const Config *c) { return encodings[c->encoding].rotates; }
+
+// ================================================================================================
+// 5  Position II: past the trained length
+//
+// Past L tokens the slow pairs reach angles never seen in training, and the model fails at once.
+// A method can change three things: the frequencies, so that n tokens fit into the angles that L
+// tokens used; the attention factor a, which sharpens scores again that longer text has blurred;
+// or the distance D, so that no distance is larger than a trained one.
+//
+// Frequencies: one function a method, all of one shape: the frequency of pair m at current length
+// n. The attention loop does not know which was chosen.
+
+// theta_m = base^(-2m/d), [RoPE] 3.2.2
+static double frequency(double base, int head_dim, int m)
+{
+    return pow(base, -2.0 * m / head_dim);
+}
+
+static double rope_none(const RopeConfig *r, int head_dim, int m, double n)
+{
+    (void)n;
+    return frequency(r->theta, head_dim, m);
+}
+
+// Position interpolation: s tokens where there was one. [PI] eq. 4
+static double rope_linear(const RopeConfig *r, int head_dim, int m, double n)
+{
+    return rope_none(r, head_dim, m, n) / r->factor;
+}
+
+// A larger base: the slowest pair is interpolated by s, the fastest hardly at all. [NTK]
+static double ntk_frequency(const RopeConfig *r, double stretch, int head_dim, int m)
+{
+    double exponent = head_dim > 2 ? head_dim / (head_dim - 2.0) : 1;
+    return frequency(r->theta * pow(stretch, exponent), head_dim, m);
+}
+
+static double rope_ntk(const RopeConfig *r, int head_dim, int m, double n)
+{
+    (void)n;
+    return ntk_frequency(r, r->factor, head_dim, m);
+}
+
+// NTK with the stretch that the current length needs, and none up to L. [NTK], dynamic
+static double rope_dynamic(const RopeConfig *r, int head_dim, int m, double n)
+{
+    double stretch = r->factor * n / r->orig_ctx - (r->factor - 1);
+    return ntk_frequency(r, n > r->orig_ctx ? fmax(stretch, 1) : 1, head_dim, m);
+}
+
+// The pair, as a real number, that makes `turns` turns within L tokens. [YaRN] 3.2
+static double pair_with_turns(const RopeConfig *r, int head_dim, double turns)
+{
+    return head_dim * log(r->orig_ctx / (2 * M_PI * turns)) / (2 * log(r->theta));
+}
+
+// A frequency that is kept where x = all, interpolated where x = none, and in between a mixture
+static double blend(const RopeConfig *r, double theta, double x, double none, double all)
+{
+    double kept = fmin(fmax((x - none) / (all - none), 0), 1);
+    return r->factor <= 1 ? theta : theta / r->factor * (1 - kept) + theta * kept;
+}
+
+// Pairs that turn often within L tell neighbours apart and are kept; pairs that never finish a
+// turn are interpolated; the ramp is between beta_fast and beta_slow turns. As in every shipped
+// implementation it runs over m; the paper words it over turns. [YaRN] 3.2; with yarn_attention
+// below, [YaRN] 3.4
+static double rope_by_parts(const RopeConfig *r, int head_dim, int m, double n)
+{
+    double low = fmax(floor(pair_with_turns(r, head_dim, r->beta_fast)), 0);
+    double high = fmin(ceil(pair_with_turns(r, head_dim, r->beta_slow)), head_dim - 1);
+    if (low == high) high += 0.001;
+    return blend(r, rope_none(r, head_dim, m, n), m, high, low);
+}
+
+static double yarn_attention(const RopeConfig *r)
+{
+    return r->factor <= 1 ? 1 : 0.1 * log(r->factor) + 1;
+}
+
+// The same idea with the ramp over turns within L. [Llama3]
+static double rope_llama3(const RopeConfig *r, int head_dim, int m, double n)
+{
+    double theta = rope_none(r, head_dim, m, n), turns = r->orig_ctx * theta / (2 * M_PI);
+    return blend(r, theta, turns, r->low_freq_factor, r->high_freq_factor);
+}
+
+// A factor for each pair, found by search; one list up to L, another past it. [LongRoPE]
+static double rope_longrope(const RopeConfig *r, int head_dim, int m, double n)
+{
+    const float *list = n > r->orig_ctx ? r->long_factors : r->short_factors;
+    return rope_none(r, head_dim, m, n) / list[m];
+}
+
+static double longrope_attention(const RopeConfig *r)
+{
+    return r->factor <= 1 || r->orig_ctx < 2 ? 1 : sqrt(1 + log(r->factor) / log(r->orig_ctx));
+}
+
+static const struct {
+    const char *name, *what;
+    double (*frequency)(const RopeConfig *r, int head_dim, int m, double n);
+    double (*attention)(const RopeConfig *r); // NULL: a = 1
+    enum { NEVER, ONCE, ALWAYS } changes;     // of the frequencies, once n > L
+} rope_methods[N_ROPE_METHODS] = {
+    {"none", "as trained", rope_none, NULL, NEVER},
+    {"linear", "all frequencies / s (position interpolation; also: pi)", rope_linear, NULL, NEVER},
+    {"ntk", "a larger base: slow pairs interpolated, fast ones kept", rope_ntk, NULL, NEVER},
+    {"dynamic", "ntk with the factor that the current length needs", rope_dynamic, NULL, ALWAYS},
+    {"by-parts", "slow pairs / s, fast ones kept, a ramp between", rope_by_parts, NULL, NEVER},
+    {"yarn", "by-parts, and sharper attention", rope_by_parts, yarn_attention, NEVER},
+    {"llama3", "by-parts with a ramp over turns", rope_llama3, NULL, NEVER},
+    {"longrope", "a factor for each pair, from two lists", rope_longrope, longrope_attention, ONCE},
+};
+
+static double attention_factor(const RopeConfig *r)
+{
+    if (r->attn_factor > 0) return r->attn_factor;
+    return rope_methods[r->method].attention ? rope_methods[r->method].attention(r) : 1;
+}
+
+// Queries of one epoch share their frequencies: 0 up to L, then as the method changes.
+static int rope_epoch(const RopeConfig *r, int64_t n)
+{
+    int changes = rope_methods[r->method].changes;
+    return changes == NEVER || n <= r->orig_ctx ? 0 : changes == ONCE ? 1 : (int)n;
+}
+
+// --- Distance -----------------------------------------------------------------------------------
+//
+// Every distance method is a short list of maps from positions to positions; the rotation does the
+// rest. Under a map the query at i stands at A(i) and the key at j at B(j), and their distance is D
+// = A(i) - B(j). Under map 0, the near one, both stand where they are. For each query the keys are
+// cut into runs, one a map: map 0 has the keys from first_key(0, i) to the query, map 1 those
+// before them, from first_key(1, i) on, and so on back to key 0.
+//   sinks         A = min(i, S + W - 1)     B = j          [Streaming]
+//   self-extend   A = f(i) + W - f(W)       B = f(j) = floor(j / G)            [SelfExt]
+//   rerope        A = W                     B = 0          [ReRoPE]
+//   leaky-rerope  A = f(i) + W - f(W)       B = f(j) = j / k                   [ReRoPE]
+//   string        A = i - S + W             B = j          [STRING]
+//   dual-chunk    A = min(i mod C + C, C + W) towards the chunk before, min(2C - 1, C + W) towards
+//                 older ones                B = j mod C    [DCA], as ChunkLlama computes it
+// A query sees the last W tokens (string: S; dual-chunk: its own chunk of C) under map 0.
+
+static int n_maps(const RopeConfig *r)
+{
+    return r->distance == DIST_FULL ? 1 : r->distance == DIST_DUAL_CHUNK ? 3 : 2;
+}
+
+static double key_position(const RopeConfig *r, int map, double j)
+{
+    if (!map) return j;
+    switch (r->distance) {
+    case DIST_SELF_EXTEND: return floor(j / r->far);
+    case DIST_REROPE: return 0;
+    case DIST_LEAKY: return j / r->far;
+    case DIST_DUAL_CHUNK: return fmod(j, r->far);
+    default: return j;
+    }
+}
+
+static double query_position(const RopeConfig *r, int map, double i)
+{
+    double W = r->near, C = r->far;
+    if (!map) return i;
+    switch (r->distance) {
+    case DIST_SINKS: return fmin(i, r->sinks + W - 1);
+    case DIST_STRING: return i - W + r->far; // near is S, far is W
+    case DIST_DUAL_CHUNK: return fmin(map == 1 ? fmod(i, C) + C : 2 * C - 1, C + W);
+    default: return key_position(r, 1, i) + W - key_position(r, 1, W);
+    }
+}
+
+// The first key that query i sees under this map: what lies before is the next map's. It may be
+// negative.
+static int64_t first_key(const RopeConfig *r, int map, int64_t i)
+{
+    if (map == n_maps(r) - 1) return 0;
+    if (r->distance != DIST_DUAL_CHUNK) return i - r->near + 1;
+    return (i / (int64_t)r->far - map) * (int64_t)r->far;
+}
+
+static double map_distance(const RopeConfig *r, int map, int64_t i, int64_t j)
+{
+    return query_position(r, map, (double)i) - key_position(r, map, (double)j);
+}
+
+// Encodings that do not rotate know one method, linear: positions and distances / s.
+static double position_stretch(const Config *c)
+{
+    return !is_rotary(c) && c->rope.method == ROPE_LINEAR ? c->rope.factor : 1;
+}
+
+// --- The scale of the query ---------------------------------------------------------------------
+//
+// The more keys there are, the flatter the softmax; a query that is multiplied by more than 1 makes
+// it sharper again. By position, unlike the attention factor, so that short texts stay as they are:
+//   log-n                  max(1, ln(i + 1) / ln L), which keeps the entropy level. [ReRoPE]
+//   attention temperature  1 + B ln(1 + floor((i + 1) / L0)). [Llama4]
+static double query_scale(const RopeConfig *r, int64_t i)
+{
+    double n = (double)i + 1, scale = 1;
+    if (r->logn && r->orig_ctx > 1) scale = fmax(1, log(n) / log(r->orig_ctx));
+    return r->temp > 0 ? scale * (1 + r->temp * log(1 + floor(n / r->temp_ctx))) : scale;
+}
+
+// --- What a model needs of all this -------------------------------------------------------------
+
+// Fills in what neither the checkpoint nor the command line gave. ctx: the context asked for.
+static void rope_resolve(RopeConfig *r, int train_ctx, int64_t ctx)
+{
+    if (!r->orig_ctx) r->orig_ctx = train_ctx;
+    if (!(r->factor > 0))
+        r->factor = r->method == ROPE_DYNAMIC ? 1 : fmax(1, (double)ctx / r->orig_ctx);
+    if (!(r->beta_fast > 0)) r->beta_fast = 32;
+    if (!(r->beta_slow > 0)) r->beta_slow = 1;
+    if (!(r->low_freq_factor > 0)) r->low_freq_factor = 1;
+    if (!(r->high_freq_factor > 0)) r->high_freq_factor = 4;
+    if (r->distance == DIST_FULL && r->window && r->sinks) r->distance = DIST_SINKS;
+    if (r->distance == DIST_SINKS) r->near = r->window;
+}
+
+static void alloc_angles(Angles *a, size_t pairs, int maps, size_t n_slots)
+{
+    a->freq = xcalloc(pairs, sizeof *a->freq);
+    a->gain = xcalloc(pairs, sizeof *a->gain);
+    a->decay = xcalloc(pairs, sizeof *a->decay);
+    a->slot_tile = xcalloc(n_slots, sizeof *a->slot_tile);
+    a->jump = xcalloc(2 * pairs, sizeof *a->jump);
+    for (int map = 0; map < maps; map++) {
+        a->key[map] = xcalloc(2 * pairs * TILE, 4);
+        a->tile[map] = xcalloc(n_slots * 2 * pairs, 4);
+    }
+}
+
+// Applies the method: sets the frequencies for length n, and with them all tables. Where nothing
+// turns, all frequencies are 0.
+static void set_angles(Angles *a, const Config *c, const RopeConfig *r, size_t n_slots,
+                         int64_t n)
+{
+    size_t pairs = c->head_dim / 2, turning = rotary_dims(c) / 2;
+    size_t last = r->fraction > 0 ? (size_t)(r->fraction * (double)turning) : turning;
+    double factor = attention_factor(r);
+    int epoch = rope_epoch(r, n);
+    if (a->freq && a->epoch == epoch) return;
+    if (!a->freq) alloc_angles(a, pairs, n_maps(r), n_slots);
+    a->epoch = epoch;
+    for (size_t m = 0; m < pairs; m++) {
+        int turns = is_rotary(c) && m < last;
+        a->freq[m] = 0;
+        if (turns)
+            a->freq[m] = rope_methods[r->method].frequency(r, rotary_dims(c), (int)m, (double)n);
+        if (encodings[c->encoding].decay)
+            a->decay[m] = (float)encodings[c->encoding].decay(c->head_dim, (int)m);
+        a->gain[m] = m < turning ? factor * factor : 1;
+        double grown = exp(r->far * a->decay[m]); // for dual-chunk: r->far is C
+        a->jump[m] = (float)(grown * cos(r->far * a->freq[m]));
+        a->jump[pairs + m] = (float)(grown * sin(-r->far * a->freq[m]));
+    }
+    for (size_t slot = 0; slot < n_slots; slot++) a->slot_tile[slot] = -1;
+    for (int map = 0; map < n_maps(r); map++) {
+        double step = !map || r->distance != DIST_LEAKY ? 1 : 1 / r->far;
+        if (map && r->distance == DIST_REROPE) step = 0;
+        fill_key_table(a, pairs, step, a->key[map]);
+    }
+}
+
+// A map's key table for the tile at t0: that of set_angles, unless keys of the tile do not stand at
+// even steps: B may be a staircase (self-extend), or the tile may hold the end of a chunk and the
+// beginning of the next (dual-chunk). Then out [2][pairs][TILE] gets the columns B(t0 + r) - B(t0);
+// a negative one is that of C positions further on, turned back.
+static const float *key_table(const Angles *a, const RopeConfig *r, int map, size_t pairs,
+                              int64_t t0, float *out)
+{
+    double first = key_position(r, map, (double)t0), C = r->far;
+    int crosses = r->distance == DIST_DUAL_CHUNK && first + TILE > C;
+    if (!map || (r->distance != DIST_SELF_EXTEND && !crosses)) return a->key[map];
+    if (a->freq[0] == 0) return a->key[map]; // all columns are the same
+    for (int k = 0; k < TILE; k++) {
+        double column = key_position(r, map, (double)(t0 + k)) - first;
+        int back = column < 0;
+        const float *from = a->key[map] + (size_t)(back ? column + C : column);
+        for (size_t m = 0; m < pairs; m++) {
+            float re = from[m * TILE], im = from[(pairs + m) * TILE];
+            float jump_re = back ? a->jump[m] : 1, jump_im = back ? a->jump[pairs + m] : 0;
+            out[m * TILE + k] = re * jump_re - im * jump_im;
+            out[(pairs + m) * TILE + k] = re * jump_im + im * jump_re;
+        }
+    }
+    return out;
+}
+
+// ================================================================================================
+// 6  Threads
+//
+// One pool for everything. parallel_for() cuts n items of work into shares of at most `grain`
+// items, and whoever is free takes the next one: the caller works too, and a worker that sleeps or
+// whose processor is busy elsewhere is not waited for unless it holds a share.
+//
+// Results do not depend on the number of threads or on who did what: an item writes only its own
+// outputs, and computes each of them by itself, from first to last, in an order that depends on the
+// item alone. No sum is ever split among threads.
+//
+// A job is announced by the ticket: its generation in the high half, the items that nobody has
+// taken yet in the low half. A share is taken by one compare-and-swap of the ticket. Its success
+// proves that the ticket was still this job's, with items left, so the job's fields, which were
+// read before it and change only when no item is left, were the right ones. All accesses are
+// sequentially consistent but for the fields themselves: they are published by the store to the
+// ticket.
+
+typedef void (*Work)(void *arg, size_t begin, size_t end);
+
+// A share of work is at least so many multiplications, so that small models stay on one thread
+// rather than wait for others.
+enum { MIN_SHARE = 1 << 16 };
+
+// The ticket and the count of finished items lie in cache lines of their own, so that who takes
+// work does not disturb who counts it.
+static struct {
+    int n_threads;
+    _Atomic(Work) work;
+    _Atomic(void *) arg;
+    _Atomic size_t n, grain;
+    _Alignas(64) _Atomic uint64_t ticket;
+    _Alignas(64) _Atomic size_t done;
+    _Atomic int sleepers;
+    pthread_mutex_t lock;
+    pthread_cond_t wake;
+} pool = {.n_threads = 1, .lock = PTHREAD_MUTEX_INITIALIZER, .wake = PTHREAD_COND_INITIALIZER};
+
+// A word to the processor that this thread only waits.
+INLINE void cpu_relax(void)
+{
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    __asm__ volatile("yield");
+#endif
+}
+
+// Takes shares of the current job until none is left; true if it took any.
+static int pool_work(void)
+{
+    int any = 0;
+    for (;;) {
+        uint64_t ticket = atomic_load(&pool.ticket);
+        size_t left = (uint32_t)ticket;
+        if (!left) return any;
+        Work work = atomic_load(&pool.work);
+        void *arg = atomic_load(&pool.arg);
+        size_t n = atomic_load(&pool.n), taken = min_size(left, atomic_load(&pool.grain));
+        if (!atomic_compare_exchange_weak(&pool.ticket, &ticket, ticket - taken)) continue;
+        work(arg, n - left, n - left + taken);
+        atomic_fetch_add(&pool.done, taken);
+        any = 1;
+    }
+}
+
+// A worker spins for a little while after each job, since the next one follows within microseconds
+// while text is generated, and sleeps when none comes. Before it sleeps it counts itself among the
+// sleepers and then looks at the ticket once more, under the lock; the announcer changes the ticket
+// and then looks for sleepers. So one of the two sees the other, and no wake is lost.
+static void *pool_worker(void *unused)
+{
+    (void)unused;
+    for (;;) {
+        uint64_t seen = atomic_load(&pool.ticket);
+        for (int spin = 0; spin < 4000; spin++, cpu_relax()) {
+            if (pool_work()) spin = 0;
+            if (spin % 64 == 63) sched_yield(); // the caller may need this processor
+        }
+        pthread_mutex_lock(&pool.lock);
+        atomic_fetch_add(&pool.sleepers, 1);
+        while (atomic_load(&pool.ticket) >> 32 == seen >> 32)
+            pthread_cond_wait(&pool.wake, &pool.lock);
+        atomic_fetch_sub(&pool.sleepers, 1);
+        pthread_mutex_unlock(&pool.lock);
+    }
+    return NULL;
+}
+
+static void pool_start(int n_threads)
+{
+    for (int i = pool.n_threads; i < n_threads; i++) {
+        pthread_t thread;
+        int err = pthread_create(&thread, NULL, pool_worker, NULL);
+        if (err) die(EXIT_DATA, "threads", "cannot start thread %d (%s)", i + 1, strerror(err));
+        pthread_detach(thread);
+    }
+    pool.n_threads = n_threads;
+}
+
+// Calls work(arg, begin, end) for shares of at most `grain` items that cover 0..n-1, on all
+// threads, and returns when all are done. Shares begin at multiples of grain. Not to be nested.
+static void parallel_for(size_t n, size_t grain, Work work, void *arg)
+{
+    if (pool.n_threads == 1 || n <= grain) {
+        if (n) work(arg, 0, n);
+        return;
+    }
+    atomic_store_explicit(&pool.work, work, memory_order_relaxed);
+    atomic_store_explicit(&pool.arg, arg, memory_order_relaxed);
+    atomic_store_explicit(&pool.n, n, memory_order_relaxed);
+    atomic_store_explicit(&pool.grain, grain, memory_order_relaxed);
+    atomic_store_explicit(&pool.done, 0, memory_order_relaxed);
+    uint64_t generation = (atomic_load(&pool.ticket) >> 32) + 1;
+    atomic_store(&pool.ticket, generation << 32 | n);
+    if (atomic_load(&pool.sleepers)) {
+        pthread_mutex_lock(&pool.lock);
+        pthread_cond_broadcast(&pool.wake);
+        pthread_mutex_unlock(&pool.lock);
+    }
+    pool_work();
+    for (int spin = 0; atomic_load(&pool.done) < n; spin++)
+        if (spin < 1000) cpu_relax();
+        else sched_yield(); // the holder of the last share may need this processor
+}
+
+// Scratch memory of the calling thread, at least `bytes` long, kept from call to call.
+static void *scratch(size_t bytes)
+{
+    static _Thread_local void *mem;
+    static _Thread_local size_t size;
+    if (bytes > size) {
+        free(mem);
+        mem = xcalloc(size = bytes, 1);
+    }
+    return mem;
+}
+
+// ================================================================================================
+// 7  Cache and attention
+//
+// The cache holds keys as the projection gave them, not rotated: a method whose frequencies change
+// while the text grows must turn old keys anew, and engines that cache turned keys mix bases there.
+// It is made of tiles of TILE positions that begin at absolute positions. A tile of keys is
+// transposed, [head_dim][TILE], real parts of the pairs first and then imaginary parts, so that the
+// rotation and the scores run over keys in vector lanes with no shuffles; a tile of values is
+// [TILE][v_dim].
+//
+// Attention reads tile after tile: it turns the tile's keys, multiplies queries with them, masks
+// and biases the scores, and adds the values up by an online softmax [Flash]. That keeps, for each
+// query and head, the largest score m so far, the sum l of exp(score - m) and the output o weighted
+// alike; when m grows, l and o are scaled down to the new one.
+//
+// The order of all sums is fixed by positions alone. Every SEGMENT positions the softmax is merged
+// into a total and begins anew. A prompt merges segments as it goes; a single token, which offers
+// too little work otherwise, hands its segments to different threads and merges them afterwards, in
+// the same order: the same arithmetic, so the same bits.
+
+enum { SEGMENT_TILES = 8, SEGMENT = SEGMENT_TILES * TILE };
+static const float MASKED = -INFINITY; // exp(MASKED - m) = 0
+
+// --- A product for attention --------------------------------------------------------------------
+
+// Keeps a vector in its register: gcc would rather load it again for each use, but a tile's speed
+// is limited by its loads.
+#if defined(__x86_64__)
+#define KEEP(v) __asm__("" : "+v"(v))
+#else
+#define KEEP(v) (void)(v)
+#endif
+
+enum { GEMM_TOKENS = 4, GEMM_VECTORS = LANES == 16 ? 4 : 2 }; // whose sums fill the registers
+
+// Scores and weighted values are both small products of a few rows (queries) with a tile: [rows][d]
+// times [d][TILE], and [rows][TILE] times [TILE][v_dim]. Lanes are keys in the first and dimensions
+// in the second, so each output is one chain of multiply-adds in the order of k, and its bits do
+// not depend on how many rows or lanes are computed at once.
+//
+// c[t][v] += sum over k of a[t][k] * b[k][v] for nt rows and nv vectors (constants wherever this is
+// inlined). a: [nt][lda], b: [K][N], c: [nt][N]. A tile of sums stays in registers.
+INLINE void gemm_tile(int nt, int nv, const float *a, size_t lda, const float *b, size_t K,
+                      size_t N, float *c)
+{
+    vf sum[GEMM_TOKENS][GEMM_VECTORS];
+    for (int t = 0; t < nt; t++)
+        for (int v = 0; v < nv; v++) sum[t][v] = vload(c + (size_t)t * N + (size_t)v * LANES);
+    for (size_t k = 0; k < K; k++) {
+        vf row[GEMM_VECTORS];
+        for (int v = 0; v < nv; v++) {
+            row[v] = vload(b + k * N + (size_t)v * LANES);
+            if (nt > 1) KEEP(row[v]);
+        }
+        for (int t = 0; t < nt; t++) {
+            vf ak = vset(a[(size_t)t * lda + k]);
+            for (int v = 0; v < nv; v++) sum[t][v] = vmuladd(ak, row[v], sum[t][v]);
+        }
+    }
+    for (int t = 0; t < nt; t++)
+        for (int v = 0; v < nv; v++) vstore(c + (size_t)t * N + (size_t)v * LANES, sum[t][v]);
+}
+
+// c[n][N] += a[n][K] b[K][N], N a multiple of LANES.
+static void gemm_rows(size_t n, const float *a, size_t lda, const float *b, size_t K, size_t N,
+                      float *c)
+{
+    enum { NT = GEMM_TOKENS, NV = GEMM_VECTORS };
+    for (size_t v = 0, nv; v < N; v += nv * LANES, b += nv * LANES) {
+        nv = N - v < NV * LANES ? 1 : NV;
+        for (size_t t = 0, nt; t < n; t += nt) {
+            const float *at = a + t * lda;
+            float *ct = c + t * N + v;
+            nt = n - t < NT ? 1 : NT;
+            if (nt > 1 && nv > 1) gemm_tile(NT, NV, at, lda, b, K, N, ct);
+            else if (nt > 1) gemm_tile(NT, 1, at, lda, b, K, N, ct);
+            else if (nv > 1) gemm_tile(1, NV, at, lda, b, K, N, ct);
+            else gemm_tile(1, 1, at, lda, b, K, N, ct);
+        }
+    }
+}
+
+// --- The cache ----------------------------------------------------------------------------------
+
+// For each layer and KV head n_slots tiles: [n_layers][n_kv_heads][n_slots], each of them its keys
+// [head_dim][TILE], then its values [TILE][v_dim], in half or single precision.
+typedef struct {
+    size_t elem;         // bytes a number: 2 or 4
+    size_t n_slots, sink_slots, ring;
+    size_t v_dim;        // head_dim rounded up to LANES
+    size_t k_bytes;      // of a tile's keys; its values lie behind them
+    size_t tile_bytes;   // of both
+    uint8_t *tiles;
+    size_t bytes;        // reserved
+} Cache;
+
+// Where tile t is kept. Without a window that is slot t; with one, the sinks' tiles stay in the
+// first slots and the others take turns in a ring, so that memory does not grow with the text.
+static size_t tile_slot(const Cache *c, int64_t t)
+{
+    size_t at = (size_t)t;
+    return at < c->sink_slots ? at : c->sink_slots + (at - c->sink_slots) % c->ring;
+}
+
+// Lays out a cache for max_seq_len positions, or for the window if there is one. Then the ring must
+// hold what any query of a chunk sees, W + chunk - 1 positions (the last query's window, and what
+// lies before it for the first one), and one tile more, since they need not begin with a tile.
+static void cache_layout(Cache *c, const Config *cfg, int64_t max_seq_len, size_t chunk, int f32)
+{
+    const RopeConfig *r = &cfg->rope;
+    size_t sinks = ceil_div(r->sinks, TILE), ring = ceil_div(r->window + chunk - 1, TILE) + 1;
+    c->n_slots = c->ring = ceil_div(max_seq_len, TILE);
+    if (r->window && sinks + ring < c->n_slots) {
+        c->sink_slots = sinks;
+        c->ring = ring;
+        c->n_slots = sinks + ring;
+    }
+    c->elem = f32 ? 4 : 2;
+    c->v_dim = round_up(cfg->head_dim, LANES);
+    c->k_bytes = TILE * cfg->head_dim * c->elem;
+    c->tile_bytes = c->k_bytes + TILE * c->v_dim * c->elem;
+    size_t rows = (size_t)cfg->n_layers * cfg->n_kv_heads;
+    c->bytes = mul_size(mul_size(rows, c->n_slots), c->tile_bytes);
+}
+
+// Reserves it; dies with the numbers if it cannot fit.
+static void cache_reserve(Cache *c, int64_t max_seq_len)
+{
+    size_t have = available_memory();
+    if (c->bytes > have)
+        die(EXIT_DATA, "-c", "the KV cache does not fit (got %.1f GB available, want %.1f GB for "
+            "%lld tokens); use a smaller -c or --window", (double)have / 1e9,
+            (double)c->bytes / 1e9, (long long)max_seq_len);
+    c->tiles = reserve(c->bytes);
+}
+
+// --- What attention works on --------------------------------------------------------------------
+
+// What an online softmax keeps beside o; e is the sum of exp(score - m) * score, for the entropy.
+// m begins as a number, so that a row that sees only masked keys stays empty, with no NaN from
+// MASKED - MASKED, and an empty one adds nothing when it is merged.
+typedef struct {
+    float m, l, e;
+} RowSums;
+static const RowSums EMPTY = {-FLT_MAX, 0, 0};
+
+// The positions of one chunk's queries, as layers of one kind (global or local) see them.
+typedef struct {
+    RopeConfig rope;
+    Angles *angles;      // [chunk], of which query t uses the one at t * each
+    int each;            // 1: past L frequencies change with every token; 0: all share the first
+    size_t batch;        // so many queries are attended to together
+    float *phase[MAPS];  // [chunk][2][pairs]: each query's phases at A(i), with the score's scale
+} Positions;
+
+// The chunk at hand, its place in the text, and the model's cache.
+typedef struct {
+    Config config;
+    Cache cache;
+    Positions positions[2]; // of global and of local layers
+    float *q, *k, *v;       // [chunk][n_heads | n_kv_heads * head_dim]
+    float *out;             // [chunk][n_heads * head_dim]
+    float *prepared;        // of the encoding (section 4)
+    double *entropy_sum;    // [chunk]: attention's, over layers and heads; NULL: not measured
+    int64_t pos;            // the chunk's first position, and
+    size_t n;               // its tokens
+    int layer;              // the current one, and
+    const Positions *p;     // its positions
+    size_t n_parts;         // segments that a single query is split into; 1: not split
+    float *total;           // [n | n_parts][n_heads][v_dim], and
+    RowSums *sums;          // [n | n_parts][n_heads]: the softmax of each query and head
+} Attention;
+
+// What a thread works on: a batch of queries under one KV head, which a group of heads shares
+// [GQA]. A row is a (query, head) pair: row = query in the batch * group + head in the group.
+typedef struct {
+    const Attention *a;
+    const Positions *p;
+    const Angles *angles;
+    size_t head, part;   // the KV head, and which of the n_parts
+    size_t q0, rows;     // the batch's first query, and its rows
+    size_t group, d, v_dim;
+    int64_t first, last; // positions of the batch's queries
+    float *q[MAPS];      // [rows][2][pairs]: q under each map, scaled
+    float *qt;           // [rows][2][pairs]: q for one tile
+    float *tile;         // [2][pairs][TILE]: its keys, turned, and then [TILE][v_dim]: its values
+    float *table;        // [2][pairs][TILE]: room for a key table
+    float *score[MAPS];  // [rows][TILE] under each map
+    float *o;            // [rows][v_dim], and
+    RowSums *sums;       // [rows]: the softmax of the segment at hand
+} Rows;
+
+// Tile t of a KV head in the current layer.
+static uint8_t *tile_at(const Attention *a, size_t head, int64_t t)
+{
+    const Cache *c = &a->cache;
+    size_t row = (size_t)a->layer * a->config.n_kv_heads + head;
+    return c->tiles + (row * c->n_slots + tile_slot(c, t)) * c->tile_bytes;
+}
+
+// The chunk's k and v of KV heads [begin, end), into the cache: keys with their pairs split, a
+// column of the tile each; values as a row.
+static void store_kv(void *arg, size_t begin, size_t end)
+{
+    const Attention *a = arg;
+    const Cache *c = &a->cache;
+    size_t d = a->config.head_dim, n_kv = a->config.n_kv_heads;
+    float *key = scratch(6 * d);
+    uint16_t *half = (uint16_t *)(key + d);
+    for (size_t h = begin; h < end; h++)
+        for (size_t t = 0; t < a->n; t++) {
+            size_t pos = (size_t)a->pos + t, r = pos % TILE, at = (t * n_kv + h) * d;
+            void *keys = tile_at(a, h, (int64_t)(pos / TILE));
+            void *values = (uint8_t *)keys + c->k_bytes + r * c->v_dim * c->elem;
+            split_pairs(&a->config, a->k + at, key);
+            if (c->elem == 4) {
+                for (size_t e = 0; e < d; e++) ((float *)keys)[e * TILE + r] = key[e];
+                memcpy(values, a->v + at, d * 4);
+            } else {
+                floats_to_halves(key, half, d);
+                for (size_t e = 0; e < d; e++) ((uint16_t *)keys)[e * TILE + r] = half[e];
+                floats_to_halves(a->v + at, values, d);
+            }
+        }
+}
+
+// --- Planning a chunk ---------------------------------------------------------------------------
+
+// The first tile from t on that some query from position `first` on can see.
+static int64_t next_tile(const RopeConfig *r, int64_t first, int64_t t)
+{
+    int64_t oldest = r->window && t * TILE >= r->sinks ? (first - r->window + 1) / TILE : 0;
+    return t > oldest ? t : oldest;
+}
+
+// Phases of the tiles that the chunk can see, as far as they are not there yet.
+static void plan_tiles(const Attention *a, const RopeConfig *r, Angles *angles)
+{
+    size_t pairs = a->config.head_dim / 2;
+    int64_t last = (a->pos + (int64_t)a->n - 1) / TILE;
+    for (int64_t t = 0; (t = next_tile(r, a->pos, t)) <= last; t++) {
+        size_t slot = tile_slot(&a->cache, t);
+        if (angles->slot_tile[slot] == t) continue;
+        angles->slot_tile[slot] = t;
+        for (int map = 0; map < n_maps(r); map++)
+            fill_phases(angles->freq, NULL, pairs, key_position(r, map, (double)(t * TILE)), 1,
+                        angles->tile[map] + slot * 2 * pairs);
+    }
+}
+
+// Prepares all angles for the chunk's queries, and chooses how many of them are attended to
+// together: only queries that share their frequencies can be, BATCH_ROWS rows fit into the caches,
+// and there should be three items of work for each thread.
+enum { BATCH_ROWS = 192 };
+
+static void plan_positions(const Attention *a, Positions *p)
+{
+    const Config *c = &a->config;
+    const RopeConfig *r = &p->rope;
+    size_t d = c->head_dim, n_kv = c->n_kv_heads, group = c->n_heads / n_kv;
+    size_t fair = ceil_div(a->n * n_kv, 3 * pool.n_threads);
+    double scale = c->score_scale > 0 ? c->score_scale : 1 / sqrt(c->head_dim);
+    p->each = rope_epoch(r, a->pos + 1) != rope_epoch(r, a->pos + (int64_t)a->n);
+    p->batch = p->each ? 1 : max_size(1, min_size(BATCH_ROWS / group, fair));
+    for (size_t t = 0; t < a->n; t++) {
+        int64_t i = a->pos + (int64_t)t;
+        Angles *angles = p->angles + t * p->each;
+        if (!t || p->each) {
+            set_angles(angles, c, r, a->cache.n_slots, i + 1);
+            plan_tiles(a, r, angles);
+        }
+        for (int map = 0; map < n_maps(r); map++)
+            fill_phases(angles->freq, angles->gain, d / 2, query_position(r, map, (double)i),
+                        scale * query_scale(r, i), p->phase[map] + t * d);
+    }
+}
+
+// --- One batch of queries -----------------------------------------------------------------------
+
+// Item number `item` of (part, batch, KV head), with room carved from the thread's scratch memory.
+static Rows begin_item(const Attention *a, size_t item)
+{
+    const Positions *p = a->p;
+    size_t n_kv = a->config.n_kv_heads, n_batches = ceil_div(a->n, p->batch);
+    size_t d = a->config.head_dim, v_dim = a->cache.v_dim, tile = TILE * v_dim;
+    size_t q0 = item / n_kv % n_batches * p->batch, nq = min_size(p->batch, a->n - q0);
+    size_t group = a->config.n_heads / n_kv, rows = nq * group;
+    int64_t first = a->pos + (int64_t)q0;
+    Rows w = {.a = a, .p = p, .angles = p->angles + q0 * p->each, .head = item % n_kv,
+              .part = item / n_kv / n_batches, .q0 = q0, .rows = rows, .group = group, .d = d,
+              .v_dim = v_dim, .first = first, .last = first + (int64_t)nq - 1};
+    float *room = scratch((2 * tile + rows * (MAPS * (TILE + d) + v_dim + d + 3)) * 4);
+    w.tile = room;
+    w.table = room + tile;
+    w.o = w.table + tile;
+    w.qt = w.o + rows * v_dim;
+    w.sums = (RowSums *)(w.qt + rows * d);
+    room = (float *)(w.sums + rows);
+    for (int map = 0; map < MAPS; map++, room += rows * (TILE + d)) {
+        w.score[map] = room;
+        w.q[map] = room + rows * TILE;
+    }
+    return w;
+}
+
+static int64_t row_position(const Rows *w, size_t row)
+{
+    return w->first + (int64_t)(row / w->group);
+}
+
+// Which (query, head) of the chunk a row is: its index in q, out and, for part 0, in total.
+static size_t row_index(const Rows *w, size_t row)
+{
+    size_t query = w->q0 + row / w->group, head = w->head * w->group + row % w->group;
+    return query * w->a->config.n_heads + head;
+}
+
+static size_t total_index(const Rows *w, size_t row)
+{
+    return w->part * w->a->config.n_heads + row_index(w, row);
+}
+
+// Empties the rows' totals and loads their queries, turned by each map's phases (which carry the
+// scale of the score and of the query).
+static void begin_rows(const Rows *w)
+{
+    const Attention *a = w->a;
+    for (size_t row = 0; row < w->rows; row++) {
+        size_t query = w->q0 + row / w->group, to = total_index(w, row);
+        memset(a->total + to * w->v_dim, 0, w->v_dim * 4);
+        a->sums[to] = EMPTY;
+        split_pairs(&a->config, a->q + row_index(w, row) * w->d, w->qt);
+        for (int map = 0; map < n_maps(&w->p->rope); map++)
+            rotate(w->qt, 0, w->p->phase[map] + query * w->d, 1, w->d / 2, w->q[map] + row * w->d);
+    }
+}
+
+// w->score[map] = scores of all rows against the keys of tile t under one map. The equation of
+// section 4 in its three factors: keys are turned by their place in the tile, exp(I r theta), from
+// the key table; a row's q is turned by exp(I A(i) theta), in begin_rows(), and here back by the
+// tile's exp(I B(t0) theta).
+static void score_tile(const Rows *w, int map, int64_t t)
+{
+    const Angles *angles = w->angles;
+    size_t d = w->d, pairs = d / 2;
+    const float *phases = angles->tile[map] + tile_slot(&w->a->cache, t) * d; // of B(t0)
+    rotate(tile_at(w->a, w->head, t), w->a->cache.elem == 2,
+           key_table(angles, &w->p->rope, map, pairs, t * TILE, w->table), 1, pairs * TILE,
+           w->tile);
+    for (size_t row = 0; row < w->rows; row++) {
+        float *q = w->qt + row * d;
+        rotate(w->q[map] + row * d, 0, phases, -1, pairs, q);
+        if (angles->decay[0] == 0) continue;
+        float D = (float)map_distance(&w->p->rope, map, row_position(w, row), t * TILE);
+        fade(q, angles->decay, D, pairs);
+    }
+    memset(w->score[map], 0, w->rows * TILE * 4);
+    gemm_rows(w->rows, w->qt, d, w->tile, d, TILE, w->score[map]);
+}
+
+// How many keys of the tile at t0 are before position p.
+static int keys_before(int64_t p, int64_t t0)
+{
+    return p < t0 ? 0 : p - t0 < TILE ? (int)(p - t0) : TILE;
+}
+
+// Keys [from, to) of the tile at t0 are those that some query from i to `last` sees under this map.
+static int map_run(const RopeConfig *r, int map, int64_t i, int64_t last, int64_t t0, int *to)
+{
+    *to = keys_before(map ? first_key(r, map - 1, last) : last + 1, t0);
+    return keys_before(first_key(r, map, i), t0);
+}
+
+// Puts together in `score` what a row sees of the tile at t0: each key gets its score under the map
+// that has it, and D[TILE] its distance; keys behind the window (the sinks excepted) and keys to
+// come are masked.
+static void gather_scores(const Rows *w, size_t row, int64_t t0, float *score, float *D)
+{
+    const RopeConfig *r = &w->p->rope;
+    int64_t i = row_position(w, row);
+    int hidden = r->window ? keys_before(i - r->window + 1, t0) : 0;
+    if (D) memset(D, 0, TILE * sizeof *D);
+    for (int map = n_maps(r) - 1, from, to; map >= 0; map--) {
+        from = map_run(r, map, i, i, t0, &to);
+        if (map) memcpy(score + from, w->score[map] + row * TILE + from, (to - from) * 4);
+        for (int k = from; D && k < to; k++) D[k] = (float)fmax(map_distance(r, map, i, t0 + k), 0);
+    }
+    for (int k = keys_before(i + 1, t0); k < TILE; k++) score[k] = MASKED;
+    for (int k = keys_before(r->sinks, t0); k < hidden; k++) score[k] = MASKED;
+}
+
+// Place 3: adds the bias to what a row sees of the tile.
+static void add_score_bias(const Rows *w, size_t row, float *score, float *D)
+{
+    const Config *c = &w->a->config;
+    float stretch = (float)position_stretch(c);
+    size_t head = w->head * w->group + row % w->group;
+    for (int k = 0; k < TILE; k++) D[k] /= stretch;
+    Query q = {c, w->a->prepared, head, row_position(w, row), w->q[0] + row * w->d};
+    encodings[c->encoding].bias(&q, D, score);
+}
+
+// One step of the online softmax on one row: score becomes p = exp(score - m), the weights of the
+// tile's values, and what is summed so far is rescaled to the new m.
+static void softmax_step(float *score, float *o, RowSums *sums, size_t v_dim, int entropy)
+{
+    vf max = vset(sums->m), sum = {0}, weighted = {0};
+    for (size_t k = 0; k < TILE; k += LANES) max = vmax(max, vload(score + k));
+    float m = vmax_lane(max);
+    if (m != sums->m) {
+        float shrink = vexp(vset(sums->m - m))[0];
+        for (size_t k = 0; k < v_dim; k += LANES) vstore(o + k, vload(o + k) * vset(shrink));
+        *sums = (RowSums){m, sums->l * shrink, sums->e * shrink};
+    }
+    for (size_t k = 0; k < TILE; k += LANES) {
+        vf s = vload(score + k), p = vexp(s - vset(m));
+        sum += p;
+        if (entropy) weighted += p * vmax(s, vset(-1e30f)); // 0 * MASKED is 0
+        vstore(score + k, p);
+    }
+    sums->l += vsum(sum);
+    if (entropy) sums->e += vsum(weighted);
+}
+
+// The attention loop's body: a batch's rows over the keys of tile t. Scores under each map that
+// some row needs; then row by row what it sees, the bias, the softmax; then the values.
+static void attend_tile(const Rows *w, int64_t t)
+{
+    const Attention *a = w->a;
+    const Cache *c = &a->cache;
+    int biased = encodings[a->config.encoding].bias != NULL;
+    for (int map = 0, from, to; map < n_maps(&w->p->rope); map++) {
+        from = map_run(&w->p->rope, map, w->first, w->last, t * TILE, &to);
+        if (from < to) score_tile(w, map, t);
+    }
+    for (size_t row = 0; row < w->rows; row++) {
+        float *score = w->score[0] + row * TILE, D[TILE];
+        gather_scores(w, row, t * TILE, score, biased ? D : NULL);
+        if (biased) add_score_bias(w, row, score, D);
+        softmax_step(score, w->o + row * w->v_dim, w->sums + row, w->v_dim, !!a->entropy_sum);
+    }
+    const void *v = tile_at(a, w->head, t) + c->k_bytes;
+    for (size_t k = 0; c->elem == 2 && k < TILE * w->v_dim; k += LANES)
+        vstore(w->tile + k, vload_half((const uint16_t *)v + k));
+    gemm_rows(w->rows, w->score[0], TILE, c->elem == 2 ? w->tile : v, TILE, w->v_dim, w->o);
+}
+
+// Adds a softmax, o and p, to total number `to`: both are brought to the larger m.
+static void merge_row(const Attention *a, size_t to, const float *o, RowSums p)
+{
+    size_t v_dim = a->cache.v_dim;
+    float *total = a->total + to * v_dim;
+    RowSums t = a->sums[to];
+    float m = t.m > p.m ? t.m : p.m, old = expf(t.m - m), new = expf(p.m - m);
+    for (size_t i = 0; i < v_dim; i++) total[i] = total[i] * old + o[i] * new;
+    a->sums[to] = (RowSums){m, t.l * old + p.l * new, t.e * old + p.e * new};
+}
+
+// Attention of a batch's rows over the tiles that lie in one segment, from t on and before `end`;
+// returns the tile after them. The next tile is asked for, into the second-level cache, while one
+// is worked on.
+static int64_t attend_segment(const Rows *w, int64_t t, int64_t end)
+{
+    const Attention *a = w->a;
+    int64_t stop = (t / SEGMENT_TILES + 1) * SEGMENT_TILES, next;
+    memset(w->o, 0, w->rows * w->v_dim * 4);
+    for (size_t row = 0; row < w->rows; row++) w->sums[row] = EMPTY;
+    for (; t < end && t < stop; t = next) {
+        next = next_tile(&w->p->rope, w->first, t + 1);
+        const uint8_t *ahead = tile_at(a, w->head, next);
+        for (size_t i = 0; next < end && i < a->cache.tile_bytes; i += 64)
+            __builtin_prefetch(ahead + i, 0, 2);
+        attend_tile(w, t);
+    }
+    for (size_t row = 0; row < w->rows; row++)
+        merge_row(a, total_index(w, row), w->o + row * w->v_dim, w->sums[row]);
+    return t;
+}
+
+// Items: (part, batch, KV head). A part is all segments of the batch, one after the other, or one
+// segment of a single query.
+static void attend_parts(void *arg, size_t begin, size_t end)
+{
+    const Attention *a = arg;
+    for (size_t item = begin; item < end; item++) {
+        Rows w = begin_item(a, item);
+        int64_t t = (int64_t)w.part * SEGMENT_TILES, n_tiles = w.last / TILE + 1;
+        begin_rows(&w);
+        do t = attend_segment(&w, next_tile(&w.p->rope, w.first, t), n_tiles);
+        while (t < n_tiles && a->n_parts == 1);
+    }
+}
+
+// --- All queries --------------------------------------------------------------------------------
+
+// out = o / l of each (query, head), its parts merged in order.
+static void finish_rows(void *arg, size_t begin, size_t end)
+{
+    const Attention *a = arg;
+    size_t d = a->config.head_dim, v_dim = a->cache.v_dim, n_heads = a->config.n_heads;
+    for (size_t at = begin; at < end; at++) {
+        for (size_t part = at + n_heads; part < a->n_parts * n_heads; part += n_heads)
+            merge_row(a, at, a->total + part * v_dim, a->sums[part]);
+        const float *o = a->total + at * v_dim;
+        for (size_t i = 0; i < d; i++) a->out[at * d + i] = o[i] / a->sums[at].l;
+    }
+}
+
+// out = softmax(q k^T) v for all queries and heads of the chunk. A prompt is cut into items by its
+// batches of queries; a single query, which has but n_kv_heads items otherwise, by segments too.
+// The entropy of one softmax is m + ln l - (sum of p score) / l.
+static void attention(Attention *a)
+{
+    const RopeConfig *r = &a->p->rope;
+    size_t n_heads = a->config.n_heads, rows = a->n * n_heads, seen = a->pos + a->n;
+    if (r->window) seen = min_size(seen, r->window + a->n);
+    a->n_parts = a->n == 1 && !r->window ? ceil_div(seen, SEGMENT) : 1;
+    size_t n = a->n_parts * ceil_div(a->n, a->p->batch) * a->config.n_kv_heads;
+    size_t cost = 1 + 2 * a->config.dim * max_size(seen, TILE) * a->n / n; // of an item, about
+    parallel_for(n, ceil_div(MIN_SHARE / 4, cost), attend_parts, a);
+    parallel_for(rows, ceil_div(MIN_SHARE / 4, a->config.head_dim), finish_rows, a);
+    for (size_t at = 0; a->entropy_sum && at < rows; at++) {
+        RowSums t = a->sums[at];
+        a->entropy_sum[at / n_heads] += t.m + logf(t.l) - t.e / t.l;
+    }
+}
+
+// ================================================================================================
+// 8  Tensor types and products
 //
 // A weight matrix stays in the file, in the type it was stored in. A Tensor says where it is and
 // how to read it; everything that depends on the type is one row of tensor_types. Q8_0 here is
@@ -527,10 +1789,9 @@ static void floats_to_halves(const float *f, uint16_t *h, size_t n)
 // blocks, each with its own scales; all of them mean value = q * scale - min, with q an int8 and
 // scale and min those of the value's group. One function a type gives the codes q of a row, another
 // the scales of a panel of rows, which lanes work out side by side.
-
-typedef struct Tensor Tensor;
-
-typedef struct TensorType TensorType;
+//
+// Two products of a weight matrix with activations are all that a Transformer needs beside
+// attention's own: tile_f32 in float and tile_q8 in int8.
 
 // The codes of n blocks that follow each other: q[n][block].
 typedef void (*Codes)(const TensorType *type, const uint8_t *blocks, size_t n, int8_t *q);
@@ -551,14 +1812,6 @@ struct TensorType {
     Scales scales;
     int gguf;       // its number in GGUF files, -1: none
     int in_place;   // codes are bytes or the nibbles of 16 bytes, which products read themselves
-};
-
-struct Tensor {
-    const TensorType *type;
-    const uint8_t *data;  // [rows][cols] in the type's layout
-    const float *scales;  // planar Q8_0: [rows * cols / group]
-    size_t group;         // values that share a scale; 0: floats
-    size_t rows, cols;    // out, in
 };
 
 enum { AS_F32 = 0, AS_F16 = 1, AS_BF16 = 30 }; // floats, as GGUF numbers their types
@@ -583,6 +1836,80 @@ static void unpack_q8(const Tensor *t, size_t row, float *out)
     size_t flat = row * t->cols;
     for (size_t i = 0; i < t->cols; i++, flat++)
         out[i] = (float)(int8_t)t->data[flat] * t->scales[flat / t->group];
+}
+
+// Vectors consist of quarters of 16 bytes: LANES / 4 of them, whatever the name says. Moving words
+// within quarters is cheap on every processor.
+#define ZIP(at) (at), LANES + (at), (at) + 1, LANES + (at) + 1
+#if LANES == 16
+#define ZIPS(i) ZIP(i), ZIP(4 + (i)), ZIP(8 + (i)), ZIP(12 + (i))
+#elif LANES == 8
+#define ZIPS(i) ZIP(i), ZIP(4 + (i))
+#else
+#define ZIPS(i) ZIP(i)
+#endif
+#if defined(__clang__)
+#define SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define SHUFFLE(a, b, ...) __builtin_shuffle(a, b, (vi){__VA_ARGS__})
+#endif
+INLINE vi zip_low(vi a, vi b) { return SHUFFLE(a, b, ZIPS(0)); } // a0 b0 a1 b1 in each quarter
+INLINE vi zip_high(vi a, vi b) { return SHUFFLE(a, b, ZIPS(2)); } // a2 b2 a3 b3
+INLINE vi add_zips(vi a, vi b) { return zip_low(a, b) + zip_high(a, b); }
+INLINE vf vadd_zips(vf a, vf b)
+{
+    return (vf)zip_low((vi)a, (vi)b) + (vf)zip_high((vi)a, (vi)b);
+}
+INLINE vf max_zips(vf v) { return vmax((vf)zip_low((vi)v, (vi)v), (vf)zip_high((vi)v, (vi)v)); }
+
+// A panel is as many rows of a matrix as there are lanes, a lane for each; they lie at one pitch,
+// the bytes from a row to the next.
+enum { PANEL = LANES };
+
+// Makes a pointer be computed here: compilers would rather have one for each row of a panel, and
+// run out of registers.
+#define HERE(p) __asm__("" : "+r"(p))
+
+// 16 bytes from each pointer, as far as a vector has quarters.
+INLINE vi load_quarters(const char *a, const char *b, const char *c, const char *d)
+{
+#if LANES == 16
+    __m256i low = _mm256_loadu2_m128i((const void *)b, (const void *)a);
+    __m256i high = _mm256_loadu2_m128i((const void *)d, (const void *)c);
+    return (vi)_mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1);
+#elif LANES == 8
+    (void)c, (void)d;
+    return (vi)_mm256_loadu2_m128i((const void *)b, (const void *)a);
+#else
+    vi v;
+    (void)b, (void)c, (void)d;
+    memcpy(&v, a, sizeof v);
+    return v;
+#endif
+}
+
+// 16 bytes each of rows i, i + 4, ...; row 0's are at `at`.
+INLINE vi load_rows(const char *at, size_t pitch, int i)
+{
+    at += (size_t)i * pitch;
+    HERE(at);
+    return load_quarters(at, at + 4 * pitch, at + 8 * pitch, at + 12 * pitch);
+}
+
+// The same 16 bytes of all rows: word r of a[k] is word k of row r. Four vectors together hold
+// them, and once the quarters of each are rows i, i + 4, ... only words within quarters move.
+INLINE void transpose_rows(const char *at, size_t pitch, vi a[4])
+{
+    vi even[2], odd[2];
+    for (int i = 0; i < 2; i++) {
+        vi low = load_rows(at, pitch, i), high = load_rows(at, pitch, i + 2);
+        even[i] = zip_low(low, high);
+        odd[i] = zip_high(low, high);
+    }
+    a[0] = zip_low(even[0], even[1]);
+    a[1] = zip_high(even[0], even[1]);
+    a[2] = zip_low(odd[0], odd[1]);
+    a[3] = zip_high(odd[0], odd[1]);
 }
 
 // Blocks of 32: half d, half m if the type has minima, and bytes (Q8_0), or nibbles (Q4), or a
@@ -738,46 +2065,16 @@ static size_t tensor_bytes(const Tensor *t)
     return planar ? add_size(bytes, mul_size(n / t->group, 4)) : bytes;
 }
 
-// ================================================================================================
-// 4  Kernels
-//
-// The few inner loops in which all the time goes. Three products are all a Transformer needs:
-//   tile_f32   dot products of float rows with float vectors
-//   tile_q8    the same for int8 rows and int8 vectors with a scale a group
-//   gemm_rows  small row-times-matrix products, for attention
-// Each output is summed in one fixed order, whether it is computed alone (one token) or in a tile
-// with its neighbours (a prompt), so a prompt cut in another way gives the same bits. The int8
-// product has a plain version, which says what is meant and equals the fast one bit for bit.
-
 enum { // so that sums fill the registers: 32 of 16 lanes, else 16
     TILE_ROWS = 4,
     TILE_TOKENS = LANES == 16 ? 6 : 3,
-    GEMM_TOKENS = 4,
-    GEMM_VECTORS = LANES == 16 ? 4 : 2,
     Q8_TOKENS = LANES == 16 ? 8 : 4
 };
-
-// Keeps a vector in its register: gcc would rather load it again for each use, but a tile's speed
-// is limited by its loads.
-#if defined(__x86_64__)
-#define KEEP(v) __asm__("" : "+v"(v))
-#else
-#define KEEP(v) (void)(v)
-#endif
 
 // Asks for the line that lies AHEAD bytes on, into the level-2 cache: rows of weights are short,
 // and the processor's own prefetching starts anew in each.
 enum { AHEAD = 16384 };
 INLINE void prefetch(const void *p) { __builtin_prefetch((const char *)p + AHEAD, 0, 2); }
-
-// a[n] . b[n], lanes along n.
-static float dot(const float *a, const float *b, size_t n)
-{
-    vf sum = {0};
-    for (size_t k = 0; k < n; k += LANES)
-        sum = vmuladd(vload_part(a + k, n - k), vload_part(b + k, n - k), sum);
-    return vsum(sum);
-}
 
 // out[t][r] = w[r] . x[t] for TILE_ROWS rows and nt tokens (nt and the rows' type are constants
 // wherever this is inlined), of which the first n_rows rows are wanted; every output has one vector
@@ -828,48 +2125,6 @@ static void tile_f32(int as, const void *rows, size_t n_rows, const float *x, si
     for (; t + TILE_TOKENS <= n; t += TILE_TOKENS)
         tile_f32_n(TILE_TOKENS, as, w, x + t * cols, cols, out + t * stride, stride, n_rows);
     for (; t < n; t++) tile_f32_n(1, as, w, x + t * cols, cols, out + t * stride, stride, n_rows);
-}
-
-// c[t][v] += sum over k of a[t][k] * b[k][v] for nt tokens and nv vectors (constants wherever this
-// is inlined), each sum in the order of k. a: [nt][lda], b: [K][N], c: [nt][N].
-INLINE void gemm_tile(int nt, int nv, const float *a, size_t lda, const float *b, size_t K,
-                      size_t N, float *c)
-{
-    vf sum[GEMM_TOKENS][GEMM_VECTORS];
-    for (int t = 0; t < nt; t++)
-        for (int v = 0; v < nv; v++) sum[t][v] = vload(c + (size_t)t * N + (size_t)v * LANES);
-    for (size_t k = 0; k < K; k++) {
-        vf row[GEMM_VECTORS];
-        for (int v = 0; v < nv; v++) {
-            row[v] = vload(b + k * N + (size_t)v * LANES);
-            if (nt > 1) KEEP(row[v]);
-        }
-        for (int t = 0; t < nt; t++) {
-            vf ak = vset(a[(size_t)t * lda + k]);
-            for (int v = 0; v < nv; v++) sum[t][v] = vmuladd(ak, row[v], sum[t][v]);
-        }
-    }
-    for (int t = 0; t < nt; t++)
-        for (int v = 0; v < nv; v++) vstore(c + (size_t)t * N + (size_t)v * LANES, sum[t][v]);
-}
-
-// c[n][N] += a[n][K] b[K][N], N a multiple of LANES.
-static void gemm_rows(size_t n, const float *a, size_t lda, const float *b, size_t K, size_t N,
-                      float *c)
-{
-    enum { NT = GEMM_TOKENS, NV = GEMM_VECTORS };
-    for (size_t v = 0, nv; v < N; v += nv * LANES, b += nv * LANES) {
-        nv = N - v < NV * LANES ? 1 : NV;
-        for (size_t t = 0, nt; t < n; t += nt) {
-            const float *at = a + t * lda;
-            float *ct = c + t * N + v;
-            nt = n - t < NT ? 1 : NT;
-            if (nt > 1 && nv > 1) gemm_tile(NT, NV, at, lda, b, K, N, ct);
-            else if (nt > 1) gemm_tile(NT, 1, at, lda, b, K, N, ct);
-            else if (nv > 1) gemm_tile(1, NV, at, lda, b, K, N, ct);
-            else gemm_tile(1, 1, at, lda, b, K, N, ct);
-        }
-    }
 }
 
 // --- int8 ---------------------------------------------------------------------------------------
@@ -1092,136 +2347,6 @@ static void transpose_floats(const float *rows, size_t n, float *out)
     for (size_t i = 0; n < 4 && i < n * PANEL; i++) out[i] = rows[i % PANEL * n + i / PANEL];
 }
 
-// ================================================================================================
-// 5  Threads
-//
-// One pool for everything. parallel_for() cuts n items into blocks, and whoever is free takes the
-// next one: the caller works too, and a worker that sleeps or whose processor is busy elsewhere is
-// not waited for unless it holds a block. Results do not depend on who did what, because an item
-// writes only its own outputs and computes each in a fixed order.
-//
-// A job is announced by the ticket: its generation in the high half, the items that nobody has
-// taken yet in the low half. Taking a block is one compare-and-swap, and its success proves that
-// the job is still unfinished, so the job's fields, read before it, were the right ones.
-
-typedef void (*Work)(void *arg, size_t begin, size_t end);
-
-static struct {
-    int n_threads;
-    _Atomic(Work) work;
-    _Atomic(void *) arg;
-    _Atomic size_t n, grain;
-    _Alignas(64) _Atomic uint64_t ticket;
-    _Alignas(64) _Atomic size_t done;
-    _Atomic int sleepers;
-    pthread_mutex_t lock;
-    pthread_cond_t wake;
-} pool = {.n_threads = 1, .lock = PTHREAD_MUTEX_INITIALIZER, .wake = PTHREAD_COND_INITIALIZER};
-
-INLINE void cpu_relax(void)
-{
-#if defined(__x86_64__)
-    __builtin_ia32_pause();
-#elif defined(__aarch64__)
-    __asm__ volatile("yield");
-#endif
-}
-
-// Takes blocks of the current job until none is left; true if it took any.
-static int pool_work(void)
-{
-    int any = 0;
-    for (;;) {
-        uint64_t ticket = atomic_load(&pool.ticket);
-        size_t left = (uint32_t)ticket;
-        if (!left) return any;
-        Work work = atomic_load(&pool.work);
-        void *arg = atomic_load(&pool.arg);
-        size_t n = atomic_load(&pool.n), taken = min_size(left, atomic_load(&pool.grain));
-        if (!atomic_compare_exchange_weak(&pool.ticket, &ticket, ticket - taken)) continue;
-        work(arg, n - left, n - left + taken);
-        atomic_fetch_add(&pool.done, taken);
-        any = 1;
-    }
-}
-
-// A worker spins for a little while after each job, since the next one follows within
-// microseconds while text is generated, and sleeps when none comes.
-static void *pool_worker(void *unused)
-{
-    (void)unused;
-    for (;;) {
-        uint64_t seen = atomic_load(&pool.ticket);
-        for (int spin = 0; spin < 4000; spin++, cpu_relax()) {
-            if (pool_work()) spin = 0;
-            if (spin % 64 == 63) sched_yield(); // the caller may need this processor
-        }
-        pthread_mutex_lock(&pool.lock);
-        atomic_fetch_add(&pool.sleepers, 1);
-        while (atomic_load(&pool.ticket) >> 32 == seen >> 32)
-            pthread_cond_wait(&pool.wake, &pool.lock);
-        atomic_fetch_sub(&pool.sleepers, 1);
-        pthread_mutex_unlock(&pool.lock);
-    }
-    return NULL;
-}
-
-static void pool_start(int n_threads)
-{
-    for (int i = pool.n_threads; i < n_threads; i++) {
-        pthread_t thread;
-        int err = pthread_create(&thread, NULL, pool_worker, NULL);
-        if (err) die(EXIT_DATA, "threads", "cannot start thread %d (%s)", i + 1, strerror(err));
-        pthread_detach(thread);
-    }
-    pool.n_threads = n_threads;
-}
-
-// Calls work(arg, begin, end) for blocks of at most `grain` items that cover 0..n-1, on all
-// threads, and returns when all are done. Blocks begin at multiples of grain: work may keep a sum
-// for each of them. Not to be nested.
-static void parallel_for(size_t n, size_t grain, Work work, void *arg)
-{
-    if (pool.n_threads == 1 || n <= grain) {
-        if (n) work(arg, 0, n);
-        return;
-    }
-    atomic_store_explicit(&pool.work, work, memory_order_relaxed);
-    atomic_store_explicit(&pool.arg, arg, memory_order_relaxed);
-    atomic_store_explicit(&pool.n, n, memory_order_relaxed);
-    atomic_store_explicit(&pool.grain, grain, memory_order_relaxed);
-    atomic_store_explicit(&pool.done, 0, memory_order_relaxed);
-    uint64_t generation = (atomic_load(&pool.ticket) >> 32) + 1;
-    atomic_store(&pool.ticket, generation << 32 | n);
-    if (atomic_load(&pool.sleepers)) {
-        pthread_mutex_lock(&pool.lock);
-        pthread_cond_broadcast(&pool.wake);
-        pthread_mutex_unlock(&pool.lock);
-    }
-    pool_work();
-    for (int spin = 0; atomic_load(&pool.done) < n; spin++)
-        if (spin < 1000) cpu_relax();
-        else sched_yield(); // the holder of the last block may need this processor
-}
-
-// Scratch memory of the calling thread, at least `bytes` long, kept from call to call.
-static void *scratch(size_t bytes)
-{
-    static _Thread_local void *mem;
-    static _Thread_local size_t size;
-    if (bytes > size) {
-        free(mem);
-        mem = xcalloc(size = bytes, 1);
-    }
-    return mem;
-}
-
-// ================================================================================================
-// 6  Linear algebra
-//
-// Everything between the kernels and the layers: one matmul for one token and for many, RMSNorm
-// and the gated activation. All of them work on [n][dim] arrays, one row a token.
-
 typedef struct {
     const Tensor *w; // [rows][cols]
     float *out;      // [n][rows]
@@ -1326,10 +2451,9 @@ static void quantize_rows(void *arg, size_t begin, size_t end)
 }
 
 // jobs[k].out[n][rows] = x[n][cols] w_k^T for products that share x. act: room for x in int8, or
-// NULL to compute exactly. A block of work is at least MIN_BLOCK multiplications, so that small
-// models stay on one thread rather than wait for others; for few tokens, where memory is the limit,
-// each thread's share is cut into no more than STRETCHES.
-enum { MIN_BLOCK = 1 << 16, STRETCHES = 4 };
+// NULL to compute exactly. For few tokens, where memory is the limit, each
+// thread's share is cut into no more than STRETCHES.
+enum { STRETCHES = 4 };
 
 static void matmul(Quantized *act, const Product *jobs, int n_jobs, const float *x, size_t n)
 {
@@ -1338,7 +2462,7 @@ static void matmul(Quantized *act, const Product *jobs, int n_jobs, const float 
     int same = 0;
     for (; same < n_jobs && (act ? int8_group(jobs[same].w) : 0) == group; same++)
         n_panels += ceil_div(jobs[same].w->rows, PANEL);
-    size_t grain = ceil_div(MIN_BLOCK, PANEL * cols * n), ways = (size_t)pool.n_threads;
+    size_t grain = ceil_div(MIN_SHARE, PANEL * cols * n), ways = (size_t)pool.n_threads;
     if (n <= Q8_TOKENS)
         grain = max_size(ceil_div(grain, 2), ceil_div(n_panels, STRETCHES * ways));
     size_t turns = ceil_div(n_panels, grain * ways);
@@ -1346,11 +2470,18 @@ static void matmul(Quantized *act, const Product *jobs, int n_jobs, const float 
     if (group) {
         act->group = group;
         act->n_groups = cols / group;
-        parallel_for(n, ceil_div(MIN_BLOCK, 4 * cols), quantize_rows, &m);
+        parallel_for(n, ceil_div(MIN_SHARE, 4 * cols), quantize_rows, &m);
     }
     parallel_for(n_panels > grain ? ways * turns * grain : n_panels, grain, matmul_panels, &m);
     if (same < n_jobs) matmul(act, jobs + same, n_jobs - same, x, n); // another group size
 }
+
+// ================================================================================================
+// 9  Forward
+//
+// The whole model is the list of steps in forward(). A chunk of a prompt and a single token take
+// the same path; arrays have a row for each token of the chunk. Logits are computed only for the
+// tokens that need them, by classify(): for a prompt that is its last one.
 
 // out[dim] = x / sqrt(mean(x^2) + eps) * weight
 static void rmsnorm(float *out, const float *x, const float *weight, size_t dim, float eps)
@@ -1367,7 +2498,7 @@ INLINE vf activate(vf x, int gelu)
     return x / (vset(1) + vexp(-z));
 }
 
-// gate[n] = silu(gate) * up, or with gelu in its place.
+// gate[n] = silu(gate) * up, or with gelu in its place: the gated unit of the feed-forward net.
 static void gated(float *gate, const float *up, size_t n, int gelu)
 {
     for (size_t i = 0; i < n; i += LANES) {
@@ -1381,36 +2512,178 @@ static void add_rows(float *x, const float *y, size_t n)
     for (size_t i = 0; i < n; i++) x[i] += y[i];
 }
 
-// -ln softmax(logits[n])[target], in nats; NaN if any logit is infinite or NaN.
-static double cross_entropy(const float *logits, size_t n, int target)
+// A running model, and room for one chunk of tokens.
+typedef struct {
+    const Model *model;
+    size_t chunk;     // tokens at most in one forward pass
+    Attention attn;
+    float *x, *xb;    // [chunk][dim]: the residual stream, and its normed copy
+    float *gate, *up; // [chunk][hidden_dim]
+    Quantized *act;   // room for activations in int8; NULL: exact
+} State;
+
+static void positions_init(Positions *p, const RopeConfig *r, size_t chunk, size_t head_dim)
 {
-    float max = logits[0];
-    for (size_t i = 1; i < n; i++) max = logits[i] > max ? logits[i] : max;
-    double sum = 0;
-    for (size_t i = 0; i < n; i += LANES) {
-        size_t left = min_size(LANES, n - i);
-        vf x = vload_part(logits + i, left), v = vexp(x - vset(max)) + vset(0) * x;
-        for (size_t l = 0; l < left; l++) sum += v[l];
+    p->rope = *r;
+    p->angles = xcalloc(chunk, sizeof *p->angles);
+    for (int map = 0; map < n_maps(r); map++) p->phase[map] = xcalloc(chunk * head_dim, 4);
+}
+
+// A state for texts of max_seq_len tokens, read in chunks. exact: nothing is rounded to int8 or
+// half precision. Room is reserved rather than allocated, so that only what is used costs memory.
+static void state_init(State *s, const Model *m, int64_t max_seq_len, size_t chunk, int f32_cache,
+                       int exact)
+{
+    const Config *c = &m->config;
+    size_t dim = c->dim, hidden = c->hidden_dim, q = q_dim(c), kv = kv_dim(c);
+    *s = (State){.model = m, .chunk = chunk, .attn.config = *c};
+    Attention *a = &s->attn;
+    RopeConfig *rope = &a->config.rope, *local = &a->config.local;
+    if (rope->window && local->window > rope->window) local->window = rope->window;
+    rope_resolve(rope, c->train_ctx, max_seq_len);
+    rope_resolve(local, c->train_ctx, max_seq_len);
+    if (encodings[c->encoding].prepare) a->prepared = encodings[c->encoding].prepare(c);
+    positions_init(&a->positions[0], rope, chunk, c->head_dim);
+    if (c->global_every) positions_init(&a->positions[1], local, chunk, c->head_dim);
+    cache_layout(&a->cache, &a->config, max_seq_len, chunk, f32_cache || exact);
+    cache_reserve(&a->cache, max_seq_len);
+    size_t parts = max_size(chunk, rope->window ? 1 : ceil_div(max_seq_len, SEGMENT)) * c->n_heads;
+    a->total = reserve(mul_size(parts, a->cache.v_dim * 4));
+    a->sums = reserve(mul_size(parts, sizeof *a->sums));
+    float **rooms[] = {&s->x, &s->xb, &a->q, &a->out, &a->k, &a->v, &s->gate, &s->up};
+    size_t sizes[] = {dim, dim, q, q, kv, kv, hidden, hidden};
+    for (int i = 0; i < 8; i++) *rooms[i] = reserve(mul_size(mul_size(chunk, sizes[i]), 4));
+    if (exact) return;
+    size_t widest = mul_size(chunk + Q8_TOKENS - 1, max_size(dim, max_size(q, hidden)));
+    s->act = xcalloc(1, sizeof *s->act);
+    s->act->q = reserve(widest);
+    s->act->scale = reserve(mul_size(widest, 4));
+    s->act->minus_sum = reserve(mul_size(widest, 4));
+}
+
+typedef struct {
+    float *out;
+    const float *in, *weight; // rmsnorm's
+    size_t dim;
+    float eps;
+} Norm;
+
+static void norm_rows(void *arg, size_t begin, size_t end)
+{
+    const Norm *a = arg;
+    for (size_t t = begin; t < end; t++)
+        rmsnorm(a->out + t * a->dim, a->in + t * a->dim, a->weight, a->dim, a->eps);
+}
+
+// out[n][dim] = rmsnorm of the rows of in, if the model has this norm; out may be in.
+static void norm(const State *s, float *out, const float *in, const float *weight, size_t n,
+                 int dim)
+{
+    Norm arg = {out, in, weight, (size_t)dim, s->attn.config.norm_eps};
+    if (weight) parallel_for(n, ceil_div(MIN_SHARE / 8, arg.dim), norm_rows, &arg);
+}
+
+static void gate_rows(void *arg, size_t begin, size_t end)
+{
+    const State *s = arg;
+    size_t hidden = s->attn.config.hidden_dim;
+    for (size_t t = begin; t < end; t++)
+        gated(s->gate + t * hidden, s->up + t * hidden, hidden, s->attn.config.gelu);
+}
+
+// x[n][dim] += bias[dim] in each row, if there is one.
+static void add_bias(float *x, const float *bias, size_t n, size_t dim)
+{
+    for (size_t t = 0; bias && t < n; t++) add_rows(x + t * dim, bias, dim);
+}
+
+// x = the embeddings of the chunk's tokens, with place 1 of section 4: a vector for each position
+// is added.
+static void embed_tokens(State *s, const int *tokens)
+{
+    const Attention *a = &s->attn;
+    const Config *c = &a->config;
+    const Tensor *table = &s->model->tok_emb;
+    for (size_t t = 0; t < a->n; t++) {
+        float *x = s->x + t * table->cols;
+        table->type->unpack(table, (size_t)tokens[t], x);
+        for (size_t i = 0; c->emb_scale > 0 && i < table->cols; i++) x[i] *= c->emb_scale;
+        double p = (double)(a->pos + (int64_t)t) / position_stretch(c);
+        if (encodings[c->encoding].add) encodings[c->encoding].add(c, p, x);
     }
-    return log(sum) + max - logits[target];
+}
+
+// q, k and v of the chunk from xb, k and v into the cache. A single token's are stored by one
+// thread: they are soon written.
+static void project(State *s, const Layer *l)
+{
+    Attention *a = &s->attn;
+    size_t n = a->n, n_heads = a->config.n_heads, n_kv = a->config.n_kv_heads;
+    matmul(s->act, (Product[]){{&l->wq, a->q}, {&l->wk, a->k}, {&l->wv, a->v}}, 3, s->xb, n);
+    add_bias(a->q, l->bq, n, l->wq.rows);
+    add_bias(a->k, l->bk, n, l->wk.rows);
+    add_bias(a->v, l->bv, n, l->wv.rows);
+    norm(s, a->q, a->q, l->q_norm, n * n_heads, a->config.head_dim);
+    norm(s, a->k, a->k, l->k_norm, n * n_kv, a->config.head_dim);
+    parallel_for(n_kv, n > 1 ? 1 : n_kv, store_kv, a);
+}
+
+// Runs tokens[n <= chunk] at positions pos .. pos + n - 1, all of whose predecessors are in the
+// cache. Afterwards xb [n][dim] holds the final normed states, ready for classify(). Positions
+// enter in embed_tokens() (place 1) and in attention() (places 2 and 3), and nowhere else.
+static void forward(State *s, const int *tokens, size_t n, int64_t pos)
+{
+    const Model *m = s->model;
+    Attention *a = &s->attn;
+    const Config *c = &a->config;
+    int every = c->global_every;
+    size_t dim = c->dim, hidden = c->hidden_dim;
+    a->pos = pos;
+    a->n = n;
+    embed_tokens(s, tokens);
+    for (int kind = 0; kind < (every ? 2 : 1); kind++) plan_positions(a, &a->positions[kind]);
+    if (a->entropy_sum) memset(a->entropy_sum, 0, n * sizeof *a->entropy_sum);
+    for (a->layer = 0; a->layer < c->n_layers; a->layer++) {
+        const Layer *l = &m->layers[a->layer];
+        a->p = &a->positions[every && (a->layer + 1) % every]; // local, but for each `every`th
+        norm(s, s->xb, s->x, l->att_norm, n, dim);
+        project(s, l);
+        attention(a);
+        matmul(s->act, &(Product){&l->wo, s->xb}, 1, a->out, n);
+        norm(s, s->xb, s->xb, l->post_att_norm, n, dim);
+        add_rows(s->x, s->xb, n * dim);
+
+        norm(s, s->xb, s->x, l->ffn_norm, n, dim);
+        matmul(s->act, (Product[]){{&l->w1, s->gate}, {&l->w3, s->up}}, 2, s->xb, n);
+        parallel_for(n, ceil_div(MIN_SHARE / 8, hidden), gate_rows, s);
+        matmul(s->act, &(Product){&l->w2, s->xb}, 1, s->gate, n);
+        norm(s, s->xb, s->xb, l->post_ffn_norm, n, dim);
+        add_rows(s->x, s->xb, n * dim);
+    }
+    norm(s, s->xb, s->x, m->final_norm, n, dim);
+}
+
+// logits[count][vocab_size] for tokens [first, first + count) of the last chunk.
+static void classify(State *s, size_t first, size_t count, float *logits)
+{
+    const float *x = s->xb + first * s->attn.config.dim;
+    matmul(s->act, &(Product){&s->model->classifier, logits}, 1, x, count);
 }
 
 // ================================================================================================
-// 7  Config, weights, checkpoint
+// 10  Checkpoints
 //
-// Every shape of the model once, and the three ways in which llama2.c's files lay it out. Nothing
-// in a file is trusted: each header field is held against its range, then the layout is walked
-// once without a file to compute its extent in saturating arithmetic, and only if that equals the
-// file's size is it walked again to set the pointers.
+// Two kinds of files hold models: llama2.c's, and GGUF (section 11). Both become the same two
+// things here: numbers, each of which one table says what it may be, and a directory of tensors by
+// name, from which the weights are taken. Nothing in a file is trusted: every number is held
+// against its range, and every tensor against its shape and the end of the file.
 //
-// Files, little-endian:
+// llama2.c's files, little-endian:
 //   version 0   28 bytes: int32 dim, hidden_dim, n_layers, n_heads, n_kv_heads, vocab_size,
 //               max_seq_len; a negative vocab_size says that a classifier of its own follows.
-//               f32: tok_emb, att_norm, wq, wk, wv, wo, ffn_norm, w1, w2, w3, final_norm, two
-//               tables [max_seq_len][head_dim / 2] to skip, (classifier); each over all layers.
-//   version 1   256 bytes: magic 0x616b3432, version, the seven int32 above, u8 shared classifier;
-//               f32: att_norm, ffn_norm, final_norm, tok_emb, wq, wk, wv, wo, w1, w2, w3,
-//               (classifier).
+//               Then floats, as order_0 lists them, each over all layers.
+//   version 1   256 bytes: magic 0x616b3432, version, the seven int32 above, u8 shared classifier.
+//               Then floats, as order_1 lists them.
 //   version 2   as 1, with int32 group at byte 37; the norms in f32, every other matrix of every
 //               layer as planar Q8_0: int8 values, then f32 scales.
 // Our own models carry an extension block in the header's padding (offsets below). A reader that
@@ -1421,112 +2694,33 @@ static double cross_entropy(const float *logits, size_t n, int target)
 //   shaw        [rows + 1][head_dim]               b2 [n_heads]
 // and behind it longrope's short and long factors, [head_dim / 2] each.
 
-typedef enum { ENC_ROPE, ENC_NOPE, ENC_SINUSOIDAL, ENC_LEARNED, ENC_ALIBI, ENC_T5, ENC_XPOS,
-               ENC_KERPLE, ENC_FIRE, ENC_SHAW, N_ENCODINGS } Encoding;
-enum { FIRE_HIDDEN = 32 };
-enum { ROPE_NONE, ROPE_LINEAR, ROPE_NTK, ROPE_DYNAMIC, ROPE_BY_PARTS, ROPE_YARN, ROPE_LLAMA3,
-       ROPE_LONGROPE, N_ROPE_METHODS };
-typedef enum { DIST_FULL, DIST_SELF_EXTEND, DIST_REROPE, DIST_LEAKY } Distance;
-
-// How positions are computed: the checkpoint's values, overridden by the command line. 0 is
-// "unset" for every number here, none of which can really be 0. Section 10 says what they do.
+// An array whose rows begin with their names.
 typedef struct {
-    int method;        // index into rope_methods
-    double theta;      // the base
-    double factor;     // s
-    double attn_factor;
-    double beta_fast, beta_slow, low_freq_factor, high_freq_factor;
-    const float *short_factors, *long_factors; // longrope: [head_dim / 2]
-    int orig_ctx;      // L
-    int window, sinks; // W: 0 is no window
-    Distance distance;
-    int near;          // W of self-extend, rerope and leaky-rerope
-    double far;        // G of self-extend, k of leaky-rerope
-    int logn;
-} RopeConfig;
+    const char *rows;
+    size_t n, size;
+} Names;
+#define NAMES(array) {(const char *)(array), COUNT(array), sizeof *(array)}
 
-// 0 is what llama2.c's models have, for every field from rope_split on.
-typedef struct {
-    int dim, hidden_dim, n_layers, n_heads, n_kv_heads, head_dim, vocab_size;
-    int train_ctx;
-    float norm_eps;
-    Encoding encoding;
-    int rows;           // learned: of the table; t5: buckets; shaw: K, the farthest distance told
-    int max_distance;   // t5: from here on all distances share the last bucket
-    const float *table; // what the encoding learned, as it lies in the file
-    RopeConfig rope;
-    int rope_split;    // pairs are (m, m + head_dim / 2), not (2m, 2m + 1)
-    int gelu;          // the feed-forward gate's activation: gelu, not silu
-    float emb_scale;   // embeddings are multiplied by it, unless 0
-    float score_scale; // scores are multiplied by it; 0: 1 / sqrt(head_dim)
-    int global_every;  // every so many layers one is global, the others are local; 0: all global
-    RopeConfig local;  // positions in local layers
-} Config;
+static const char *row_name(Names t, size_t i) { return *(char *const *)(t.rows + i * t.size); }
 
-enum { N_MATRICES = 7, N_VECTORS = 9 };
-
-// A layer's weights by name, and as arrays in the same order. NULL: the model has no such vector.
-typedef struct {
-    union {
-        struct {
-            Tensor wq, wk, wv, wo; // [q_dim | kv_dim | kv_dim][dim], [dim][q_dim]
-            Tensor w1, w2, w3;     // gate, down, up: [hidden_dim][dim], [dim][hidden_dim], as w1
-        };
-        Tensor w[N_MATRICES];
-    };
-    union {
-        struct {
-            const float *att_norm, *ffn_norm;           // [dim]
-            const float *post_att_norm, *post_ffn_norm; // [dim], of what joins the residual stream
-            const float *q_norm, *k_norm;               // [head_dim], of each head before rotation
-            const float *bq, *bk, *bv;                  // biases, as long as wq, wk, wv have rows
-        };
-        const float *vec[N_VECTORS];
-    };
-} Layer;
-
-// n values of one type, one after the other in the file; strings each behind its length in 64 bits.
-typedef struct {
-    const uint8_t *at; // NULL: none
-    size_t n;
-} Values;
-
-// The tokenizer that came with the model, raw; section 13 makes use of it. tokens.n 0: none did.
-typedef struct {
-    Values tokens, merges; // strings
-    Values scores, types;  // floats, int32: as many as tokens, or none
-    Values chat;           // the chat template's text, one string, or none
-    int bpe;               // merges by rank over bytes (GPT-2), not pieces by score (SentencePiece)
-    char pre[32];          // bpe: how text is cut into words
-    int bos, eos, eot;     // ids, or -1
-    int add_bos, space_prefix;
-} Vocab;
-
-typedef struct {
-    const char *path, *arch;
-    Config config;
-    Vocab vocab;
-    Tensor tok_emb, classifier; // [vocab_size][dim]
-    const float *final_norm;    // [dim]
-    Layer *layers;              // [n_layers]
-    int version;                // of the file
-    size_t group;               // version 2
-    int shared_classifier;
-    size_t weight_bytes;        // read for each token (without the embedding table's other rows)
-    const uint8_t *map;
-    size_t size;
-} Model;
-
-static size_t q_dim(const Config *c) { return (size_t)c->n_heads * c->head_dim; }
-static size_t kv_dim(const Config *c) { return (size_t)c->n_kv_heads * c->head_dim; }
-
-// The shape [out][in] of matrix k of a layer.
-static void matrix_shape(const Config *c, int k, size_t *rows, size_t *cols)
+// Which row has this name, or -1.
+static int find_name(Names t, const char *name)
 {
-    size_t dim = c->dim, hidden = c->hidden_dim, q = q_dim(c), kv = kv_dim(c);
-    *rows = (size_t[]){q, kv, kv, dim, hidden, dim, hidden}[k];
-    *cols = (size_t[]){dim, dim, dim, q, dim, hidden, dim}[k];
+    for (size_t i = 0; i < t.n; i++)
+        if (!strcmp(row_name(t, i), name)) return (int)i;
+    return -1;
 }
+#define FIND_NAME(array, name) find_name((Names)NAMES(array), name)
+
+// "a, b, c", for messages.
+static const char *list_names(Names t)
+{
+    static char list[512];
+    *list = 0;
+    for (size_t i = 0; i < t.n; i++) strcat(strcat(list, i ? ", " : ""), row_name(t, i));
+    return list;
+}
+#define LIST_NAMES(array) list_names((Names)NAMES(array))
 
 // Numbers in a file, wherever they lie.
 typedef int32_t file_i32 __attribute__((aligned(1), may_alias));
@@ -1548,7 +2742,11 @@ enum { MAGIC = 0x616b3432, EXT_MAGIC = 0x31545845, HEADER = 256 }; // "24ka", "E
 // Ends the program, since the model's file is not as it has to be.
 #define REFUSE(m, ...) die(EXIT_DATA, (m)->path, __VA_ARGS__)
 
-// A number of Config: where files have it, and what it may be. Both doors go through this table.
+// --- numbers ------------------------------------------------------------------------------------
+//
+// A number of Config comes from a header, from a GGUF key or from an option of the command line:
+// one row says what it is called there, and which values mean something.
+
 typedef struct {
     const char *name;
     size_t to;       // in Config
@@ -1562,6 +2760,7 @@ typedef struct {
 #define FIELD(m) \
     #m, offsetof(Config, m), _Generic(((Config *)0)->m, float: 'f', double: 'd', default: 'i')
 
+// A method comes before what belongs to it, and of two names for one number the better comes last.
 static const Field config_fields[] = {
     {FIELD(dim), 8, ".embedding_length", 1, 1, 1 << 24},
     {FIELD(hidden_dim), 12, ".feed_forward_length", 1, 1, 1 << 24},
@@ -1578,7 +2777,7 @@ static const Field config_fields[] = {
     {FIELD(rope.method), 84, NULL, 0, 0, N_ROPE_METHODS - 1},
     {FIELD(rope.factor), 0, ".rope.scale_linear", 0, 1, 1e6}, // its name in old files
     {FIELD(rope.factor), 88, ".rope.scaling.factor", 0, 1, 1e6},
-    {FIELD(rope.orig_ctx), 92, ".rope.scaling.original_context_length", 0, 0, 1 << 28},
+    {FIELD(rope.orig_ctx), 92, ".rope.scaling.original_context_length", 0, 1, 1 << 28},
     {FIELD(rope.attn_factor), 96, ".rope.scaling.attn_factor", 0, 1e-3, 1e3},
     {FIELD(rope.beta_fast), 100, ".rope.scaling.yarn_beta_fast", 0, 1e-3, 1e6},
     {FIELD(rope.beta_slow), 104, ".rope.scaling.yarn_beta_slow", 0, 1e-3, 1e6},
@@ -1611,7 +2810,17 @@ static void set_field(Model *m, const Field *f, const char *name, double v)
     else *(double *)to = v;
 }
 
-static int is_rotary(const Config *c) { return c->encoding == ENC_ROPE || c->encoding == ENC_XPOS; }
+// The fields in bytes [from, to) of a header; version 0 has them 8 bytes earlier. In the extension
+// block a number of 0 was not given.
+static void read_fields(Model *m, int from, int to)
+{
+    for (const Field *f = config_fields; f < config_fields + COUNT(config_fields); f++) {
+        if (f->at < from || f->at >= to) continue;
+        const uint8_t *p = m->map + f->at - (m->version ? 0 : 8);
+        double v = f->kind == 'i' ? (double)read_i32(p) : (double)read_f32(p);
+        if (v != 0 || f->at < 64) set_field(m, f, f->name, v);
+    }
+}
 
 // What one field cannot say: holds them against each other, and fills in the heads' sizes.
 static void complete_config(Model *m)
@@ -1627,10 +2836,6 @@ static void complete_config(Model *m)
     if (!c->head_dim) c->head_dim = c->dim / c->n_heads;
     if (c->head_dim % 2) REFUSE(m, "odd head size (got %d, want an even one)", c->head_dim);
     if (c->vocab_size < 1) REFUSE(m, "vocab_size (got %d)", c->vocab_size);
-    if (c->rope.sinks && !c->rope.window)
-        REFUSE(m, "sinks without a window (got %d)", c->rope.sinks);
-    if (!is_rotary(c) && c->rope.method > ROPE_LINEAR)
-        REFUSE(m, "scaling of a model that does not rotate (got %d, want 0 or 1)", c->rope.method);
     if (c->rows < least || c->rows > most)
         REFUSE(m, "the encoding's table (got %d rows, want %d to %d)", c->rows, least, most);
     if (t5 && (c->rows % 2 || c->max_distance <= c->rows / 2))
@@ -1638,39 +2843,114 @@ static void complete_config(Model *m)
                c->rows, c->max_distance);
 }
 
-// A walk over the file: `at` moves past each tensor; without a base no pointer is made.
-typedef struct {
-    const Model *m;
-    const uint8_t *base;
-    size_t at;
-} Cursor;
-
-// group: of a planar Q8_0 matrix, of which there are only whole ones, and the scales lie at a
-// multiple of 4; 0: f32
-static Tensor take(Cursor *c, size_t rows, size_t cols, size_t group)
+// Refuses positions that mean nothing, together or for the model's encoding. It looks at what a
+// file says (path is its name), and again when options were laid over that (path NULL): the
+// option that a message names is then the cause.
+static void check_rope(const Config *c, const char *path)
 {
-    Tensor t = {&tensor_types[group ? T_Q8 : T_F32], NULL, NULL, group, rows, cols};
-    if (group && (rows * cols % group || rows * cols % 4))
-        REFUSE(c->m, "a matrix of %zu values is not whole groups of %zu", rows * cols, group);
-    if (c->base) {
-        t.data = c->base + c->at;
-        if (group) t.scales = (const float *)(t.data + rows * cols);
-    }
-    c->at = add_size(c->at, tensor_bytes(&t));
+    static const char distances[] = "--self-extend, --rerope, --leaky-rerope";
+    const RopeConfig *r = &c->rope;
+    const char *encoding = encodings[c->encoding].name, *method = rope_methods[r->method].name;
+    int linear = r->method == ROPE_LINEAR && encodings[c->encoding].linear;
+    RopeConfig full = *r;
+    rope_resolve(&full, c->train_ctx, c->train_ctx);
+#define WRONG(option, ...) die(path ? EXIT_DATA : EXIT_USAGE, path ? path : option, __VA_ARGS__)
+    if (r->method == ROPE_LONGROPE && !(r->long_factors && r->short_factors))
+        WRONG("--rope-scaling", "longrope needs two lists of factors; see --long-factors and "
+              "--short-factors");
+    if (r->sinks && !r->window) WRONG("--sinks", "sinks (got %d) need a window", r->sinks);
+    if (r->sinks && r->distance)
+        WRONG("--sinks", "cannot be used with another distance method");
+    if (full.beta_fast < full.beta_slow)
+        WRONG("--beta-fast", "below --beta-slow (got %g, %g)", full.beta_fast, full.beta_slow);
+    if (full.high_freq_factor < full.low_freq_factor)
+        WRONG("--high-freq-factor", "below --low-freq-factor (got %g, %g)", full.high_freq_factor,
+              full.low_freq_factor);
+    if (is_rotary(c)) return;
+    if (r->method && !linear)
+        WRONG("--rope-scaling", "%s is not defined for the model's encoding (got %s)", method,
+              encoding);
+    if (r->distance && !encodings[c->encoding].bias)
+        WRONG(distances, "the model knows no distances (its encoding is %s)", encoding);
+}
+
+// --- tensors ------------------------------------------------------------------------------------
+
+// A tensor of a file, or one of a GGUF file's keys.
+typedef struct {
+    const char *name; // no zero behind its len bytes; NULL: the end of a list
+    size_t len;
+    uint32_t number;  // of the type, in GGUF: a tensor's, or of a key's values
+    const TensorType *type; // of a tensor; NULL: unknown
+    size_t rows, cols;      // dimensions behind the second count as rows
+    size_t offset;          // in the file
+    int used;               // by the model
+    const char *kind; // of a key, and
+    Values values;    // what it holds
+    char own[48];     // the name, if the file has none
+} FileItem;
+
+// A file that is being read.
+typedef struct {
+    Model *m;
+    size_t at;              // how far it was read, or laid out
+    FileItem *keys, *tensors;
+} ModelFile;
+
+// The entry of that name, or NULL.
+static FileItem *find_entry(FileItem *list, const char *name, size_t len)
+{
+    while (list->name && (list->len != len || memcmp(list->name, name, len))) list++;
+    return list->name ? list : NULL;
+}
+
+// The tensor [rows][cols] of that name, all of it in the file. One that is not there has no data,
+// or is an error if needed. Planar Q8_0 has whole groups, and scales at a multiple of 4.
+static Tensor take_tensor(ModelFile *s, const char *name, size_t rows, size_t cols, int needed)
+{
+    Model *m = s->m;
+    FileItem *e = find_entry(s->tensors, name, strlen(name));
+    if (!e && needed) REFUSE(m, "no tensor %s", name);
+    if (!e) return (Tensor){0};
+    if (!e->type || e->rows != rows || e->cols != cols || cols % e->type->block)
+        REFUSE(m, "tensor %s (got type %u, %zu x %zu, want a known one in whole blocks, %zu x %zu)",
+               name, e->number, e->rows, e->cols, rows, cols);
+    int planar = e->type == &tensor_types[T_Q8];
+    Tensor t = {e->type, m->map, NULL, planar ? m->group : e->type->group, rows, cols};
+    size_t values = rows * cols, bytes = tensor_bytes(&t);
+    if (planar && (values % m->group || values % 4))
+        REFUSE(m, "a matrix of %zu values is not whole groups of %zu", values, m->group);
+    if (e->offset > m->size || bytes > m->size - e->offset || e->offset % 4)
+        REFUSE(m, "tensor %s (got %zu bytes at %zu, want a multiple of 4, and an end at %zu or "
+               "before)", name, bytes, e->offset, m->size);
+    t.data += e->offset;
+    if (planar) t.scales = (const float *)(t.data + values);
+    e->used = 1;
+    m->weight_bytes += bytes;
     return t;
 }
 
-static const float *take_floats(Cursor *c, size_t n)
+// A vector, as floats; NULL if there is none and none is needed.
+static const float *take_floats(ModelFile *s, const char *name, size_t n, int needed)
 {
-    return (const float *)take(c, 1, n, 0).data;
+    Tensor t = take_tensor(s, name, 1, n, needed);
+    if (t.data && t.type->unpack != unpack_floats)
+        REFUSE(s->m, "vector %s (got %s, want f32, f16 or bf16)", name, t.type->name);
+    if (!t.data || t.type == &tensor_types[T_F32]) return (const float *)t.data;
+    float *floats = xcalloc(n, 4);
+    t.type->unpack(&t, 0, floats);
+    return floats;
 }
 
-// Vector k of every layer.
-static void take_norms(Cursor *c, Model *m, int k)
-{
-    for (int l = 0; l < m->config.n_layers; l++)
-        m->layers[l].vec[k] = take_floats(c, m->config.dim);
-}
+// What architectures differ in. All of them are pre-norm Transformers with RMSNorm, grouped-query
+// attention, RoPE and a gated feed-forward layer.
+typedef struct {
+    const char *name;
+    int vectors;   // of a layer: bit k says that it has Layer's vec[k]
+    Config config; // where the file does not say otherwise
+} Arch;
+
+enum { NORMS = 3, POST_NORMS = 3 << 2, QK_NORMS = 3 << 4, BIASES = 7 << 6 };
 
 // Numbers in the encoding's table.
 static size_t table_size(const Config *c)
@@ -1686,65 +2966,128 @@ static size_t table_size(const Config *c)
     }
 }
 
+// Sizes that shapes are made of; 0: of what the model does not have.
+enum { S_ONE, S_DIM, S_HIDDEN, S_Q_DIM, S_KV_DIM, S_HEAD_DIM, S_VOCAB, S_CLASSES, S_TABLE, S_FACTORS, S_ANGLES };
+static size_t size_of(const Model *m, int k)
+{
+    const Config *c = &m->config;
+    size_t vocab = c->vocab_size, factors = c->rope.method == ROPE_LONGROPE ? c->head_dim / 2 : 0;
+    return ((size_t[]){1, c->dim, c->hidden_dim, q_dim(c), kv_dim(c), c->head_dim, vocab,
+                       m->shared_classifier ? 0 : vocab, table_size(c), factors,
+                       mul_size(c->train_ctx, c->head_dim)})[k];
+}
+
+// Every tensor, [rows][cols]: a layer's in Layer's order, whose names stand behind "blk.N.", then
+// the model's. Angles are cosines and sines in llama2.c's files, which nobody reads.
+static const struct {
+    const char *name;
+    uint8_t rows, cols;
+} tensor_shapes[] = {
+    {"attn_q.weight", S_Q_DIM, S_DIM}, {"attn_k.weight", S_KV_DIM, S_DIM}, {"attn_v.weight", S_KV_DIM, S_DIM},
+    {"attn_output.weight", S_DIM, S_Q_DIM}, {"ffn_gate.weight", S_HIDDEN, S_DIM},
+    {"ffn_down.weight", S_DIM, S_HIDDEN}, {"ffn_up.weight", S_HIDDEN, S_DIM},
+    {"attn_norm.weight", S_ONE, S_DIM}, {"ffn_norm.weight", S_ONE, S_DIM},
+    {"post_attention_norm.weight", S_ONE, S_DIM}, {"post_ffw_norm.weight", S_ONE, S_DIM},
+    {"attn_q_norm.weight", S_ONE, S_HEAD_DIM}, {"attn_k_norm.weight", S_ONE, S_HEAD_DIM},
+    {"attn_q.bias", S_ONE, S_Q_DIM}, {"attn_k.bias", S_ONE, S_KV_DIM}, {"attn_v.bias", S_ONE, S_KV_DIM},
+    {"token_embd.weight", S_VOCAB, S_DIM}, {"output.weight", S_CLASSES, S_DIM},
+    {"output_norm.weight", S_ONE, S_DIM}, {"position.weight", S_ONE, S_TABLE},
+    {"rope_factors_short.weight", S_ONE, S_FACTORS}, {"rope_factors_long.weight", S_ONE, S_FACTORS},
+    {"angles", S_ONE, S_ANGLES},
+};
+enum { N_OF_LAYER = N_MATRICES + N_VECTORS };
+
+// Layer i: all that its architecture has.
+static void take_layer(ModelFile *s, const Arch *a, int i)
+{
+    Layer *l = &s->m->layers[i];
+    for (int k = 0; k < N_OF_LAYER; k++) {
+        size_t rows = size_of(s->m, tensor_shapes[k].rows);
+        size_t cols = size_of(s->m, tensor_shapes[k].cols);
+        int v = k - N_MATRICES;
+        char name[64];
+        snprintf(name, sizeof name, "blk.%d.%s", i, tensor_shapes[k].name);
+        if (v < 0) l->w[k] = take_tensor(s, name, rows, cols, 1);
+        else if (a->vectors >> v & 1) l->vec[v] = take_floats(s, name, cols, 1);
+    }
+}
+
+// All weights that the architecture has.
+static void take_weights(ModelFile *s, const Arch *a)
+{
+    Model *m = s->m;
+    size_t dim = m->config.dim, vocab = m->config.vocab_size;
+    m->layers = xcalloc(m->config.n_layers, sizeof *m->layers);
+    m->final_norm = take_floats(s, "output_norm.weight", dim, 1);
+    m->tok_emb = take_tensor(s, "token_embd.weight", vocab, dim, 1);
+    m->classifier = take_tensor(s, "output.weight", vocab, dim, 0);
+    m->shared_classifier = !m->classifier.data;
+    if (m->shared_classifier) m->classifier = m->tok_emb;
+    else m->weight_bytes -= tensor_bytes(&m->tok_emb);
+    for (int l = 0; l < m->config.n_layers; l++) take_layer(s, a, l);
+}
+
 static void check_floats(const Model *m, const char *what, const float *f, size_t n, double lo,
                          double hi)
 {
     for (size_t i = 0; i < n; i++) check_range(m, what, f[i], lo, hi);
 }
 
-// What the encoding learned, of which kerple's r1, r2 and fire's c, T must be positive, and the
-// factors. An infinite bias, say, would never show in the logits.
-static void check_tables(const Model *m)
+// Factors of the wavelengths, one a pair, or NULL.
+static const float *take_factors(ModelFile *s, const char *name)
 {
-    const Config *c = &m->config;
-    size_t n = table_size(c), half = c->head_dim / 2;
+    size_t pairs = s->m->config.head_dim / 2;
+    const float *f = take_floats(s, name, pairs, 0);
+    check_floats(s->m, name, f, f ? pairs : 0, 1e-6, 1e6);
+    return f;
+}
+
+// --- llama2.c's files ---------------------------------------------------------------------------
+
+// What the encoding learned, of which kerple's r1, r2 and fire's c, T must be positive. An
+// infinite bias, say, would never show in the logits.
+static const float *take_table(ModelFile *s, const char *name)
+{
+    const Config *c = &s->m->config;
+    size_t n = table_size(c);
     size_t above_0 = c->encoding == ENC_KERPLE ? n : c->encoding == ENC_FIRE ? 2 : 0;
-    check_floats(m, "the encoding's table", c->table, above_0, 1e-6, 1e9);
-    check_floats(m, "the encoding's table", c->table + above_0, n - above_0, -1e9, 1e9);
-    if (c->rope.method != ROPE_LONGROPE) return;
-    check_floats(m, "a short factor", c->rope.short_factors, half, 1e-6, 1e6);
-    check_floats(m, "a long factor", c->rope.long_factors, half, 1e-6, 1e6);
+    const float *table = take_floats(s, name, n, n > 0);
+    if (!table) return NULL;
+    check_floats(s->m, "the encoding's table", table, above_0, 1e-6, 1e9);
+    check_floats(s->m, "the encoding's table", table + above_0, n - above_0, -1e9, 1e9);
+    return table;
 }
 
-// Walks the whole file in its order; returns the extent. A version's order: e embeddings, a and f
-// the layers' norms, digits their matrices, n the final norm, t tables to skip, c classifier.
-static size_t lay_out(Model *m, const uint8_t *base)
+// What lies in a file of version 0, and of the others, by GGUF's names; a layer's tensor stands for
+// those of all layers.
+enum { ORDERED = 16 };
+static const char *const order_0[ORDERED] = {
+    "token_embd.weight", "attn_norm.weight", "attn_q.weight", "attn_k.weight", "attn_v.weight",
+    "attn_output.weight", "ffn_norm.weight", "ffn_gate.weight", "ffn_down.weight", "ffn_up.weight",
+    "output_norm.weight", "angles", "output.weight"};
+static const char *const order_1[ORDERED] = {
+    "attn_norm.weight", "ffn_norm.weight", "output_norm.weight", "token_embd.weight",
+    "attn_q.weight", "attn_k.weight", "attn_v.weight", "attn_output.weight", "ffn_gate.weight",
+    "ffn_down.weight", "ffn_up.weight", "output.weight", "position.weight",
+    "rope_factors_short.weight", "rope_factors_long.weight"};
+
+// Lays out the file by its header: the directory that a GGUF file would have brought.
+static void list_tensors(ModelFile *s)
 {
-    Config *c = &m->config;
-    size_t dim = c->dim, vocab = c->vocab_size, half = c->head_dim / 2, rows, cols;
-    Cursor cur = {m, base, m->version ? HEADER : 28};
-    for (const char *p = m->version ? "afne0123456c" : "ea0123f456ntc"; *p; p++)
-        switch (*p) {
-        case 'a': take_norms(&cur, m, 0); break;
-        case 'f': take_norms(&cur, m, 1); break;
-        case 'n': m->final_norm = take_floats(&cur, dim); break;
-        case 'e': m->tok_emb = m->classifier = take(&cur, vocab, dim, m->group); break;
-        case 'c':
-            if (!m->shared_classifier) m->classifier = take(&cur, vocab, dim, m->group);
-            break;
-        case 't': take_floats(&cur, mul_size(c->train_ctx, 2 * half)); break;
-        default:
-            matrix_shape(c, *p - '0', &rows, &cols);
-            for (int l = 0; l < c->n_layers; l++)
-                m->layers[l].w[*p - '0'] = take(&cur, rows, cols, m->group);
+    const Model *m = s->m;
+    FileItem *e = s->tensors = xcalloc(ORDERED * (m->config.n_layers + 1), sizeof *e);
+    for (const char *const *name = m->version ? order_1 : order_0; *name; name++) {
+        int k = FIND_NAME(tensor_shapes, *name), of_layer = k < N_OF_LAYER;
+        size_t rows = size_of(m, tensor_shapes[k].rows), cols = size_of(m, tensor_shapes[k].cols);
+        int planar = m->group && tensor_shapes[k].rows != S_ONE;
+        Tensor t = {&tensor_types[planar ? T_Q8 : T_F32], NULL, NULL, m->group, rows, cols};
+        for (int l = 0; rows && cols && l < (of_layer ? m->config.n_layers : 1); l++, e++) {
+            *e = (FileItem){.name = e->own, .type = t.type, .rows = rows, .cols = cols,
+                         .offset = s->at};
+            if (of_layer) e->len = sprintf(e->own, "blk.%d.%s", l, *name);
+            else e->len = sprintf(e->own, "%s", *name);
+            s->at = add_size(s->at, tensor_bytes(&t));
         }
-    c->table = take_floats(&cur, table_size(c));
-    if (c->rope.method == ROPE_LONGROPE) {
-        c->rope.short_factors = take_floats(&cur, half);
-        c->rope.long_factors = take_floats(&cur, half);
-    }
-    return cur.at;
-}
-
-// The fields in bytes [from, to) of a header; version 0 has them 8 bytes earlier. A float of 0 was
-// not given.
-static void read_fields(Model *m, int from, int to)
-{
-    for (const Field *f = config_fields; f < config_fields + COUNT(config_fields); f++) {
-        if (f->at < from || f->at >= to) continue;
-        const uint8_t *p = m->map + f->at - (m->version ? 0 : 8);
-        double v = f->kind == 'i' ? (double)read_i32(p) : (double)read_f32(p);
-        if (f->kind == 'i' || v != 0) set_field(m, f, f->name, v);
     }
 }
 
@@ -1772,6 +3115,269 @@ static void read_header(Model *m)
     }
     complete_config(m);
 }
+
+static void load_checkpoint(Model *m)
+{
+    static const Arch arch = {"llama2.c", NORMS, {0}};
+    Config *c = &m->config;
+    m->arch = arch.name;
+    read_header(m);
+    ModelFile s = {.m = m, .at = m->version ? HEADER : 28};
+    list_tensors(&s);
+    if (s.at != m->size)
+        REFUSE(m, "its size does not fit its header (got %zu bytes, want %zu)", m->size, s.at);
+    take_weights(&s, &arch);
+    c->table = take_table(&s, "position.weight");
+    c->rope.short_factors = take_factors(&s, "rope_factors_short.weight");
+    c->rope.long_factors = take_factors(&s, "rope_factors_long.weight");
+    check_rope(c, m->path);
+    free(s.tensors);
+}
+
+// ================================================================================================
+// 11  GGUF
+//
+// The other kind of file. Behind this section only the tokenizer knows which kind it was. A GGUF
+// file is a list of typed keys, a list of tensor names with types, shapes and offsets, and the
+// data, aligned:
+//   "GGUF", u32 version, u64 n_tensors, u64 n_keys
+//   key:     string name, u32 type, value (of an array: u32 element type, u64 count, elements)
+//   tensor:  string name, u32 n_dims, u64 dims[n_dims] (the inner one first), u32 type, u64 offset
+//   string:  u64 length, bytes
+// A count is held against the bytes that are left before anything is allocated or skipped. A
+// tensor that the architecture does not use is an error, since a model that needs it would be
+// computed wrongly without.
+
+// What a key can be, as messages say it.
+static const char A_INT[] = "a whole number", A_FLOAT[] = "a float", A_STRING[] = "a string",
+                  INTS[] = "int32s", FLOATS[] = "floats", STRINGS[] = "strings", OTHER[] = "other";
+
+// A value's bytes and what it is, by the number of its type. Signed ones of one or two bytes, which
+// nobody writes, are left out; other negative numbers are then too large for any key.
+static const struct {
+    size_t bytes;
+    const char *kind;
+} value_types[] = {
+    {1, A_INT}, {1, OTHER}, {2, A_INT}, {2, OTHER}, {4, A_INT}, {4, A_INT}, {4, A_FLOAT},
+    {1, A_INT}, {0, A_STRING}, {0, OTHER}, {8, A_INT}, {8, A_INT}, {8, A_FLOAT},
+};
+enum { G_I32 = 5, G_F32 = 6, G_STRING = 8, G_ARRAY = 9 };
+
+// Moves past n items of `size` bytes, all in the file.
+static const uint8_t *gguf_skip(ModelFile *s, size_t n, size_t size)
+{
+    if (n > (s->m->size - s->at) / size)
+        REFUSE(s->m, "cut off, or a wrong count (want %zu x %zu bytes at %zu)", n, size, s->at);
+    s->at += n * size;
+    return s->m->map + s->at - n * size;
+}
+
+// The next number, of `size` bytes.
+static size_t gguf_number(ModelFile *s, size_t size)
+{
+    size_t v = 0;
+    memcpy(&v, gguf_skip(s, size, 1), size);
+    return v;
+}
+
+// What stands behind a key's name: its type and value.
+static void gguf_key(ModelFile *s, FileItem *k)
+{
+    int array = (k->number = gguf_number(s, 4)) == G_ARRAY;
+    if (array) k->number = gguf_number(s, 4);
+    if (k->number >= COUNT(value_types) || k->number == G_ARRAY)
+        REFUSE(s->m, "key %.*s has an unknown type (got %u)", (int)k->len, k->name, k->number);
+    k->kind = !array ? value_types[k->number].kind : k->number == G_STRING ? STRINGS
+            : k->number == G_F32 ? FLOATS : k->number == G_I32 ? INTS : OTHER;
+    size_t n = array ? gguf_number(s, 8) : 1;
+    k->values = (Values){s->m->map + s->at, n};
+    for (; k->number == G_STRING && n > 0; n--) gguf_skip(s, gguf_number(s, 8), 1);
+    if (n > 0) gguf_skip(s, n, value_types[k->number].bytes);
+}
+
+// What stands behind a tensor's name; the offset counts from the end of this list.
+static void gguf_tensor(ModelFile *s, FileItem *t)
+{
+    size_t n_dims = gguf_number(s, 4);
+    t->cols = n_dims ? gguf_number(s, 8) : 1;
+    t->rows = 1;
+    while (n_dims-- > 1) t->rows = mul_size(t->rows, gguf_number(s, 8));
+    t->number = gguf_number(s, 4);
+    t->offset = gguf_number(s, 8);
+    for (size_t i = 0; i < COUNT(tensor_types); i++)
+        if (tensor_types[i].gguf == (int64_t)t->number) t->type = &tensor_types[i];
+}
+
+// A list of n entries, each a name, which may not come twice, and what `read` reads; the last has
+// no name.
+static FileItem *gguf_list(ModelFile *s, size_t n, void (*read)(ModelFile *, FileItem *))
+{
+    if (n > 1 << 14) REFUSE(s->m, "too many keys or tensors (got %zu)", n);
+    FileItem *list = xcalloc(n + 1, sizeof *list);
+    for (FileItem *e = list; e < list + n; e++) {
+        size_t len = gguf_number(s, 8);
+        const char *name = (const char *)gguf_skip(s, len, 1);
+        int bad = len < 1 || len > 255;
+        for (size_t i = 0; i < len && !bad; i++) bad = !isgraph((uint8_t)name[i]);
+        if (bad) REFUSE(s->m, "a broken name before byte %zu", s->at);
+        if (find_entry(list, name, len)) REFUSE(s->m, "%.*s is there twice", (int)len, name);
+        e->name = name;
+        e->len = len;
+        read(s, e);
+    }
+    return list;
+}
+
+// The key, one without values if there is none. ".name" stands for "architecture.name".
+static const FileItem *find_key(const ModelFile *s, const char *name, const char *kind, int needed)
+{
+    static const FileItem none;
+    char full[128];
+    snprintf(full, sizeof full, "%s%s", *name == '.' ? s->m->arch : "", name);
+    const FileItem *k = find_entry(s->keys, full, strlen(full));
+    if (!k && needed) REFUSE(s->m, "no key %s (want %s)", full, kind);
+    if (k && k->kind != kind) REFUSE(s->m, "key %s (got %s, want %s)", full, k->kind, kind);
+    return k ? k : &none;
+}
+
+// A key of one number.
+static double key_number(const FileItem *k)
+{
+    union { uint64_t u; float f; double d; } v = {0};
+    size_t bytes = value_types[k->number].bytes;
+    memcpy(&v, k->values.at, bytes);
+    return k->kind == A_INT ? (double)v.u : bytes == 4 ? v.f : v.d;
+}
+
+static int key_int(const ModelFile *s, const char *name, int lo, int hi, int absent)
+{
+    const FileItem *k = find_key(s, name, A_INT, 0);
+    return k->name ? (int)check_range(s->m, name, key_number(k), lo, hi) : absent;
+}
+
+// A short string, or `absent`, to out[32]; what does not fit is no word that anybody knows.
+static void key_word(const ModelFile *s, const char *name, const char *absent, char out[32])
+{
+    Values v = find_key(s, name, A_STRING, 0)->values;
+    size_t len = strlen(absent);
+    const char *word = v.n ? next_string(&v, &len) : absent;
+    snprintf(out, 32, "%.*s", (int)min_size(len, 31), word);
+}
+
+static const Arch archs[] = {
+    {"llama", NORMS, {0}}, // its converters permute wq and wk to interleaved pairs
+    {"qwen2", NORMS | BIASES, {.rope_split = 1}},
+    {"qwen3", NORMS | QK_NORMS, {.rope_split = 1}},
+    {"gemma3", NORMS | QK_NORMS | POST_NORMS, {.rope_split = 1, .gelu = 1, .emb_scale = 1,
+                                               .global_every = 6, .local.theta = 10000}},
+};
+
+// What the keys say about scaling, in our terms.
+static void gguf_rope(ModelFile *s, RopeConfig *r)
+{
+    static const char *const types[] = {"none", "linear", "yarn", "longrope"};
+    static const int methods[] = {ROPE_NONE, ROPE_LINEAR, ROPE_YARN, ROPE_LONGROPE};
+    char type[32];
+    key_word(s, ".rope.scaling.type", r->factor > 0 ? "linear" : "none", type);
+    int k = FIND_NAME(types, type);
+    if (k < 0) REFUSE(s->m, "RoPE scaling (got %s, want one of %s)", type, LIST_NAMES(types));
+    const float *freqs = take_factors(s, "rope_freqs.weight"); // Llama 3.1's, at any length
+    r->method = freqs ? ROPE_LONGROPE : methods[k];
+    if (freqs) r->factor = 1;
+    if (r->method == ROPE_NONE) r->factor = r->attn_factor = 0;
+    // The file's is all of longrope's attention factor, but is multiplied with yarn's own.
+    if (r->method == ROPE_LONGROPE && !(r->attn_factor > 0)) r->attn_factor = 1;
+    if (r->method == ROPE_YARN) r->attn_factor *= 0.1 * log(fmax(1, r->factor)) + 1;
+    r->long_factors = freqs ? freqs : take_factors(s, "rope_factors_long.weight");
+    r->short_factors = freqs ? freqs : take_factors(s, "rope_factors_short.weight");
+}
+
+// The tokenizer's lists, each as long as there are tokens, and ids, each of one of them.
+static void gguf_vocab(ModelFile *s, Vocab *v)
+{
+    char model[32];
+    key_word(s, "tokenizer.ggml.model", "?", model);
+    v->bpe = !strcmp(model, "gpt2");
+    if (!v->bpe && strcmp(model, "llama"))
+        REFUSE(s->m, "tokenizer (got %s, want llama or gpt2)", model);
+    key_word(s, "tokenizer.ggml.pre", "default", v->pre);
+    v->tokens = find_key(s, "tokenizer.ggml.tokens", STRINGS, 1)->values;
+    v->merges = find_key(s, "tokenizer.ggml.merges", STRINGS, v->bpe)->values;
+    v->scores = find_key(s, "tokenizer.ggml.scores", FLOATS, !v->bpe)->values;
+    v->types = find_key(s, "tokenizer.ggml.token_type", INTS, 0)->values;
+    v->chat = find_key(s, "tokenizer.chat_template", A_STRING, 0)->values;
+    size_t n = check_range(s->m, "vocabulary", v->tokens.n, 1, 1 << 24);
+    if ((v->scores.at && v->scores.n != n) || (v->types.at && v->types.n != n))
+        REFUSE(s->m, "%zu tokens, but %zu scores, %zu types", n, v->scores.n, v->types.n);
+    check_range(s->m, "merges", v->merges.n, 0, 1 << 24);
+    int llama3 = v->bpe && !strcmp(v->pre, "llama-bpe"), last = (int)n - 1;
+    v->bos = key_int(s, "tokenizer.ggml.bos_token_id", 0, last, -1);
+    v->eos = key_int(s, "tokenizer.ggml.eos_token_id", 0, last, -1);
+    v->eot = key_int(s, "tokenizer.ggml.eot_token_id", 0, last, -1);
+    v->add_bos = key_int(s, "tokenizer.ggml.add_bos_token", 0, 1, !v->bpe || llama3) && v->bos >= 0;
+    v->space_prefix = key_int(s, "tokenizer.ggml.add_space_prefix", 0, 1, 1);
+}
+
+// Config: the architecture's, then what the keys say.
+static void gguf_config(ModelFile *s, const Arch *arch)
+{
+    Config *c = &s->m->config;
+    *c = arch->config;
+    c->rope.theta = 10000;
+    for (const Field *f = config_fields; f < config_fields + COUNT(config_fields); f++) {
+        if (!f->key) continue;
+        const FileItem *k = find_key(s, f->key, f->kind == 'i' ? A_INT : A_FLOAT, f->needed);
+        if (k->name) set_field(s->m, f, f->key, key_number(k));
+    }
+    c->vocab_size = (int)s->m->vocab.tokens.n;
+    complete_config(s->m);
+    key_int(s, ".attention.value_length", c->head_dim, c->head_dim, 0);
+    key_int(s, ".rope.dimension_count", c->head_dim, c->head_dim, 0);
+    key_int(s, "split.count", 0, 1, 0); // the other files would be missing
+    gguf_rope(s, &c->rope);
+    check_rope(c, s->m->path);
+    c->emb_scale *= sqrtf((float)c->dim);
+    if (c->gelu && c->n_layers == 62) c->score_scale = sqrtf((float)c->n_heads / c->dim); // the 27B
+    if (arch->config.global_every && c->rope.window) { // which is for local layers
+        c->local.window = c->rope.window;
+        c->rope.window = 0;
+    } else c->global_every = 0;
+}
+
+// The lists of keys and tensors; their offsets then count from the beginning of the file.
+static void gguf_directory(ModelFile *s)
+{
+    Model *m = s->m;
+    uint32_t version = gguf_number(s, 4);
+    if (version != 2 && version != 3) REFUSE(m, "GGUF version (got %u, want 2 or 3)", version);
+    size_t n_tensors = gguf_number(s, 8), n_keys = gguf_number(s, 8);
+    s->keys = gguf_list(s, n_keys, gguf_key);
+    s->tensors = gguf_list(s, n_tensors, gguf_tensor);
+    int align = key_int(s, "general.alignment", 4, 1 << 20, 32);
+    if (align & (align - 1)) REFUSE(m, "general.alignment (got %d, want a power of two)", align);
+    gguf_skip(s, round_up(s->at, align) - s->at, 1);
+    for (FileItem *t = s->tensors; t->name; t++) t->offset = add_size(t->offset, s->at);
+}
+
+static void load_gguf(Model *m)
+{
+    ModelFile s = {.m = m, .at = 4};
+    char name[32];
+    gguf_directory(&s);
+    key_word(&s, "general.architecture", "?", name);
+    int arch = FIND_NAME(archs, name);
+    if (arch < 0) REFUSE(m, "architecture (got %s, want one of %s)", name, LIST_NAMES(archs));
+    m->arch = archs[arch].name;
+    gguf_vocab(&s, &m->vocab);
+    gguf_config(&s, &archs[arch]);
+    take_weights(&s, &archs[arch]);
+    for (const FileItem *t = s.tensors; t->name; t++)
+        if (!t->used) REFUSE(m, "tensor %.*s: not of a %s", (int)t->len, t->name, m->arch);
+    free(s.keys);
+    free(s.tensors);
+}
+
+// --- either kind --------------------------------------------------------------------------------
 
 // A mapped file that shrinks, or whose disk fails, shows when a page of it is read.
 static char lost_text[PATH_MAX + 64];
@@ -1806,362 +3412,6 @@ static const uint8_t *map_file(const char *path, size_t *size)
     return map;
 }
 
-static void load_checkpoint(Model *m)
-{
-    m->arch = "llama2.c";
-    read_header(m);
-    m->layers = xcalloc((size_t)m->config.n_layers, sizeof *m->layers);
-    size_t extent = lay_out(m, NULL);
-    if (extent != m->size)
-        REFUSE(m, "its size does not fit its header (got %zu bytes, want %zu)", m->size, extent);
-    lay_out(m, m->map);
-    check_tables(m);
-    m->weight_bytes = m->size - (m->shared_classifier ? 0 : tensor_bytes(&m->tok_emb));
-}
-
-// ================================================================================================
-// 8  GGUF
-//
-// Another door to the same Config and Weights: nothing after this section knows which door was
-// used. A GGUF file is a list of typed keys, a list of tensor names with types, shapes and
-// offsets, and the data, aligned:
-//   "GGUF", u32 version, u64 n_tensors, u64 n_keys
-//   key:     string name, u32 type, value (of an array: u32 element type, u64 count, elements)
-//   tensor:  string name, u32 n_dims, u64 dims[n_dims] (the inner one first), u32 type, u64 offset
-//   string:  u64 length, bytes
-// A count is held against the bytes that are left before anything is allocated or skipped, and
-// every tensor against the end of the file when it is taken. A tensor that the architecture does
-// not use is an error, since a model that needs it would be computed wrongly without.
-
-// What a key can be, as messages say it.
-static const char A_INT[] = "a whole number", A_FLOAT[] = "a float", A_STRING[] = "a string",
-                  INTS[] = "int32s", FLOATS[] = "floats", STRINGS[] = "strings", OTHER[] = "other";
-
-// A value's bytes and what it is, by the number of its type. Signed ones of one or two bytes, which
-// nobody writes, are left out; other negative numbers are then too large for any key.
-static const struct {
-    size_t bytes;
-    const char *kind;
-} value_types[] = {
-    {1, A_INT}, {1, OTHER}, {2, A_INT}, {2, OTHER}, {4, A_INT}, {4, A_INT}, {4, A_FLOAT},
-    {1, A_INT}, {0, A_STRING}, {0, OTHER}, {8, A_INT}, {8, A_INT}, {8, A_FLOAT},
-};
-enum { G_I32 = 5, G_F32 = 6, G_STRING = 8, G_ARRAY = 9 };
-
-// A key or a tensor.
-typedef struct {
-    const char *name; // in the file: no zero behind its len bytes; NULL: the end of a list
-    size_t len;
-    uint32_t type;       // a tensor's, or of a key's values
-    const char *kind;    // of a key, and
-    Values values;       // what it holds
-    size_t rows, cols;   // of a tensor; dimensions behind the second count as rows
-    size_t offset;
-    int used;            // by the model: a tensor
-} GgufEntry;
-
-typedef struct {
-    Model *m;
-    size_t at; // while reading; then where the data begin
-    GgufEntry *keys, *tensors;
-} Gguf;
-
-// Moves past n items of `size` bytes, all in the file.
-static const uint8_t *gguf_skip(Gguf *g, size_t n, size_t size)
-{
-    if (n > (g->m->size - g->at) / size)
-        REFUSE(g->m, "cut off, or a wrong count (want %zu x %zu bytes at %zu)", n, size, g->at);
-    g->at += n * size;
-    return g->m->map + g->at - n * size;
-}
-
-// The next number, of `size` bytes.
-static size_t gguf_number(Gguf *g, size_t size)
-{
-    size_t v = 0;
-    memcpy(&v, gguf_skip(g, size, 1), size);
-    return v;
-}
-
-// What stands behind a key's name: its type and value.
-static void gguf_key(Gguf *g, GgufEntry *k)
-{
-    int array = (k->type = gguf_number(g, 4)) == G_ARRAY;
-    if (array) k->type = gguf_number(g, 4);
-    if (k->type >= COUNT(value_types) || k->type == G_ARRAY)
-        REFUSE(g->m, "key %.*s has an unknown type (got %u)", (int)k->len, k->name, k->type);
-    k->kind = !array ? value_types[k->type].kind : k->type == G_STRING ? STRINGS
-            : k->type == G_F32 ? FLOATS : k->type == G_I32 ? INTS : OTHER;
-    size_t n = array ? gguf_number(g, 8) : 1;
-    k->values = (Values){g->m->map + g->at, n};
-    for (; k->type == G_STRING && n > 0; n--) gguf_skip(g, gguf_number(g, 8), 1);
-    if (n > 0) gguf_skip(g, n, value_types[k->type].bytes);
-}
-
-// What stands behind a tensor's name.
-static void gguf_tensor(Gguf *g, GgufEntry *t)
-{
-    size_t n_dims = gguf_number(g, 4);
-    t->cols = n_dims ? gguf_number(g, 8) : 1;
-    t->rows = 1;
-    while (n_dims-- > 1) t->rows = mul_size(t->rows, gguf_number(g, 8));
-    t->type = gguf_number(g, 4);
-    t->offset = gguf_number(g, 8);
-}
-
-// The entry of that name, or NULL.
-static GgufEntry *find_entry(GgufEntry *list, const char *name, size_t len)
-{
-    while (list->name && (list->len != len || memcmp(list->name, name, len))) list++;
-    return list->name ? list : NULL;
-}
-
-// A list of n entries, each a name, which may not come twice, and what `read` reads; the last has
-// no name.
-static GgufEntry *gguf_list(Gguf *g, size_t n, void (*read)(Gguf *, GgufEntry *))
-{
-    if (n > 1 << 14) REFUSE(g->m, "too many keys or tensors (got %zu)", n);
-    GgufEntry *list = xcalloc(n + 1, sizeof *list);
-    for (GgufEntry *e = list; e < list + n; e++) {
-        size_t len = gguf_number(g, 8);
-        const char *name = (const char *)gguf_skip(g, len, 1);
-        int bad = len < 1 || len > 255;
-        for (size_t i = 0; i < len && !bad; i++) bad = !isgraph((uint8_t)name[i]);
-        if (bad) REFUSE(g->m, "a broken name before byte %zu", g->at);
-        if (find_entry(list, name, len)) REFUSE(g->m, "%.*s is there twice", (int)len, name);
-        e->name = name;
-        e->len = len;
-        read(g, e);
-    }
-    return list;
-}
-
-// The key, one without values if there is none. ".name" stands for "architecture.name".
-static const GgufEntry *find_key(const Gguf *g, const char *name, const char *kind, int needed)
-{
-    static const GgufEntry none;
-    char full[128];
-    snprintf(full, sizeof full, "%s%s", *name == '.' ? g->m->arch : "", name);
-    const GgufEntry *k = find_entry(g->keys, full, strlen(full));
-    if (!k && needed) REFUSE(g->m, "no key %s (want %s)", full, kind);
-    if (k && k->kind != kind) REFUSE(g->m, "key %s (got %s, want %s)", full, k->kind, kind);
-    return k ? k : &none;
-}
-
-// A key of one number.
-static double key_number(const GgufEntry *k)
-{
-    union { uint64_t u; float f; double d; } v = {0};
-    size_t bytes = value_types[k->type].bytes;
-    memcpy(&v, k->values.at, bytes);
-    return k->kind == A_INT ? (double)v.u : bytes == 4 ? v.f : v.d;
-}
-
-static int key_int(const Gguf *g, const char *name, int lo, int hi, int absent)
-{
-    const GgufEntry *k = find_key(g, name, A_INT, 0);
-    return k->name ? (int)check_range(g->m, name, key_number(k), lo, hi) : absent;
-}
-
-// A short string, or `absent`, to out[32]; what does not fit is no word that anybody knows.
-static void key_word(const Gguf *g, const char *name, const char *absent, char out[32])
-{
-    Values v = find_key(g, name, A_STRING, 0)->values;
-    size_t len = strlen(absent);
-    const char *s = v.n ? next_string(&v, &len) : absent;
-    snprintf(out, 32, "%.*s", (int)min_size(len, 31), s);
-}
-
-// The tensor [rows][cols] of that name, all of it in the file; a vector (rows 1) is f32. One that
-// is not there has no data, or is an error if needed.
-static Tensor take_tensor(Gguf *g, const char *name, size_t rows, size_t cols, int needed)
-{
-    const Model *m = g->m;
-    GgufEntry *e = find_entry(g->tensors, name, strlen(name));
-    if (!e && needed) REFUSE(m, "no tensor %s", name);
-    if (!e) return (Tensor){0};
-    int k = 0;
-    while (k < N_TENSOR_TYPES && tensor_types[k].gguf != (int64_t)e->type) k++;
-    const TensorType *type = &tensor_types[k];
-    if (k == N_TENSOR_TYPES || (rows == 1 && k != T_F32) || e->rows != rows || e->cols != cols ||
-        cols % type->block)
-        REFUSE(m, "tensor %s (got type %u, %zu x %zu, want %s, %zu x %zu)", name, e->type, e->rows,
-               e->cols, rows == 1 ? "0" : "a known one in whole blocks", rows, cols);
-    Tensor t = {type, m->map + g->at, NULL, type->group, rows, cols};
-    size_t room = m->size - g->at, bytes = tensor_bytes(&t);
-    if (e->offset > room || bytes > room - e->offset || e->offset % 4)
-        REFUSE(m, "tensor %s (got %zu bytes at %zu, want a multiple of 4 and at most %zu)",
-               name, bytes, e->offset, room);
-    t.data += e->offset;
-    e->used = 1;
-    g->m->weight_bytes += bytes;
-    return t;
-}
-
-// What architectures differ in. All of them are pre-norm Transformers with RMSNorm, grouped-query
-// attention, RoPE and a gated feed-forward layer.
-typedef struct {
-    const char *name;
-    int vectors;   // of a layer: bit k says that it has Layer's vec[k]
-    Config config; // where no key says otherwise
-} Arch;
-
-enum { NORMS = 3, POST_NORMS = 3 << 2, QK_NORMS = 3 << 4, BIASES = 7 << 6 };
-
-static const Arch archs[] = {
-    {"llama", NORMS, {0}}, // its converters permute wq and wk to interleaved pairs
-    {"qwen2", NORMS | BIASES, {.rope_split = 1}},
-    {"qwen3", NORMS | QK_NORMS, {.rope_split = 1}},
-    {"gemma3", NORMS | QK_NORMS | POST_NORMS, {.rope_split = 1, .gelu = 1, .emb_scale = 1,
-                                               .global_every = 6, .local.theta = 10000}},
-};
-
-// Layer i: all that its architecture has.
-static void take_layer(Gguf *g, const Arch *a, int i)
-{
-    static const char *const names[N_MATRICES + N_VECTORS] = {
-        "attn_q.weight", "attn_k.weight", "attn_v.weight", "attn_output.weight", "ffn_gate.weight",
-        "ffn_down.weight", "ffn_up.weight", "attn_norm.weight", "ffn_norm.weight",
-        "post_attention_norm.weight", "post_ffw_norm.weight", "attn_q_norm.weight",
-        "attn_k_norm.weight", "attn_q.bias", "attn_k.bias", "attn_v.bias"};
-    const Config *c = &g->m->config;
-    size_t dim = c->dim, d = c->head_dim, q = q_dim(c), kv = kv_dim(c), rows, cols;
-    const size_t sizes[N_VECTORS] = {dim, dim, dim, dim, d, d, q, kv, kv};
-    Layer *l = &g->m->layers[i];
-    for (int k = 0; k < N_MATRICES + N_VECTORS; k++) {
-        int v = k - N_MATRICES;
-        char name[64];
-        snprintf(name, sizeof name, "blk.%d.%s", i, names[k]);
-        if (v < 0) {
-            matrix_shape(c, k, &rows, &cols);
-            l->w[k] = take_tensor(g, name, rows, cols, 1);
-        } else if (a->vectors >> v & 1)
-            l->vec[v] = (const float *)take_tensor(g, name, 1, sizes[v], 1).data;
-    }
-}
-
-// Factors of the wavelengths, one a pair, or NULL.
-static const float *take_factors(Gguf *g, const char *name)
-{
-    size_t pairs = g->m->config.head_dim / 2;
-    const float *f = (const float *)take_tensor(g, name, 1, pairs, 0).data;
-    check_floats(g->m, name, f, f ? pairs : 0, 1e-6, 1e6);
-    return f;
-}
-
-// What the keys say about scaling, in our terms.
-static void gguf_rope(Gguf *g, RopeConfig *r)
-{
-    static const char *const types[] = {"none", "linear", "yarn", "longrope"};
-    static const int methods[] = {ROPE_NONE, ROPE_LINEAR, ROPE_YARN, ROPE_LONGROPE};
-    char type[32];
-    key_word(g, ".rope.scaling.type", r->factor > 0 ? "linear" : "none", type);
-    int k = FIND_NAME(types, type);
-    if (k < 0) REFUSE(g->m, "RoPE scaling (got %s, want one of %s)", type, LIST_NAMES(types));
-    const float *freqs = take_factors(g, "rope_freqs.weight"); // Llama 3.1's, at any length
-    r->method = freqs ? ROPE_LONGROPE : methods[k];
-    if (freqs) r->factor = 1;
-    if (r->method == ROPE_NONE) r->factor = r->attn_factor = 0;
-    // The file's is all of longrope's attention factor, but is multiplied with yarn's own.
-    if (r->method == ROPE_LONGROPE && !(r->attn_factor > 0)) r->attn_factor = 1;
-    if (r->method == ROPE_YARN) r->attn_factor *= 0.1 * log(fmax(1, r->factor)) + 1;
-    r->long_factors = freqs ? freqs : take_factors(g, "rope_factors_long.weight");
-    r->short_factors = freqs ? freqs : take_factors(g, "rope_factors_short.weight");
-    if (r->method == ROPE_LONGROPE && !(r->long_factors && r->short_factors))
-        REFUSE(g->m, "longrope without its tensors of factors");
-}
-
-// The tokenizer's lists, each as long as there are tokens, and ids, each of one of them.
-static void gguf_vocab(Gguf *g, Vocab *v)
-{
-    char model[32];
-    key_word(g, "tokenizer.ggml.model", "?", model);
-    v->bpe = !strcmp(model, "gpt2");
-    if (!v->bpe && strcmp(model, "llama"))
-        REFUSE(g->m, "tokenizer (got %s, want llama or gpt2)", model);
-    key_word(g, "tokenizer.ggml.pre", "default", v->pre);
-    v->tokens = find_key(g, "tokenizer.ggml.tokens", STRINGS, 1)->values;
-    v->merges = find_key(g, "tokenizer.ggml.merges", STRINGS, v->bpe)->values;
-    v->scores = find_key(g, "tokenizer.ggml.scores", FLOATS, !v->bpe)->values;
-    v->types = find_key(g, "tokenizer.ggml.token_type", INTS, 0)->values;
-    v->chat = find_key(g, "tokenizer.chat_template", A_STRING, 0)->values;
-    size_t n = check_range(g->m, "vocabulary", v->tokens.n, 1, 1 << 24);
-    if ((v->scores.at && v->scores.n != n) || (v->types.at && v->types.n != n))
-        REFUSE(g->m, "%zu tokens, but %zu scores, %zu types", n, v->scores.n, v->types.n);
-    check_range(g->m, "merges", v->merges.n, 0, 1 << 24);
-    int llama3 = v->bpe && !strcmp(v->pre, "llama-bpe"), last = (int)n - 1;
-    v->bos = key_int(g, "tokenizer.ggml.bos_token_id", 0, last, -1);
-    v->eos = key_int(g, "tokenizer.ggml.eos_token_id", 0, last, -1);
-    v->eot = key_int(g, "tokenizer.ggml.eot_token_id", 0, last, -1);
-    v->add_bos = key_int(g, "tokenizer.ggml.add_bos_token", 0, 1, !v->bpe || llama3) && v->bos >= 0;
-    v->space_prefix = key_int(g, "tokenizer.ggml.add_space_prefix", 0, 1, 1);
-}
-
-// Config: the architecture's, then what the keys say.
-static void gguf_config(Gguf *g, const Arch *arch)
-{
-    Config *c = &g->m->config;
-    *c = arch->config;
-    c->rope.theta = 10000;
-    for (const Field *f = config_fields; f < config_fields + COUNT(config_fields); f++) {
-        if (!f->key) continue;
-        const GgufEntry *k = find_key(g, f->key, f->kind == 'i' ? A_INT : A_FLOAT, f->needed);
-        if (k->name) set_field(g->m, f, f->key, key_number(k));
-    }
-    c->vocab_size = (int)g->m->vocab.tokens.n;
-    complete_config(g->m);
-    key_int(g, ".attention.value_length", c->head_dim, c->head_dim, 0);
-    key_int(g, ".rope.dimension_count", c->head_dim, c->head_dim, 0);
-    key_int(g, "split.count", 0, 1, 0); // the other files would be missing
-    gguf_rope(g, &c->rope);
-    c->emb_scale *= sqrtf((float)c->dim);
-    if (c->gelu && c->n_layers == 62) c->score_scale = sqrtf((float)c->n_heads / c->dim); // the 27B
-    if (arch->config.global_every && c->rope.window) { // which is for local layers
-        c->local.window = c->rope.window;
-        c->rope.window = 0;
-    } else c->global_every = 0;
-}
-
-// Finds all tensors that the architecture has; there may be no others.
-static void gguf_weights(Gguf *g, const Arch *arch)
-{
-    Model *m = g->m;
-    size_t dim = m->config.dim, vocab = m->config.vocab_size;
-    m->layers = xcalloc(m->config.n_layers, sizeof *m->layers);
-    m->final_norm = (const float *)take_tensor(g, "output_norm.weight", 1, dim, 1).data;
-    m->tok_emb = take_tensor(g, "token_embd.weight", vocab, dim, 1);
-    m->classifier = take_tensor(g, "output.weight", vocab, dim, 0);
-    m->shared_classifier = !m->classifier.data;
-    if (m->shared_classifier) m->classifier = m->tok_emb;
-    else m->weight_bytes -= tensor_bytes(&m->tok_emb);
-    for (int l = 0; l < m->config.n_layers; l++) take_layer(g, arch, l);
-    for (const GgufEntry *t = g->tensors; t->name; t++)
-        if (!t->used) REFUSE(m, "tensor %.*s: not of a %s", (int)t->len, t->name, m->arch);
-}
-
-static void load_gguf(Model *m)
-{
-    Gguf g = {.m = m, .at = 4};
-    char name[32];
-    uint32_t version = gguf_number(&g, 4);
-    if (version != 2 && version != 3) REFUSE(m, "GGUF version (got %u, want 2 or 3)", version);
-    size_t n_tensors = gguf_number(&g, 8), n_keys = gguf_number(&g, 8);
-    g.keys = gguf_list(&g, n_keys, gguf_key);
-    g.tensors = gguf_list(&g, n_tensors, gguf_tensor);
-    int align = key_int(&g, "general.alignment", 4, 1 << 20, 32);
-    if (align & (align - 1)) REFUSE(m, "general.alignment (got %d, want a power of two)", align);
-    gguf_skip(&g, round_up(g.at, align) - g.at, 1);
-    key_word(&g, "general.architecture", "?", name);
-    int arch = FIND_NAME(archs, name);
-    if (arch < 0) REFUSE(m, "architecture (got %s, want one of %s)", name, LIST_NAMES(archs));
-    m->arch = archs[arch].name;
-    gguf_vocab(&g, &m->vocab);
-    gguf_config(&g, &archs[arch]);
-    gguf_weights(&g, &archs[arch]);
-    free(g.keys);
-    free(g.tensors);
-}
-
 static void model_load(Model *m, const char *path)
 {
     *m = (Model){.path = path};
@@ -2171,1116 +3421,7 @@ static void model_load(Model *m, const char *path)
 }
 
 // ================================================================================================
-// 9  Position I: the encodings
-//
-// Attention by itself is blind to order: it weighs a set of keys by what they are, and any shuffle
-// of the set gives the same sum. Only the mask tells a decoder that some keys lie before others
-// ([NoPE] leaves it at that). Everything else about position must be put in, and there are three
-// places where it can enter:
-//   1  added to the embedding, before the first layer: the absolute position p
-//   2  by rotating q and k: the score becomes a function of the distance D = i - j
-//   3  added to the score, after 1 / sqrt(head_dim): a function of D, with no part in q and k
-// The table `encodings` at the end of this section says which encodings use places 1 and 3,
-// is_rotary() which use 2; another encoding is one more function and one more row.
-//
-// --- Place 2: rotation --------------------------------------------------------------------------
-//
-// RoPE reads a head's q and k as complex numbers, one for each pair m, and turns them by the
-// angle position * theta_m. The score then depends on the distance D = i - j alone:
-//   score = a^2 / sqrt(head_dim) * sum over m of Re[ q_m conj(k_m) exp(i D theta_m) ]
-//
-// A table of all angles would be larger than the keys it turns. But keys are read in tiles of
-// TILE positions, and with t0 the first position of a tile
-//   D = (i - t0) - (j - t0)
-// so one small table of exp(i r theta_m), r < TILE, serves the keys of every tile, and the tile's
-// t0 is folded into q: exp(i (i - t0) theta) = exp(i i theta) conj(exp(i t0 theta)), one number a
-// query times one number a tile. All angles are computed in double, so positions of millions
-// stay exact to float's last bits.
-
-enum { TILE = 64 };
-
-// Complex numbers are arrays [2][pairs] here: all real parts (cosines), then all imaginary parts.
-
-// The angles of one set of frequencies, under the near and the far map (section 10).
-typedef struct {
-    int epoch;          // which frequencies these are (section 10)
-    double *freq;       // [pairs], radians per token; NULL: none yet
-    float *decay;       // [pairs], ln zeta_m / 512 a token: 0 but for xPos
-    float *key[2];      // [2][pairs][TILE]: exp(i r step theta_m)
-    float *tile[2];     // [n_slots][2][pairs]: exp(i B(t0) theta_m)
-    int64_t *slot_tile; // [n_slots]: the tile whose phases are there, -1: none
-} Angles;
-
-// Projections give the pairs of a head as (2m, 2m + 1), or as (m, m + pairs) already.
-static void split_pairs(const Config *c, const float *x, float *out)
-{
-    size_t pairs = c->head_dim / 2;
-    for (size_t m = 0; m < pairs; m++) {
-        out[m] = x[c->rope_split ? m : 2 * m];
-        out[pairs + m] = x[c->rope_split ? pairs + m : 2 * m + 1];
-    }
-}
-
-// out [2][pairs] = amplitude * exp(i position freq[m])
-static void fill_phases(const double *freq, size_t pairs, double position, double amplitude,
-                        float *out)
-{
-    for (size_t m = 0; m < pairs; m++) {
-        out[m] = (float)(amplitude * cos(position * freq[m]));
-        out[pairs + m] = (float)(amplitude * sin(position * freq[m]));
-    }
-}
-
-// Key table of one map, [2][pairs][TILE]: zeta_m^(-r step / 512) exp(i r step theta_m), r < TILE.
-static void fill_key_table(const Angles *a, size_t pairs, double step, float *table)
-{
-    for (size_t m = 0; m < pairs; m++)
-        for (size_t r = 0; r < TILE; r++) {
-            double at = (double)r * step, grown = a->decay[m] == 0 ? 1 : exp(-at * a->decay[m]);
-            table[m * TILE + r] = (float)(grown * cos(at * a->freq[m]));
-            table[(pairs + m) * TILE + r] = (float)(grown * sin(at * a->freq[m]));
-        }
-}
-
-// out = x * phases, or x * conj(phases) with sign = -1; all [2][n]. half: x is in half precision,
-// and n is a multiple of LANES.
-INLINE void rotate(const void *x, int half, const float *phases, float sign, size_t n, float *out)
-{
-    const uint16_t *h = x;
-    const float *f = x;
-    for (size_t m = 0; m < n; m += LANES) {
-        size_t left = n - m;
-        vf a = half ? vload_half(h + m) : vload_part(f + m, left);
-        vf b = half ? vload_half(h + n + m) : vload_part(f + n + m, left);
-        vf c = vload_part(phases + m, left), s = vload_part(phases + n + m, left) * vset(sign);
-        vstore_part(out + m, a * c - b * s, left);
-        vstore_part(out + n + m, a * s + b * c, left);
-    }
-}
-
-// xPos lets pair m fade with the distance: its part of the score times zeta_m^(D / 512), so that
-// fast pairs, whose angle says nothing about far keys, are heard from near ones only. The published
-// form scales q by zeta^(i/512) and k by zeta^(-j/512), which overflows floats after some 30
-// thousand tokens; here the key's part is relative to its tile (in the key table), and q fades by
-// its distance from there. [xPos] eq. 13
-static double xpos_decay(int head_dim, int m)
-{
-    return log((2.0 * m / head_dim + 0.4) / 1.4) / 512;
-}
-
-// q[2][pairs] *= zeta_m^(D / 512), D in tokens
-static void fade(float *q, const float *decay, float D, size_t pairs)
-{
-    for (size_t m = 0; m < pairs; m += LANES) {
-        size_t left = pairs - m;
-        vf amplitude = vexp(vload_part(decay + m, left) * vset(D));
-        vstore_part(q + m, vload_part(q + m, left) * amplitude, left);
-        vstore_part(q + pairs + m, vload_part(q + pairs + m, left) * amplitude, left);
-    }
-}
-
-// --- Place 1: added to the embedding ------------------------------------------------------------
-//
-// x[dim] += a vector for position p, which linear interpolation (section 10) makes a fraction.
-
-// PE[2i] = sin(p / 10000^(2i/dim)), PE[2i+1] = cos of the same. [Sin] 3.5
-static void add_sinusoidal(const Config *c, double p, float *x)
-{
-    for (int i = 0; i < c->dim; i += 2) {
-        double angle = p * pow(10000, -(double)i / c->dim);
-        x[i] += (float)sin(angle);
-        x[i + 1] += (float)cos(angle);
-    }
-}
-
-// Row p of the table, or between two rows. Past the last row it stays there: main refuses such
-// positions unless the user wants that. [GPT-2]
-static void add_learned(const Config *c, double p, float *x)
-{
-    size_t dim = (size_t)c->dim, last = (size_t)c->rows - 1, low = (size_t)fmin(p, (double)last);
-    const float *a = c->table + low * dim, *b = c->table + min_size(low + 1, last) * dim;
-    float share = (float)fmin(p - (double)low, 1);
-    for (size_t i = 0; i < dim; i++) x[i] += (1 - share) * a[i] + share * b[i];
-}
-
-// --- Place 3: added to the score ----------------------------------------------------------------
-//
-// score[TILE] += the bias of one query towards the keys of one tile. D[TILE]: their distances in
-// tokens, of which none is larger than the one before, 0 for keys to come (masked). Distances may
-// be fractions (linear interpolation, leaky-rerope).
-
-typedef struct {
-    const Config *c;
-    const float *prepared; // what the row's prepare() returned
-    size_t head;           // of the query, < n_heads
-    int64_t i;             // its position
-    const float *q;        // [2][pairs]; scaled as the score is
-} Query;
-
-// Slopes of n_heads = P, a power of two: 2^(-8 (h + 1) / P). Heads past such a P get every second
-// slope of 2P. [ALiBi] 3, and its reference code
-static float *alibi_slopes(const Config *c) // [n_heads]
-{
-    float *slope = xcalloc(c->n_heads, 4);
-    int P = 1;
-    while (2 * P <= c->n_heads) P *= 2;
-    for (int h = 0; h < c->n_heads; h++)
-        slope[h] = (float)exp2(h < P ? -8.0 * (h + 1) / P : -4.0 * (2 * (h - P) + 1) / P);
-    return slope;
-}
-
-// - slope_h D
-static void bias_alibi(const Query *q, const float *D, float *score)
-{
-    vf slope = vset(q->prepared[q->head]);
-    for (size_t k = 0; k < TILE; k += LANES)
-        vstore(score + k, vload(score + k) - slope * vload(D + k));
-}
-
-// The distances at which the B buckets begin: b itself up to B/2, then evenly in the logarithm,
-//   bucket(n) = B/2 + floor(ln(n / (B/2)) / ln(max_distance / (B/2)) * B/2),
-// solved for n; the tiny term keeps edges that are whole numbers whole. [T5] 2.1
-static float *t5_edges(const Config *c) // [rows]
-{
-    float *edge = xcalloc(c->rows, 4);
-    double half = c->rows / 2;
-    for (int b = 0; b < c->rows; b++)
-        edge[b] = (float)(b <= half ? b : half * pow(c->max_distance / half,
-                                                     (b - half - 1e-9) / half));
-    return edge;
-}
-
-// table[bucket(D)][h]: the bucket is walked down while the distance falls
-static void bias_t5(const Query *q, const float *D, float *score)
-{
-    size_t n_heads = (size_t)q->c->n_heads, b = (size_t)q->c->rows - 1;
-    for (size_t k = 0; k < TILE; k++) {
-        while (q->prepared[b] > D[k]) b--; // edge 0 is 0
-        score[k] += q->c->table[b * n_heads + q->head];
-    }
-}
-
-// - r1 ln(1 + r2 D), r1 and r2 of the head. [KERPLE] eq. 7, logarithmic
-static void bias_kerple(const Query *q, const float *D, float *score)
-{
-    const float *r1 = q->c->table + q->head, *r2 = r1 + q->c->n_heads;
-    for (size_t k = 0; k < TILE; k += LANES) {
-        vf log = vlog(vset(1) + vset(*r2) * vload(D + k));
-        vstore(score + k, vload(score + k) - vset(*r1) * log);
-    }
-}
-
-// MLP(psi(D) / psi(max(i, T)))_h, psi(x) = ln(c x + 1): distances as a share of the text so far,
-// so that no input is larger than 1 however long the text. One hidden layer, ReLU. [FIRE] eq. 4
-static void bias_fire(const Query *q, const float *D, float *score)
-{
-    const float *table = q->c->table, *w1 = table + 2, *b1 = w1 + FIRE_HIDDEN;
-    const float *w2 = b1 + FIRE_HIDDEN + q->head * FIRE_HIDDEN;
-    const float *b2 = b1 + FIRE_HIDDEN * (1 + (size_t)q->c->n_heads) + q->head;
-    vf c = vset(table[0]), psi_n = vset(log1pf(table[0] * fmaxf((float)q->i, table[1])));
-    for (size_t k = 0; k < TILE; k += LANES) {
-        vf x = vlog(vset(1) + c * vload(D + k)) / psi_n, sum = vset(*b2);
-        for (size_t u = 0; u < FIRE_HIDDEN; u++)
-            sum += vset(w2[u]) * vmax(vset(w1[u]) * x + vset(b1[u]), vset(0));
-        vstore(score + k, vload(score + k) + sum);
-    }
-}
-
-// The table, each row split as q is.
-static float *shaw_rows(const Config *c) // [rows + 1][head_dim]
-{
-    size_t d = c->head_dim, n = c->rows + 1;
-    float *rows = xcalloc(n * d, 4);
-    for (size_t i = 0; i < n; i++) split_pairs(c, c->table + i * d, rows + i * d);
-    return rows;
-}
-
-// q . r[min(D, K)]: a key of its own for each distance. [Shaw] eq. 4, the key side
-static void bias_shaw(const Query *q, const float *D, float *score)
-{
-    size_t d = (size_t)q->c->head_dim, seen = SIZE_MAX;
-    float product = 0;
-    for (size_t k = 0; k < TILE; k++) {
-        size_t n = (size_t)fminf(D[k], (float)q->c->rows);
-        if (n != seen) product = dot(q->q, q->prepared + n * d, d);
-        score[k] += product;
-        seen = n;
-    }
-}
-
-// --- The table ----------------------------------------------------------------------------------
-
-static const struct {
-    const char *name, *what;
-    void (*add)(const Config *c, double p, float *x);           // place 1, or NULL
-    void (*bias)(const Query *q, const float *D, float *score); // place 3, or NULL
-    float *(*prepare)(const Config *c); // what bias wants worked out once, or NULL
-    int linear;                         // does --rope-scaling linear mean something?
-} encodings[N_ENCODINGS] = {
-    [ENC_ROPE] = {"rope", "q and k rotated", NULL, NULL, NULL, 1},
-    [ENC_NOPE] = {"nope", "none at all", NULL, NULL, NULL, 0},
-    [ENC_SINUSOIDAL] = {"sinusoidal", "sines added", add_sinusoidal, NULL, NULL, 1},
-    [ENC_LEARNED] = {"learned", "a vector a position added", add_learned, NULL, NULL, 1},
-    [ENC_ALIBI] = {"alibi", "score - slope D", NULL, bias_alibi, alibi_slopes, 1},
-    [ENC_T5] = {"t5", "score + table[bucket of D]", NULL, bias_t5, t5_edges, 1},
-    [ENC_XPOS] = {"xpos", "rotated, fast pairs fade with D", NULL, NULL, NULL, 1},
-    [ENC_KERPLE] = {"kerple", "score - r1 ln(1 + r2 D)", NULL, bias_kerple, NULL, 1},
-    [ENC_FIRE] = {"fire", "score + MLP(D as a share of i)", NULL, bias_fire, NULL, 0},
-    [ENC_SHAW] = {"shaw", "score + q . r[min(D, K)]", NULL, bias_shaw, shaw_rows, 0},
-};
-
-// ================================================================================================
-// 10  Position II: past the trained length
-//
-// Past L tokens the slow pairs reach angles never seen in training, and the model fails at once.
-// A method can change three things: the frequencies, so that n tokens fit into the angles that L
-// tokens used; the attention factor a, which sharpens scores again that longer text has blurred;
-// or the distance D, so that no distance is larger than a trained one.
-//
-// Frequencies: one function a method, all of one shape: the frequency of pair m at current length
-// n. The attention loop does not know which was chosen.
-
-// theta_m = base^(-2m/d), [RoPE] 3.2.2
-static double frequency(double base, int head_dim, int m)
-{
-    return pow(base, -2.0 * m / head_dim);
-}
-
-static double rope_none(const RopeConfig *r, int head_dim, int m, double n)
-{
-    (void)n;
-    return frequency(r->theta, head_dim, m);
-}
-
-// Position interpolation: s tokens where there was one. [PI] eq. 4
-static double rope_linear(const RopeConfig *r, int head_dim, int m, double n)
-{
-    return rope_none(r, head_dim, m, n) / r->factor;
-}
-
-// A larger base: the slowest pair is interpolated by s, the fastest hardly at all. [NTK]
-static double ntk_frequency(const RopeConfig *r, double stretch, int head_dim, int m)
-{
-    double exponent = head_dim > 2 ? head_dim / (head_dim - 2.0) : 1;
-    return frequency(r->theta * pow(stretch, exponent), head_dim, m);
-}
-
-static double rope_ntk(const RopeConfig *r, int head_dim, int m, double n)
-{
-    (void)n;
-    return ntk_frequency(r, r->factor, head_dim, m);
-}
-
-// NTK with the stretch that the current length needs, and none up to L. [NTK], dynamic
-static double rope_dynamic(const RopeConfig *r, int head_dim, int m, double n)
-{
-    double stretch = r->factor * n / r->orig_ctx - (r->factor - 1);
-    return ntk_frequency(r, n > r->orig_ctx ? fmax(stretch, 1) : 1, head_dim, m);
-}
-
-// The pair, as a real number, that makes `turns` turns within L tokens. [YaRN] 3.2
-static double pair_with_turns(const RopeConfig *r, int head_dim, double turns)
-{
-    return head_dim * log(r->orig_ctx / (2 * M_PI * turns)) / (2 * log(r->theta));
-}
-
-// A frequency that is kept where x = all, interpolated where x = none, and in between a mixture
-static double blend(const RopeConfig *r, double theta, double x, double none, double all)
-{
-    double kept = fmin(fmax((x - none) / (all - none), 0), 1);
-    return r->factor <= 1 ? theta : theta / r->factor * (1 - kept) + theta * kept;
-}
-
-// Pairs that turn often within L tell neighbours apart and are kept; pairs that never finish a
-// turn are interpolated; the ramp is between beta_fast and beta_slow turns. As in every shipped
-// implementation it runs over m; the paper words it over turns. [YaRN] 3.2; with yarn_attention
-// below, [YaRN] 3.4
-static double rope_by_parts(const RopeConfig *r, int head_dim, int m, double n)
-{
-    double low = fmax(floor(pair_with_turns(r, head_dim, r->beta_fast)), 0);
-    double high = fmin(ceil(pair_with_turns(r, head_dim, r->beta_slow)), head_dim - 1);
-    if (low == high) high += 0.001;
-    return blend(r, rope_none(r, head_dim, m, n), m, high, low);
-}
-
-static double yarn_attention(const RopeConfig *r)
-{
-    return r->factor <= 1 ? 1 : 0.1 * log(r->factor) + 1;
-}
-
-// The same idea with the ramp over turns within L. [Llama3]
-static double rope_llama3(const RopeConfig *r, int head_dim, int m, double n)
-{
-    double theta = rope_none(r, head_dim, m, n), turns = r->orig_ctx * theta / (2 * M_PI);
-    return blend(r, theta, turns, r->low_freq_factor, r->high_freq_factor);
-}
-
-// A factor for each pair, found by search; one list up to L, another past it. [LongRoPE]
-static double rope_longrope(const RopeConfig *r, int head_dim, int m, double n)
-{
-    const float *list = n > r->orig_ctx ? r->long_factors : r->short_factors;
-    return rope_none(r, head_dim, m, n) / list[m];
-}
-
-static double longrope_attention(const RopeConfig *r)
-{
-    return r->factor <= 1 || r->orig_ctx < 2 ? 1 : sqrt(1 + log(r->factor) / log(r->orig_ctx));
-}
-
-static const struct {
-    const char *name, *what;
-    double (*frequency)(const RopeConfig *r, int head_dim, int m, double n);
-    double (*attention)(const RopeConfig *r); // NULL: a = 1
-    enum { NEVER, ONCE, ALWAYS } changes;     // of the frequencies, once n > L
-} rope_methods[N_ROPE_METHODS] = {
-    {"none", "as trained", rope_none, NULL, NEVER},
-    {"linear", "all frequencies / s (position interpolation; also: pi)", rope_linear, NULL, NEVER},
-    {"ntk", "a larger base: slow pairs interpolated, fast ones kept", rope_ntk, NULL, NEVER},
-    {"dynamic", "ntk with the factor that the current length needs", rope_dynamic, NULL, ALWAYS},
-    {"by-parts", "slow pairs / s, fast ones kept, a ramp between", rope_by_parts, NULL, NEVER},
-    {"yarn", "by-parts, and sharper attention", rope_by_parts, yarn_attention, NEVER},
-    {"llama3", "by-parts with a ramp over turns", rope_llama3, NULL, NEVER},
-    {"longrope", "a factor for each pair, from two lists", rope_longrope, longrope_attention, ONCE},
-};
-
-static double attention_factor(const RopeConfig *r)
-{
-    if (r->attn_factor > 0) return r->attn_factor;
-    return rope_methods[r->method].attention ? rope_methods[r->method].attention(r) : 1;
-}
-
-// Queries of one epoch share their frequencies: 0 up to L, then as the method changes.
-static int rope_epoch(const RopeConfig *r, int64_t n)
-{
-    int changes = rope_methods[r->method].changes;
-    return changes == NEVER || n <= r->orig_ctx ? 0 : changes == ONCE ? 1 : (int)n;
-}
-
-// Distance. Every distance method is two maps from positions to positions, and the rotation does
-// the rest: the near map, D = i - j, for keys with i - j < W, and the far map, D = A(i) - B(j), for
-// those behind.
-//   sinks      A = min(i, S + W - 1)   B = j            [Streaming]
-//   others     A = f(i) + W - f(W)     B = f(j)         with f(x) =
-//     self-extend   floor(x / G)       [SelfExt]
-//     rerope        0                  [ReRoPE]
-//     leaky-rerope  x / k              [ReRoPE]
-static int has_far_map(const RopeConfig *r)
-{
-    return r->distance != DIST_FULL || (r->window && r->sinks);
-}
-
-static double key_position(const RopeConfig *r, int map, double j)
-{
-    if (!map || r->distance == DIST_FULL) return j;
-    if (r->distance == DIST_REROPE) return 0;
-    return r->distance == DIST_SELF_EXTEND ? floor(j / r->far) : j / r->far;
-}
-
-static double query_position(const RopeConfig *r, int map, double i)
-{
-    if (!map) return i;
-    if (r->distance == DIST_FULL) return fmin(i, r->sinks + r->near - 1);
-    return key_position(r, map, i) + r->near - key_position(r, map, r->near);
-}
-
-static double map_distance(const RopeConfig *r, int map, int64_t i, int64_t j)
-{
-    return query_position(r, map, (double)i) - key_position(r, map, (double)j);
-}
-
-// Encodings that do not rotate know one method, linear: positions and distances / s.
-static double position_stretch(const Config *c)
-{
-    return !is_rotary(c) && c->rope.method == ROPE_LINEAR ? c->rope.factor : 1;
-}
-
-// max(1, ln(i+1) / ln L): keeps the entropy of attention level as the text grows. log-n
-static double logn_scale(const RopeConfig *r, int64_t i)
-{
-    return r->logn && r->orig_ctx > 1 ? fmax(1, log((double)i + 1) / log(r->orig_ctx)) : 1;
-}
-
-// Fills in what neither the checkpoint nor the command line gave. ctx: the context asked for.
-static void rope_resolve(RopeConfig *r, int train_ctx, int64_t ctx)
-{
-    if (!r->orig_ctx) r->orig_ctx = train_ctx;
-    if (!(r->factor > 0))
-        r->factor = r->method == ROPE_DYNAMIC ? 1 : fmax(1, (double)ctx / r->orig_ctx);
-    if (!(r->beta_fast > 0)) r->beta_fast = 32;
-    if (!(r->beta_slow > 0)) r->beta_slow = 1;
-    if (!(r->low_freq_factor > 0)) r->low_freq_factor = 1;
-    if (!(r->high_freq_factor > 0)) r->high_freq_factor = 4;
-    if (r->distance == DIST_FULL) r->near = r->window;
-}
-
-// Applies the method: sets the frequencies for length n, and with them all tables.
-static void set_angles(Angles *a, const Config *c, const RopeConfig *r, size_t n_slots, int64_t n)
-{
-    size_t pairs = c->head_dim / 2;
-    int epoch = rope_epoch(r, n), empty = !a->freq;
-    if (!empty && a->epoch == epoch) return;
-    a->epoch = epoch;
-    if (empty) {
-        a->freq = xcalloc(pairs, sizeof *a->freq);
-        a->decay = xcalloc(pairs, sizeof *a->decay);
-        a->slot_tile = xcalloc(n_slots, sizeof *a->slot_tile);
-    }
-    for (size_t m = 0; m < pairs && is_rotary(c); m++) { // else every angle is 0
-        a->freq[m] = rope_methods[r->method].frequency(r, c->head_dim, (int)m, (double)n);
-        if (c->encoding == ENC_XPOS) a->decay[m] = (float)xpos_decay(c->head_dim, (int)m);
-    }
-    for (size_t slot = 0; slot < n_slots; slot++) a->slot_tile[slot] = -1;
-    for (int map = 0; map <= has_far_map(r); map++) {
-        if (empty) a->key[map] = xcalloc(2 * pairs * TILE, 4);
-        if (empty) a->tile[map] = xcalloc(n_slots * 2 * pairs, 4);
-        fill_key_table(a, pairs, map && r->distance == DIST_LEAKY ? 1 / r->far : 1, a->key[map]);
-    }
-}
-
-// A map's key table for the tile at t0: that of set_angles, unless B is a staircase (self-extend)
-// or constant (rerope), where out [2][pairs][TILE] gets its columns B(t0 + r) - B(t0). Where
-// nothing turns, all columns are the same.
-static const float *key_table(const Angles *a, const RopeConfig *r, int map, size_t pairs,
-                              int64_t t0, float *out)
-{
-    int steps = r->distance == DIST_SELF_EXTEND || r->distance == DIST_REROPE;
-    if (!map || !steps || a->freq[0] == 0) return a->key[map];
-    for (int k = 0; k < TILE; k++) {
-        size_t column = (size_t)(key_position(r, 1, t0 + k) - key_position(r, 1, t0));
-        for (size_t m = 0; m < 2 * pairs; m++) out[m * TILE + k] = a->key[1][m * TILE + column];
-    }
-    return out;
-}
-
-// ================================================================================================
-// 11  KV cache and attention
-//
-// The cache holds keys as the projection gave them, not rotated: a method whose frequencies
-// change while the text grows must turn old keys anew, and engines that cache turned keys mix
-// bases there. It is made of tiles of TILE positions that begin at absolute positions. A tile of
-// keys is transposed, [head_dim][TILE], real parts of the pairs first and then imaginary parts,
-// so that the rotation and the scores run over keys in vector lanes with no shuffles; a tile of
-// values is [TILE][v_dim]. With a window the tiles form a ring (after the sinks', which stay), so
-// memory does not grow with the text.
-//
-// Attention reads tile after tile with an online softmax [Flash]: for each query and head it
-// keeps the largest score m, the sum l of exp(score - m) and the output o weighted alike. Every
-// SEGMENT positions these are merged into a total and begin anew. A prompt merges segments as it
-// goes; a single token, which offers too little work otherwise, hands segments to different
-// threads and merges them afterwards in the same order: the same arithmetic, so the same bits.
-
-enum { SEGMENT_TILES = 8, SEGMENT = SEGMENT_TILES * TILE, BLOCK_ROWS = 192 };
-static const float MASKED = -INFINITY; // exp(MASKED - m) = 0
-
-typedef struct {
-    size_t elem;         // bytes a number: 2 or 4
-    size_t n_slots, sink_slots, ring;
-    size_t v_dim;        // head_dim rounded up to LANES
-    size_t k_bytes;      // of a tile's keys; its values lie behind them
-    size_t tile_bytes;   // of both
-    uint8_t *tiles;      // [n_layers][n_kv_heads][n_slots]
-    size_t bytes;        // reserved
-} Cache;
-
-// What an online softmax keeps beside o; e is the sum of exp(score - m) * score, for the entropy.
-// m begins as a number, so that a row that sees only masked keys stays empty, with no NaN from
-// MASKED - MASKED, and an empty one adds nothing when it is merged.
-typedef struct {
-    float m, l, e;
-} RowSums;
-static const RowSums EMPTY = {-FLT_MAX, 0, 0};
-
-// Queries q0 .. q0 + nq - 1 of a chunk: they share their angles.
-typedef struct {
-    size_t q0, nq;
-    const Angles *angles;
-} Block;
-
-// Positions of the layers of one kind: their method, and what it needs for the chunk.
-typedef struct {
-    RopeConfig rope;
-    Angles *angles;      // [chunk], used as far as epochs differ in a chunk
-    Block *blocks;       // [chunk]
-    size_t n_blocks;
-    float *phase[2];     // [chunk][2][pairs]: each query's phases under the near and far map
-} Plan;
-
-// A running model: the resolved config, the cache, and room for one chunk of tokens.
-typedef struct {
-    const Model *model;
-    Config config;
-    size_t chunk;        // tokens at most in one forward pass
-    Cache cache;
-    Plan plans[2];       // of global and of local layers
-    float *x, *xb;       // [chunk][dim]: the residual stream, and its normed copy
-    float *q, *k, *v;    // [chunk][n_heads | n_kv_heads * head_dim]
-    float *att;          // [chunk][n_heads * head_dim]
-    float *gate, *up;    // [chunk][hidden_dim]
-    Quantized *act;      // room for activations in int8; NULL: exact
-    float *prepared;     // of the encoding (section 9)
-    double *entropy_sum; // [chunk]: attention's, over layers and heads; NULL: not measured
-    int64_t pos;         // the chunk's first position, and
-    size_t n;            // its tokens
-    int layer;           // the current one, and
-    const Plan *plan;    // its positions
-    size_t n_parts;      // segments that a single query is split into; 1: not split
-    float *total;        // [n | n_parts][n_heads][v_dim], and
-    RowSums *sums;       // [n | n_parts][n_heads]: the softmax of each query and head
-} State;
-
-static size_t tile_slot(const Cache *c, int64_t t)
-{
-    size_t at = (size_t)t;
-    return at < c->sink_slots ? at : c->sink_slots + (at - c->sink_slots) % c->ring;
-}
-
-// Tile t of a KV head in the current layer.
-static uint8_t *tile_at(const State *s, size_t head, int64_t t)
-{
-    const Cache *c = &s->cache;
-    size_t row = (size_t)s->layer * s->config.n_kv_heads + head;
-    return c->tiles + (row * c->n_slots + tile_slot(c, t)) * c->tile_bytes;
-}
-
-// Zeroed memory that is real only where it is touched.
-static void *reserve(size_t bytes)
-{
-    void *p = mmap(NULL, bytes, PROT_READ | PROT_WRITE,
-                   MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (p == MAP_FAILED) die(EXIT_DATA, "memory", "cannot reserve %zu bytes", bytes);
-    return p;
-}
-
-// The number that stands in a line of this form, or SIZE_MAX if there is none.
-static size_t read_number(const char *path, const char *form)
-{
-    size_t n = SIZE_MAX;
-    char line[128];
-    FILE *f = fopen(path, "r");
-    while (f && fgets(line, sizeof line, f))
-        if (sscanf(line, form, &n) == 1) break;
-    if (f) fclose(f);
-    return n;
-}
-
-// Bytes that can be had without swapping: the kernel's estimate, or all of the memory, but no more
-// than a container may use (its control group's limit, new and old).
-static size_t available_memory(void)
-{
-    size_t bytes = mul_size(read_number("/proc/meminfo", "MemAvailable: %zu"), 1024);
-    if (bytes == SIZE_MAX) bytes = mul_size(sysconf(_SC_PHYS_PAGES), sysconf(_SC_PAGESIZE));
-    bytes = min_size(bytes, read_number("/sys/fs/cgroup/memory.max", "%zu"));
-    return min_size(bytes, read_number("/sys/fs/cgroup/memory/memory.limit_in_bytes", "%zu"));
-}
-
-// Lays out a cache for max_seq_len positions, or for the window if there is one.
-static void cache_layout(Cache *c, const Config *cfg, int64_t max_seq_len, size_t chunk, int f32)
-{
-    const RopeConfig *r = &cfg->rope;
-    size_t sinks = ceil_div(r->sinks, TILE), ring = ceil_div(r->window + chunk - 1, TILE) + 1;
-    c->n_slots = c->ring = ceil_div(max_seq_len, TILE);
-    if (r->window && sinks + ring < c->n_slots) {
-        c->sink_slots = sinks;
-        c->ring = ring;
-        c->n_slots = sinks + ring;
-    }
-    c->elem = f32 ? 4 : 2;
-    c->v_dim = round_up(cfg->head_dim, LANES);
-    c->k_bytes = TILE * cfg->head_dim * c->elem;
-    c->tile_bytes = c->k_bytes + TILE * c->v_dim * c->elem;
-    size_t rows = (size_t)cfg->n_layers * cfg->n_kv_heads;
-    c->bytes = mul_size(mul_size(rows, c->n_slots), c->tile_bytes);
-}
-
-// Reserves it; dies with the numbers if it cannot fit.
-static void cache_reserve(Cache *c, int64_t max_seq_len)
-{
-    size_t have = available_memory();
-    if (c->bytes > have)
-        die(EXIT_DATA, "-c", "the KV cache does not fit (got %.1f GB available, want %.1f GB for "
-            "%lld tokens); use a smaller -c or --window", (double)have / 1e9,
-            (double)c->bytes / 1e9, (long long)max_seq_len);
-    c->tiles = reserve(c->bytes);
-}
-
-// The chunk's k and v of KV heads [begin, end), into the cache.
-static void store_kv(void *arg, size_t begin, size_t end)
-{
-    const State *s = arg;
-    const Cache *c = &s->cache;
-    size_t d = s->config.head_dim, n_kv = s->config.n_kv_heads;
-    float *key = scratch(6 * d);
-    uint16_t *half = (uint16_t *)(key + d);
-    for (size_t h = begin; h < end; h++)
-        for (size_t t = 0; t < s->n; t++) {
-            size_t pos = (size_t)s->pos + t, r = pos % TILE, at = (t * n_kv + h) * d;
-            void *keys = tile_at(s, h, (int64_t)(pos / TILE));
-            void *values = (uint8_t *)keys + c->k_bytes + r * c->v_dim * c->elem;
-            split_pairs(&s->config, s->k + at, key);
-            if (c->elem == 4) {
-                for (size_t e = 0; e < d; e++) ((float *)keys)[e * TILE + r] = key[e];
-                memcpy(values, s->v + at, d * 4);
-            } else {
-                floats_to_halves(key, half, d);
-                for (size_t e = 0; e < d; e++) ((uint16_t *)keys)[e * TILE + r] = half[e];
-                floats_to_halves(s->v + at, values, d);
-            }
-        }
-}
-
-// What a thread needs for a block of queries under one KV head, which a group of heads shares
-// [GQA]. A row is a (query, head) pair: row = query in the block * group + head in the group.
-typedef struct {
-    const State *s;
-    const RopeConfig *r;
-    const Block *block;
-    size_t head, part;   // the KV head, and which of the n_parts
-    size_t rows, group, d, v_dim;
-    int64_t first, last; // positions of the block's queries
-    float *q[2];         // [rows][2][pairs]: q under the near and far map, scaled
-    float *qt;           // [rows][2][pairs]: q for one tile
-    float *tile;         // its keys, turned, and then its values
-    float *table;        // [2][pairs][TILE]: room for a key table
-    float *score[2];     // [rows][TILE] under the near and far map
-    float *o;            // [rows][v_dim], and
-    RowSums *sums;       // [rows]: the softmax of the segment at hand
-} Work_area;
-
-// Carves a Work_area from the thread's scratch memory.
-static Work_area work_area(const State *s, const Block *b, size_t head, size_t part)
-{
-    size_t d = s->config.head_dim, v_dim = s->cache.v_dim, tile = TILE * v_dim;
-    size_t group = s->config.n_heads / s->config.n_kv_heads, rows = b->nq * group;
-    int64_t first = s->pos + (int64_t)b->q0;
-    Work_area w = {.s = s, .r = &s->plan->rope, .block = b, .head = head, .part = part,
-                   .rows = rows, .group = group, .d = d, .v_dim = v_dim, .first = first,
-                   .last = first + (int64_t)b->nq - 1};
-    w.tile = scratch((2 * tile + rows * (2 * TILE + v_dim + 3 * d + 3)) * 4);
-    w.table = w.tile + tile;
-    w.score[0] = w.table + tile;
-    w.score[1] = w.score[0] + rows * TILE;
-    w.o = w.score[1] + rows * TILE;
-    w.q[0] = w.o + rows * v_dim;
-    w.q[1] = w.q[0] + rows * d;
-    w.qt = w.q[1] + rows * d;
-    w.sums = (RowSums *)(w.qt + rows * d);
-    return w;
-}
-
-static int64_t row_position(const Work_area *w, size_t row)
-{
-    return w->first + (int64_t)(row / w->group);
-}
-
-// Which (query, head) of the chunk a row is: its index in q, att and, for part 0, in total.
-static size_t row_index(const Work_area *w, size_t row)
-{
-    size_t query = w->block->q0 + row / w->group, head = w->head * w->group + row % w->group;
-    return query * w->s->config.n_heads + head;
-}
-
-static size_t total_index(const Work_area *w, size_t row)
-{
-    return w->part * w->s->config.n_heads + row_index(w, row);
-}
-
-// Empties the rows' totals and loads their queries, turned by each map's phases (which carry the
-// scale a^2 / sqrt(d) and log-n).
-static void begin_rows(const Work_area *w)
-{
-    const State *s = w->s;
-    for (size_t row = 0; row < w->rows; row++) {
-        size_t query = w->block->q0 + row / w->group, to = total_index(w, row);
-        memset(s->total + to * w->v_dim, 0, w->v_dim * 4);
-        s->sums[to] = EMPTY;
-        split_pairs(&s->config, s->q + row_index(w, row) * w->d, w->qt);
-        for (int map = 0; map <= has_far_map(w->r); map++)
-            rotate(w->qt, 0, s->plan->phase[map] + query * w->d, 1, w->d / 2,
-                   w->q[map] + row * w->d);
-    }
-}
-
-// Adds a softmax to total number `to`.
-static void merge_row(const State *s, size_t to, const float *o, RowSums p)
-{
-    size_t v_dim = s->cache.v_dim;
-    float *total = s->total + to * v_dim;
-    RowSums t = s->sums[to];
-    float m = t.m > p.m ? t.m : p.m, a = expf(t.m - m), b = expf(p.m - m);
-    for (size_t i = 0; i < v_dim; i++) total[i] = total[i] * a + o[i] * b;
-    s->sums[to] = (RowSums){m, t.l * a + p.l * b, t.e * a + p.e * b};
-}
-
-// w->score[map] = scores of all rows against the keys of tile t under one map.
-static void score_tile(const Work_area *w, int map, int64_t t)
-{
-    const Angles *a = w->block->angles;
-    size_t d = w->d, pairs = d / 2;
-    const float *phases = a->tile[map] + tile_slot(&w->s->cache, t) * d; // of B(t0)
-    rotate(tile_at(w->s, w->head, t), w->s->cache.elem == 2,
-           key_table(a, w->r, map, pairs, t * TILE, w->table), 1, pairs * TILE, w->tile);
-    for (size_t row = 0; row < w->rows; row++) {
-        float *q = w->qt + row * d;
-        rotate(w->q[map] + row * d, 0, phases, -1, pairs, q);
-        if (a->decay[0] == 0) continue;
-        fade(q, a->decay, (float)map_distance(w->r, map, row_position(w, row), t * TILE), pairs);
-    }
-    memset(w->score[map], 0, w->rows * TILE * 4);
-    gemm_rows(w->rows, w->qt, d, w->tile, d, TILE, w->score[map]);
-}
-
-// How many keys of the tile at t0 are before position p.
-static int keys_before(int64_t p, int64_t t0)
-{
-    return p < t0 ? 0 : p - t0 < TILE ? (int)(p - t0) : TILE;
-}
-
-// How many of them are behind the near map's reach for query i.
-static int far_keys(const RopeConfig *r, int64_t i, int64_t t0)
-{
-    return has_far_map(r) ? keys_before(i - r->near + 1, t0) : 0;
-}
-
-// Puts together in `score` what query i sees of the tile at t0: far keys get their far score; keys
-// behind the window (the sinks excepted) and keys to come are masked.
-static void mask_row(const RopeConfig *r, int64_t i, int64_t t0, float *score,
-                     const float *far_score)
-{
-    int seen = keys_before(i + 1, t0), far = far_keys(r, i, t0);
-    int hidden = r->window ? keys_before(i - r->window + 1, t0) : 0;
-    for (int k = 0; k < far; k++) score[k] = far_score[k];
-    for (int k = keys_before(r->sinks, t0); k < hidden; k++) score[k] = MASKED;
-    for (int k = seen; k < TILE; k++) score[k] = MASKED;
-}
-
-// One step of the online softmax on one row: score becomes exp(score - m), and what is summed so
-// far is rescaled to the new m.
-static void softmax_step(float *score, float *o, RowSums *sums, size_t v_dim, int entropy)
-{
-    vf max = vset(sums->m), sum = {0}, weighted = {0};
-    for (size_t k = 0; k < TILE; k += LANES) max = vmax(max, vload(score + k));
-    float m = vmax_lane(max);
-    if (m != sums->m) {
-        float shrink = vexp(vset(sums->m - m))[0];
-        for (size_t k = 0; k < v_dim; k += LANES) vstore(o + k, vload(o + k) * vset(shrink));
-        *sums = (RowSums){m, sums->l * shrink, sums->e * shrink};
-    }
-    for (size_t k = 0; k < TILE; k += LANES) {
-        vf s = vload(score + k), p = vexp(s - vset(m));
-        sum += p;
-        if (entropy) weighted += p * vmax(s, vset(-1e30f)); // 0 * MASKED is 0
-        vstore(score + k, p);
-    }
-    sums->l += vsum(sum);
-    if (entropy) sums->e += vsum(weighted);
-}
-
-// Place 3: adds the bias to what a row sees of the tile at t0, at the distances of the two maps.
-static void add_score_bias(const Work_area *w, size_t row, int64_t t0, float *score)
-{
-    const Config *c = &w->s->config;
-    float D[TILE], stretch = (float)position_stretch(c);
-    int64_t i = row_position(w, row);
-    int far = far_keys(w->r, i, t0);
-    for (int k = 0; k < TILE; k++) D[k] = fmaxf((float)(i - t0) - (float)k, 0) / stretch;
-    for (int k = 0; k < far; k++) // no less than W, so that keys hidden after the sinks fit in
-        D[k] = (float)fmax(map_distance(w->r, 1, i, t0 + k), w->r->near) / stretch;
-    size_t head = w->head * w->group + row % w->group;
-    encodings[c->encoding].bias(&(Query){c, w->s->prepared, head, i, w->q[0] + row * w->d}, D,
-                                score);
-}
-
-// Attention of a block's rows over the keys of tile t.
-static void attend_tile(const Work_area *w, int64_t t)
-{
-    const State *s = w->s;
-    const Cache *c = &s->cache;
-    int64_t t0 = t * TILE;
-    if (far_keys(w->r, w->first, t0) < TILE) score_tile(w, 0, t);
-    if (far_keys(w->r, w->last, t0) > 0) score_tile(w, 1, t);
-    for (size_t row = 0; row < w->rows; row++) {
-        float *score = w->score[0] + row * TILE;
-        mask_row(w->r, row_position(w, row), t0, score, w->score[1] + row * TILE);
-        if (encodings[s->config.encoding].bias) add_score_bias(w, row, t0, score);
-        softmax_step(score, w->o + row * w->v_dim, w->sums + row, w->v_dim, !!s->entropy_sum);
-    }
-    const void *v = tile_at(s, w->head, t) + c->k_bytes;
-    for (size_t k = 0; c->elem == 2 && k < TILE * w->v_dim; k += LANES)
-        vstore(w->tile + k, vload_half((const uint16_t *)v + k));
-    gemm_rows(w->rows, w->score[0], TILE, c->elem == 2 ? w->tile : v, TILE, w->v_dim, w->o);
-}
-
-// The first tile from t on that some query from position `first` on can see.
-static int64_t next_tile(const RopeConfig *r, int64_t first, int64_t t)
-{
-    int64_t oldest = r->window && t * TILE >= r->sinks ? (first - r->window + 1) / TILE : 0;
-    return t > oldest ? t : oldest;
-}
-
-// Attention of a block's rows over the tiles that lie in one segment, from t on and before `end`;
-// returns the tile after them.
-static int64_t attend_segment(const Work_area *w, int64_t t, int64_t end)
-{
-    const State *s = w->s;
-    int64_t stop = (t / SEGMENT_TILES + 1) * SEGMENT_TILES, next;
-    memset(w->o, 0, w->rows * w->v_dim * 4);
-    for (size_t row = 0; row < w->rows; row++) w->sums[row] = EMPTY;
-    for (; t < end && t < stop; t = next) {
-        next = next_tile(w->r, w->first, t + 1);
-        const uint8_t *ahead = tile_at(s, w->head, next); // into the second-level cache
-        for (size_t i = 0; next < end && i < s->cache.tile_bytes; i += 64)
-            __builtin_prefetch(ahead + i, 0, 2);
-        attend_tile(w, t);
-    }
-    for (size_t row = 0; row < w->rows; row++)
-        merge_row(s, total_index(w, row), w->o + row * w->v_dim, w->sums[row]);
-    return t;
-}
-
-// Items: (part, block, KV head). A part is all segments of the block, one after the other, or one
-// segment of a single query.
-static void attend_parts(void *arg, size_t begin, size_t end)
-{
-    const State *s = arg;
-    size_t n_kv = s->config.n_kv_heads, n_blocks = s->plan->n_blocks;
-    for (size_t item = begin; item < end; item++) {
-        const Block *block = &s->plan->blocks[item / n_kv % n_blocks];
-        Work_area w = work_area(s, block, item % n_kv, item / n_kv / n_blocks);
-        int64_t t = (int64_t)w.part * SEGMENT_TILES, n_tiles = w.last / TILE + 1;
-        begin_rows(&w);
-        do t = attend_segment(&w, next_tile(w.r, w.first, t), n_tiles);
-        while (t < n_tiles && s->n_parts == 1);
-    }
-}
-
-// att = o / l of each (query, head), its parts merged in order.
-static void finish_rows(void *arg, size_t begin, size_t end)
-{
-    const State *s = arg;
-    size_t d = s->config.head_dim, v_dim = s->cache.v_dim, n_heads = s->config.n_heads;
-    for (size_t at = begin; at < end; at++) {
-        for (size_t part = at + n_heads; part < s->n_parts * n_heads; part += n_heads)
-            merge_row(s, at, s->total + part * v_dim, s->sums[part]);
-        const float *o = s->total + at * v_dim;
-        for (size_t i = 0; i < d; i++) s->att[at * d + i] = o[i] / s->sums[at].l;
-    }
-}
-
-// att = softmax(q k^T) v for all queries and heads of the chunk; the entropy of one softmax is
-// m + ln l - (sum of p score) / l.
-static void attention(State *s)
-{
-    const RopeConfig *r = &s->plan->rope;
-    size_t n_heads = s->config.n_heads, rows = s->n * n_heads, seen = s->pos + s->n;
-    if (r->window) seen = min_size(seen, r->window + s->n);
-    s->n_parts = s->n == 1 && !r->window ? ceil_div(seen, SEGMENT) : 1;
-    size_t n = s->n_parts * s->plan->n_blocks * s->config.n_kv_heads;
-    size_t cost = 1 + 2 * s->config.dim * max_size(seen, TILE) * s->n / n; // of an item, about
-    parallel_for(n, ceil_div(MIN_BLOCK / 4, cost), attend_parts, s);
-    parallel_for(rows, ceil_div(MIN_BLOCK / 4, s->config.head_dim), finish_rows, s);
-    for (size_t at = 0; s->entropy_sum && at < rows; at++) {
-        RowSums t = s->sums[at];
-        s->entropy_sum[at / n_heads] += t.m + logf(t.l) - t.e / t.l;
-    }
-}
-
-// Phases of the tiles that the chunk can see, as far as they are not there yet.
-static void plan_tiles(const State *s, const RopeConfig *r, Angles *a)
-{
-    size_t pairs = s->config.head_dim / 2;
-    int64_t last = (s->pos + (int64_t)s->n - 1) / TILE;
-    for (int64_t t = 0; (t = next_tile(r, s->pos, t)) <= last; t++) {
-        size_t slot = tile_slot(&s->cache, t);
-        if (a->slot_tile[slot] == t) continue;
-        a->slot_tile[slot] = t;
-        for (int map = 0; map <= has_far_map(r); map++)
-            fill_phases(a->freq, pairs, key_position(r, map, (double)(t * TILE)), 1,
-                        a->tile[map] + slot * 2 * pairs);
-    }
-}
-
-// Cuts the chunk into blocks of queries that share their angles, and prepares all angles.
-static void plan_positions(const State *s, Plan *p)
-{
-    const Config *c = &s->config;
-    const RopeConfig *r = &p->rope;
-    size_t d = c->head_dim, n_kv = c->n_kv_heads, group = c->n_heads / n_kv;
-    size_t fair = ceil_div(s->n * n_kv, 3 * pool.n_threads); // three items a thread
-    size_t most = max_size(1, min_size(BLOCK_ROWS / group, fair));
-    double scale = c->score_scale > 0 ? c->score_scale : 1 / sqrt(c->head_dim);
-    scale *= attention_factor(r) * attention_factor(r);
-    Angles *a = NULL;
-    p->n_blocks = 0;
-    for (size_t t = 0; t < s->n; t++) {
-        int64_t i = s->pos + (int64_t)t;
-        int same = a && a->epoch == rope_epoch(r, i + 1);
-        if (!same) {
-            a = a ? a + 1 : p->angles;
-            set_angles(a, c, r, s->cache.n_slots, i + 1);
-            plan_tiles(s, r, a);
-        }
-        if (!same || p->blocks[p->n_blocks - 1].nq == most)
-            p->blocks[p->n_blocks++] = (Block){t, 0, a};
-        p->blocks[p->n_blocks - 1].nq++;
-        for (int map = 0; map <= has_far_map(r); map++)
-            fill_phases(a->freq, d / 2, query_position(r, map, (double)i),
-                        scale * logn_scale(r, i), p->phase[map] + t * d);
-    }
-}
-
-// ================================================================================================
-// 12  Block and forward
-//
-// The whole model is the list of steps in forward(): a chunk of a prompt and a single token take
-// the same path. Logits are computed only for the tokens that need them, by classify().
-
-static void plan_init(Plan *p, const RopeConfig *r, size_t chunk, size_t head_dim)
-{
-    p->rope = *r;
-    p->angles = xcalloc(chunk, sizeof *p->angles);
-    p->blocks = xcalloc(chunk, sizeof *p->blocks);
-    for (int map = 0; map <= has_far_map(r); map++) p->phase[map] = xcalloc(chunk * head_dim, 4);
-}
-
-static void state_init(State *s, const Model *m, int64_t max_seq_len, size_t chunk, int f32_cache,
-                       int exact)
-{
-    const Config *c = &m->config;
-    size_t dim = c->dim, hidden = c->hidden_dim, q = q_dim(c), kv = kv_dim(c);
-    *s = (State){.model = m, .config = *c, .chunk = chunk};
-    RopeConfig *rope = &s->config.rope, *local = &s->config.local;
-    if (rope->window && local->window > rope->window) local->window = rope->window;
-    rope_resolve(rope, c->train_ctx, max_seq_len);
-    rope_resolve(local, c->train_ctx, max_seq_len);
-    if (encodings[c->encoding].prepare) s->prepared = encodings[c->encoding].prepare(c);
-    plan_init(&s->plans[0], rope, chunk, c->head_dim);
-    if (c->global_every) plan_init(&s->plans[1], local, chunk, c->head_dim);
-    cache_layout(&s->cache, &s->config, max_seq_len, chunk, f32_cache || exact);
-    cache_reserve(&s->cache, max_seq_len);
-    size_t parts = max_size(chunk, rope->window ? 1 : ceil_div(max_seq_len, SEGMENT)) * c->n_heads;
-    s->total = reserve(mul_size(parts, s->cache.v_dim * 4));
-    s->sums = reserve(mul_size(parts, sizeof *s->sums));
-    float **rooms[] = {&s->x, &s->xb, &s->q, &s->att, &s->k, &s->v, &s->gate, &s->up};
-    size_t sizes[] = {dim, dim, q, q, kv, kv, hidden, hidden};
-    for (int i = 0; i < 8; i++) *rooms[i] = reserve(mul_size(mul_size(chunk, sizes[i]), 4));
-    if (exact) return;
-    size_t widest = mul_size(chunk + Q8_TOKENS - 1, max_size(dim, max_size(q, hidden)));
-    s->act = xcalloc(1, sizeof *s->act);
-    s->act->q = reserve(widest);
-    s->act->scale = reserve(mul_size(widest, 4));
-    s->act->minus_sum = reserve(mul_size(widest, 4));
-}
-
-static void measure_entropy(State *s)
-{
-    s->entropy_sum = xcalloc(s->chunk, sizeof *s->entropy_sum);
-}
-
-typedef struct {
-    float *out;
-    const float *in, *weight; // rmsnorm's
-    size_t dim;
-    float eps;
-} Norm;
-
-static void norm_rows(void *arg, size_t begin, size_t end)
-{
-    const Norm *a = arg;
-    for (size_t t = begin; t < end; t++)
-        rmsnorm(a->out + t * a->dim, a->in + t * a->dim, a->weight, a->dim, a->eps);
-}
-
-// out[n][dim] = rmsnorm of the rows of in, if the model has this norm; out may be in.
-static void norm(const State *s, float *out, const float *in, const float *weight, size_t n,
-                 int dim)
-{
-    Norm arg = {out, in, weight, (size_t)dim, s->config.norm_eps};
-    if (weight) parallel_for(n, ceil_div(MIN_BLOCK / 8, arg.dim), norm_rows, &arg);
-}
-
-static void gate_rows(void *arg, size_t begin, size_t end)
-{
-    const State *s = arg;
-    size_t hidden = s->config.hidden_dim;
-    for (size_t t = begin; t < end; t++)
-        gated(s->gate + t * hidden, s->up + t * hidden, hidden, s->config.gelu);
-}
-
-static void add_bias(float *x, const float *bias, size_t n, size_t dim)
-{
-    for (size_t t = 0; bias && t < n; t++) add_rows(x + t * dim, bias, dim);
-}
-
-// x = the embeddings of the chunk's tokens, with place 1: a vector for each position added.
-static void embed_tokens(State *s, const int *tokens)
-{
-    const Config *c = &s->config;
-    const Tensor *table = &s->model->tok_emb;
-    for (size_t t = 0; t < s->n; t++) {
-        float *x = s->x + t * table->cols;
-        table->type->unpack(table, (size_t)tokens[t], x);
-        for (size_t i = 0; c->emb_scale > 0 && i < table->cols; i++) x[i] *= c->emb_scale;
-        double p = (double)(s->pos + (int64_t)t) / position_stretch(c);
-        if (encodings[c->encoding].add) encodings[c->encoding].add(c, p, x);
-    }
-}
-
-// q, k and v of the chunk from xb, k and v into the cache. A single token's are stored by one
-// thread: they are soon written.
-static void project(State *s, const Layer *l)
-{
-    size_t n = s->n, n_heads = s->config.n_heads, n_kv = s->config.n_kv_heads;
-    matmul(s->act, (Product[]){{&l->wq, s->q}, {&l->wk, s->k}, {&l->wv, s->v}}, 3, s->xb, n);
-    add_bias(s->q, l->bq, n, l->wq.rows);
-    add_bias(s->k, l->bk, n, l->wk.rows);
-    add_bias(s->v, l->bv, n, l->wv.rows);
-    norm(s, s->q, s->q, l->q_norm, n * n_heads, s->config.head_dim);
-    norm(s, s->k, s->k, l->k_norm, n * n_kv, s->config.head_dim);
-    parallel_for(n_kv, n > 1 ? 1 : n_kv, store_kv, s);
-}
-
-// Runs tokens[n <= chunk] at positions pos .. pos + n - 1, all of whose predecessors are in the
-// cache. Afterwards xb [n][dim] holds the final normed states, ready for classify().
-static void forward(State *s, const int *tokens, size_t n, int64_t pos)
-{
-    const Model *m = s->model;
-    const Config *c = &s->config;
-    int every = c->global_every;
-    size_t dim = c->dim, hidden = c->hidden_dim;
-    s->pos = pos;
-    s->n = n;
-    embed_tokens(s, tokens);
-    for (int kind = 0; kind < (every ? 2 : 1); kind++) plan_positions(s, &s->plans[kind]);
-    if (s->entropy_sum) memset(s->entropy_sum, 0, n * sizeof *s->entropy_sum);
-    for (s->layer = 0; s->layer < c->n_layers; s->layer++) {
-        const Layer *l = &m->layers[s->layer];
-        s->plan = &s->plans[every && (s->layer + 1) % every]; // local, but for each `every`th
-        norm(s, s->xb, s->x, l->att_norm, n, dim);
-        project(s, l);
-        attention(s);
-        matmul(s->act, &(Product){&l->wo, s->xb}, 1, s->att, n);
-        norm(s, s->xb, s->xb, l->post_att_norm, n, dim);
-        add_rows(s->x, s->xb, n * dim);
-
-        norm(s, s->xb, s->x, l->ffn_norm, n, dim);
-        matmul(s->act, (Product[]){{&l->w1, s->gate}, {&l->w3, s->up}}, 2, s->xb, n);
-        parallel_for(n, ceil_div(MIN_BLOCK / 8, hidden), gate_rows, s);
-        matmul(s->act, &(Product){&l->w2, s->xb}, 1, s->gate, n);
-        norm(s, s->xb, s->xb, l->post_ffn_norm, n, dim);
-        add_rows(s->x, s->xb, n * dim);
-    }
-    norm(s, s->xb, s->x, m->final_norm, n, dim);
-}
-
-// logits[count][vocab_size] for tokens [first, first + count) of the last chunk.
-static void classify(State *s, size_t first, size_t count, float *logits)
-{
-    const float *x = s->xb + first * s->config.dim;
-    matmul(s->act, &(Product){&s->model->classifier, logits}, 1, x, count);
-}
-
-// ================================================================================================
-// 13  Tokenizer
+// 12  Tokenizer
 //
 // Text becomes small symbols, and then the neighbours that come first in the vocabulary's order
 // are merged, the leftmost first among equals, until none can be. There are two kinds:
@@ -3732,22 +3873,48 @@ static void find_stops(Tokenizer *t, const Vocab *v)
     }
 }
 
-// llama2.c's file: int32 longest piece, then for each id f32 score, int32 length, bytes.
-static void read_tokenizer_bin(Tokenizer *t)
+// Reads all of a file ("-": standard input) into memory that the caller frees; *len is its size.
+static char *read_text(const char *path, size_t *len)
 {
-    size_t size, at = 4;
-    const uint8_t *file = (const uint8_t *)read_text(t->path, &size);
-    int id = 0;
-    for (; id < t->vocab_size && at + 8 <= size; id++) {
-        int len = read_i32(file + at + 4), kind = id <= ID_EOS ? TOKEN_CONTROL : TOKEN_TEXT;
-        if (len < 0 || (size_t)len > size - at - 8)
-            die(EXIT_DATA, t->path, "piece %d does not fit the file (got length %d)", id, len);
-        t->pieces[id] = (Piece){(const char *)file + at + 8, len, read_f32(file + at), kind, 0};
-        at += 8 + (size_t)len;
+    FILE *f = strcmp(path, "-") ? fopen(path, "rb") : stdin;
+    if (!f) die(EXIT_DATA, path, "cannot open (%s)", strerror(errno));
+    char *text = NULL;
+    size_t size = 0, got;
+    do {
+        text = xrealloc(text, 2 * size + (1 << 16), 1);
+        got = fread(text + size, 1, size + (1 << 16) - 1, f);
+        size += got;
+        if (size >= INT_MAX / 2) die(EXIT_DATA, path, "too long (want at most 1 GB)");
+    } while (got > 0 && !feof(f)); // at a terminal the end is told but once
+    if (ferror(f)) die(EXIT_DATA, path, "cannot read (%s)", strerror(errno));
+    if (f != stdin) fclose(f);
+    text[size] = 0;
+    *len = size;
+    return text;
+}
+
+// llama2.c's tokenizer.bin, as the lists that a GGUF file would have brought, for n pieces: int32
+// longest piece, then for each id f32 score, int32 length, bytes.
+static Vocab read_tokenizer_bin(const char *path, size_t n)
+{
+    size_t size, at = 4, id = 0, len;
+    const uint8_t *file = (const uint8_t *)read_text(path, &size);
+    uint8_t *tokens = xrealloc(NULL, size + 8 * n, 1), *to = tokens;
+    uint8_t *scores = xcalloc(n, 4), *types = xcalloc(n, 4);
+    for (; id < n && at + 8 <= size; id++, at += 8 + len, to += 8 + len) {
+        len = (uint32_t)read_i32(file + at + 4);
+        if (len > size - at - 8)
+            die(EXIT_DATA, path, "piece %zu does not fit the file (got length %zu)", id, len);
+        memcpy(to, &len, 8);
+        memcpy(to + 8, file + at + 8, len);
+        memcpy(scores + 4 * id, file + at, 4);
+        types[4 * id] = id <= ID_EOS ? 3 : 1;
     }
-    if (id < t->vocab_size || at != size)
-        die(EXIT_DATA, t->path, "not a tokenizer for this model (got %s than %d pieces)",
-            id < t->vocab_size ? "fewer" : "more", t->vocab_size);
+    if (id < n || at != size)
+        die(EXIT_DATA, path, "not a tokenizer for this model (got %s than %zu pieces)",
+            id < n ? "fewer" : "more", n);
+    return (Vocab){.tokens = {tokens, n}, .scores = {scores, n}, .types = {types, n}, .plain = 1,
+                   .bos = ID_BOS, .eos = ID_EOS, .eot = -1, .add_bos = 1, .space_prefix = 1};
 }
 
 // The byte that GPT-2 writes as character c, or -1: printable ones stand for themselves, the
@@ -3790,7 +3957,11 @@ static void read_pieces(Tokenizer *t, const Vocab *v)
         if (len > 1 << 16) die(EXIT_DATA, t->path, "token %d is too long (got %zu)", id, len);
         if (!v->bpe && (id == v->bos || id == v->eos || id == v->eot)) type = 3;
         if (type < COUNT(kinds) && kinds[type]) p.kind = kinds[type];
-        else len = plain_text(p.text, len, v->bpe, plain), p.text = plain, plain += len;
+        else if (!v->plain) {
+            len = plain_text(p.text, len, v->bpe, plain);
+            p.text = plain;
+            plain += len;
+        }
         if (v->scores.at) p.score = read_f32(v->scores.at + 4 * (size_t)id);
         p.len = (int)len;
         t->pieces[id] = p;
@@ -3824,8 +3995,7 @@ static void tokenizer_from_vocab(Tokenizer *t, const char *path, const Vocab *v)
                      .space_prefix = v->space_prefix && !v->bpe};
     t->pieces = xcalloc(n, sizeof *t->pieces);
     memset(t->byte_id, -1, sizeof t->byte_id);
-    if (v->tokens.at) read_pieces(t, v);
-    else read_tokenizer_bin(t);
+    read_pieces(t, v);
     index_pieces(t);
     if (v->bpe) {
         int style = FIND_NAME(word_styles, v->pre);
@@ -3842,13 +4012,12 @@ static void tokenizer_from_vocab(Tokenizer *t, const char *path, const Vocab *v)
 // From tokenizer.bin.
 static void tokenizer_load(Tokenizer *t, const char *path, int vocab_size)
 {
-    tokenizer_from_vocab(t, path, &(Vocab){.tokens.n = (size_t)vocab_size, .bos = ID_BOS,
-                                           .eos = ID_EOS, .eot = -1, .add_bos = 1,
-                                           .space_prefix = 1});
+    Vocab v = read_tokenizer_bin(path, vocab_size);
+    tokenizer_from_vocab(t, path, &v);
 }
 
 // ================================================================================================
-// 14  Sampler
+// 13  Sampler
 //
 // From logits to the next token: a penalty on recent tokens, then temperature, top-k, min-p and
 // top-p, each of which drops candidates, then one draw from what is left. The same seed gives the
@@ -3942,24 +4111,23 @@ static int sample(Sampler *s, float *logits, size_t n, const int *recent, int n_
 }
 
 // ================================================================================================
-// 15  Generate and chat
+// 14  Generate and chat
 //
 // A Session is a loaded model with its tokenizer and what it has read. Text goes to stdout and
 // nothing else does; what a person may want to know about the run goes to stderr.
 
 // What the command line says; section 17 has a row for each option.
 static struct {
-    const char *checkpoint, *tokenizer, *prompt, *file, *system, *lengths, *tsv;
+    const char *checkpoint, *tokenizer, *prompt, *file, *system;
     const char *long_factors, *short_factors, *self_extend, *leaky;
+    int rerope;
     long long steps, seed;
     int mode, chat_format, kv; // rows of their tables; -1: not given
-    int ctx, threads, chunk, windows, stride, depths, trials;
-    int exact, clamp_positions, entropy, help, version;
+    int ctx, threads, chunk;
+    int exact, clamp_positions, help, version;
     Sampler sampler;
-    RopeConfig rope;
-    size_t length[32], n_lengths; // of --lengths
-} opt = {.steps = 256, .seed = -1, .chat_format = -1, .chunk = 128, .depths = 5, .trials = 5,
-         .sampler = {.temperature = 1, .top_p = 0.9, .repeat_penalty = 1}, .rope.method = -1};
+} opt = {.steps = 256, .seed = -1, .chat_format = -1, .chunk = 128,
+         .sampler = {.temperature = 1, .top_p = 0.9, .repeat_penalty = 1}};
 
 typedef struct {
     Model model;
@@ -4232,425 +4400,7 @@ static void run_chat(Session *s)
     say_speed(s);
 }
 
-// ================================================================================================
-// 16  Measure
-//
-// Instruments for text longer than the trained context. Perplexity by position shows where a
-// method breaks; passkey shows whether a far fact can be fetched at all; retrieval asks for one
-// fact among several and for a chain of them, since passkey saturates early. The rope table shows
-// what a method does to each pair, bench what the machine does. Ctrl-C keeps what was measured.
-
-static FILE *tsv; // the table that --tsv asks for, or /dev/null
-
-// A table must not take the place of what is being read.
-static void check_inputs(const char *table)
-{
-    const char *inputs[] = {opt.checkpoint, opt.file, opt.tokenizer};
-    struct stat a, b;
-    if (stat(table, &a) || !S_ISREG(a.st_mode)) return;
-    for (size_t i = 0; i < COUNT(inputs); i++)
-        if (inputs[i] && !stat(inputs[i], &b) && a.st_ino == b.st_ino && a.st_dev == b.st_dev)
-            die(EXIT_USAGE, "--tsv", "would replace %s", inputs[i]);
-}
-
-// It is written beside its place, under a name of its own, and moved there when complete, unless
-// the place is a device, a pipe or a link.
-static void tsv_open(const char *header)
-{
-    struct stat st;
-    const char *path = opt.tsv ? opt.tsv : "/dev/null";
-    int there = !lstat(path, &st), fd;
-    check_inputs(path);
-    if (*path && (!there || (S_ISREG(st.st_mode) && !access(path, W_OK)))) {
-        char *name = xcalloc(strlen(path) + 32, 1);
-        sprintf(name, "%s.%ld.tmp", path, (long)getpid());
-        fd = open(name, O_WRONLY | O_CREAT | O_EXCL, there ? st.st_mode & 0777 : 0666);
-        if (fd >= 0) unfinished = name;
-    } else fd = open(path, O_WRONLY | O_CREAT | O_TRUNC, 0666);
-    tsv = fd < 0 ? NULL : fdopen(fd, "w");
-    if (!tsv) die(EXIT_DATA, path, "cannot write (%s)", strerror(errno));
-    fprintf(tsv, "%s\n", header);
-}
-
-static void tsv_close(void)
-{
-    check_written(tsv, opt.tsv);
-    if (fclose(tsv) || (unfinished && rename(unfinished, opt.tsv)))
-        die(EXIT_DATA, opt.tsv, "cannot write (%s)", strerror(errno));
-    unfinished = NULL;
-}
-
-// The end of a row: a bar that is `full` long at share 1.
-static void print_bar(double share, int full)
-{
-    int n = (int)fmin(fmax(share, 0) * full + 0.5, full);
-    printf("  %.*s\n", n, "########################################");
-}
-
-// --- perplexity ---------------------------------------------------------------------------------
-
-enum { LOGIT_ROWS = 32, BUCKETS = 16 };
-
-// Sums over n predictions, or over n windows' means.
-typedef struct {
-    double n, nll, squares, bytes, entropy;
-} Sums;
-
-static void add_loss(Sums *s, double nll, double bytes, double entropy)
-{
-    s->n++;
-    s->nll += nll;
-    s->squares += nll * nll;
-    s->bytes += bytes;
-    s->entropy += entropy;
-}
-
-typedef struct {
-    size_t n, from;             // of a window, predictions from..n-1 count
-    size_t fed;                 // tokens so far
-    size_t n_buckets, n_windows;
-    Sums bucket[BUCKETS], all, windows;
-    double start;
-    size_t vocab;               // rows at hand:
-    float *logits;              // [LOGIT_ROWS][vocab]
-    const int *target;          // the tokens that they predict
-    double nll[LOGIT_ROWS];
-} Perplexity;
-
-static void loss_rows(void *arg, size_t begin, size_t end)
-{
-    Perplexity *p = arg;
-    for (size_t t = begin; t < end; t++)
-        p->nll[t] = cross_entropy(p->logits + t * p->vocab, p->vocab, p->target[t]);
-}
-
-// Adds the loss of ids[i + 1]; row: where the chunk at hand has token i.
-static void add_prediction(const Session *s, Perplexity *p, const int *ids, size_t i, size_t row,
-                           double nll)
-{
-    const Config *c = &s->model.config;
-    size_t len, b = ((i - p->from + 1) * p->n_buckets - 1) / (p->n - p->from);
-    double entropy = opt.entropy ? s->state.entropy_sum[row] / c->n_layers / c->n_heads : 0;
-    if (!isfinite(nll)) die(EXIT_DATA, s->model.path, "its loss is not finite at position %zu", i);
-    int prev = i || !p->windows.n ? ids[i] : -1; // a later window's first space is the text's own
-    tokenizer_decode(&s->tokenizer, prev, ids[i + 1], &len);
-    add_loss(&p->bucket[b], nll, len, entropy);
-    add_loss(&p->all, nll, len, entropy);
-    fprintf(tsv, "%.0f\t%zu\t%d\t%.7f", p->windows.n, i, ids[i + 1], nll);
-    if (opt.entropy) fprintf(tsv, "\t%.7f", entropy);
-    fprintf(tsv, "\n");
-}
-
-// Runs ids[n + 1] from an empty cache; each is predicted from those before it.
-static void score_window(Session *s, Perplexity *p, const int *ids)
-{
-    double before = p->all.nll;
-    size_t at = 0;
-    for (size_t step; at < p->n && !interrupted; at += step) {
-        step = min_size(p->n - at, s->state.chunk);
-        forward(&s->state, ids + at, step, at);
-        for (size_t t = at < p->from ? p->from - at : 0; t < step; t += LOGIT_ROWS) {
-            size_t rows = min_size(LOGIT_ROWS, step - t);
-            p->target = ids + at + t + 1;
-            classify(&s->state, t, rows, p->logits);
-            parallel_for(rows, ceil_div(MIN_BLOCK, p->vocab), loss_rows, p);
-            for (size_t r = 0; r < rows; r++)
-                add_prediction(s, p, ids, at + t + r, t + r, p->nll[r]);
-        }
-        check_written(tsv, opt.tsv); // not when all is measured
-        p->fed += step;
-        size_t total = p->n_windows * p->n;
-        progress("tokens", p->start, interrupted ? total : p->fed, total);
-    }
-    if (at == p->n) add_loss(&p->windows, (p->all.nll - before) / (p->n - p->from), 0, 0);
-}
-
-static double bits_per_byte(const Sums *s) { return s->bytes ? s->nll / s->bytes / M_LN2 : 0; }
-
-static void print_perplexity(const Perplexity *p)
-{
-    size_t n = p->n - p->from, many = p->windows.n > 1;
-    double top = 0, took = seconds() - p->start, windows = fmax(1, p->windows.n);
-    for (size_t b = 0; b < p->n_buckets; b++) top = fmax(top, p->bucket[b].nll / p->bucket[b].n);
-    printf("     from        to     loss  perplexity bits/byte%s\n",
-           opt.entropy ? "  entropy" : "");
-    for (size_t b = 0; b < p->n_buckets && p->bucket[b].n > 0; b++) {
-        const Sums *s = &p->bucket[b];
-        double loss = s->nll / s->n;
-        printf("%9zu %9zu %8.4f %11.2f %9.4f", p->from + b * n / p->n_buckets,
-               p->from + (b + 1) * n / p->n_buckets - 1, loss, exp(loss), bits_per_byte(s));
-        if (opt.entropy) printf(" %8.3f", s->entropy / s->n);
-        print_bar(loss / top, 30);
-    }
-    const Sums *e = many ? &p->windows : &p->all;
-    double loss = p->all.nll / p->all.n, mean = e->nll / e->n;
-    double variance = e->n > 1 ? (e->squares / e->n - mean * mean) / (e->n - 1) : 0;
-    printf("loss %.4f +- %.4f (standard error over %s), perplexity %.3f, bits/byte %.4f\n", loss,
-           sqrt(fmax(0, variance)), many ? "windows" : "the tokens of one window", exp(loss),
-           bits_per_byte(&p->all));
-    printf("%.0f windows, %.0f predictions, %.1f s, %.1f tok/s\n", windows, p->all.n, took,
-           p->fed / took);
-}
-
-// Windows of as many tokens as the context has, each with its own BOS and an empty cache, side by
-// side; or, with a stride, sliding by it, the last `stride` predictions of each counting.
-static void run_perplexity(Session *s)
-{
-    size_t n_ids, stride = opt.stride;
-    if (!s->text) die(EXIT_USAGE, "--mode perplexity", "needs a text: -f FILE");
-    int *ids = encode_text(&s->tokenizer, s->text, NULL, s->len, &n_ids);
-    size_t n = min_size(s->ctx, n_ids), step = stride ? stride : n - 1;
-    if (n < 2) die(EXIT_DATA, "text", "nothing to predict (got %zu tokens, want 2)", n);
-    if (stride >= n) die(EXIT_USAGE, "--stride", "want less than the window of %zu tokens", n);
-    if (opt.entropy) measure_entropy(&s->state);
-    Perplexity p = {.n = n - 1, .from = n - 1 - step, .start = seconds(),
-                    .n_buckets = min_size(BUCKETS, step), .n_windows = 1 + (n_ids - n) / step,
-                    .vocab = s->model.config.vocab_size};
-    if (opt.windows) p.n_windows = min_size(p.n_windows, opt.windows);
-    p.logits = xcalloc(LOGIT_ROWS * p.vocab, 4);
-    tsv_open(opt.entropy ? "window\tposition\ttoken\tnll\tentropy"
-                         : "window\tposition\ttoken\tnll");
-    for (size_t w = 0; w < p.n_windows && !interrupted; w++) {
-        int *window = ids + w * step; // its first token is in no later one
-        if (s->tokenizer.add_bos) *window = s->tokenizer.bos;
-        score_window(s, &p, window);
-    }
-    tsv_close();
-    if (p.all.n > 0) print_perplexity(&p);
-}
-
-// --- passkey and retrieval ----------------------------------------------------------------------
-// A fact, or several, somewhere in a long filler text, and a question at the end; the answer is
-// decoded greedily and must begin with exactly the right digits.
-
-typedef struct {
-    int n_facts, answer;
-    char fact[4][96], question[64], lead[64]; // lead: how the reply begins
-    double at[4];                             // where in the filler the facts are, 0 to 1, in order
-} Task;
-
-__attribute__((format(printf, 3, 4))) static void add_fact(Task *t, double at, const char *fmt, ...)
-{
-    va_list ap;
-    va_start(ap, fmt);
-    int i = t->n_facts++;
-    for (; i > 0 && t->at[i - 1] > at; i--) {
-        t->at[i] = t->at[i - 1];
-        strcpy(t->fact[i], t->fact[i - 1]);
-    }
-    t->at[i] = at;
-    vsnprintf(t->fact[i], sizeof t->fact[i], fmt, ap);
-    va_end(ap);
-}
-
-static int random_below(uint64_t *rng, int n) { return (int)(random_unit(rng) * (float)n); }
-
-// A passkey, stated twice. [PI] 3.4, after Mohtashami and Jaggi 2023
-static void make_passkey(Task *t, double depth, uint64_t *rng)
-{
-    int key = t->answer = 10000 + random_below(rng, 90000);
-    add_fact(t, depth, "The pass key is %d. Remember it. %d is the pass key.", key, key);
-    sprintf(t->question, "What is the pass key?");
-    sprintf(t->lead, "The pass key is");
-}
-
-// Four keys with names (RULER's multi-key). The one at `depth` is asked for.
-static void make_multikey(Task *t, double depth, uint64_t *rng)
-{
-    static const char *const names[] = {"Anna", "Ben", "Clara", "David", "Emma", "Frank", "Grace",
-                                        "Henry"};
-    int first = random_below(rng, 8);
-    for (int i = 0; i < 4; i++) {
-        int number = 1000 + random_below(rng, 9000);
-        if (!i) t->answer = number;
-        add_fact(t, i ? random_unit(rng) : depth, "The magic number for %s is %d.",
-                 names[(first + 3 * i) % 8], number);
-    }
-    sprintf(t->question, "What is the magic number for %s?", names[first]);
-    sprintf(t->lead, "The magic number for %s is", names[first]);
-}
-
-// A chain of two assignments to follow, which begins at `depth`, and another one that leads astray
-// (RULER's variable tracking).
-static void make_tracking(Task *t, double depth, uint64_t *rng)
-{
-    int a = random_below(rng, 26), number = t->answer = 1000 + random_below(rng, 9000);
-    int b = (a + 1 + random_below(rng, 8)) % 26, c = (a + 9 + random_below(rng, 8)) % 26;
-    int d = (a + 17 + random_below(rng, 8)) % 26;
-    double later = depth + (1 - depth) * random_unit(rng), other = random_unit(rng);
-    add_fact(t, depth, "The box %c holds %d.", 'A' + a, number);
-    add_fact(t, later, "The box %c holds what the box %c holds.", 'A' + b, 'A' + a);
-    add_fact(t, other, "The box %c holds %d.", 'A' + c, 1000 + random_below(rng, 9000));
-    add_fact(t, other + (1 - other) * random_unit(rng), "The box %c holds what the box %c holds.",
-             'A' + d, 'A' + c);
-    sprintf(t->question, "What does the box %c hold?", 'A' + b);
-    sprintf(t->lead, "The box %c holds", 'A' + b);
-}
-
-static const struct {
-    const char *name;
-    void (*make)(Task *t, double depth, uint64_t *rng);
-} task_kinds[] = {
-    {"passkey", make_passkey}, {"multi-key", make_multikey}, {"variable tracking", make_tracking},
-};
-
-// What all cells of a grid have in common.
-typedef struct {
-    Session *s;
-    int kind;                 // of the tasks
-    const ChatFormat *format; // of the model, or NULL
-    char **filler;            // sentences [n_filler], repeated as often as needed
-    size_t n_filler;
-} Grid;
-
-// The filler's sentences, cut out of `text`; they end before a blank or with the line.
-static void split_sentences(Grid *g, char *text)
-{
-    for (char *s = text; *(s += strspn(s, " \t\r\n"));) {
-        g->filler = xrealloc(g->filler, g->n_filler + 1, sizeof *g->filler);
-        g->filler[g->n_filler++] = s;
-        while (*s && *s != '\n' && !(s[0] == ' ' && strchr(".!?", s[-1]))) s++;
-        if (*s) *s++ = 0;
-    }
-    if (!g->n_filler) die(EXIT_DATA, "filler", "no sentences in it");
-}
-
-// The ids of the task's text with n sentences of filler, from sentence `first` on: as a user's turn
-// and the beginning of the reply if the model has a turn format, as one text otherwise.
-static int *encode_task(const Grid *g, const Task *t, size_t first, size_t n, size_t *n_ids)
-{
-    char *text;
-    size_t len;
-    FILE *out = open_memstream(&text, &len);
-    if (!out) die(EXIT_DATA, "memory", "cannot begin a text (%s)", strerror(errno));
-    for (size_t i = 0, fact = 0; i <= n; i++) {
-        for (; fact < (size_t)t->n_facts && t->at[fact] * n <= i; fact++)
-            fprintf(out, "%s ", t->fact[fact]);
-        if (i < n) fprintf(out, "%s ", g->filler[(first + i) % g->n_filler]);
-    }
-    fputs(t->question, out);
-    if (!g->format) fprintf(out, " %s", t->lead);
-    if (fclose(out)) die(EXIT_DATA, "memory", "cannot write a text (%s)", strerror(errno));
-    int *ids;
-    if (g->format) {
-        ids = encode_turn(g->s, g->format, NULL, text, n_ids);
-        ids = xrealloc(ids, *n_ids + 2 * sizeof t->lead, sizeof *ids);
-        *n_ids += tokenizer_encode(&g->s->tokenizer, t->lead, NULL, strlen(t->lead), ids + *n_ids);
-    } else ids = encode_text(&g->s->tokenizer, text, NULL, len, n_ids);
-    free(text);
-    return ids;
-}
-
-// The ids of the longest such text that fits into `room` tokens; NULL if none does.
-static int *fit_task(const Grid *g, const Task *t, size_t first, size_t room, size_t *n_ids)
-{
-    size_t n = 0, more = 1;
-    for (int fits = 1; more && n <= room; more = fits ? 2 * more : more / 2) {
-        free(encode_task(g, t, first, n + more, n_ids)); // n sentences fit, if any do
-        if (*n_ids <= room) n += more;
-        else fits = 0;
-    }
-    int *ids = encode_task(g, t, first, n, n_ids);
-    if (*n_ids <= room) return ids;
-    free(ids);
-    return NULL;
-}
-
-// Decodes greedily as long as the text goes along with the answer; 1 if it is all there and no
-// other digit follows.
-static int answers(Session *s, const int *ids, size_t n, const char *answer, char got[32])
-{
-    size_t used = 0, want = strlen(answer), len;
-    feed(s, ids, n);
-    while (used <= want && !interrupted && s->pos < s->ctx) {
-        int id = argmax(s->logits, s->model.config.vocab_size);
-        const char *text = tokenizer_decode(&s->tokenizer, last_token(s), id, &len);
-        for (size_t i = 0; i < len && used < 31; i++)
-            if (used || text[i] != ' ') got[used++] = isspace((uint8_t)text[i]) ? ' ' : text[i];
-        if (is_stop(&s->tokenizer, id)) break;
-        feed(s, &id, 1);
-    }
-    got[used] = 0;
-    return !strncmp(got, answer, want) && !isdigit((unsigned char)got[want]);
-}
-
-// Where the fact is in column d, 0 to 1.
-static double grid_depth(int d) { return opt.depths > 1 ? (double)d / (opt.depths - 1) : 0.5; }
-
-// One cell of the grid: the share of right answers at one length and depth; -1: interrupted, or
-// the length has no room for the task.
-static double run_cell(const Grid *g, size_t l, int d)
-{
-    uint64_t seed = opt.seed >= 0 ? opt.seed : 1;
-    int right = 0;
-    for (int trial = 0; trial < opt.trials; trial++) {
-        uint64_t rng = seed_random(seed + (l * 64 + d) * 1024 + trial);
-        for (int i = 0; i < 4; i++) next_random(&rng);
-        Task task = {0};
-        char got[32], answer[16];
-        size_t n;
-        task_kinds[g->kind].make(&task, grid_depth(d), &rng);
-        sprintf(answer, "%d", task.answer);
-        g->s->pos = 0;
-        size_t first = random_below(&rng, (int)min_size(g->n_filler, 1 << 20));
-        int *ids = fit_task(g, &task, first, opt.length[l] - 8, &n); // 8 tokens for the answer
-        if (!ids) return -1;
-        int ok = answers(g->s, ids, n, answer, got);
-        free(ids);
-        if (interrupted) return -1;
-        right += ok;
-        fprintf(tsv, "%s\t%zu\t%.3f\t%d\t%zu\t%d\t%s\t%s\n", task_kinds[g->kind].name,
-                opt.length[l], grid_depth(d), trial, n, ok, answer, got);
-    }
-    return (double)right / opt.trials;
-}
-
-static void run_grid(const Grid *g)
-{
-    static const char *const shades[] = {"  ", "\u2591\u2591", "\u2592\u2592", "\u2593\u2593",
-                                         "\u2588\u2588"};
-    double total = 0, cells = 0;
-    printf("%s: %% right over %d trials, by depth of the fact (0: at the beginning)\n%9s",
-           task_kinds[g->kind].name, opt.trials, "tokens");
-    for (int d = 0; d < opt.depths; d++) printf(" %6.0f%%", 100 * grid_depth(d));
-    printf("     all\n");
-    for (size_t l = 0; l < opt.n_lengths && !interrupted; l++) {
-        double right = 0, done = 0;
-        printf("%9zu", opt.length[l]); // seen when the row is complete: progress uses the line
-        for (int d = 0; d < opt.depths; d++) {
-            double share = interrupted ? -1 : run_cell(g, l, d);
-            if (share < 0) printf("%8s", "-");
-            else printf(" %s %4.0f", shades[lround(share * 4)], 100 * share);
-            if (share >= 0) right += share, done++;
-        }
-        if (done > 0) printf(" %7.0f", 100 * right / done);
-        printf("\n");
-        check_written(stdout, "stdout");
-        check_written(tsv, opt.tsv);
-        total += right;
-        cells += done;
-    }
-    if (cells > 0) printf("all cells: %.1f%%\n", 100 * total / cells);
-}
-
-// Tasks of kinds first..last, each over the whole grid. The filler is the user's text, if any.
-static void run_grids(Session *s, int first, int last)
-{
-    static const char classic[] = "The grass is green. The sky is blue. The sun is yellow. "
-                                  "Here we go. There and back again.";
-    const Vocab *v = &s->model.vocab;
-    Grid g = {.s = s, .kind = first, .format = v->chat.n ? find_chat_format(v) : NULL};
-    if (s->text) check_string("filler", s->text, s->len);
-    split_sentences(&g, copy_string(s->text ? s->text : classic));
-    tsv_open("task\tlength\tdepth\ttrial\ttokens\tright\tanswer\tgot");
-    for (; g.kind <= last && !interrupted; g.kind++) run_grid(&g);
-    tsv_close();
-}
-
-static void run_passkey(Session *s) { run_grids(s, 0, 0); }
-static void run_retrieval(Session *s) { run_grids(s, 1, 2); }
-
-// --- rope ---------------------------------------------------------------------------------------
+// --- info ---------------------------------------------------------------------------------------
 
 static void print_rope(const char *what, const RopeConfig *r)
 {
@@ -4659,79 +4409,6 @@ static void print_rope(const char *what, const RopeConfig *r)
     if (r->window) printf(", window %d", r->window);
     printf("\n");
 }
-
-// A row for each pair: how long its wave was and is; then the mean of cos(D theta_m) over pairs,
-// which is the score of equal q and k at distance D, against that at D = 0.
-static void run_rope(Session *s)
-{
-    const Config *c = &s->model.config;
-    RopeConfig *r = &s->model.config.rope;
-    if (!is_rotary(c))
-        die(EXIT_USAGE, "--mode rope", "the model does not rotate (its encoding is %s)",
-            encodings[c->encoding].name);
-    rope_resolve(r, c->train_ctx, s->ctx);
-    size_t pairs = c->head_dim / 2;
-    double *before = xcalloc(pairs, 8), *after = xcalloc(pairs, 8), n = s->ctx;
-    tsv_open("pair\twavelength\tscaled\tturns\tratio");
-    print_rope("RoPE", r);
-    printf(" pair   wavelength       scaled  turns in L    ratio   at length %.0f\n", n);
-    for (size_t m = 0; m < pairs; m++) {
-        before[m] = rope_none(r, c->head_dim, (int)m, n);
-        after[m] = rope_methods[r->method].frequency(r, c->head_dim, (int)m, n);
-        double wave = 2 * M_PI / before[m], scaled = 2 * M_PI / after[m], ratio = scaled / wave;
-        double most = fmax(r->factor, n / r->orig_ctx), turns = r->orig_ctx / wave;
-        printf("%5zu %12.1f %12.1f %11.3f %8.3f  %s\n", m, wave, scaled, turns, ratio,
-               fabs(ratio - 1) < 1e-3 ? "kept" : ratio > 0.999 * most ? "interpolated" : "mixed");
-        fprintf(tsv, "%zu\t%.6g\t%.6g\t%.6g\t%.6g\n", m, wave, scaled, turns, ratio);
-    }
-    tsv_close();
-    printf("\nmean of cos(D theta) over pairs: how a score decays with the distance D\n"
-           "%9s %8s %8s\n", "D", "trained", "scaled");
-    for (double D = 1; D <= n; D *= 2) {
-        double trained = 0, scaled = 0;
-        for (size_t m = 0; m < pairs; m++) {
-            trained += cos(D * before[m]) / pairs;
-            scaled += cos(D * after[m]) / pairs;
-        }
-        printf("%9.0f %8.3f %8.3f", D, trained, scaled);
-        print_bar(scaled, 40);
-    }
-}
-
-// --- bench --------------------------------------------------------------------------------------
-
-// With 0, 1/4, 1/2 and 3/4 of the context used: the speed of reading the next quarter, and that of
-// writing DECODED tokens.
-static void run_bench(Session *s)
-{
-    enum { DECODED = 32 };
-    const Config *c = &s->model.config;
-    size_t quarter = s->ctx / 4, kv = 2 * c->n_layers * kv_dim(c) * s->state.cache.elem;
-    // Multiplications and additions of a token, classifier left out, and of a token that it sees
-    double q = q_dim(c), weights = 2 * c->dim * (q + kv_dim(c)) + 3.0 * c->dim * c->hidden_dim;
-    double flops = 2 * c->n_layers * weights, seen_flops = 4 * c->n_layers * q;
-    if (quarter < DECODED) die(EXIT_USAGE, "-c", "too short to measure (got %lld)", s->ctx);
-    int *ids = xcalloc(quarter, sizeof *ids);
-    uint64_t rng = seed_random(1);
-    for (size_t i = 0; i < quarter; i++) ids[i] = random_below(&rng, c->vocab_size);
-    printf("%9s %12s %9s %12s %8s\n", "context", "prompt tok/s", "GFLOP/s", "decode tok/s", "GB/s");
-    for (size_t depth = 0; depth < 4 * quarter; depth += quarter) {
-        double start = seconds();
-        s->pos = depth;
-        feed(s, ids, quarter);
-        double middle = seconds(), read = quarter / (middle - start);
-        s->pos = depth;
-        for (int i = 0; i < DECODED && !interrupted; i++) feed(s, ids + i, 1);
-        double made = DECODED / (seconds() - middle);
-        if (interrupted) return;
-        printf("%9zu %12.1f %9.1f %12.1f %8.2f\n", depth, read,
-               (flops + seen_flops * (depth + quarter / 2.0)) * read / 1e9, made,
-               (s->model.weight_bytes + kv * depth) * made / 1e9);
-        fflush(stdout);
-    }
-}
-
-// --- info ---------------------------------------------------------------------------------------
 
 // Parameters and bytes of all matrices, by type.
 static void print_weights(const Model *m)
@@ -4783,95 +4460,161 @@ static void run_info(Session *s)
 }
 
 // ================================================================================================
-// 17  Options and main
+// 15  Options and main
 //
 // One table says what every option is called, where its value goes and what it may be; the
 // parser, the range checks and the help text all come from it.
 
-enum { ENDLESS = 1, LENGTHS = 2, NO_STATE = 4, TABLE = 8 };
+// Values on the command line are parsed whole: "12x", "", "nan" and what is out of range are
+// refused, never clamped.
+static long long parse_int(const char *option, const char *s, long long lo, long long hi)
+{
+    char *end;
+    errno = 0;
+    long long v = strtoll(s, &end, 10);
+    if (end == s || *end || isspace((unsigned char)*s))
+        die(EXIT_USAGE, option, "not a whole number (got '%.99s')", s);
+    if (errno || v < lo || v > hi)
+        die(EXIT_USAGE, option, "out of range (got %.99s, want %lld to %lld)", s, lo, hi);
+    return v;
+}
 
-static const struct {
+static double parse_float(const char *option, const char *s, double lo, double hi)
+{
+    char *end;
+    double v = strtod(s, &end);
+    if (end == s || *end || isspace((unsigned char)*s))
+        die(EXIT_USAGE, option, "not a number (got '%.99s')", s);
+    if (!(v >= lo && v <= hi))
+        die(EXIT_USAGE, option, "out of range (got %.99s, want %g to %g)", s, lo, hi);
+    return v;
+}
+
+// What a program can do. ENDLESS: where a window keeps memory constant; NO_STATE: the model does
+// not run. context: which context a run of it uses, given -c or what the model was trained on;
+// NULL: that.
+enum { ENDLESS = 1, NO_STATE = 2 };
+typedef struct {
     const char *name;
     void (*run)(Session *s);
     int kind;
-} modes[] = { // ENDLESS where a window keeps memory constant; NO_STATE: the model does not run
-    {"generate", run_generate, ENDLESS}, {"chat", run_chat, ENDLESS},
-    {"perplexity", run_perplexity, TABLE}, {"passkey", run_passkey, TABLE | LENGTHS},
-    {"retrieval", run_retrieval, TABLE | LENGTHS}, {"rope", run_rope, TABLE | NO_STATE},
-    {"bench", run_bench, 0}, {"info", run_info, NO_STATE},
-};
+    long long (*context)(long long ctx);
+} Mode;
+
 static const char *const kv_types[] = {"f16", "f32"};
 
+// Where an option's value goes: to a variable of its own, or into a field of Config, whose row in
+// config_fields then says what it may be.
 typedef struct {
     char letter; // 0: none
     const char *name;
-    enum { O_FLAG, O_INT, O_LONG, O_FLOAT, O_TEXT, O_NAME } kind;
+    enum { O_INT, O_LONG, O_FLOAT, O_TEXT, O_FIELD } kind;
     void *to;
+    size_t field; // O_FIELD: where in Config
     double lo, hi;
-    Names names; // O_NAME: the value is the number of a row
-    const char *arg, *help; // NULL: the names are
+    Names names;  // if any, the value is the number of a row
+    const char *arg; // "": takes no value, and sets 1
+    const char *help; // NULL: the names are
 } Option;
 
-#define FLAG(field) O_FLAG, &opt.field, 0, 0, {0}
-#define INT(field, lo, hi) O_INT, &opt.field, lo, hi, {0}
-#define LONG(field, lo, hi) O_LONG, &opt.field, lo, hi, {0}
-#define FLOAT(field, lo, hi) O_FLOAT, &opt.field, lo, hi, {0}
-#define TEXT(field) O_TEXT, &opt.field, 0, 0, {0}
-#define NAME(field, table) O_NAME, &opt.field, 0, 0, NAMES(table)
+#define FLAG(to) O_INT, &to, 0, 0, 1, {0}
+#define INT(to, lo, hi) O_INT, &to, 0, lo, hi, {0}
+#define LONG(to, lo, hi) O_LONG, &to, 0, lo, hi, {0}
+#define FLOAT(to, lo, hi) O_FLOAT, &to, 0, lo, hi, {0}
+#define TEXT(to) O_TEXT, &to, 0, 0, 0, {0}
+#define NAME(to, table) O_INT, &to, 0, 0, 0, NAMES(table)
+#define SETS(member) O_FIELD, NULL, offsetof(Config, member), 0, 0, {0}
+#define SETS_NAME(member, table) O_FIELD, NULL, offsetof(Config, member), 0, 0, NAMES(table)
 
-static const Option option_table[] = {
-    {'i', "prompt", TEXT(prompt), "TEXT", "the text to continue; chat: first turn"},
-    {'f', "file", TEXT(file), "PATH", "read it from a file, - is standard input"},
-    {'n', "steps", LONG(steps, 0, 1e12), "N", "new tokens (256); 0: until the context is full"},
-    {'t', "temp", FLOAT(sampler.temperature, 0, 1e3), "T", "temperature (1); 0: likeliest token"},
-    {'p', "top-p", FLOAT(sampler.top_p, 0, 1), "P", "from the likeliest tokens up to P (0.9)"},
-    {'k', "top-k", INT(sampler.top_k, 0, 1e9), "K", "from the K likeliest; 0: all"},
-    {0, "min-p", FLOAT(sampler.min_p, 0, 1), "P", "none below P times the likeliest"},
-    {0, "repeat-penalty", FLOAT(sampler.repeat_penalty, 0.1, 10), "R", "of the last 64 tokens"},
-    {'s', "seed", LONG(seed, 0, 9e18), "N", "the same seed gives the same text"},
-    {'z', "tokenizer", TEXT(tokenizer), "PATH", "(tokenizer.bin beside the model or above)"},
-    {'m', "mode", NAME(mode, modes), "MODE", NULL},
-    {0, "chat-format", NAME(chat_format, chat_formats), "NAME", NULL},
-    {'y', "system", TEXT(system), "TEXT", "chat: the system's text"},
-    {'c', "ctx", INT(ctx, 1, 1 << 28), "N", "context in tokens (as trained; --window: no end)"},
-    {'j', "threads", INT(threads, 1, 1024), "N", "(processors that may be used)"},
-    {0, "chunk", INT(chunk, 1, 1 << 15), "N", "tokens of a prompt read at once (128)"},
-    {0, "kv", NAME(kv, kv_types), "f16|f32", "type of the KV cache (f16)"},
-    {0, "exact", FLAG(exact), "", "all activations and the KV cache in float32"},
-    {0, "rope-scaling", NAME(rope.method, rope_methods), "METHOD", "to go past L; see below"},
-    {0, "rope-factor", FLOAT(rope.factor, 1, 1e6), "S", "(-c / L; dynamic: 1)"},
-    {0, "rope-orig-ctx", INT(rope.orig_ctx, 1, 1 << 28), "L", "(as trained)"},
-    {0, "rope-theta", FLOAT(rope.theta, 1.5, 1e12), "BASE", "(the model's)"},
-    {0, "rope-attn-factor", FLOAT(rope.attn_factor, 1e-3, 1e3), "A", "(the method's)"},
-    {0, "beta-fast", FLOAT(rope.beta_fast, 1e-3, 1e6), "TURNS", "by-parts, yarn: kept above (32)"},
-    {0, "beta-slow", FLOAT(rope.beta_slow, 1e-3, 1e6), "TURNS", "interpolated below (1)"},
-    {0, "low-freq-factor", FLOAT(rope.low_freq_factor, 1e-3, 1e6), "TURNS", "llama3 (1)"},
-    {0, "high-freq-factor", FLOAT(rope.high_freq_factor, 1e-3, 1e6), "TURNS", "llama3 (4)"},
-    {0, "long-factors", TEXT(long_factors), "PATH", "longrope: a number a pair"},
-    {0, "short-factors", TEXT(short_factors), "PATH", "the same up to L tokens"},
-    {0, "window", INT(rope.window, 0, 1 << 28), "W", "attend to the last W tokens only"},
-    {0, "sinks", INT(rope.sinks, 0, 1 << 20), "S", "and to the first S (with --window)"},
-    {0, "self-extend", TEXT(self_extend), "G:W", "groups of G past distance W"},
-    {0, "rerope", INT(rope.near, 1, 1 << 28), "W", "no distance above W"},
-    {0, "leaky-rerope", TEXT(leaky), "W:K", "past W, distances / K"},
-    {0, "logn", FLAG(rope.logn), "", "scale queries past L by ln(n) / ln(L)"},
-    {0, "clamp-positions", FLAG(clamp_positions), "", "learned: past the table, its last row"},
-    {0, "windows", INT(windows, 1, 1e9), "K", "perplexity: so many windows of -c at most"},
-    {0, "stride", INT(stride, 1, 1 << 28), "N", "perplexity: slide by N, score the last N"},
-    {0, "entropy", FLAG(entropy), "", "perplexity: entropy of attention, too"},
-    {0, "lengths", TEXT(lengths), "A,B,..", "passkey, retrieval: lengths in tokens"},
-    {0, "depths", INT(depths, 1, 64), "D", "passkey, retrieval: places of the fact (5)"},
-    {0, "trials", INT(trials, 1, 1024), "T", "passkey, retrieval: texts a place (5)"},
-    {0, "tsv", TEXT(tsv), "PATH", "the measurements as a table"},
-    {'h', "help", FLAG(help), "", "this text"},
-    {0, "version", FLAG(version), "", "that of the program"},
+// Options of every program that includes this file.
+static const Option shared_options[] = {
+    {'i', "prompt", TEXT(opt.prompt), "TEXT", "the text to continue; chat: first turn"},
+    {'f', "file", TEXT(opt.file), "PATH", "read it from a file, - is standard input"},
+    {'s', "seed", LONG(opt.seed, 0, 9e18), "N", "the same seed gives the same text"},
+    {'z', "tokenizer", TEXT(opt.tokenizer), "PATH", "(tokenizer.bin beside the model or above)"},
+    {'c', "ctx", INT(opt.ctx, 1, 1 << 28), "N", "context in tokens (as trained; --window: no end)"},
+    {'j', "threads", INT(opt.threads, 1, 1024), "N", "(processors that may be used)"},
+    {0, "chunk", INT(opt.chunk, 1, 1 << 15), "N", "tokens of a prompt read at once (128)"},
+    {0, "kv", NAME(opt.kv, kv_types), "f16|f32", "type of the KV cache (f16)"},
+    {0, "exact", FLAG(opt.exact), "", "all activations and the KV cache in float32"},
+    {0, "rope-scaling", SETS_NAME(rope.method, rope_methods), "METHOD", "to go past L; see below"},
+    {0, "rope-factor", SETS(rope.factor), "S", "(-c / L; dynamic: 1)"},
+    {0, "rope-orig-ctx", SETS(rope.orig_ctx), "L", "(as trained)"},
+    {0, "rope-theta", SETS(rope.theta), "BASE", "(the model's)"},
+    {0, "rope-attn-factor", SETS(rope.attn_factor), "A", "(the method's)"},
+    {0, "beta-fast", SETS(rope.beta_fast), "TURNS", "yarn: kept above (32)"},
+    {0, "beta-slow", SETS(rope.beta_slow), "TURNS", "interpolated below (1)"},
+    {0, "low-freq-factor", SETS(rope.low_freq_factor), "TURNS", "llama3 (1)"},
+    {0, "high-freq-factor", SETS(rope.high_freq_factor), "TURNS", "llama3 (4)"},
+    {0, "long-factors", TEXT(opt.long_factors), "PATH", "longrope: a number a pair"},
+    {0, "short-factors", TEXT(opt.short_factors), "PATH", "the same up to L tokens"},
+    {0, "window", SETS(rope.window), "W", "attend to the last W tokens only"},
+    {0, "sinks", SETS(rope.sinks), "S", "and to the first S (with --window)"},
+    {0, "self-extend", TEXT(opt.self_extend), "G:W", "groups of G past distance W"},
+    {0, "rerope", INT(opt.rerope, 1, 1 << 28), "W", "no distance above W"},
+    {0, "leaky-rerope", TEXT(opt.leaky), "W:K", "past W, distances / K"},
+    {0, "logn", SETS(rope.logn), "", "scale queries past L by ln(n) / ln(L)"},
+    {0, "clamp-positions", FLAG(opt.clamp_positions), "", "learned: past the table, its last row"},
+    {'h', "help", FLAG(opt.help), "", "this text"},
+    {0, "version", FLAG(opt.version), "", "that of the program"},
 };
-static const char *given[COUNT(option_table)]; // the values on the command line; NULL: not there
 
+// What the command line says about fields of Config, by their rows, until there is a model.
+static struct {
+    int there;
+    double value;
+} given[COUNT(config_fields)];
+
+// The row of config_fields for this place in Config.
+static size_t find_field(size_t to)
+{
+    size_t i = 0;
+    while (config_fields[i].to != to) i++;
+    return i;
+}
+
+static int is_given(size_t to) { return given[find_field(to)].there; }
+#define GIVEN(member) is_given(offsetof(Config, member))
+
+// A program is a name, what it can do, the first row by default, and options of its own.
+typedef struct {
+    const char *name;
+    const Mode *modes;
+    const Option *options;
+    size_t n_options;
+} Program;
+
+static const Mode run_modes[] = {
+    {"generate", run_generate, ENDLESS, NULL}, {"chat", run_chat, ENDLESS, NULL},
+    {"info", run_info, NO_STATE, NULL},
+};
+
+static const Option run_options[] = {
+    {'n', "steps", LONG(opt.steps, 0, 1e12), "N", "new tokens (256); 0: until the context is full"},
+    {'t', "temp", FLOAT(opt.sampler.temperature, 0, 1e3), "T", "temperature (1); 0: likeliest"},
+    {'p', "top-p", FLOAT(opt.sampler.top_p, 0, 1), "P", "from the likeliest tokens up to P (0.9)"},
+    {'k', "top-k", INT(opt.sampler.top_k, 0, 1e9), "K", "from the K likeliest; 0: all"},
+    {0, "min-p", FLOAT(opt.sampler.min_p, 0, 1), "P", "none below P times the likeliest"},
+    {0, "repeat-penalty", FLOAT(opt.sampler.repeat_penalty, 0.1, 10), "R", "of the last 64 tokens"},
+    {'m', "mode", NAME(opt.mode, run_modes), "MODE",
+     "generate, chat or info; what measures is in ./measure"},
+    {0, "chat-format", NAME(opt.chat_format, chat_formats), "NAME", NULL},
+    {'y', "system", TEXT(opt.system), "TEXT", "chat: the system's text"},
+};
+static const Program run_program = {"run", run_modes, run_options, COUNT(run_options)};
+static const Program *program = &run_program;
+
+// The program's own options, then the shared ones; the option behind o, the first behind NULL.
+static const Option *next_option(const Option *o)
+{
+    if (!o) return program->options;
+    if (++o == program->options + program->n_options) return shared_options;
+    return o == shared_options + COUNT(shared_options) ? NULL : o;
+}
 static void print_help(void)
 {
-    printf("usage: run CHECKPOINT [options], with defaults in brackets\n");
-    for (const Option *o = option_table; o < option_table + COUNT(option_table); o++) {
+    printf("usage: %s CHECKPOINT [options], with defaults in brackets\n", prog);
+    for (const Option *o = NULL; (o = next_option(o));) {
         char left[64], letter[8] = "    ";
         if (o->letter) sprintf(letter, "-%c, ", o->letter);
         snprintf(left, sizeof left, "%s--%s %s", letter, o->name, o->arg);
@@ -4885,16 +4628,30 @@ static void print_help(void)
         printf("  %-30s %s\n", encodings[i].name, encodings[i].what);
 }
 
+static int parse_name(const char *option, const char *s, const Option *o)
+{
+    int i = find_name(o->names, strcmp(s, "pi") ? s : "linear"); // as [PI] says
+    if (i < 0)
+        die(EXIT_USAGE, option, "no such name (got '%.99s', want %s)", s,
+            o->help ? o->help : list_names(o->names));
+    return i;
+}
+
 static void set_option(const Option *o, const char *name, const char *value)
 {
-    if (o->to == &opt.rope.method && !strcmp(value, "pi")) value = "linear"; // as [PI] says
+    size_t field = o->kind == O_FIELD ? find_field(o->field) : 0;
+    const Field *f = &config_fields[field];
+    int is_float = o->kind == O_FIELD ? f->kind != 'i' : o->kind == O_FLOAT;
+    double lo = o->kind == O_FIELD ? f->lo : o->lo, hi = o->kind == O_FIELD ? f->hi : o->hi;
+    long double v = o->names.n ? parse_name(name, value, o) // holds any 64-bit integer, too
+                  : o->kind == O_TEXT || !*o->arg ? 1
+                  : is_float ? parse_float(name, value, lo, hi) : parse_int(name, value, lo, hi);
     switch (o->kind) {
-    case O_FLAG: *(int *)o->to = 1; break;
+    case O_INT: *(int *)o->to = (int)v; break;
+    case O_LONG: *(long long *)o->to = (long long)v; break;
+    case O_FLOAT: *(double *)o->to = (double)v; break;
     case O_TEXT: *(const char **)o->to = value; break;
-    case O_FLOAT: *(double *)o->to = parse_float(name, value, o->lo, o->hi); break;
-    case O_INT: *(int *)o->to = (int)parse_int(name, value, o->lo, o->hi); break;
-    case O_LONG: *(long long *)o->to = parse_int(name, value, o->lo, o->hi); break;
-    case O_NAME: *(int *)o->to = parse_name(name, value, o->names); break;
+    case O_FIELD: given[field].there = 1, given[field].value = (double)v;
     }
 }
 
@@ -4903,19 +4660,18 @@ static void parse_options(int argc, char **argv)
     for (int a = 1; a < argc; a++) {
         char *arg = argv[a], *value = !strncmp(arg, "--", 2) ? strchr(arg, '=') : NULL;
         if (arg[0] != '-' || !arg[1]) {
-            if (opt.checkpoint) die(EXIT_USAGE, arg, "a second checkpoint; see run -h");
+            if (opt.checkpoint) die(EXIT_USAGE, arg, "a second checkpoint; see %s -h", prog);
             opt.checkpoint = arg;
             continue;
         }
         if (value) *value++ = 0;
-        const Option *o = option_table, *end = o + COUNT(option_table);
-        for (; o < end; o++)
+        const Option *o = NULL;
+        while ((o = next_option(o)))
             if (arg[1] == '-' ? !strcmp(arg + 2, o->name) : arg[1] == o->letter && !arg[2]) break;
-        if (o == end) die(EXIT_USAGE, arg, "no such option; see run -h");
-        if (o->kind == O_FLAG && value) die(EXIT_USAGE, arg, "takes no value");
-        if (o->kind == O_FLAG) value = "";
-        else if (!value && !(value = argv[++a])) die(EXIT_USAGE, arg, "needs a value (%s)", o->arg);
-        given[o - option_table] = value;
+        if (!o) die(EXIT_USAGE, arg, "no such option; see %s -h", prog);
+        if (!*o->arg && value) die(EXIT_USAGE, arg, "takes no value");
+        if (*o->arg && !value && !(value = argv[++a]))
+            die(EXIT_USAGE, arg, "needs a value (%s)", o->arg);
         set_option(o, arg, value);
     }
 }
@@ -4966,7 +4722,9 @@ static void set_distance(RopeConfig *r)
 {
     const char *option = opt.leaky ? "--leaky-rerope" : "--self-extend";
     const char *pair = opt.leaky ? opt.leaky : opt.self_extend;
-    if (r->near) r->distance = DIST_REROPE;
+    if (!!opt.self_extend + !!opt.leaky + !!opt.rerope > 1)
+        die(EXIT_USAGE, "--self-extend, --rerope, --leaky-rerope", "only one of them can be used");
+    if (opt.rerope) r->distance = DIST_REROPE, r->near = opt.rerope;
     if (!pair) return;
     char *first = copy_string(pair), *second = strchr(first, ':');
     if (!second) die(EXIT_USAGE, option, "want two numbers with a colon between (got '%s')", pair);
@@ -4977,75 +4735,29 @@ static void set_distance(RopeConfig *r)
                        : (double)parse_int(option, first, 1, 1 << 28);
 }
 
-// Refuses what means nothing, together or for the model's encoding. user: the command line's.
-static void check_rope(const Config *c, const RopeConfig *user)
+// Lays what the command line says about positions over the model's: another method takes the
+// place of the model's factors, too, and a window that was taken away takes its sinks along.
+static void set_rope(Model *m)
 {
-    static const char distances[] = "--self-extend, --rerope, --leaky-rerope";
-    const RopeConfig *r = &c->rope;
-    RopeConfig full = *r;
-    rope_resolve(&full, c->train_ctx, c->train_ctx);
-    const char *name = encodings[c->encoding].name;
-    if (!r->method && user->factor > 0)
-        die(EXIT_USAGE, "--rope-factor", "needs --rope-scaling METHOD");
-    if (r->method == ROPE_LONGROPE && !(r->long_factors && r->short_factors))
-        die(EXIT_USAGE, "--rope-scaling longrope", "needs --long-factors and --short-factors");
-    if (!!opt.self_extend + !!opt.leaky + !!user->near > 1)
-        die(EXIT_USAGE, distances, "only one of them can be used");
-    if (r->sinks && !r->window) die(EXIT_USAGE, "--sinks", "needs --window");
-    if (r->sinks && r->distance)
-        die(EXIT_USAGE, "--sinks", "cannot be used with another distance method");
-    if ((user->beta_fast > 0 || user->beta_slow > 0) && full.beta_fast < full.beta_slow)
-        die(EXIT_USAGE, "--beta-fast", "below --beta-slow (got %g, %g)", full.beta_fast,
-            full.beta_slow);
-    if ((user->low_freq_factor > 0 || user->high_freq_factor > 0) &&
-        full.high_freq_factor < full.low_freq_factor)
-        die(EXIT_USAGE, "--high-freq-factor", "below --low-freq-factor (got %g, %g)",
-            full.high_freq_factor, full.low_freq_factor);
-    if (is_rotary(c)) return;
-    if (user->theta > 0 || user->attn_factor > 0)
-        die(EXIT_USAGE, "--rope-theta, --rope-attn-factor", "the model does not rotate (its "
-            "encoding is %s)", name);
-    if (r->distance && !encodings[c->encoding].bias)
-        die(EXIT_USAGE, distances, "the model knows no distances (its encoding is %s)", name);
-    if (r->method > ROPE_LINEAR || (r->method && !encodings[c->encoding].linear))
-        die(EXIT_USAGE, "--rope-scaling", "%s is not defined for the model's encoding (got %s)",
-            rope_methods[r->method].name, name);
-}
-
-// Lays the command line's position options over the checkpoint's, by setting them once more.
-static void set_rope(Config *c)
-{
-    RopeConfig user = opt.rope, *r = &opt.rope;
-    size_t pairs = c->head_dim / 2;
-    *r = c->rope;
-    if (user.method >= 0 && user.method != r->method) r->factor = r->attn_factor = 0; // the model's
-    for (size_t i = 0; i < COUNT(given); i++)
-        if (given[i]) set_option(&option_table[i], option_table[i].name, given[i]);
-    if (!r->window && !user.sinks) r->sinks = 0; // the model's, whose window was taken away
-    if (opt.long_factors) r->long_factors = read_factors(opt.long_factors, pairs);
-    if (opt.short_factors) r->short_factors = read_factors(opt.short_factors, pairs);
+    Config *c = &m->config;
+    RopeConfig *r = &c->rope;
+    for (size_t i = 0; i < COUNT(given); i++) {
+        const Field *f = &config_fields[i];
+        if (!given[i].there) continue;
+        if (f->to == offsetof(Config, rope.method) && given[i].value != r->method)
+            r->factor = r->attn_factor = 0;
+        set_field(m, f, f->name, given[i].value);
+    }
+    if (!r->window && !GIVEN(rope.sinks)) r->sinks = 0;
+    if (opt.long_factors) r->long_factors = read_factors(opt.long_factors, c->head_dim / 2);
+    if (opt.short_factors) r->short_factors = read_factors(opt.short_factors, c->head_dim / 2);
     set_distance(r);
-    c->rope = *r;
-    check_rope(c, &user);
-}
-
-// The lengths to test, "A,B,C", or from an eighth of the context up; returns the longest.
-static long long set_lengths(long long ctx)
-{
-    if (ctx < 32) die(EXIT_USAGE, "-c", "too short for a test (got %lld)", ctx);
-    if (!opt.lengths) {
-        for (long long n = ctx < 256 ? ctx : ctx / 8; n <= ctx; n *= 2)
-            opt.length[opt.n_lengths++] = n;
-        return ctx;
-    }
-    size_t longest = 0;
-    for (char *list = copy_string(opt.lengths); list;) {
-        if (opt.n_lengths == COUNT(opt.length)) die(EXIT_USAGE, "--lengths", "more than 32");
-        size_t n = parse_int("--lengths", strsep(&list, ","), 32, opt.ctx ? opt.ctx : 1 << 28);
-        opt.length[opt.n_lengths++] = n;
-        longest = max_size(longest, n);
-    }
-    return longest;
+    if (!r->method && GIVEN(rope.factor))
+        die(EXIT_USAGE, "--rope-factor", "needs --rope-scaling METHOD");
+    if (!is_rotary(c) && (GIVEN(rope.theta) || GIVEN(rope.attn_factor)))
+        die(EXIT_USAGE, "--rope-theta, --rope-attn-factor", "the model does not rotate (its "
+            "encoding is %s)", encodings[c->encoding].name);
+    check_rope(c, NULL);
 }
 
 // Which context the run uses: -c, else as trained; the longest length to be tested; or, where a
@@ -5054,8 +4766,9 @@ static long long choose_context(Config *c)
 {
     long long ctx = opt.ctx ? opt.ctx : c->train_ctx;
     int bounded = c->encoding == ENC_LEARNED && !opt.clamp_positions;
-    if (modes[opt.mode].kind & LENGTHS) ctx = set_lengths(ctx);
-    if (!(modes[opt.mode].kind & ENDLESS) || !c->rope.window || opt.ctx || bounded) return ctx;
+    const Mode *mode = &program->modes[opt.mode];
+    if (mode->context) ctx = mode->context(ctx);
+    if (!(mode->kind & ENDLESS) || !c->rope.window || opt.ctx || bounded) return ctx;
     rope_resolve(&c->rope, c->train_ctx, ctx); // the factor is that of the trained context
     return 1 << 28;
 }
@@ -5094,13 +4807,10 @@ static void load_parts(void *arg, size_t begin, size_t end)
 
 static void open_session(Session *s)
 {
-    int kind = modes[opt.mode].kind, runs = !(kind & NO_STATE);
-    const char *mode = modes[opt.mode].name;
-    if (opt.tsv && !(kind & TABLE)) die(EXIT_USAGE, "--tsv", "mode %s has no table", mode);
-    if (opt.lengths && !(kind & LENGTHS)) die(EXIT_USAGE, "--lengths", "not for mode %s", mode);
+    int runs = !(program->modes[opt.mode].kind & NO_STATE);
     model_load(&s->model, opt.checkpoint);
     Config *c = &s->model.config;
-    set_rope(c);
+    set_rope(&s->model);
     s->ctx = choose_context(c);
     if (runs) pool_start(opt.threads ? opt.threads : processors());
     size_t mapped = runs && s->model.size < available_memory() ? s->model.size : 0;
@@ -5111,28 +4821,35 @@ static void open_session(Session *s)
     size_t chunk = opt.chunk; // frequencies that always change need Angles for each of its tokens
     if (rope_methods[c->rope.method].changes == ALWAYS) chunk = min_size(chunk, TILE);
     state_init(&s->state, &s->model, s->ctx, chunk, opt.kv, opt.exact);
-    check_context(&s->state.config, s->ctx);
+    check_context(&s->state.attn.config, s->ctx);
     s->logits = xcalloc(c->vocab_size, 4);
     opt.sampler.rng = seed_random(opt.seed >= 0 ? opt.seed : (long long)time(NULL));
 }
 
-#ifndef TESTING
-int main(int argc, char **argv)
+// All that a program's main does; check: what must hold of its own options before a file is opened.
+static int run_main(const Program *p, void (*check)(void), int argc, char **argv)
 {
     // A closed stdin, stdout or stderr must not become some file that is opened later.
     for (int fd = 0; fd >= 0 && fd < 3;) fd = open("/dev/null", O_RDONLY);
     static Session s;
+    program = p;
+    prog = p->name;
     parse_options(argc, argv);
     if (opt.help) print_help();
-    else if (opt.version) puts("run 0.1");
+    else if (opt.version) printf("%s 0.1\n", prog);
     else {
-        if (!opt.checkpoint) die(EXIT_USAGE, "usage", "run CHECKPOINT [options]; see run -h");
+        if (!opt.checkpoint)
+            die(EXIT_USAGE, "usage", "%s CHECKPOINT [options]; see %s -h", prog, prog);
         if (opt.prompt && opt.file) die(EXIT_USAGE, "--file", "cannot be used with --prompt");
+        if (check) check();
         open_session(&s);
         catch_signals();
-        modes[opt.mode].run(&s);
+        p->modes[opt.mode].run(&s);
     }
     check_written(stdout, "stdout");
     return 0;
 }
+
+#ifndef TESTING
+int main(int argc, char **argv) { return run_main(&run_program, NULL, argc, argv); }
 #endif

@@ -1088,7 +1088,7 @@ typedef struct {
     float *qkv, *out, *lse; // (R, qkv), (R, dim), (R, n_heads)
     const float *d_out;     // (R, dim)
     float *d_qkv;           // (R, qkv)
-} Attention;
+} Attending;
 
 // One head of one sequence: row 0 of each, and its keys and values packed for the products.
 typedef struct {
@@ -1101,7 +1101,7 @@ typedef struct {
 
 // Scores of query i with q (hd), s[0..n), in place: scaled, with the relative bias (place 3), and
 // -inf for keys after i. n is a multiple of 16.
-static void finish_scores(float *s, const Attention *a, const Head *h, const float *q, size_t i,
+static void finish_scores(float *s, const Attending *a, const Head *h, const float *q, size_t i,
                           size_t n, float scale)
 {
     if (h->shaw) shaw_scores(s, q, h->shaw, i, head_size(a->shape));
@@ -1111,7 +1111,7 @@ static void finish_scores(float *s, const Attention *a, const Head *h, const flo
     for (size_t j = i + 1; j < n; j++) s[j] = -INFINITY;
 }
 
-static void attend_block(const Attention *a, const Head *h, size_t i0)
+static void attend_block(const Attending *a, const Head *h, size_t i0)
 {
     const Shape *s = a->shape;
     size_t hd = head_size(s), m = a->T - i0 < QUERIES ? a->T - i0 : QUERIES, n = i0 + m;
@@ -1139,7 +1139,7 @@ static void d_scores_row(float *d_p, const float *p, const float *d_o, const flo
         store(d_p + j, load(p + j) * (load(d_p + j) - along) * scale);
 }
 
-static void attend_backward_block(const Attention *a, const Head *h, size_t i0)
+static void attend_backward_block(const Attending *a, const Head *h, size_t i0)
 {
     const Shape *s = a->shape;
     size_t hd = head_size(s), T = a->T, m = T - i0 < QUERIES ? T - i0 : QUERIES, n = i0 + m;
@@ -1172,7 +1172,7 @@ static void attend_backward_block(const Attention *a, const Head *h, size_t i0)
 }
 
 // Where head number `head` of sequence t / n_kv_heads has its place-3 terms.
-static void set_head_places(const Attention *a, Head *h, size_t t, size_t head)
+static void set_head_places(const Attending *a, Head *h, size_t t, size_t head)
 {
     const Places *e = a->places;
     size_t size = a->T * e->pitch, heads = (size_t)a->shape->n_heads;
@@ -1189,7 +1189,7 @@ static void set_head_places(const Attention *a, Head *h, size_t t, size_t head)
 // NULL. d_qkv must be zero at first: the query heads of a group add into the same d_k and d_v.
 static void attention_task(void *arg, size_t begin, size_t end)
 {
-    const Attention *a = arg;
+    const Attending *a = arg;
     const Shape *s = a->shape;
     size_t hd = head_size(s), T = a->T, step = qkv_width(s), dim = (size_t)s->dim;
     size_t n_kv = (size_t)s->n_kv_heads, group = (size_t)s->n_heads / n_kv;
@@ -1324,7 +1324,7 @@ static void layer_forward(Net *n, int l, float *x_next, size_t R)
     norm_forward(a->norm1, a->rstd1, a->x, w->att_norm, R, s);
     linear(a->qkv, a->norm1, w->wqkv, R, dim, qkv_width(s), 0);
     rotate_heads(a->qkv, R, s, &n->places, 1); // place 2
-    Attention at = {s, &n->places, n->T, a->qkv, a->att, a->lse, NULL, NULL};
+    Attending at = {s, &n->places, n->T, a->qkv, a->att, a->lse, NULL, NULL};
     parallel_for(R / n->T * (size_t)s->n_kv_heads, 1, attention_task, &at);
     memcpy(a->mid, a->x, R * dim * sizeof(float));
     linear(a->mid, a->att, w->wo, R, dim, dim, 1);
@@ -1380,7 +1380,7 @@ static void layer_backward(Net *n, int l, size_t R)
 
     linear_backward(narrow, d->wo, d_x, a->att, w->wo, R, dim, dim);
     memset(wide, 0, R * qkv * sizeof(float));
-    Attention at = {s, &n->places, n->T, a->qkv, a->att, a->lse, narrow, wide};
+    Attending at = {s, &n->places, n->T, a->qkv, a->att, a->lse, narrow, wide};
     parallel_for(R / n->T * (size_t)s->n_kv_heads, 1, attention_task, &at);
     rotate_heads(wide, R, s, &n->places, -1);
     linear_backward(narrow, d->wqkv, wide, a->norm1, w->wqkv, R, dim, qkv);

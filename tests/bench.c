@@ -8,7 +8,7 @@
 // ask for divided by the time it took: all weights and the KV cache read once a token (decode), or
 // every multiplication done at peak, int8 or float as it is (prompt).
 #define TESTING
-#include "../run.c"
+#include "measure.c"
 
 typedef struct {
     double read, f32, int8; // bytes, float operations, int8 operations a second; 0: unknown
@@ -109,7 +109,7 @@ static int by_value(const void *a, const void *b)
 // The task's median seconds a token.
 static double measure_task(State *s, int prompt, size_t n)
 {
-    size_t vocab = (size_t)s->config.vocab_size, n_ids = n + DECODED;
+    size_t vocab = (size_t)s->attn.config.vocab_size, n_ids = n + DECODED;
     int *ids = xcalloc(n_ids, sizeof *ids);
     float *logits = xcalloc(vocab, 4);
     double *times = xcalloc((size_t)option.rounds, sizeof *times);
@@ -130,10 +130,10 @@ static double measure_task(State *s, int prompt, size_t n)
 // Seconds a token that the limits ask for. Operations count multiplications and additions.
 static double ideal_time(const State *s, int prompt, size_t n, const Limits *l)
 {
-    const Config *c = &s->config;
+    const Config *c = &s->attn.config;
     double dim = c->dim, kv_dim = (double)c->n_kv_heads * c->head_dim, layers = c->n_layers;
     if (!prompt) {
-        double kv = 2 * layers * kv_dim * (double)(s->cache.elem * n);
+        double kv = 2 * layers * kv_dim * (double)(s->attn.cache.elem * n);
         return ((double)s->model->weight_bytes + kv) / l->read;
     }
     double weights = 2 * layers * (2 * dim * dim + 2 * dim * kv_dim + 3 * dim * c->hidden_dim);
@@ -153,7 +153,7 @@ static void run_tasks(const char *path, char **tasks, int n_tasks, const Limits 
         most = max_size(most, (size_t)parse_int(tasks[i], tasks[i] + 1, 0, 1 << 20));
     }
     state_init(&s, &m, (int64_t)most + DECODED, 128, 0, 0);
-    memset(s.cache.tiles, 0x2c, s.cache.bytes); // small numbers, on pages of its own
+    memset(s.attn.cache.tiles, 0x2c, s.attn.cache.bytes); // small numbers, on pages of its own
     const char *name = strrchr(path, '/') ? strrchr(path, '/') + 1 : path;
     for (int i = 0; i < n_tasks; i++) {
         int prompt = *tasks[i] == 'p';

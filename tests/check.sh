@@ -3,6 +3,7 @@
 
 build=$1
 run=$build/run
+measure=$build/measure
 suite=$(basename "$0")
 tmp=$build/${suite%.sh}
 rm -rf "$tmp"
@@ -15,6 +16,15 @@ ok() { passed=$((passed + 1)); }
 bad() {
     failed=$((failed + 1))
     echo "$suite: $*"
+}
+
+# Sets $program to the one that has the mode which is among ARGS...: it is run.c's or measure's.
+choose_program() {
+    case " $* " in
+    *" -m perplexity "* | *" -m passkey "* | *" -m retrieval "* | *" -m rope "* | *" -m bench "*)
+        program=measure ;;
+    *) program=run ;;
+    esac
 }
 
 # The last line of a suite, and its exit status.

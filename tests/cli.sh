@@ -1,28 +1,30 @@
 #!/bin/sh
-# cli.sh BUILD: command-line tests of BUILD/run, on random checkpoints that BUILD/make_model
-# writes. Every case asserts the exit status; a refused one also says exactly one line on stderr,
-# which begins with "run: ", and nothing on stdout. Run in the repository's folder.
+# cli.sh BUILD: command-line tests of BUILD/run and BUILD/measure, on random checkpoints that
+# BUILD/make_model writes. Every case asserts the exit status; a refused one also says exactly one
+# line on stderr, which begins with the program's name, and nothing on stdout. Run in the
+# repository's folder.
 
 . tests/check.sh
 LC_ALL=C
 export LC_ALL
 
-for program in run make_model mutate; do
+for program in run measure make_model mutate; do
     [ -x "$build/$program" ] || { echo "cli.sh: no $build/$program"; exit 1; }
 done
 
-# refused STATUS NAME ARGS...: run ARGS must fail with that status, in one line.
+# refused STATUS NAME ARGS...: the program must fail with that status, in one line.
 refused() {
     want=$1
     name=$2
     shift 2
-    "$run" "$@" > "$tmp/out" 2> "$tmp/err" < /dev/null
+    choose_program "$@"
+    "$build/$program" "$@" > "$tmp/out" 2> "$tmp/err" < /dev/null
     got=$?
     lines=$(wc -l < "$tmp/err")
     if [ $got -ne "$want" ]; then bad "$name: exit status $got, want $want: $(head -c 200 "$tmp/err")"
     elif [ -s "$tmp/out" ]; then bad "$name: wrote to stdout: $(head -c 100 "$tmp/out")"
     elif [ "$lines" -ne 1 ]; then bad "$name: $lines lines on stderr: $(head -c 300 "$tmp/err")"
-    elif ! grep -q '^run: [^ ]' "$tmp/err"; then bad "$name: stderr: $(cat "$tmp/err")"
+    elif ! grep -q "^$program: [^ ]" "$tmp/err"; then bad "$name: stderr: $(cat "$tmp/err")"
     else ok; fi
 }
 
@@ -37,11 +39,12 @@ ended() {
     else bad "$1: exit status $2, want $3 and '$4': $(head -c 300 "$tmp/err")"; fi
 }
 
-# works NAME ARGS...: run ARGS must succeed, with its output in $tmp/out.
+# works NAME ARGS...: the program must succeed, with its output in $tmp/out.
 works() {
     name=$1
     shift
-    "$run" "$@" > "$tmp/out" 2> "$tmp/err" < "${input:-/dev/null}"
+    choose_program "$@"
+    "$build/$program" "$@" > "$tmp/out" 2> "$tmp/err" < "${input:-/dev/null}"
     got=$?
     if [ $got -eq 0 ]; then ok; else bad "$name: exit status $got: $(head -c 200 "$tmp/err")"; fi
 }
@@ -158,7 +161,9 @@ for kind in nan inf inf-k inf-v; do
                "-m perplexity -f $tmp/some -c 4 $table" "-m passkey --lengths 64 $table" \
                "-m retrieval --lengths 96 $table"; do
         # shellcheck disable=SC2086 # the words of $how are options
-        "$run" "$tmp/$kind.bin" $how --rope-scaling linear > "$tmp/out" 2> "$tmp/err" < /dev/null
+        choose_program $how
+        # shellcheck disable=SC2086
+        "$build/$program" "$tmp/$kind.bin" $how --rope-scaling linear > "$tmp/out" 2> "$tmp/err" < /dev/null
         ended "weight $kind, $how" $? 1 "not finite"
         if ls "$tmp"/nan.tsv* > "$tmp/out" 2>&1; then bad "$kind, $how: left a table"; else ok; fi
     done
@@ -231,6 +236,10 @@ usage --chunk 32769
 usage --kv f8
 usage -m nosuch
 says "got 'nosuch', want generate, chat" "no such mode"
+for mode in perplexity passkey retrieval rope bench; do # alone: with its name first it is measure's
+    refused 2 "run -m $mode" "$m" --mode=$mode
+    says "measures is in ./measure" "run -m $mode"
+done
 usage -m chat --chat-format nosuch
 says "want chatml, llama3" "no such chat format"
 usage --nosuch
@@ -271,7 +280,7 @@ usage -m passkey --trials 0
 usage -m perplexity
 usage -m perplexity -f tokenizer.bin --stride 0
 usage -m perplexity -f tokenizer.bin --stride 96
-usage -m generate --tsv "$tmp/none.tsv"
+usage -m bench --tsv "$tmp/none.tsv"
 usage -m perplexity -f tokenizer.bin --lengths 64
 echo "1 2 3" > "$tmp/list"
 refused 1 "too few factors" "$m" --rope-scaling longrope --long-factors "$tmp/list" \
@@ -296,8 +305,12 @@ for option in --help -h --version; do
     if [ -s "$tmp/out" ] && [ ! -s "$tmp/err" ]; then ok; else bad "$option: nothing on stdout"; fi
 done
 works "--help shows the methods" --help
-for word in --rope-scaling yarn longrope --window --self-extend perplexity passkey; do
+for word in --rope-scaling yarn longrope --window --self-extend ./measure; do
     if grep -q -e "$word" "$tmp/out"; then ok; else bad "--help: no $word"; fi
+done
+works "measure --help" --help -m rope --rope-scaling none
+for word in --rope-scaling yarn perplexity passkey --depths; do
+    if grep -q -e "$word" "$tmp/out"; then ok; else bad "measure --help: no $word"; fi
 done
 if "$run" --help > /dev/full 2> "$tmp/err"; then bad "--help > /dev/full: exit status 0"; else ok; fi
 if "$run" "$m" -n 5 > /dev/full 2> "$tmp/err"; then bad "/dev/full: exit status 0"; else ok; fi
@@ -536,9 +549,9 @@ wait_for() {
 
 endless="-i Hello --window 30 -n 0 -t 0"
 "$run" "$m" -n 5 >&- 2> "$tmp/err"
-ended "closed stdout" $? 1 "run: stdout: cannot write"
-"$run" "$m" -m perplexity -f "$tmp/prompt" -c 32 --tsv "$tmp/b.tsv" >&- 2> "$tmp/err"
-ended "closed stdout, with a table" $? 1 "run: stdout: cannot write"
+ended "closed stdout" $? 1 "stdout: cannot write"
+"$measure" "$m" -m perplexity -f "$tmp/prompt" -c 32 --tsv "$tmp/b.tsv" >&- 2> "$tmp/err"
+ended "closed stdout, with a table" $? 1 "stdout: cannot write"
 same "the table with closed stdout" "$tmp/a.tsv" "$tmp/b.tsv"
 "$run" "$m" -f - -n 5 -t 0 <&- > "$tmp/out" 2> "$tmp/err"
 ended "closed stdin" $? 0 "tok/s"
@@ -548,13 +561,13 @@ if "$run" "$m" -i "Once" -n 5 -t 0 2>&- > "$tmp/out"; then ok; else bad "closed 
     timeout 60 "$run" "$m" $endless 2> "$tmp/err"
     echo $? > "$tmp/status"
 } | head -c 1 > "$tmp/out"
-ended "broken pipe" "$(cat "$tmp/status")" 1 "run: stdout: cannot write"
+ended "broken pipe" "$(cat "$tmp/status")" 1 "stdout: cannot write"
 # shellcheck disable=SC2086
 timeout 60 "$run" "$m" $endless > /dev/full 2> "$tmp/err"
-ended "full disk, endless text" $? 1 "run: stdout: cannot write"
+ended "full disk, endless text" $? 1 "stdout: cannot write"
 refused 1 "full disk under a table" "$m" -m perplexity -f "$tmp/prompt" -c 32 --tsv /dev/full
 refused 1 "a table without a name" "$m" -m passkey --lengths 64 --tsv ""
-(ulimit -f 1 && exec "$run" "$m" -m perplexity -f "$tmp/some" -c 32 --tsv "$tmp/c.tsv") \
+(ulimit -f 1 && exec "$measure" "$m" -m perplexity -f "$tmp/some" -c 32 --tsv "$tmp/c.tsv") \
     > "$tmp/out" 2> "$tmp/err"
 ended "a table past the limit on files" $? 1 "c.tsv: cannot write"
 if ls "$tmp"/c.tsv* > "$tmp/out" 2>&1; then bad "the limit left $(cat "$tmp/out")"; else ok; fi
@@ -600,8 +613,8 @@ head -c 50000 "$tmp/long" > "$tmp/long2"
 works "a prompt of 50 thousand bytes, small window" "$m" -f "$tmp/long2" --window 30 --sinks 2 -n 5
 if (ulimit -v 500000 && "$run" --version) > "$tmp/out" 2>&1; then # not with sanitizers
     (ulimit -v 500000 && "$run" "$tmp/wide.bin" -c 100000) > "$tmp/out" 2> "$tmp/err"
-    ended "a KV cache past the limit" $? 1 "run: memory: cannot"
-    (ulimit -v 500000 && "$run" "$m" -j 2 -m passkey --lengths 96 --trials 1 -f "$tmp/long") \
+    ended "a KV cache past the limit" $? 1 ": memory: cannot"
+    (ulimit -v 500000 && "$measure" "$m" -j 2 -m passkey --lengths 96 --trials 1 -f "$tmp/long") \
         > "$tmp/out" 2> "$tmp/err"
     got=$?
     if [ $got -eq 0 ]; then ok; else bad "a filler of one long sentence: $(cat "$tmp/err")"; fi
@@ -609,10 +622,10 @@ if (ulimit -v 500000 && "$run" --version) > "$tmp/out" 2>&1; then # not with san
     for kb in 8000 9000 10000 11000 12000 13000 14000 15000; do # more memory, step by step
         (ulimit -v $kb && "$run" --version) > "$tmp/out" 2>&1 || continue # an emulator's needs
         (ulimit -v $kb &&
-         exec "$run" "$m" -j 1 -m passkey --lengths 64 --trials 1 --depths 1 -f "$tmp/cats") \
+         exec "$measure" "$m" -j 1 -m passkey --lengths 64 --trials 1 --depths 1 -f "$tmp/cats") \
             > "$tmp/out" 2> "$tmp/err"
         got=$?
-        if [ $got -eq 0 ] || grep -q "^run: memory: cannot" "$tmp/err"; then ok
+        if [ $got -eq 0 ] || grep -q ": memory: cannot" "$tmp/err"; then ok
         else bad "a text in $kb kB: exit status $got"; fi
     done
 fi
@@ -675,7 +688,9 @@ for how in "INT 0" "INT INT INT INT 130" "TERM 143" "HUP 129"; do
         case $mode in bench) what="-c 200000" ;; passkey | retrieval) what="--lengths 50000" ;; esac
         case $mode in perplexity | passkey | retrieval) what="$what --tsv $tmp/all-$mode.tsv" ;; esac
         # shellcheck disable=SC2086 # the words of $what are options
-        "$run" "$m" -m $mode $what -j 2 --chunk $chunk --rope-scaling linear \
+        choose_program -m $mode x
+        # shellcheck disable=SC2086
+        "$build/$program" "$m" -m $mode $what -j 2 --chunk $chunk --rope-scaling linear \
             > "$tmp/all-$mode" 2> "$tmp/err-$mode" &
         set -- "$@" $!
     done
@@ -707,7 +722,7 @@ for how in "INT 0" "INT INT INT INT 130" "TERM 143" "HUP 129"; do
 done
 if command -v script > /dev/null; then # a terminal, where Ctrl-C clears the line of progress
     { sleep 2; printf '\003'; sleep 1; } |
-        script -qc "$run $m -m perplexity -f $tmp/long2 -c 60000 -j 1" /dev/null > "$tmp/out" 2>&1
+        script -qc "$measure $m -m perplexity -f $tmp/long2 -c 60000 -j 1" /dev/null > "$tmp/out" 2>&1
     tr '\r' '\n' < "$tmp/out" | sed -n '/left^C$/{n;p;}' > "$tmp/err" # what comes next
     if [ ! -s "$tmp/err" ] || grep -q '^.\[K     from' "$tmp/err"; then ok # none: too slow here
     else bad "Ctrl-C at a terminal: $(tail -c 300 "$tmp/out")"; fi

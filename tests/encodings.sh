@@ -27,7 +27,7 @@ model() {
 losses() {
     name=$1 out=$2
     shift 2
-    "$run" "$tmp/$name.bin" -z tokenizer.bin -m perplexity --windows 1 -f "$tmp/text" --tsv "$out" \
+    "$measure" "$tmp/$name.bin" -z tokenizer.bin -m perplexity --windows 1 -f "$tmp/text" --tsv "$out" \
         "$@" > "$tmp/out" 2> "$tmp/err"
 }
 
@@ -61,7 +61,8 @@ same() {
 refused() {
     name=$1 words=$2
     shift 2
-    "$run" "$tmp/$name.bin" -z tokenizer.bin -i x "$@" > "$tmp/out" 2> "$tmp/err"
+    choose_program "$@"
+    "$build/$program" "$tmp/$name.bin" -z tokenizer.bin -i x "$@" > "$tmp/out" 2> "$tmp/err"
     status=$?
     if [ $status -eq 2 ] && [ ! -s "$tmp/out" ] && [ "$(wc -l < "$tmp/err")" -eq 1 ] &&
         grep -q -- "$words" "$tmp/err"; then ok

@@ -79,7 +79,7 @@ static FILE *open_input(void) { return fmemopen((void *)(uintptr_t)input, input_
 #define mmap tracked_mmap
 #define fopen(path, how) (strncmp(path, "/proc/m", 7) && strncmp(path, "/sys/fs/", 8) \
                           ? open_input() : fopen(path, how))
-#include "../run.c"
+#include "measure.c"
 #undef exit
 #undef aligned_alloc
 #undef realloc
@@ -129,7 +129,7 @@ static void run_model(const Model *m, uint64_t bits, int64_t ctx)
     size_t most = bits >> 20 & 15 ? 8 << 20 : 256 << 20;
     if (cache.bytes > most || cache.n_slots * (size_t)c->head_dim > 1 << 20) return;
     state_init(&s, m, ctx, chunk, f32, exact);
-    if (bits >> 6 & 1) measure_entropy(&s);
+    if (bits >> 6 & 1) s.attn.entropy_sum = xcalloc(s.chunk, sizeof *s.attn.entropy_sum);
     float *logits = xcalloc(vocab, 4);
     size_t step = 0;
     for (size_t at = 0; at < n; at += step) {
@@ -314,24 +314,29 @@ static const TestModel *model_of_kind(int kind)
     tracking = 0;
     models[kind] = make_model((Shape){.version = 101, .dim = 16, .hidden = 16, .layers = 1,
         .heads = 2, .kv_heads = 1, .vocab = 8, .ctx = 64, .encoding = encoding, .rows = 64,
-        .max_distance = 100, .scaling = !own ? ROPE_NONE : rotates ? ROPE_LONGROPE : ROPE_LINEAR,
+        .max_distance = 100, .scaling = !own ? ROPE_NONE : rotates ? ROPE_LONGROPE
+                                                     : encodings[encoding].linear,
         .factor = 2 * own, .window = 20 * own, .sinks = 3 * own, .logn = own});
     tracking = 1;
     return &models[kind];
 }
 
-// A command line, one word a line, on the kind of model that the first byte names.
+// A command line, one word a line, of measure if the first byte's highest bit is set, else of run,
+// on the kind of model that the other bits name.
 static void use_options(const uint8_t *data, size_t size)
 {
     static const char factors[] = "1 1.5, 2 4";
     static __typeof__(opt) defaults;
+    static __typeof__(ask) asked_by_default;
     static int started;
-    if (!started) defaults = opt;
+    if (!started) defaults = opt, asked_by_default = ask;
     started = 1;
     opt = defaults;
+    ask = asked_by_default;
     memset(given, 0, sizeof given);
     if (!size) return;
-    const TestModel *file = model_of_kind(data[0] % N_KINDS);
+    program = data[0] & 128 ? &measure_program : &run_program;
+    const TestModel *file = model_of_kind((data[0] & 127) % N_KINDS);
     int argc = 1;
     char *argv[40] = {"run"}, *words = xrealloc(NULL, size, 1);
     memcpy(words, data + 1, size - 1);
@@ -340,10 +345,11 @@ static void use_options(const uint8_t *data, size_t size)
     input_size = sizeof factors - 1;
     for (char *w = words; w && argc < 39;) argv[argc++] = strsep(&w, "\n");
     parse_options(argc, argv);
+    if (program == &measure_program) check_measure();
     load_input(load_checkpoint, file->file, file->size, 0);
-    set_rope(&model.config);
+    set_rope(&model);
     int64_t ctx = choose_context(&model.config);
-    MUST(ctx >= 1 && ctx <= 1 << 28 && opt.n_lengths <= 32);
+    MUST(ctx >= 1 && ctx <= 1 << 28 && ask.n_lengths <= 32);
     Config c = model.config;
     rope_resolve(&c.rope, c.train_ctx, ctx);
     check_context(&c, ctx);
@@ -497,8 +503,8 @@ static void give_seeds(Give give)
 {
     static const char *const lines[] = {
         "\0-n\n5\n-t\n0.5\n--rope-scaling=yarn\n-c\n200", "\0--self-extend\n4:16\n--logn\n-c\n300",
-        "\0--window\n20\n--sinks\n3\nm.bin", "\0--rerope\n16\n-m\npasskey\n--lengths\n40,50",
-        "\0--leaky-rerope\n16:4.5\n-m\nperplexity\n--stride\n9", "\3--clamp-positions\n-c\n90",
+        "\0--window\n20\n--sinks\n3\nm.bin", "\200--rerope\n16\n-m\npasskey\n--lengths\n40,50",
+        "\200--leaky-rerope\n16:4.5\n-m\nperplexity\n--stride\n9", "\3--clamp-positions\n-c\n90",
         "\0--rope-scaling\nlongrope\n--long-factors\nx\n--short-factors\ny\n--rope-orig-ctx\n30",
         "\0--rope-scaling\ndynamic\n--rope-factor\n1.5\n-c\n100\n--rope-theta\n500",
         "\0--rope-scaling\nllama3\n--low-freq-factor\n2\n--beta-fast\n8\n-c\n99",
@@ -523,23 +529,36 @@ static void give_seeds(Give give)
 
 // Each option by itself, with values at the ends of its range, within and past it, for RoPE, for
 // RoPE with a scaling of its own, and for another kind of model: not all of them are good.
-static void give_options(Give give)
+static void give_program_options(Give give)
 {
     static const char *const texts[] = {"x", "4:16", "16:4.5", "40,50"};
-    for (const Option *o = option_table; o < option_table + COUNT(option_table); o++) {
-        const double numbers[] = {o->lo, fmax(o->lo, 2), o->hi, 2 * o->hi};
-        size_t n_values = o->kind == O_NAME ? o->names.n : o->kind == O_FLAG ? 1 : 4;
+    size_t count = 0, measures = program == &measure_program ? 128 : 0;
+    for (const Option *o = NULL; (o = next_option(o)); count++) {
+        const Field *f = o->kind == O_FIELD ? &config_fields[find_field(o->field)] : NULL;
+        int is_float = f ? f->kind != 'i' : o->kind == O_FLOAT, is_flag = !*o->arg;
+        double lo = f ? f->lo : o->lo, hi = f ? f->hi : o->hi;
+        const double numbers[] = {lo, fmax(lo, 2), hi, 2 * hi};
+        size_t n_values = o->names.n ? o->names.n : is_flag ? 1 : 4;
         for (size_t i = 0; i < 3 * n_values; i++) {
-            size_t k = i / 3, other = (size_t)(o - option_table) + k;
-            char number[32], name[64], line[96] = {(char)(i % 3 * N_ENCODINGS)};
-            if (i % 3 == 2) line[0] = (char)(other % N_KINDS);
-            snprintf(number, sizeof number, o->kind == O_FLOAT ? "%.9g" : "%.0f", numbers[k % 4]);
-            snprintf(name, sizeof name, "o-%s-%zu", o->name, i);
+            size_t k = i / 3, other = count + k;
+            char number[32], name[64], line[96] = {(char)(i % 3 * N_ENCODINGS + measures)};
+            if (i % 3 == 2) line[0] = (char)(other % N_KINDS + measures);
+            snprintf(number, sizeof number, is_float ? "%.9g" : "%.0f", numbers[k % 4]);
+            snprintf(name, sizeof name, "%c-%s-%zu", measures ? 'm' : 'o', o->name, i);
             int n = snprintf(line + 1, sizeof line - 1, "-c\n90\n--%s%s%s", o->name,
-                             o->kind == O_FLAG ? "" : "\n",
-                             o->kind == O_FLAG ? "" : o->kind == O_NAME ? row_name(o->names, k)
+                             is_flag ? "" : "\n",
+                             is_flag ? "" : o->names.n ? row_name(o->names, k)
                              : o->kind == O_TEXT ? texts[k] : number);
             give(find_target("options"), name, (const uint8_t *)line, 1 + (size_t)n);
         }
+    }
+}
+
+static void give_options(Give give)
+{
+    const Program *const programs[] = {&run_program, &measure_program};
+    for (size_t i = 0; i < COUNT(programs); i++) {
+        program = programs[i];
+        give_program_options(give);
     }
 }

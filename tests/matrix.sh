@@ -49,7 +49,7 @@ tests() {
 wrap() { # FOLDER RUNNER...
     at=$1
     shift
-    for name in run make_model make_gguf mutate; do
+    for name in run measure make_model make_gguf mutate; do
         mv "$at/$name" "$at/$name.real"
         printf '#!/bin/sh\nexec %s "%s" "$@"\n' "$*" "$at/$name.real" > "$at/$name"
         chmod +x "$at/$name"
@@ -61,7 +61,7 @@ some() {
     cell=$1 at=build/matrix/$1 cc=$2 flags=$3 runner=$4
     shift 4
     rm -rf "$at"
-    programs="$at/run $at/make_model $at/make_gguf $at/mutate"
+    programs="$at/run $at/measure $at/make_model $at/make_gguf $at/mutate"
     for t; do programs="$programs $at/$t"; done
     # shellcheck disable=SC2086 # a list of words
     make -j2 $programs CC="$cc" CFLAGS="$flags" BUILD="$at" > "$at.log" 2>&1 || {
@@ -84,7 +84,7 @@ portable() {
     at=build/matrix/portable
     mkdir -p $at
     make -j2 portable BUILD=$at RUN=$at/run > $at.log 2>&1 || { result $at.log 1; return; }
-    make -j2 $at/make_model $at/mutate BUILD=$at >> $at.log 2>&1
+    make -j2 $at/measure $at/make_model $at/mutate BUILD=$at >> $at.log 2>&1
     for level in v2 v3 v4; do
         RUN_KERNELS=$level sh tests/cli.sh $at >> $at.log 2>&1 || { result $at.log 1; return; }
     done

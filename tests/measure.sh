@@ -6,6 +6,6 @@ table=$1 model=$2 mode=$3
 shift 3
 [ -s "$table.tsv" ] && exit
 start=$(date +%s)
-./run "$model" ${TOKENIZER:+-z "$TOKENIZER"} -m "$mode" "$@" --tsv "$table.tsv" \
+./measure "$model" ${TOKENIZER:+-z "$TOKENIZER"} -m "$mode" "$@" --tsv "$table.tsv" \
     > "$table.txt" 2> "$table.log" || { cat "$table.log" >&2; exit 1; }
 echo "$table.tsv: $(($(date +%s) - start)) s"

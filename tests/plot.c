@@ -1,4 +1,4 @@
-// plot.c: draws what run's instruments measured, as SVG for light and dark pages.
+// plot.c: draws what ./measure measured, as SVG for light and dark pages.
 //
 //   plot loss  OUT.svg 512      TITLE label=perplexity.tsv ...   loss against position
 //   plot gain  OUT.svg 512      TITLE label=perplexity.tsv ...   loss above that of the first file
@@ -7,7 +7,7 @@
 //   plot means OUT.svg 512      TITLE label=means.tsv ...        loss against length of the text
 //
 // 512 is the trained context, 4096 the length asked for. A title may have a second line, which is
-// set smaller. The files are those that run --tsv writes; means: columns tokens and loss. The
+// set smaller. The files are those that measure --tsv writes; means: columns tokens and loss. The
 // numbers behind a picture go to stdout as a table. OUT.svg appears when it is complete, or not
 // at all.
 //

@@ -9,7 +9,7 @@
 oracle() {
     name=$1 model=$2 text=$3 tokenizer=$4
     shift 4
-    if ! "$run" "$model" -z "$tokenizer" -m perplexity --windows 1 -f "$text" --exact --tsv "$tmp/run.tsv" "$@" \
+    if ! "$measure" "$model" -z "$tokenizer" -m perplexity --windows 1 -f "$text" --exact --tsv "$tmp/run.tsv" "$@" \
         > "$tmp/out" 2> "$tmp/err"; then
         bad "$name: run: $(tail -n 1 "$tmp/err")"
     elif "$build/oracle" "$model" "$tmp/run.tsv" "$@" > "$tmp/out" 2>&1; then ok

@@ -14,8 +14,8 @@
 # interpolated; for rope with the other methods as well. Encodings with a table of positions end
 # with it; "clamped" repeats its last row.
 #
-# Numbers go to models/figures/survey.tsv, pictures beside it, the README's tables to stdout, what
-# the instruments wrote to BUILD/survey. Models that are not there are skipped.
+# Numbers go to models/figures/survey.tsv, pictures beside it, the tables of models/ENCODINGS.md to
+# stdout, what the instruments wrote to BUILD/survey. Models that are not there are skipped.
 #
 # Text: tests/heldout.txt, see figures.sh. From the environment: MODELS and FIGURES (folders),
 # TOKENIZER, WINDOWS (of 4096 tokens; as much text at other lengths), SLIDES (likewise), TRIALS (in
@@ -61,7 +61,7 @@ takes() { # name option...
     file=$(model "$1")
     shift
     set -- "$file" ${TOKENIZER:+-z "$TOKENIZER"} -i x -n 1 "$@"
-    ./run "$@" > /dev/null 2> "$raw/refusal" && return
+    ./measure "$@" > /dev/null 2> "$raw/refusal" && return
     [ $? -eq 2 ] && return 1
     cat "$raw/refusal" >&2
     exit 1
@@ -223,7 +223,7 @@ draw() { # kind picture view method title
     echo "$picture"
 }
 
-# The README's tables, in Markdown.
+# The tables of models/ENCODINGS.md, in Markdown.
 print_tables() {
     echo "$encodings" | awk -F ' *[|] *' -v OFS=' | ' -v rows="$figures/survey.tsv" \
         -v models="$models" '

@@ -1,4 +1,4 @@
-// test_attention.c: the whole model, sections 7 to 12 of run.c: the loader's view of every version,
+// test_attention.c: the whole model, sections 3 to 10 of run.c: the loader's view of every version,
 // attention against its definition in double, and the promise that the bits depend neither on how
 // a prompt is cut nor on the number of threads.
 #define TESTING
@@ -17,9 +17,12 @@ static int visible(const RopeConfig *r, int i, int j)
 static double distance(const RopeConfig *r, int i, int j)
 {
     int W = r->near, G = (int)r->far;
-    if (r->window && r->sinks && r->distance == DIST_FULL && i - j >= r->window)
+    if (r->window && r->sinks && r->distance <= DIST_SINKS && i - j >= r->window)
         return (i < r->sinks + r->window - 1 ? i : r->sinks + r->window - 1) - j;
-    if (r->distance == DIST_FULL || i - j < W) return i - j;
+    if (r->distance == DIST_DUAL_CHUNK && i / G != j / G)
+        return fmin(i / G - j / G == 1 ? i % G + G : 2 * G - 1, G + W) - j % G;
+    if (r->distance <= DIST_SINKS || r->distance == DIST_DUAL_CHUNK || i - j < W) return i - j;
+    if (r->distance == DIST_STRING) return i - j - W + G;
     if (r->distance == DIST_REROPE) return W;
     if (r->distance == DIST_LEAKY) return W + (i - j - W) / r->far;
     return i / G - j / G + W - W / G;
@@ -60,12 +63,15 @@ static double *normed(const double *x, const float *weight, int n, int dim)
     return y;
 }
 
-// Frequencies for length n; their values are test_position.c's business.
+// Frequencies for length n; their values are test_position.c's business. Pairs past the fraction
+// and past the dimensions that turn stand still.
 static void frequencies(const Config *c, double n, double *freq)
 {
+    int d = c->n_rot ? c->n_rot : c->head_dim, last = d / 2;
+    if (c->rope.fraction > 0) last = (int)floor(c->rope.fraction * d / 2);
     for (int m = 0; m < c->head_dim / 2; m++)
-        freq[m] = c->encoding == ENC_NOPE ? 0
-                : rope_methods[c->rope.method].frequency(&c->rope, c->head_dim, m, n);
+        freq[m] = c->encoding == ENC_NOPE || m >= last ? 0
+                : rope_methods[c->rope.method].frequency(&c->rope, d, m, n);
 }
 
 // softmax(scores) v for query i of one head. q, k, v: the head's part of row 0; strides: of rows.
@@ -75,12 +81,15 @@ static void naive_query(const Config *c, int i, const double *q, const double *k
     const RopeConfig *r = &c->rope;
     int d = c->head_dim;
     double freq[256], *p = xcalloc((size_t)i + 1, sizeof *p), most = -INFINITY, sum = 0;
-    double a = attention_factor(r), scale = a * a / sqrt(d);
+    double a = attention_factor(r), scale = 1 / sqrt(d);
     if (r->logn) scale *= fmax(1, log(i + 1.0) / log(r->orig_ctx));
+    if (r->temp > 0) scale *= 1 + r->temp * log(1 + floor((i + 1.0) / r->temp_ctx));
     frequencies(c, i + 1, freq);
-    for (int j = 0; j <= i; j++) {
+    for (int j = 0, turn = c->n_rot ? c->n_rot : d; j <= i; j++) {
         if (!visible(r, i, j)) continue;
-        p[j] = scale * rotated_product(q, k + j * stride, freq, d, distance(r, i, j));
+        p[j] = a * a * rotated_product(q, k + j * stride, freq, turn, distance(r, i, j));
+        for (int e = turn; e < d; e++) p[j] += q[e] * k[j * stride + e];
+        p[j] *= scale;
         most = fmax(most, p[j]);
     }
     for (int j = 0; j <= i; j++) sum += p[j] = visible(r, i, j) ? exp(p[j] - most) : 0;
@@ -172,6 +181,21 @@ static const struct {
     {"longrope, window, log-n", {.method = ROPE_LONGROPE, .factor = 4, .window = 200, .logn = 1,
                                  .short_factors = test_short, .long_factors = test_long}},
     {"leaky, window", {.distance = DIST_LEAKY, .near = 50, .far = 3, .window = 130}},
+    {"string", {.distance = DIST_STRING, .near = 90, .far = 20}},
+    {"string, yarn, log-n", {.method = ROPE_YARN, .factor = 2, .distance = DIST_STRING, .near = 50,
+                             .far = 17, .logn = 1}},
+    {"dual-chunk of tiles", {.distance = DIST_DUAL_CHUNK, .near = 20, .far = 128}},
+    {"dual-chunk", {.distance = DIST_DUAL_CHUNK, .near = 20, .far = 100}},
+    {"dual-chunk, short", {.distance = DIST_DUAL_CHUNK, .near = 9, .far = 27}},
+    {"dual-chunk, yarn, log-n", {.method = ROPE_YARN, .factor = 2, .distance = DIST_DUAL_CHUNK,
+                                 .near = 16, .far = 96, .logn = 1}},
+    {"dual-chunk, dynamic", {.method = ROPE_DYNAMIC, .distance = DIST_DUAL_CHUNK, .near = 16,
+                             .far = 150}},
+    {"dual-chunk, window", {.distance = DIST_DUAL_CHUNK, .near = 16, .far = 75, .window = 200}},
+    {"attention temperature", {.temp = 0.3, .temp_ctx = 100}},
+    {"a fraction", {.fraction = 0.6}},
+    {"a fraction, yarn, self-extend", {.method = ROPE_YARN, .factor = 2, .fraction = 0.3,
+                                       .distance = DIST_SELF_EXTEND, .near = 65, .far = 7}},
 };
 enum { N_METHODS = sizeof methods / sizeof *methods };
 
@@ -200,7 +224,7 @@ static void check_naive(const TestModel *t, const Model *m, int n, Feeding f, do
     State s; // for the config with everything resolved
     int *tokens = random_tokens((size_t)n, t->shape.vocab, n);
     state_init(&s, m, f.ctx ? f.ctx : n, 1, 1, 1);
-    double *want = naive_states(t, &s.config, tokens, n);
+    double *want = naive_states(t, &s.attn.config, tokens, n);
     float *got = final_states(m, tokens, (size_t)n, f);
     CHECK_NEAR(worst_difference(got, want, (size_t)(n * t->shape.dim)), 0, tolerance);
     free(tokens), free(want), free(got);
@@ -216,6 +240,11 @@ static void test_methods_naive(void)
         set_method(&m, k);
         check_naive(&t, &m, 530, (Feeding){.chunk = 128, .step = 128, .exact = 1}, 1e-4);
         note_failures(before, "method %s", methods[k].name);
+        m.config.n_rot = 10; // of 16
+        before = n_failed;
+        check_naive(&t, &m, 300, (Feeding){.chunk = 37, .step = 37, .exact = 1}, 1e-4);
+        note_failures(before, "method %s, partial", methods[k].name);
+        m.config.n_rot = 0;
     }
     free_test_model(&t);
 }
@@ -443,6 +472,11 @@ static void test_identities(void)
                "self-extend, W above the text");
     check_same((RopeConfig){.distance = DIST_REROPE, .near = 600}, none, 600, f, one,
                "rerope, W above the text");
+    check_same((RopeConfig){.distance = DIST_STRING, .near = 600, .far = 9}, none, 600, f, f,
+               "string, S above the text");
+    check_same((RopeConfig){.distance = DIST_DUAL_CHUNK, .near = 9, .far = 600}, none, 600, f, one,
+               "dual-chunk, C above the text");
+    check_same((RopeConfig){.fraction = 1}, none, 600, f, f, "all pairs turn");
     check_same((RopeConfig){.method = ROPE_DYNAMIC, .orig_ctx = 600, .factor = 4}, none, 600, f, f,
                "dynamic up to L");
     check_same((RopeConfig){.logn = 1, .orig_ctx = 600}, none, 600, f, f, "log-n up to L");
@@ -467,8 +501,8 @@ static void test_ring(void)
         m.config.rope = all[k];
         state_init(&ring, &m, 1000, 7, 0, 0);
         state_init(&full, &m, 1000, 1000, 0, 0);
-        CHECK(ring.cache.n_slots < 8);
-        CHECK_INT(full.cache.n_slots, 16);
+        CHECK(ring.attn.cache.n_slots < 8);
+        CHECK_INT(full.attn.cache.n_slots, 16);
         free_test_model(&t);
         check_same(all[k], all[k], 1000, (Feeding){.chunk = 7, .step = 7},
                    (Feeding){.chunk = 1000, .step = 7}, "ring against full cache");
@@ -526,11 +560,11 @@ static void test_entropy(void)
     memset(t.file + at, 0, zeros); // wq, in version 1 with one layer
     open_model(&m, &t);
     state_init(&s, &m, 600, 600, 1, 1);
-    measure_entropy(&s);
+    s.attn.entropy_sum = xcalloc(s.chunk, sizeof *s.attn.entropy_sum);
     int *tokens = random_tokens(600, small.vocab, 2), bad = 0;
     forward(&s, tokens, 600, 0);
     for (int i = 0; i < 600; i++)
-        bad += !(fabs(s.entropy_sum[i] / small.heads - log(i + 1)) < 1e-4);
+        bad += !(fabs(s.attn.entropy_sum[i] / small.heads - log(i + 1)) < 1e-4);
     CHECK_INT(bad, 0);
     free(tokens);
     free_test_model(&t);
@@ -541,13 +575,13 @@ static void test_entropy(void)
 static void test_large_scores(void)
 {
     static const float best[] = {-3e38f, -1e31f, 0, 1e31f, 3e38f, -INFINITY};
-    RopeConfig r = {0};
     for (int k = 0; k < 6; k++) {
         float score[TILE], o[LANES] = {0};
         RowSums sums = EMPTY;
         for (int i = 0; i < TILE; i++) score[i] = i == 3 ? best[k] : i < 10 ? -3.2e38f : 1e38f;
         if (k == 5) for (int i = 0; i < TILE; i++) score[i] = -INFINITY;
-        mask_row(&r, 9, 0, score, NULL);
+        Positions p = {.rope = {0}};
+        gather_scores(&(Rows){.p = &p, .group = 1, .first = 9}, 0, 0, score, NULL);
         softmax_step(score, o, &sums, LANES, 1);
         CHECK(sums.m == fmaxf(best[k], EMPTY.m) && sums.l == (k < 5) && o[0] == 0);
         if (k == 5) continue;

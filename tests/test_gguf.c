@@ -3,7 +3,7 @@
 // formats against their definitions; hostile files, each in a process of its own. With GGUF_MODELS
 // set to a folder that has SmolLM2-135M-Instruct.Q4_1.gguf and gemma-3-270m-q4_k_m.gguf, those too.
 #define TESTING
-#include "../run.c"
+#include "measure.c"
 #include "check.h"
 #include "gguf.h"
 #include <sys/wait.h>
@@ -151,8 +151,8 @@ static void test_local_window(void)
         open_spec(&s, &models[3].spec);
         s.model.config.rope.window = windows[i][0];
         state_init(&s.state, &s.model, 512, 16, 0, 0);
-        CHECK_INT(s.state.plans[0].rope.window, windows[i][1]); // of global layers
-        CHECK_INT(s.state.plans[1].rope.window, windows[i][2]); // of local ones
+        CHECK_INT(s.state.attn.positions[0].rope.window, windows[i][1]); // of global layers
+        CHECK_INT(s.state.attn.positions[1].rope.window, windows[i][2]); // of local ones
     }
 }
 
@@ -163,7 +163,7 @@ static Config gemma_config(uint32_t n_layers)
     uint8_t *file = build_gguf(&models[3].spec, 1, &size);
     memcpy(find_bytes(file, size, "gemma3.block_count") + 4, &n_layers, 4);
     Model m = {.path = "gemma3", .map = file, .size = size, .arch = "gemma3"};
-    Gguf g = {.m = &m, .at = 4 + 4 + 8 + 8, .tensors = &(GgufEntry){0}};
+    ModelFile g = {.m = &m, .at = 4 + 4 + 8 + 8, .tensors = &(FileItem){0}};
     g.keys = gguf_list(&g, n_gguf_keys, gguf_key);
     gguf_vocab(&g, &m.vocab);
     gguf_config(&g, &archs[FIND_NAME(archs, "gemma3")]);
@@ -437,7 +437,7 @@ static void test_bad_fields(void)
     check_refused("blk.0.attn_q.weight", 24, big - 31, 8); // offset
     check_refused("blk.0.attn_q.weight", 24, 1 << 30, 8);
     check_refused("blk.0.attn_q.weight", 24, 2, 8);
-    check_refused("blk.0.attn_norm.weight", 12, 1, 4); // a norm in f16
+    check_refused("blk.0.attn_norm.weight", 12, 8, 4); // a norm in q8_0
     check_refused("blk.0.attn_q", 0, '_', 1); // a tensor that no llama has
     check_refused("blk.1.attn_", (size_t)-7, '0', 1); // twice the same name
     check_refused("general.no", (size_t)-1, 'a' | 'm' << 8, 2); // no: general.name, twice

@@ -1,6 +1,6 @@
 // test_kernels.c: numbers, kernels, threads and linear algebra (sections 1 to 6 of run.c).
 #define TESTING
-#include "../run.c"
+#include "measure.c"
 #include "check.h"
 
 // ---- Half precision ----------------------------------------------------------------------------

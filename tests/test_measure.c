@@ -1,4 +1,4 @@
-// test_measure.c: sections 15 and 16 of run.c: the tokens of a turn, what the tasks ask and where
+// test_measure.c: section 14 of run.c, and measure.c: the tokens of a turn, what the tasks ask and where
 // their facts stand, which answers are right, and what the modes perplexity and passkey print. The
 // vocabulary and the models are made here; texts and tables are read back and computed anew.
 #define TESTING
@@ -6,7 +6,7 @@
 #include <stdio.h>
 static FILE *printed; // what run.c prints
 #define printf(...) fprintf(printed, __VA_ARGS__)
-#include "../run.c"
+#include "measure.c"
 #undef printf
 #include "check.h"
 #include "model.h"
@@ -350,7 +350,7 @@ static char *output_of(void (*run)(Session *s), Session *s, FILE *table)
     char *text;
     size_t len;
     sprintf(path, "/proc/self/fd/%d", fileno(table));
-    opt.tsv = path;
+    ask.tsv = path;
     printed = open_memstream(&text, &len);
     run(s);
     fclose(printed);
@@ -390,8 +390,8 @@ static void test_grid(void)
     char want[100], said[16];
     int bad = 0, last[64];
     open_counter(&s);
-    opt.length[0] = 60, opt.length[1] = 150, opt.length[2] = 250;
-    opt.n_lengths = 3, opt.depths = 2, opt.trials = 5;
+    ask.length[0] = 60, ask.length[1] = 150, ask.length[2] = 250;
+    ask.n_lengths = 3, ask.depths = 2, ask.trials = 5;
     free(run_trials(&s, "00000", t));
     strcpy(said, t[7].answer); // at length 150, depth 1
     char *text = run_trials(&s, said, t);
@@ -525,7 +525,7 @@ static void check_perplexity(TestModel *t, const Case *c)
     s.tokenizer = make_vocabulary(c->add_bos, c->add_bos);
     s.text = text;
     s.len = strlen(text);
-    opt.stride = c->stride, opt.windows = c->windows, opt.entropy = c->entropy;
+    ask.stride = c->stride, ask.windows = c->windows, ask.entropy = c->entropy;
     FILE *table = tmpfile();
     char *out = output_of(run_perplexity, &s, table);
     int n = naive_rows(&s, c, ids, skip + (int)naive_ids(text, s.len, 0, ids + skip), rows);

@@ -1,4 +1,4 @@
-// test_position.c: how position enters, sections 9 and 10 of run.c: frequencies, attention factors,
+// test_position.c: how position enters, sections 4 and 5 of run.c: frequencies, attention factors,
 // distances, rotation.
 #define TESTING
 #include "../run.c"
@@ -181,37 +181,75 @@ static void test_defaults(void)
 
 // ---- Distance ----------------------------------------------------------------------------------
 
-// A(i) - B(j) is the distance of each method's definition.
-static void test_distances(void)
+// The distance at which query i sees key j: that of the map whose run the key lies in.
+static double seen_distance(const RopeConfig *r, int64_t i, int64_t j)
 {
-    RopeConfig sinks = {.window = 20, .sinks = 4, .near = 20};
-    RopeConfig self = {.distance = DIST_SELF_EXTEND, .near = 30, .far = 7};
-    RopeConfig rerope = {.distance = DIST_REROPE, .near = 30};
-    RopeConfig leaky = {.distance = DIST_LEAKY, .near = 30, .far = 2.5};
-    double worst = 0;
-    for (int64_t i = 0; i < 300; i++)
-        for (int64_t j = 0; j <= i; j++) {
-            double D = map_distance(&sinks, 1, i, j);
-            if (j < 4 && i - j >= 20) worst = fmax(worst, fabs(D - (double)((i < 23 ? i : 23) - j)));
-            if (i - j < 30) continue;
-            D = map_distance(&self, 1, i, j);
-            worst = fmax(worst, fabs(D - (double)(i / 7 - j / 7 + 30 - 30 / 7)));
-            worst = fmax(worst, fabs(map_distance(&rerope, 1, i, j) - 30));
-            D = map_distance(&leaky, 1, i, j);
-            worst = fmax(worst, fabs(D - (30 + (double)(i - j - 30) / 2.5)));
-        }
-    CHECK_NEAR(worst, 0, 1e-9);
-    CHECK(has_far_map(&sinks) && has_far_map(&self) && has_far_map(&rerope) && has_far_map(&leaky));
-    CHECK(!has_far_map(&(RopeConfig){.window = 20, .near = 20}));
+    int map = 0;
+    while (j < first_key(r, map, i)) map++;
+    return map_distance(r, map, i, j);
 }
 
-static void test_logn(void)
+// The definitions, for i - j >= near where that has a meaning.
+static double defined_distance(const RopeConfig *r, int64_t i, int64_t j)
+{
+    double W = r->near, far = r->far, n = (double)(i - j);
+    int64_t C = (int64_t)r->far, of_i = i / (C ? C : 1), of_j = j / (C ? C : 1);
+    switch (r->distance) {
+    case DIST_SINKS: return n < W ? n : fmin((double)i, r->sinks + W - 1) - (double)j;
+    case DIST_SELF_EXTEND: return n < W ? n : (double)(i / C - j / C) + W - floor(W / far);
+    case DIST_REROPE: return fmin(n, W);
+    case DIST_LEAKY: return n < W ? n : W + (n - W) / far;
+    case DIST_STRING: return n < W ? n : n - W + far;
+    case DIST_DUAL_CHUNK:
+        if (of_i == of_j) return n;
+        if (of_i == of_j + 1) return fmin((double)(i % C + C), (double)C + W) - (double)(j % C);
+        return fmin(2.0 * (double)C - 1, (double)C + W) - (double)(j % C);
+    default: return n;
+    }
+}
+
+static void test_distances(void)
+{
+    const RopeConfig cases[] = {
+        {.distance = DIST_FULL}, {.distance = DIST_SINKS, .window = 20, .sinks = 4, .near = 20},
+        {.distance = DIST_SELF_EXTEND, .near = 30, .far = 7}, {.distance = DIST_REROPE, .near = 30},
+        {.distance = DIST_LEAKY, .near = 30, .far = 2.5},
+        {.distance = DIST_STRING, .near = 30, .far = 8},
+        {.distance = DIST_DUAL_CHUNK, .near = 11, .far = 37},
+        {.distance = DIST_DUAL_CHUNK, .near = 64, .far = 64},
+    };
+    for (size_t k = 0; k < COUNT(cases); k++) {
+        const RopeConfig *r = &cases[k];
+        double worst = 0;
+        int before = n_failed;
+        for (int64_t i = 0; i < 300; i++)
+            for (int64_t j = 0; j <= i; j++) {
+                if (r->distance == DIST_SINKS && j >= 4 && i - j >= 20) continue; // not seen
+                worst = fmax(worst, fabs(seen_distance(r, i, j) - defined_distance(r, i, j)));
+            }
+        CHECK_NEAR(worst, 0, 1e-9);
+        note_failures(before, "distance %d, %d:%g", r->distance, r->near, r->far);
+    }
+    RopeConfig window = {.window = 20}, sinks = {.window = 20, .sinks = 4};
+    rope_resolve(&window, 64, 64);
+    rope_resolve(&sinks, 64, 64);
+    CHECK_INT(n_maps(&window), 1);
+    CHECK_INT(n_maps(&sinks), 2);
+}
+
+static void test_query_scale(void)
 {
     RopeConfig r = {.logn = 1, .orig_ctx = 512};
-    CHECK(logn_scale(&r, 0) == 1 && logn_scale(&r, 511) == 1);
-    CHECK_NEAR(logn_scale(&r, 512), 1.000312779511895, 1e-12); // ln 513 / ln 512
-    CHECK_NEAR(logn_scale(&r, 4095), 1.3333333333, 1e-9); // 12 ln 2 / 9 ln 2
-    CHECK(logn_scale(&(RopeConfig){.orig_ctx = 512}, 4095) == 1);
+    CHECK(query_scale(&r, 0) == 1 && query_scale(&r, 511) == 1);
+    CHECK_NEAR(query_scale(&r, 512), 1.000312779511895, 1e-12); // ln 513 / ln 512
+    CHECK_NEAR(query_scale(&r, 4095), 1.3333333333, 1e-9); // 12 ln 2 / 9 ln 2
+    CHECK(query_scale(&(RopeConfig){.orig_ctx = 512}, 4095) == 1);
+    RopeConfig temp = {.temp = 0.1, .temp_ctx = 8192};
+    CHECK(query_scale(&temp, 8190) == 1);
+    CHECK_NEAR(query_scale(&temp, 8191), 1.0693147180559945, 1e-12); // 1 + ln 2 / 10
+    CHECK_NEAR(query_scale(&temp, 99999), 1.2564949357461537, 1e-12); // 1 + ln 13 / 10
+    temp.logn = 1, temp.orig_ctx = 512; // both: their product
+    CHECK_NEAR(query_scale(&temp, 8191), 1.0693147180559945 * 13 / 9, 1e-12);
 }
 
 // ---- Rotation ----------------------------------------------------------------------------------
@@ -224,7 +262,7 @@ static void turn(const float *x, double position, float *out)
     float phases[D];
     double freq[PAIRS];
     for (int m = 0; m < PAIRS; m++) freq[m] = frequency(10000, D, m);
-    fill_phases(freq, PAIRS, position, 1, phases);
+    fill_phases(freq, NULL, PAIRS, position, 1, phases);
     rotate(x, 0, phases, 1, PAIRS, out);
 }
 
@@ -251,7 +289,7 @@ static void test_rotation(void)
     float phases[D], back[D];
     double freq[PAIRS];
     for (int m = 0; m < PAIRS; m++) freq[m] = frequency(10000, D, m);
-    fill_phases(freq, PAIRS, 123, 1, phases);
+    fill_phases(freq, NULL, PAIRS, 123, 1, phases);
     turn(q, 123, a);
     rotate(a, 0, phases, -1, PAIRS, back); // and back
     for (int m = 0; m < D; m++) CHECK_NEAR(back[m], q[m], 1e-6);
@@ -294,7 +332,7 @@ int main(void)
     test_finite();
     test_defaults();
     test_distances();
-    test_logn();
+    test_query_scale();
     test_rotation();
     test_translation();
     return report("test_position");

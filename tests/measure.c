@@ -1,0 +1,571 @@
+// measure.c: instruments for text longer than the trained context.
+//
+// Perplexity by position shows where a method breaks; passkey shows whether a far fact can be
+// fetched at all; retrieval asks for one fact among several and for a chain of them, since passkey
+// saturates early. The rope table shows what a method does to each pair, bench what the machine
+// does. Ctrl-C keeps what was measured. The engine is run.c, which this program includes.
+#ifndef TESTING
+#define TESTING // leaves run.c's main out
+#define MEASURE
+#endif
+#include "../run.c"
+
+// What the command line says; the table of options is at the end.
+static struct {
+    const char *lengths, *tsv;
+    int windows, stride, depths, trials, entropy;
+    size_t length[32], n_lengths; // of --lengths
+} ask = {.depths = 5, .trials = 5};
+
+// --- tables --------------------------------------------------------------------------------------
+
+static FILE *tsv; // the table that --tsv asks for, or /dev/null
+
+// A table must not take the place of what is being read.
+static void check_inputs(const char *table)
+{
+    const char *inputs[] = {opt.checkpoint, opt.file, opt.tokenizer};
+    struct stat a, b;
+    if (stat(table, &a) || !S_ISREG(a.st_mode)) return;
+    for (size_t i = 0; i < COUNT(inputs); i++)
+        if (inputs[i] && !stat(inputs[i], &b) && a.st_ino == b.st_ino && a.st_dev == b.st_dev)
+            die(EXIT_USAGE, "--tsv", "would replace %s", inputs[i]);
+}
+
+// It is written beside its place, under a name of its own, and moved there when complete, unless
+// the place is a device, a pipe or a link.
+static void tsv_open(const char *header)
+{
+    struct stat st;
+    const char *path = ask.tsv ? ask.tsv : "/dev/null";
+    int there = !lstat(path, &st), fd;
+    check_inputs(path);
+    if (*path && (!there || (S_ISREG(st.st_mode) && !access(path, W_OK)))) {
+        char *name = xcalloc(strlen(path) + 32, 1);
+        sprintf(name, "%s.%ld.tmp", path, (long)getpid());
+        fd = open(name, O_WRONLY | O_CREAT | O_EXCL, there ? st.st_mode & 0777 : 0666);
+        if (fd >= 0) unfinished = name;
+    } else fd = open(path, O_WRONLY | O_CREAT | O_TRUNC, 0666);
+    tsv = fd < 0 ? NULL : fdopen(fd, "w");
+    if (!tsv) die(EXIT_DATA, path, "cannot write (%s)", strerror(errno));
+    fprintf(tsv, "%s\n", header);
+}
+
+static void tsv_close(void)
+{
+    check_written(tsv, ask.tsv);
+    if (fclose(tsv) || (unfinished && rename(unfinished, ask.tsv)))
+        die(EXIT_DATA, ask.tsv, "cannot write (%s)", strerror(errno));
+    unfinished = NULL;
+}
+
+// The end of a row: a bar that is `full` long at share 1.
+static void print_bar(double share, int full)
+{
+    int n = (int)fmin(fmax(share, 0) * full + 0.5, full);
+    printf("  %.*s\n", n, "########################################");
+}
+
+// --- perplexity ----------------------------------------------------------------------------------
+
+enum { LOGIT_ROWS = 32, BUCKETS = 16 };
+
+// -ln softmax(logits[n])[target], in nats; NaN if any logit is infinite or NaN.
+static double cross_entropy(const float *logits, size_t n, int target)
+{
+    float max = logits[0];
+    for (size_t i = 1; i < n; i++) max = logits[i] > max ? logits[i] : max;
+    double sum = 0;
+    for (size_t i = 0; i < n; i += LANES) {
+        size_t left = min_size(LANES, n - i);
+        vf x = vload_part(logits + i, left), v = vexp(x - vset(max)) + vset(0) * x;
+        for (size_t l = 0; l < left; l++) sum += v[l];
+    }
+    return log(sum) + max - logits[target];
+}
+
+// Sums over n predictions, or over n windows' means.
+typedef struct {
+    double n, nll, squares, bytes, entropy;
+} Sums;
+
+static void add_loss(Sums *s, double nll, double bytes, double entropy)
+{
+    s->n++;
+    s->nll += nll;
+    s->squares += nll * nll;
+    s->bytes += bytes;
+    s->entropy += entropy;
+}
+
+typedef struct {
+    size_t n, from;             // of a window, predictions from..n-1 count
+    size_t fed;                 // tokens so far
+    size_t n_buckets, n_windows;
+    Sums bucket[BUCKETS], all, windows;
+    double start;
+    size_t vocab;               // rows at hand:
+    float *logits;              // [LOGIT_ROWS][vocab]
+    const int *target;          // the tokens that they predict
+    double nll[LOGIT_ROWS];
+} Perplexity;
+
+static void loss_rows(void *arg, size_t begin, size_t end)
+{
+    Perplexity *p = arg;
+    for (size_t t = begin; t < end; t++)
+        p->nll[t] = cross_entropy(p->logits + t * p->vocab, p->vocab, p->target[t]);
+}
+
+// Adds the loss of ids[i + 1]; row: where the chunk at hand has token i.
+static void add_prediction(const Session *s, Perplexity *p, const int *ids, size_t i, size_t row,
+                           double nll)
+{
+    const Config *c = &s->model.config;
+    size_t len, b = ((i - p->from + 1) * p->n_buckets - 1) / (p->n - p->from);
+    double entropy = ask.entropy ? s->state.attn.entropy_sum[row] / c->n_layers / c->n_heads : 0;
+    if (!isfinite(nll)) die(EXIT_DATA, s->model.path, "its loss is not finite at position %zu", i);
+    int prev = i || !p->windows.n ? ids[i] : -1; // a later window's first space is the text's own
+    tokenizer_decode(&s->tokenizer, prev, ids[i + 1], &len);
+    add_loss(&p->bucket[b], nll, len, entropy);
+    add_loss(&p->all, nll, len, entropy);
+    fprintf(tsv, "%.0f\t%zu\t%d\t%.7f", p->windows.n, i, ids[i + 1], nll);
+    if (ask.entropy) fprintf(tsv, "\t%.7f", entropy);
+    fprintf(tsv, "\n");
+}
+
+// Runs ids[n + 1] from an empty cache; each is predicted from those before it.
+static void score_window(Session *s, Perplexity *p, const int *ids)
+{
+    double before = p->all.nll;
+    size_t at = 0;
+    for (size_t step; at < p->n && !interrupted; at += step) {
+        step = min_size(p->n - at, s->state.chunk);
+        forward(&s->state, ids + at, step, at);
+        for (size_t t = at < p->from ? p->from - at : 0; t < step; t += LOGIT_ROWS) {
+            size_t rows = min_size(LOGIT_ROWS, step - t);
+            p->target = ids + at + t + 1;
+            classify(&s->state, t, rows, p->logits);
+            parallel_for(rows, ceil_div(MIN_SHARE, p->vocab), loss_rows, p);
+            for (size_t r = 0; r < rows; r++)
+                add_prediction(s, p, ids, at + t + r, t + r, p->nll[r]);
+        }
+        check_written(tsv, ask.tsv); // not when all is measured
+        p->fed += step;
+        size_t total = p->n_windows * p->n;
+        progress("tokens", p->start, interrupted ? total : p->fed, total);
+    }
+    if (at == p->n) add_loss(&p->windows, (p->all.nll - before) / (p->n - p->from), 0, 0);
+}
+
+static double bits_per_byte(const Sums *s) { return s->bytes ? s->nll / s->bytes / M_LN2 : 0; }
+
+static void print_perplexity(const Perplexity *p)
+{
+    size_t n = p->n - p->from, many = p->windows.n > 1;
+    double top = 0, took = seconds() - p->start, windows = fmax(1, p->windows.n);
+    for (size_t b = 0; b < p->n_buckets; b++) top = fmax(top, p->bucket[b].nll / p->bucket[b].n);
+    printf("     from        to     loss  perplexity bits/byte%s\n",
+           ask.entropy ? "  entropy" : "");
+    for (size_t b = 0; b < p->n_buckets && p->bucket[b].n > 0; b++) {
+        const Sums *s = &p->bucket[b];
+        double loss = s->nll / s->n;
+        printf("%9zu %9zu %8.4f %11.2f %9.4f", p->from + b * n / p->n_buckets,
+               p->from + (b + 1) * n / p->n_buckets - 1, loss, exp(loss), bits_per_byte(s));
+        if (ask.entropy) printf(" %8.3f", s->entropy / s->n);
+        print_bar(loss / top, 30);
+    }
+    const Sums *e = many ? &p->windows : &p->all;
+    double loss = p->all.nll / p->all.n, mean = e->nll / e->n;
+    double variance = e->n > 1 ? (e->squares / e->n - mean * mean) / (e->n - 1) : 0;
+    printf("loss %.4f +- %.4f (standard error over %s), perplexity %.3f, bits/byte %.4f\n", loss,
+           sqrt(fmax(0, variance)), many ? "windows" : "the tokens of one window", exp(loss),
+           bits_per_byte(&p->all));
+    printf("%.0f windows, %.0f predictions, %.1f s, %.1f tok/s\n", windows, p->all.n, took,
+           p->fed / took);
+}
+
+// Windows of as many tokens as the context has, each with its own BOS and an empty cache, side by
+// side; or, with a stride, sliding by it, the last `stride` predictions of each counting.
+static void run_perplexity(Session *s)
+{
+    size_t n_ids, stride = ask.stride;
+    if (!s->text) die(EXIT_USAGE, "--mode perplexity", "needs a text: -f FILE");
+    int *ids = encode_text(&s->tokenizer, s->text, NULL, s->len, &n_ids);
+    size_t n = min_size(s->ctx, n_ids), step = stride ? stride : n - 1;
+    if (n < 2) die(EXIT_DATA, "text", "nothing to predict (got %zu tokens, want 2)", n);
+    if (stride >= n) die(EXIT_USAGE, "--stride", "want less than the window of %zu tokens", n);
+    Attention *attn = &s->state.attn;
+    if (ask.entropy) attn->entropy_sum = xcalloc(s->state.chunk, sizeof *attn->entropy_sum);
+    Perplexity p = {.n = n - 1, .from = n - 1 - step, .start = seconds(),
+                    .n_buckets = min_size(BUCKETS, step), .n_windows = 1 + (n_ids - n) / step,
+                    .vocab = s->model.config.vocab_size};
+    if (ask.windows) p.n_windows = min_size(p.n_windows, ask.windows);
+    p.logits = xcalloc(LOGIT_ROWS * p.vocab, 4);
+    tsv_open(ask.entropy ? "window\tposition\ttoken\tnll\tentropy"
+                         : "window\tposition\ttoken\tnll");
+    for (size_t w = 0; w < p.n_windows && !interrupted; w++) {
+        int *window = ids + w * step; // its first token is in no later one
+        if (s->tokenizer.add_bos) *window = s->tokenizer.bos;
+        score_window(s, &p, window);
+    }
+    tsv_close();
+    if (p.all.n > 0) print_perplexity(&p);
+}
+
+// --- passkey and retrieval -----------------------------------------------------------------------
+// A fact, or several, somewhere in a long filler text, and a question at the end; the answer is
+// decoded greedily and must begin with exactly the right digits.
+
+typedef struct {
+    int n_facts, answer;
+    char fact[4][96], question[64], lead[64]; // lead: how the reply begins
+    double at[4];                             // where in the filler the facts are, 0 to 1, in order
+} Task;
+
+__attribute__((format(printf, 3, 4))) static void add_fact(Task *t, double at, const char *fmt, ...)
+{
+    va_list ap;
+    va_start(ap, fmt);
+    int i = t->n_facts++;
+    for (; i > 0 && t->at[i - 1] > at; i--) {
+        t->at[i] = t->at[i - 1];
+        strcpy(t->fact[i], t->fact[i - 1]);
+    }
+    t->at[i] = at;
+    vsnprintf(t->fact[i], sizeof t->fact[i], fmt, ap);
+    va_end(ap);
+}
+
+static int random_below(uint64_t *rng, int n) { return (int)(random_unit(rng) * (float)n); }
+
+// A passkey, stated twice. [PI] 3.4, after Mohtashami and Jaggi 2023
+static void make_passkey(Task *t, double depth, uint64_t *rng)
+{
+    int key = t->answer = 10000 + random_below(rng, 90000);
+    add_fact(t, depth, "The pass key is %d. Remember it. %d is the pass key.", key, key);
+    sprintf(t->question, "What is the pass key?");
+    sprintf(t->lead, "The pass key is");
+}
+
+// Four keys with names (RULER's multi-key). The one at `depth` is asked for.
+static void make_multikey(Task *t, double depth, uint64_t *rng)
+{
+    static const char *const names[] = {"Anna", "Ben", "Clara", "David", "Emma", "Frank", "Grace",
+                                        "Henry"};
+    int first = random_below(rng, 8);
+    for (int i = 0; i < 4; i++) {
+        int number = 1000 + random_below(rng, 9000);
+        if (!i) t->answer = number;
+        add_fact(t, i ? random_unit(rng) : depth, "The magic number for %s is %d.",
+                 names[(first + 3 * i) % 8], number);
+    }
+    sprintf(t->question, "What is the magic number for %s?", names[first]);
+    sprintf(t->lead, "The magic number for %s is", names[first]);
+}
+
+// A chain of two assignments to follow, which begins at `depth`, and another one that leads astray
+// (RULER's variable tracking).
+static void make_tracking(Task *t, double depth, uint64_t *rng)
+{
+    int a = random_below(rng, 26), number = t->answer = 1000 + random_below(rng, 9000);
+    int b = (a + 1 + random_below(rng, 8)) % 26, c = (a + 9 + random_below(rng, 8)) % 26;
+    int d = (a + 17 + random_below(rng, 8)) % 26;
+    double later = depth + (1 - depth) * random_unit(rng), other = random_unit(rng);
+    add_fact(t, depth, "The box %c holds %d.", 'A' + a, number);
+    add_fact(t, later, "The box %c holds what the box %c holds.", 'A' + b, 'A' + a);
+    add_fact(t, other, "The box %c holds %d.", 'A' + c, 1000 + random_below(rng, 9000));
+    add_fact(t, other + (1 - other) * random_unit(rng), "The box %c holds what the box %c holds.",
+             'A' + d, 'A' + c);
+    sprintf(t->question, "What does the box %c hold?", 'A' + b);
+    sprintf(t->lead, "The box %c holds", 'A' + b);
+}
+
+static const struct {
+    const char *name;
+    void (*make)(Task *t, double depth, uint64_t *rng);
+} task_kinds[] = {
+    {"passkey", make_passkey}, {"multi-key", make_multikey}, {"variable tracking", make_tracking},
+};
+
+// What all cells of a grid have in common.
+typedef struct {
+    Session *s;
+    int kind;                 // of the tasks
+    const ChatFormat *format; // of the model, or NULL
+    char **filler;            // sentences [n_filler], repeated as often as needed
+    size_t n_filler;
+} Grid;
+
+// The filler's sentences, cut out of `text`; they end before a blank or with the line.
+static void split_sentences(Grid *g, char *text)
+{
+    for (char *s = text; *(s += strspn(s, " \t\r\n"));) {
+        g->filler = xrealloc(g->filler, g->n_filler + 1, sizeof *g->filler);
+        g->filler[g->n_filler++] = s;
+        while (*s && *s != '\n' && !(s[0] == ' ' && strchr(".!?", s[-1]))) s++;
+        if (*s) *s++ = 0;
+    }
+    if (!g->n_filler) die(EXIT_DATA, "filler", "no sentences in it");
+}
+
+// The ids of the task's text with n sentences of filler, from sentence `first` on: as a user's turn
+// and the beginning of the reply if the model has a turn format, as one text otherwise.
+static int *encode_task(const Grid *g, const Task *t, size_t first, size_t n, size_t *n_ids)
+{
+    char *text;
+    size_t len;
+    FILE *out = open_memstream(&text, &len);
+    if (!out) die(EXIT_DATA, "memory", "cannot begin a text (%s)", strerror(errno));
+    for (size_t i = 0, fact = 0; i <= n; i++) {
+        for (; fact < (size_t)t->n_facts && t->at[fact] * n <= i; fact++)
+            fprintf(out, "%s ", t->fact[fact]);
+        if (i < n) fprintf(out, "%s ", g->filler[(first + i) % g->n_filler]);
+    }
+    fputs(t->question, out);
+    if (!g->format) fprintf(out, " %s", t->lead);
+    if (fclose(out)) die(EXIT_DATA, "memory", "cannot write a text (%s)", strerror(errno));
+    int *ids;
+    if (g->format) {
+        ids = encode_turn(g->s, g->format, NULL, text, n_ids);
+        ids = xrealloc(ids, *n_ids + 2 * sizeof t->lead, sizeof *ids);
+        *n_ids += tokenizer_encode(&g->s->tokenizer, t->lead, NULL, strlen(t->lead), ids + *n_ids);
+    } else ids = encode_text(&g->s->tokenizer, text, NULL, len, n_ids);
+    free(text);
+    return ids;
+}
+
+// The ids of the longest such text that fits into `room` tokens; NULL if none does.
+static int *fit_task(const Grid *g, const Task *t, size_t first, size_t room, size_t *n_ids)
+{
+    size_t n = 0, more = 1;
+    for (int fits = 1; more && n <= room; more = fits ? 2 * more : more / 2) {
+        free(encode_task(g, t, first, n + more, n_ids)); // n sentences fit, if any do
+        if (*n_ids <= room) n += more;
+        else fits = 0;
+    }
+    int *ids = encode_task(g, t, first, n, n_ids);
+    if (*n_ids <= room) return ids;
+    free(ids);
+    return NULL;
+}
+
+// Decodes greedily as long as the text goes along with the answer; 1 if it is all there and no
+// other digit follows.
+static int answers(Session *s, const int *ids, size_t n, const char *answer, char got[32])
+{
+    size_t used = 0, want = strlen(answer), len;
+    feed(s, ids, n);
+    while (used <= want && !interrupted && s->pos < s->ctx) {
+        int id = argmax(s->logits, s->model.config.vocab_size);
+        const char *text = tokenizer_decode(&s->tokenizer, last_token(s), id, &len);
+        for (size_t i = 0; i < len && used < 31; i++)
+            if (used || text[i] != ' ') got[used++] = isspace((uint8_t)text[i]) ? ' ' : text[i];
+        if (is_stop(&s->tokenizer, id)) break;
+        feed(s, &id, 1);
+    }
+    got[used] = 0;
+    return !strncmp(got, answer, want) && !isdigit((unsigned char)got[want]);
+}
+
+// Where the fact is in column d, 0 to 1.
+static double grid_depth(int d) { return ask.depths > 1 ? (double)d / (ask.depths - 1) : 0.5; }
+
+// One cell of the grid: the share of right answers at one length and depth; -1: interrupted, or
+// the length has no room for the task.
+static double run_cell(const Grid *g, size_t l, int d)
+{
+    uint64_t seed = opt.seed >= 0 ? opt.seed : 1;
+    int right = 0;
+    for (int trial = 0; trial < ask.trials; trial++) {
+        uint64_t rng = seed_random(seed + (l * 64 + d) * 1024 + trial);
+        for (int i = 0; i < 4; i++) next_random(&rng);
+        Task task = {0};
+        char got[32], answer[16];
+        size_t n;
+        task_kinds[g->kind].make(&task, grid_depth(d), &rng);
+        sprintf(answer, "%d", task.answer);
+        g->s->pos = 0;
+        size_t first = random_below(&rng, (int)min_size(g->n_filler, 1 << 20));
+        int *ids = fit_task(g, &task, first, ask.length[l] - 8, &n); // 8 tokens for the answer
+        if (!ids) return -1;
+        int ok = answers(g->s, ids, n, answer, got);
+        free(ids);
+        if (interrupted) return -1;
+        right += ok;
+        fprintf(tsv, "%s\t%zu\t%.3f\t%d\t%zu\t%d\t%s\t%s\n", task_kinds[g->kind].name,
+                ask.length[l], grid_depth(d), trial, n, ok, answer, got);
+    }
+    return (double)right / ask.trials;
+}
+
+static void run_grid(const Grid *g)
+{
+    static const char *const shades[] = {"  ", "\u2591\u2591", "\u2592\u2592", "\u2593\u2593",
+                                         "\u2588\u2588"};
+    double total = 0, cells = 0;
+    printf("%s: %% right over %d trials, by depth of the fact (0: at the beginning)\n%9s",
+           task_kinds[g->kind].name, ask.trials, "tokens");
+    for (int d = 0; d < ask.depths; d++) printf(" %6.0f%%", 100 * grid_depth(d));
+    printf("     all\n");
+    for (size_t l = 0; l < ask.n_lengths && !interrupted; l++) {
+        double right = 0, done = 0;
+        printf("%9zu", ask.length[l]); // seen when the row is complete: progress uses the line
+        for (int d = 0; d < ask.depths; d++) {
+            double share = interrupted ? -1 : run_cell(g, l, d);
+            if (share < 0) printf("%8s", "-");
+            else printf(" %s %4.0f", shades[lround(share * 4)], 100 * share);
+            if (share >= 0) right += share, done++;
+        }
+        if (done > 0) printf(" %7.0f", 100 * right / done);
+        printf("\n");
+        check_written(stdout, "stdout");
+        check_written(tsv, ask.tsv);
+        total += right;
+        cells += done;
+    }
+    if (cells > 0) printf("all cells: %.1f%%\n", 100 * total / cells);
+}
+
+// Tasks of kinds first..last, each over the whole grid. The filler is the user's text, if any.
+static void run_grids(Session *s, int first, int last)
+{
+    static const char classic[] = "The grass is green. The sky is blue. The sun is yellow. "
+                                  "Here we go. There and back again.";
+    const Vocab *v = &s->model.vocab;
+    Grid g = {.s = s, .kind = first, .format = v->chat.n ? find_chat_format(v) : NULL};
+    if (s->text) check_string("filler", s->text, s->len);
+    split_sentences(&g, copy_string(s->text ? s->text : classic));
+    tsv_open("task\tlength\tdepth\ttrial\ttokens\tright\tanswer\tgot");
+    for (; g.kind <= last && !interrupted; g.kind++) run_grid(&g);
+    tsv_close();
+}
+
+static void run_passkey(Session *s) { run_grids(s, 0, 0); }
+static void run_retrieval(Session *s) { run_grids(s, 1, 2); }
+
+// --- rope ----------------------------------------------------------------------------------------
+
+// A row for each pair: how long its wave was and is; then the mean of cos(D theta_m) over pairs,
+// which is the score of equal q and k at distance D, against that at D = 0.
+static void run_rope(Session *s)
+{
+    const Config *c = &s->model.config;
+    RopeConfig *r = &s->model.config.rope;
+    if (!is_rotary(c))
+        die(EXIT_USAGE, "--mode rope", "the model does not rotate (its encoding is %s)",
+            encodings[c->encoding].name);
+    rope_resolve(r, c->train_ctx, s->ctx);
+    size_t pairs = c->head_dim / 2;
+    double *before = xcalloc(pairs, 8), *after = xcalloc(pairs, 8), n = s->ctx;
+    tsv_open("pair\twavelength\tscaled\tturns\tratio");
+    print_rope("RoPE", r);
+    printf(" pair   wavelength       scaled  turns in L    ratio   at length %.0f\n", n);
+    for (size_t m = 0; m < pairs; m++) {
+        before[m] = rope_none(r, c->head_dim, (int)m, n);
+        after[m] = rope_methods[r->method].frequency(r, c->head_dim, (int)m, n);
+        double wave = 2 * M_PI / before[m], scaled = 2 * M_PI / after[m], ratio = scaled / wave;
+        double most = fmax(r->factor, n / r->orig_ctx), turns = r->orig_ctx / wave;
+        printf("%5zu %12.1f %12.1f %11.3f %8.3f  %s\n", m, wave, scaled, turns, ratio,
+               fabs(ratio - 1) < 1e-3 ? "kept" : ratio > 0.999 * most ? "interpolated" : "mixed");
+        fprintf(tsv, "%zu\t%.6g\t%.6g\t%.6g\t%.6g\n", m, wave, scaled, turns, ratio);
+    }
+    tsv_close();
+    printf("\nmean of cos(D theta) over pairs: how a score decays with the distance D\n"
+           "%9s %8s %8s\n", "D", "trained", "scaled");
+    for (double D = 1; D <= n; D *= 2) {
+        double trained = 0, scaled = 0;
+        for (size_t m = 0; m < pairs; m++) {
+            trained += cos(D * before[m]) / pairs;
+            scaled += cos(D * after[m]) / pairs;
+        }
+        printf("%9.0f %8.3f %8.3f", D, trained, scaled);
+        print_bar(scaled, 40);
+    }
+}
+
+// --- bench ---------------------------------------------------------------------------------------
+
+// With 0, 1/4, 1/2 and 3/4 of the context used: the speed of reading the next quarter, and that of
+// writing DECODED tokens.
+static void run_bench(Session *s)
+{
+    enum { DECODED = 32 };
+    const Config *c = &s->model.config;
+    size_t quarter = s->ctx / 4, kv = 2 * c->n_layers * kv_dim(c) * s->state.attn.cache.elem;
+    // Multiplications and additions of a token, classifier left out, and of a token that it sees
+    double q = q_dim(c), weights = 2 * c->dim * (q + kv_dim(c)) + 3.0 * c->dim * c->hidden_dim;
+    double flops = 2 * c->n_layers * weights, seen_flops = 4 * c->n_layers * q;
+    if (quarter < DECODED) die(EXIT_USAGE, "-c", "too short to measure (got %lld)", s->ctx);
+    int *ids = xcalloc(quarter, sizeof *ids);
+    uint64_t rng = seed_random(1);
+    for (size_t i = 0; i < quarter; i++) ids[i] = random_below(&rng, c->vocab_size);
+    printf("%9s %12s %9s %12s %8s\n", "context", "prompt tok/s", "GFLOP/s", "decode tok/s", "GB/s");
+    for (size_t depth = 0; depth < 4 * quarter; depth += quarter) {
+        double start = seconds();
+        s->pos = depth;
+        feed(s, ids, quarter);
+        double middle = seconds(), read = quarter / (middle - start);
+        s->pos = depth;
+        for (int i = 0; i < DECODED && !interrupted; i++) feed(s, ids + i, 1);
+        double made = DECODED / (seconds() - middle);
+        if (interrupted) return;
+        printf("%9zu %12.1f %9.1f %12.1f %8.2f\n", depth, read,
+               (flops + seen_flops * (depth + quarter / 2.0)) * read / 1e9, made,
+               (s->model.weight_bytes + kv * depth) * made / 1e9);
+        fflush(stdout);
+    }
+}
+
+// --- options -------------------------------------------------------------------------------------
+
+// The lengths to test, "A,B,C", or from an eighth of the context up; returns the longest.
+static long long set_lengths(long long ctx)
+{
+    if (ctx < 32) die(EXIT_USAGE, "-c", "too short for a test (got %lld)", ctx);
+    if (!ask.lengths) {
+        for (long long n = ctx < 256 ? ctx : ctx / 8; n <= ctx; n *= 2)
+            ask.length[ask.n_lengths++] = n;
+        return ctx;
+    }
+    size_t longest = 0;
+    for (char *list = copy_string(ask.lengths); list;) {
+        if (ask.n_lengths == COUNT(ask.length)) die(EXIT_USAGE, "--lengths", "more than 32");
+        size_t n = parse_int("--lengths", strsep(&list, ","), 32, opt.ctx ? opt.ctx : 1 << 28);
+        ask.length[ask.n_lengths++] = n;
+        longest = max_size(longest, n);
+    }
+    return longest;
+}
+
+static const Mode measure_modes[] = {
+    {"perplexity", run_perplexity, 0, NULL}, {"passkey", run_passkey, 0, set_lengths},
+    {"retrieval", run_retrieval, 0, set_lengths}, {"rope", run_rope, NO_STATE, NULL},
+    {"bench", run_bench, 0, NULL},
+};
+
+static const Option measure_options[] = {
+    {'m', "mode", NAME(opt.mode, measure_modes), "MODE", NULL},
+    {0, "windows", INT(ask.windows, 1, 1e9), "K", "perplexity: so many windows of -c at most"},
+    {0, "stride", INT(ask.stride, 1, 1 << 28), "N", "perplexity: slide by N, score the last N"},
+    {0, "entropy", FLAG(ask.entropy), "", "perplexity: entropy of attention, too"},
+    {0, "lengths", TEXT(ask.lengths), "A,B,..", "passkey, retrieval: lengths in tokens"},
+    {0, "depths", INT(ask.depths, 1, 64), "D", "passkey, retrieval: places of the fact (5)"},
+    {0, "trials", INT(ask.trials, 1, 1024), "T", "passkey, retrieval: texts a place (5)"},
+    {0, "tsv", TEXT(ask.tsv), "PATH", "the measurements as a table"},
+};
+static const Program measure_program = {"measure", measure_modes, measure_options,
+                                        COUNT(measure_options)};
+
+static void check_measure(void)
+{
+    const Mode *mode = &measure_modes[opt.mode];
+    if (ask.tsv && mode->run == run_bench)
+        die(EXIT_USAGE, "--tsv", "mode %s has no table", mode->name);
+    if (ask.lengths && !mode->context)
+        die(EXIT_USAGE, "--lengths", "not for mode %s", mode->name);
+}
+
+#ifdef MEASURE
+int main(int argc, char **argv) { return run_main(&measure_program, check_measure, argc, argv); }
+#endif
