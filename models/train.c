@@ -125,7 +125,7 @@ static float *thread_buffer(int use, size_t n)
 // of a tile of A (8 KB) stay in the nearest cache while the panels, in the next one, pass by.
 
 enum { KC = 256, NC = 512, BLOCK_M = 96 }; // BLOCK_M: a multiple of any TILE_M
-enum { PACKED_TILE = TILE_M * (KC + 2) };   // floats from one packed tile of A to the next; see pack_a
+enum { PACKED_TILE = TILE_M * (KC + 2) }; // floats from one packed tile of A to the next
 
 typedef struct {
     const float *p;
@@ -424,7 +424,8 @@ static void gemm(float *c, size_t ldc, View a, View b, size_t m, size_t n, size_
     Gemm g = {c, ldc, a, b, m, n, k, 16 * BLOCK_M, add, fits_pairs(a, b, m, n, k)};
     size_t across = (n + NC - 1) / NC;
     size_t wanted = 4 * (size_t)pool.n_threads; // blocks; each packs its part of B anew
-    while (g.block_m > BLOCK_M && (m + g.block_m - 1) / g.block_m * across < wanted) g.block_m /= 2;
+    while (g.block_m > BLOCK_M && (m + g.block_m - 1) / g.block_m * across < wanted)
+        g.block_m /= 2;
     parallel_for((m + g.block_m - 1) / g.block_m * across, 1, gemm_task, &g);
 }
 
@@ -2270,7 +2271,8 @@ static void save_all(Net *n, const Text *x, const Settings *o, Progress *p, cons
     for (int i = 0; i < valid->n; i++) {
         Score s = evaluate(n, x, &valid->source[i], windows);
         fprintf(stderr,
-                "step %llu  %.2fM tokens  valid %.4f nats/token  %.4f bits/byte  (%zu tokens)  %s\n",
+                "step %llu  %.2fM tokens  valid %.4f nats/token  %.4f bits/byte  (%zu tokens)  "
+                "%s\n",
                 (unsigned long long)p->step, (double)p->tokens / 1e6, s.nats, s.bits_per_byte,
                 s.tokens, valid->path[i]);
     }
@@ -2337,7 +2339,7 @@ static const Setting setting_table[] = {
     {"-o", &settings.out, TEXT, 0, 0, "checkpoint to write, Q8_0"},
     {"--out-f32", &settings.out_f32, TEXT, 0, 0, "checkpoint to write, float32"},
     {"-z", &settings.tokenizer, TEXT, 0, 0, "tokenizer"},
-    {"--valid", &settings.valid, TEXT, 0, 0, "held-out texts, files or folders with commas between"},
+    {"--valid", &settings.valid, TEXT, 0, 0, "held-out texts: paths with commas between"},
     {"--state", &settings.state, TEXT, 0, 0, "state to write"},
     {"--resume", &settings.resume, TEXT, 0, 0, "state to continue from, with its shape"},
     {"--dim", &settings.shape.dim, INT32, 16, 8192, "width of the residual stream"},
@@ -2355,7 +2357,8 @@ static const Setting setting_table[] = {
     {"--micro", &settings.micro, INT64, 1, 4096, "sequences in one pass"},
     {"--lr", &settings.lr, FLOAT64, 0, 1, "peak learning rate"},
     {"--final-lr", &settings.final_lr, FLOAT64, 0, 1, "learning rate at the end, as a share"},
-    {"--fall", &settings.fall, FLOAT64, 0, 1, "share of the run in which it comes down; before: constant"},
+    {"--fall", &settings.fall, FLOAT64, 0, 1, 
+     "share of the run, its last, in which it falls"},
     {"--warmup", &settings.warmup, INT64, 0, 1000000, "steps of rising learning rate"},
     {"--bf16", &use_bf16, INT32, 0, 1, "1: matrix products of bfloat16, faster"},
     {"--decay", &settings.optimizer.decay, FLOAT32, 0, 1, "weight decay"},
@@ -2368,7 +2371,8 @@ static const Setting setting_table[] = {
      "shares have moved by then; default: at the end"},
     {"--synthetic", &settings.synthetic, FLOAT64, 0, 1, "share of synthetic windows"},
     {"--repetition", &settings.repetition, FLOAT64, 0, 1, "share of repetitions among those"},
-    {"--synthetic-end", &settings.synthetic_end, FLOAT64, 0, 1, "the share moves there; default: stays"},
+    {"--synthetic-end", &settings.synthetic_end, FLOAT64, 0, 1,
+     "the share moves there; default: stays"},
     {"--repetition-end", &settings.repetition_end, FLOAT64, 0, 1, "likewise"},
     {"--answer-weight", &settings.answer_weight, FLOAT64, 0, 100, "weight of an answer's digits"},
     {"--log-every", &settings.log_every, INT64, 1, 1000000, "steps between lines"},

@@ -412,7 +412,8 @@ static void make_text(Text *x, double synthetic)
                 .repetition = 0.25};
     classify_pieces(x, 4096);
     Source *s = &x->source[0];
-    int *ids = xcalloc(n + 2, sizeof *ids), count = tokenizer_encode(&tokenizer, text, NULL, n, ids);
+    int *ids = xcalloc(n + 2, sizeof *ids);
+    int count = tokenizer_encode(&tokenizer, text, NULL, n, ids);
     s->token = xcalloc((size_t)count, sizeof *s->token);
     for (int i = 0; i < count; i++) s->token[i] = (uint16_t)ids[i];
     s->n = (size_t)count;
@@ -524,7 +525,8 @@ static void test_document_windows(const char *path)
     Text x;
     int starts = 0, weighed = 0, stray = 0, answers = 0;
     FILE *f = fopen(path, "wb");
-    for (int i = 0; i < 3000; i++) fprintf(f, "Zed the cat has %d dogs. The end. So it is.\n<|end|>\n", i);
+    for (int i = 0; i < 3000; i++)
+        fprintf(f, "Zed the cat has %d dogs. The end. So it is.\n<|end|>\n", i);
     CHECK(f && !fclose(f));
     make_text(&x, 0);
     Source *s = &x.source[0];
