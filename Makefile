@@ -15,7 +15,7 @@
 CC ?= cc
 CFLAGS ?= -O3 -march=native
 BUILD ?= build
-ALL_CFLAGS = -std=gnu11 -Wall -Wextra -ffp-contract=fast $(CFLAGS)
+ALL_CFLAGS = -std=gnu11 -Wall -Wextra -ffp-contract=off $(CFLAGS)
 # Tests and tools include run.c whole and use a part of it; the trainer's vectors may be wider than
 # the machine's, but no other file calls its functions.
 PART_CFLAGS = $(ALL_CFLAGS) -Wno-unused-function -Wno-psabi

@@ -1,6 +1,6 @@
 // run.c: a Transformer engine in one file, for text longer than the model was trained on.
 //
-//   cc -O3 -march=native -ffp-contract=fast -o run run.c -lm -lpthread
+//   cc -O3 -march=native -ffp-contract=off -o run run.c -lm -lpthread
 //   ./run models/tales.bin -i "Once upon a time"          generate text
 //   ./run models/tales.bin -c 2048 --rope-scaling yarn ... past the trained context
 //   ./run SmolLM2-135M-Instruct.Q4_1.gguf -m chat          a GGUF model, as it is
@@ -75,10 +75,12 @@
 #include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
-#if defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
+#if defined(PLAIN) // the definition that everything faster is checked against
+#elif defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
 #define X86_V3 1
 #include <immintrin.h>
 #elif defined(__aarch64__)
+#define NEON 1
 #include <arm_neon.h>
 #endif
 
@@ -251,13 +253,23 @@ INLINE vf vmax(vf a, vf b)
 
 INLINE vf vmin(vf a, vf b) { return -vmax(-a, -b); }
 
-// a * b + c, fused where the machine can: left to themselves, compilers choose anew in every loop.
+// a * b + c, rounded once: written out, since compilers are told never to fuse a product and a sum
+// on their own (they would choose anew in every loop, and results would depend on the choice).
+// Machines older than fused multiply-adds round twice, and have results of their own.
+#if defined(PLAIN) || defined(__FMA__) || defined(__FP_FAST_FMAF) || defined(__aarch64__)
+#define FUSED 1
+#else
+#define FUSED 0
+#endif
 INLINE vf vmuladd(vf a, vf b, vf c)
 {
 #if defined(MM)
     return (vf)MM(fmadd_ps)((mf)a, (mf)b, (mf)c);
-#elif defined(__aarch64__)
+#elif defined(NEON)
     return (vf)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b);
+#elif FUSED
+    for (int i = 0; i < LANES; i++) c[i] = __builtin_fmaf(a[i], b[i], c[i]);
+    return c;
 #else
     return a * b + c;
 #endif
@@ -278,21 +290,18 @@ INLINE void vstore_part(float *p, vf v, size_t n)
     else memcpy(p, &v, n * 4);
 }
 
-// Sums of the lanes of each four that follow each other at a distance of four.
-INLINE v4 sum_quarters(vf v)
-{
-    v4 a[LANES / 4];
-    memcpy(a, &v, sizeof v);
-    for (int half = LANES / 8; half; half /= 2)
-        for (int i = 0; i < half; i++) a[i] += a[i + half];
-    return a[0];
-}
+// Sums over many numbers have one order, whatever the width of vectors: number k goes to running
+// sum k % SUMS, and at the end a fixed tree adds sums at a distance of 8, of 4, of 2 and of 1. The
+// running sums are one vector of 16 lanes, two of 8 or four of 4.
+enum { SUMS = 16, SUM_VECTORS = SUMS / LANES };
 
-// Sum of the lanes, as a balanced tree.
-INLINE float vsum(vf v)
+// The tree. Adding 0 last makes -0, which padding with zeros may or may not leave, always 0.
+INLINE float vsum(const vf sums[SUM_VECTORS])
 {
-    v4 a = sum_quarters(v);
-    return (a[0] + a[2]) + (a[1] + a[3]);
+    v4 a[4];
+    memcpy(a, sums, sizeof a);
+    v4 b = (a[0] + a[2]) + (a[1] + a[3]);
+    return ((b[0] + b[2]) + (b[1] + b[3])) + 0;
 }
 
 // The largest lane.
@@ -303,13 +312,14 @@ INLINE float vmax_lane(vf v)
     return max;
 }
 
-// a[n] . b[n], lanes along n.
+// a[n] . b[n]
 static float dot(const float *a, const float *b, size_t n)
 {
-    vf sum = {0};
-    for (size_t k = 0; k < n; k += LANES)
-        sum = vmuladd(vload_part(a + k, n - k), vload_part(b + k, n - k), sum);
-    return vsum(sum);
+    vf sums[SUM_VECTORS] = {{0}};
+    for (size_t k = 0; k < n; k += SUMS)
+        for (size_t i = 0, at = k; i < SUM_VECTORS && at < n; i++, at += LANES)
+            sums[i] = vmuladd(vload_part(a + at, n - at), vload_part(b + at, n - at), sums[i]);
+    return vsum(sums);
 }
 
 // e^x by lanes: x = n ln 2 + r with |r| <= ln 2 / 2, e^r by its Taylor polynomial of degree 7,
@@ -320,9 +330,10 @@ INLINE vf vexp(vf x)
     const float taylor[] = {1.0f / 720, 1.0f / 120, 1.0f / 24, 1.0f / 6, 0.5f, 1, 1};
     const vf shift = vset(12582912.0f); // 1.5 * 2^23: adding it rounds to an integer
     vf y = vmax(vset(-87), vmin(vset(88), x)); // in this order, NaN stays NaN
-    vf shifted = y * vset(1.44269504f) + shift, n = shifted - shift;
-    vf r = (y - n * vset(0.693359375f)) + n * vset(2.12194440e-4f), p = vset(1.0f / 5040);
-    for (size_t i = 0; i < COUNT(taylor); i++) p = p * r + vset(taylor[i]);
+    vf shifted = vmuladd(y, vset(1.44269504f), shift), n = shifted - shift;
+    vf r = vmuladd(n, vset(2.12194440e-4f), vmuladd(n, vset(-0.693359375f), y));
+    vf p = vset(1.0f / 5040);
+    for (size_t i = 0; i < COUNT(taylor); i++) p = vmuladd(p, r, vset(taylor[i]));
     vf e = p * (vf)(((vu)shifted << 23) + 0x3f800000u); // the low bits of `shifted` are n
     return vselect(x < vset(-87), vset(0), e);
 }
@@ -333,9 +344,10 @@ INLINE vf vlog(vf x)
 {
     vi n = ((vi)x - 0x3f3504f3) >> 23; // the bits of 1/sqrt 2
     vf f = (vf)((vi)x - (n << 23)), t = (f - vset(1)) / (f + vset(1)), u = t * t;
-    vf p = vset(2.0f / 9) * u + vset(2.0f / 7);
-    p = (p * u + vset(2.0f / 5)) * u + vset(2.0f / 3);
-    return __builtin_convertvector(n, vf) * vset(0.69314718f) + t * (p * u + vset(2));
+    vf p = vmuladd(vset(2.0f / 9), u, vset(2.0f / 7));
+    p = vmuladd(vmuladd(p, u, vset(2.0f / 5)), u, vset(2.0f / 3));
+    p = t * vmuladd(p, u, vset(2));
+    return vmuladd(__builtin_convertvector(n, vf), vset(0.69314718f), p);
 }
 
 // IEEE half precision to float, by bits: the plain version of what F16C and NEON do in hardware.
@@ -370,7 +382,7 @@ INLINE vf half_to_vf(vh h)
 {
 #if defined(MM)
     return (vf)MM(cvtph_ps)((mi_half)h);
-#elif defined(__aarch64__)
+#elif defined(NEON)
     return (vf)vcvt_f32_f16((float16x4_t)h);
 #else
     vf v = {0};
@@ -384,7 +396,7 @@ INLINE vh vf_to_half(vf v)
     v = vmax(vset(-65504), vmin(vset(65504), v)) + vset(0) * v; // infinity and NaN become NaN
 #if defined(MM)
     return (vh)MM(cvtps_ph)((mf)v, _MM_FROUND_TO_NEAREST_INT);
-#elif defined(__aarch64__)
+#elif defined(NEON)
     return (vh)vcvt_f16_f32((float32x4_t)v);
 #else
     vh h = {0};
@@ -665,8 +677,8 @@ INLINE void rotate(const void *x, int half, const float *phases, float sign, siz
         vf a = half ? vload_half(h + m) : vload_part(f + m, left);
         vf b = half ? vload_half(h + n + m) : vload_part(f + n + m, left);
         vf c = vload_part(phases + m, left), s = vload_part(phases + n + m, left) * vset(sign);
-        vstore_part(out + m, a * c - b * s, left);
-        vstore_part(out + n + m, a * s + b * c, left);
+        vstore_part(out + m, vmuladd(a, c, -(b * s)), left);
+        vstore_part(out + n + m, vmuladd(a, s, b * c), left);
     }
 }
 
@@ -767,11 +779,13 @@ static void bias_fire(const Query *q, const float *D, float *score)
     const float *table = q->c->table, *w1 = table + 2, *b1 = w1 + FIRE_HIDDEN;
     const float *w2 = b1 + FIRE_HIDDEN + q->head * FIRE_HIDDEN;
     const float *b2 = b1 + FIRE_HIDDEN * (1 + (size_t)q->c->n_heads) + q->head;
-    vf c = vset(table[0]), psi_n = vset(log1pf(table[0] * fmaxf((float)q->i, table[1])));
+    vf c = vset(table[0]), psi_n = vlog(vmuladd(c, vset(fmaxf((float)q->i, table[1])), vset(1)));
     for (size_t k = 0; k < TILE; k += LANES) {
-        vf x = vlog(vset(1) + c * vload(D + k)) / psi_n, sum = vset(*b2);
-        for (size_t u = 0; u < FIRE_HIDDEN; u++)
-            sum += vset(w2[u]) * vmax(vset(w1[u]) * x + vset(b1[u]), vset(0));
+        vf x = vlog(vmuladd(c, vload(D + k), vset(1))) / psi_n, sum = vset(*b2);
+        for (size_t u = 0; u < FIRE_HIDDEN; u++) {
+            vf hidden = vmax(vmuladd(vset(w1[u]), x, vset(b1[u])), vset(0));
+            sum = vmuladd(vset(w2[u]), hidden, sum);
+        }
         vstore(score + k, vload(score + k) + sum);
     }
 }
@@ -1285,17 +1299,18 @@ static const float MASKED = -INFINITY; // exp(MASKED - m) = 0
 #define KEEP(v) (void)(v)
 #endif
 
-enum { GEMM_TOKENS = 4, GEMM_VECTORS = LANES == 16 ? 4 : 2 }; // whose sums fill the registers
+// The sums of a tile fill the registers, of which AVX-512 has 32 and others 16.
+enum { GEMM_TOKENS = LANES == 16 ? 12 : 6, GEMM_VECTORS = 2 };
 
 // Scores and weighted values are both small products of a few rows (queries) with a tile: [rows][d]
 // times [d][TILE], and [rows][TILE] times [TILE][v_dim]. Lanes are keys in the first and dimensions
 // in the second, so each output is one chain of multiply-adds in the order of k, and its bits do
 // not depend on how many rows or lanes are computed at once.
 //
-// c[t][v] += sum over k of a[t][k] * b[k][v] for nt rows and nv vectors (constants wherever this is
-// inlined). a: [nt][lda], b: [K][N], c: [nt][N]. A tile of sums stays in registers.
-INLINE void gemm_tile(int nt, int nv, const float *a, size_t lda, const float *b, size_t K,
-                      size_t N, float *c)
+// c[t][v] += sum over k of a[t][k step] * b[k][v] for nt rows and nv vectors (constants wherever
+// this is inlined). a: [nt][lda], b: [K][N], c: [nt][N]. A tile of sums stays in registers.
+INLINE void gemm_tile(int nt, int nv, const float *a, size_t lda, size_t step, const float *b,
+                      size_t K, size_t N, float *c)
 {
     vf sum[GEMM_TOKENS][GEMM_VECTORS];
     for (int t = 0; t < nt; t++)
@@ -1307,7 +1322,7 @@ INLINE void gemm_tile(int nt, int nv, const float *a, size_t lda, const float *b
             if (nt > 1) KEEP(row[v]);
         }
         for (int t = 0; t < nt; t++) {
-            vf ak = vset(a[(size_t)t * lda + k]);
+            vf ak = vset(a[(size_t)t * lda + k * step]);
             for (int v = 0; v < nv; v++) sum[t][v] = vmuladd(ak, row[v], sum[t][v]);
         }
     }
@@ -1315,21 +1330,23 @@ INLINE void gemm_tile(int nt, int nv, const float *a, size_t lda, const float *b
         for (int v = 0; v < nv; v++) vstore(c + (size_t)t * N + (size_t)v * LANES, sum[t][v]);
 }
 
-// c[n][N] += a[n][K] b[K][N], N a multiple of LANES.
-static void gemm_rows(size_t n, const float *a, size_t lda, const float *b, size_t K, size_t N,
-                      float *c)
+// c[n][N] += a[n][K] b[K][N], N a multiple of LANES; the values of a row of a are `step` apart.
+static void gemm_rows(size_t n, const float *a, size_t lda, size_t step, const float *b, size_t K,
+                      size_t N, float *c)
 {
-    enum { NT = GEMM_TOKENS, NV = GEMM_VECTORS };
+    enum { NT = GEMM_TOKENS, SOME = NT / 3, NV = GEMM_VECTORS };
     for (size_t v = 0, nv; v < N; v += nv * LANES, b += nv * LANES) {
         nv = N - v < NV * LANES ? 1 : NV;
         for (size_t t = 0, nt; t < n; t += nt) {
             const float *at = a + t * lda;
             float *ct = c + t * N + v;
-            nt = n - t < NT ? 1 : NT;
-            if (nt > 1 && nv > 1) gemm_tile(NT, NV, at, lda, b, K, N, ct);
-            else if (nt > 1) gemm_tile(NT, 1, at, lda, b, K, N, ct);
-            else if (nv > 1) gemm_tile(1, NV, at, lda, b, K, N, ct);
-            else gemm_tile(1, 1, at, lda, b, K, N, ct);
+            nt = n - t < SOME ? 1 : n - t < NT ? SOME : NT;
+            if (nt == NT && nv > 1) gemm_tile(NT, NV, at, lda, step, b, K, N, ct);
+            else if (nt == NT) gemm_tile(NT, 1, at, lda, step, b, K, N, ct);
+            else if (nt > 1 && nv > 1) gemm_tile(SOME, NV, at, lda, step, b, K, N, ct);
+            else if (nt > 1) gemm_tile(SOME, 1, at, lda, step, b, K, N, ct);
+            else if (nv > 1) gemm_tile(1, NV, at, lda, step, b, K, N, ct);
+            else gemm_tile(1, 1, at, lda, step, b, K, N, ct);
         }
     }
 }
@@ -1609,7 +1626,7 @@ static void score_tile(const Rows *w, int map, int64_t t)
         fade(q, angles->decay, D, pairs);
     }
     memset(w->score[map], 0, w->rows * TILE * 4);
-    gemm_rows(w->rows, w->qt, d, w->tile, d, TILE, w->score[map]);
+    gemm_rows(w->rows, w->qt, d, 1, w->tile, d, TILE, w->score[map]);
 }
 
 // How many keys of the tile at t0 are before position p.
@@ -1658,7 +1675,7 @@ static void add_score_bias(const Rows *w, size_t row, float *score, float *D)
 // tile's values, and what is summed so far is rescaled to the new m.
 static void softmax_step(float *score, float *o, RowSums *sums, size_t v_dim, int entropy)
 {
-    vf max = vset(sums->m), sum = {0}, weighted = {0};
+    vf max = vset(sums->m), sum[SUM_VECTORS] = {{0}}, weighted[SUM_VECTORS] = {{0}};
     for (size_t k = 0; k < TILE; k += LANES) max = vmax(max, vload(score + k));
     float m = vmax_lane(max);
     if (m != sums->m) {
@@ -1666,12 +1683,14 @@ static void softmax_step(float *score, float *o, RowSums *sums, size_t v_dim, in
         for (size_t k = 0; k < v_dim; k += LANES) vstore(o + k, vload(o + k) * vset(shrink));
         *sums = (RowSums){m, sums->l * shrink, sums->e * shrink};
     }
-    for (size_t k = 0; k < TILE; k += LANES) {
-        vf s = vload(score + k), p = vexp(s - vset(m));
-        sum += p;
-        if (entropy) weighted += p * vmax(s, vset(-1e30f)); // 0 * MASKED is 0
-        vstore(score + k, p);
-    }
+    for (size_t k = 0; k < TILE; k += SUMS)
+        for (size_t i = 0; i < SUM_VECTORS; i++) {
+            float *at = score + k + i * LANES;
+            vf s = vload(at), p = vexp(s - vset(m));
+            sum[i] += p;
+            if (entropy) weighted[i] += p * vmax(s, vset(-1e30f)); // 0 * MASKED is 0
+            vstore(at, p);
+        }
     sums->l += vsum(sum);
     if (entropy) sums->e += vsum(weighted);
 }
@@ -1696,7 +1715,7 @@ static void attend_tile(const Rows *w, int64_t t)
     const void *v = tile_at(a, w->head, t) + c->k_bytes;
     for (size_t k = 0; c->elem == 2 && k < TILE * w->v_dim; k += LANES)
         vstore(w->tile + k, vload_half((const uint16_t *)v + k));
-    gemm_rows(w->rows, w->score[0], TILE, c->elem == 2 ? w->tile : v, TILE, w->v_dim, w->o);
+    gemm_rows(w->rows, w->score[0], TILE, 1, c->elem == 2 ? w->tile : v, TILE, w->v_dim, w->o);
 }
 
 // Adds a softmax, o and p, to total number `to`: both are brought to the larger m.
@@ -1705,7 +1724,8 @@ static void merge_row(const Attention *a, size_t to, const float *o, RowSums p)
     size_t v_dim = a->cache.v_dim;
     float *total = a->total + to * v_dim;
     RowSums t = a->sums[to];
-    float m = t.m > p.m ? t.m : p.m, old = expf(t.m - m), new = expf(p.m - m);
+    float m = t.m > p.m ? t.m : p.m;
+    float old = vexp(vset(t.m - m))[0], new = vexp(vset(p.m - m))[0];
     for (size_t i = 0; i < v_dim; i++) total[i] = total[i] * old + o[i] * new;
     a->sums[to] = (RowSums){m, t.l * old + p.l * new, t.e * old + p.e * new};
 }
@@ -1775,7 +1795,7 @@ static void attention(Attention *a)
     parallel_for(rows, ceil_div(MIN_SHARE / 4, a->config.head_dim), finish_rows, a);
     for (size_t at = 0; a->entropy_sum && at < rows; at++) {
         RowSums t = a->sums[at];
-        a->entropy_sum[at / n_heads] += t.m + logf(t.l) - t.e / t.l;
+        a->entropy_sum[at / n_heads] += t.m + vlog(vset(t.l))[0] - t.e / t.l;
     }
 }
 
@@ -1791,7 +1811,7 @@ static void attention(Attention *a)
 // the scales of a panel of rows, which lanes work out side by side.
 //
 // Two products of a weight matrix with activations are all that a Transformer needs beside
-// attention's own: tile_f32 in float and tile_q8 in int8.
+// attention's own: one in float and one in int8.
 
 // The codes of n blocks that follow each other: q[n][block].
 typedef void (*Codes)(const TensorType *type, const uint8_t *blocks, size_t n, int8_t *q);
@@ -1856,12 +1876,6 @@ static void unpack_q8(const Tensor *t, size_t row, float *out)
 INLINE vi zip_low(vi a, vi b) { return SHUFFLE(a, b, ZIPS(0)); } // a0 b0 a1 b1 in each quarter
 INLINE vi zip_high(vi a, vi b) { return SHUFFLE(a, b, ZIPS(2)); } // a2 b2 a3 b3
 INLINE vi add_zips(vi a, vi b) { return zip_low(a, b) + zip_high(a, b); }
-INLINE vf vadd_zips(vf a, vf b)
-{
-    return (vf)zip_low((vi)a, (vi)b) + (vf)zip_high((vi)a, (vi)b);
-}
-INLINE vf max_zips(vf v) { return vmax((vf)zip_low((vi)v, (vi)v), (vf)zip_high((vi)v, (vi)v)); }
-
 // A panel is as many rows of a matrix as there are lanes, a lane for each; they lie at one pitch,
 // the bytes from a row to the next.
 enum { PANEL = LANES };
@@ -2065,66 +2079,58 @@ static size_t tensor_bytes(const Tensor *t)
     return planar ? add_size(bytes, mul_size(n / t->group, 4)) : bytes;
 }
 
-enum { // so that sums fill the registers: 32 of 16 lanes, else 16
-    TILE_ROWS = 4,
-    TILE_TOKENS = LANES == 16 ? 6 : 3,
-    Q8_TOKENS = LANES == 16 ? 8 : 4
-};
+enum { Q8_TOKENS = LANES == 16 ? 8 : 4 }; // in a tile of int8, so that its sums fill the registers
 
 // Asks for the line that lies AHEAD bytes on, into the level-2 cache: rows of weights are short,
 // and the processor's own prefetching starts anew in each.
 enum { AHEAD = 16384 };
 INLINE void prefetch(const void *p) { __builtin_prefetch((const char *)p + AHEAD, 0, 2); }
 
-// out[t][r] = w[r] . x[t] for TILE_ROWS rows and nt tokens (nt and the rows' type are constants
-// wherever this is inlined), of which the first n_rows rows are wanted; every output has one vector
-// of partial sums along the inner dimension. x: [nt][cols]; out: row stride `stride`.
-INLINE void tile_f32_n(int nt, int as, const uint8_t *const w[TILE_ROWS], const float *x,
-                       size_t cols, float *out, size_t stride, size_t n_rows)
+// --- float --------------------------------------------------------------------------------------
+// Every output is one sum in the order of section 2, SUMS running sums along the inner dimension.
+// For a few tokens rows are read once, where they lie, with running sums in lanes. For many, rows
+// are rearranged so that lanes are rows, and running sum s is a chain of its own over columns s,
+// s + SUMS, ...: attention's product of matrices, once a chain.
+
+enum { DOT_ROWS = 4, FEW = 3, GEMM_ROWS = GEMM_VECTORS * LANES };
+
+// out[r] = rows[r] . x for DOT_ROWS rows that lie at a pitch. `as` is a constant wherever this is
+// inlined.
+INLINE void dot_rows(int as, const uint8_t *rows, size_t pitch, const float *x, size_t cols,
+                     float out[DOT_ROWS])
 {
-    vf sum[TILE_ROWS][TILE_TOKENS];
-    for (int r = 0; r < TILE_ROWS; r++)
-        for (int t = 0; t < nt; t++) sum[r][t] = (vf){0};
+    vf sum[DOT_ROWS][SUM_VECTORS] = {{{0}}};
     size_t k = 0;
-    for (; k + LANES <= cols; k += LANES) {
-        vf xk[TILE_TOKENS];
-        for (int t = 0; t < nt; t++) {
-            xk[t] = vload(x + (size_t)t * cols + k);
-            if (nt > 1) KEEP(xk[t]);
+    for (; k + SUMS <= cols; k += SUMS)
+        for (size_t r = 0; r < DOT_ROWS; r++) {
+            prefetch(rows + r * pitch + k * (as == AS_F32 ? 4 : 2));
+            for (size_t i = 0, at = k; i < SUM_VECTORS; i++, at += LANES)
+                sum[r][i] = vmuladd(load_floats(as, rows + r * pitch, at, LANES), vload(x + at),
+                                    sum[r][i]);
         }
-        for (int r = 0; r < TILE_ROWS; r++) {
-            vf wk = load_floats(as, w[r], k, LANES);
-            if (nt == 1) prefetch(w[r] + k * (as == AS_F32 ? 4 : 2));
-            for (int t = 0; t < nt; t++) sum[r][t] = vmuladd(wk, xk[t], sum[r][t]);
-        }
-    }
-    for (int r = 0; k < cols && r < TILE_ROWS; r++) {
-        vf wk = load_floats(as, w[r], k, cols - k);
-        for (int t = 0; t < nt; t++)
-            sum[r][t] = vmuladd(wk, vload_part(x + (size_t)t * cols + k, cols - k), sum[r][t]);
-    }
-    for (int t = 0; t < nt; t++) {
-        vf rows = vadd_zips(vadd_zips(sum[0][t], sum[2][t]), vadd_zips(sum[1][t], sum[3][t]));
-        v4 y = sum_quarters(rows);
-        if (n_rows == TILE_ROWS) memcpy(out + (size_t)t * stride, &y, sizeof y);
-        else memcpy(out + (size_t)t * stride, &y, n_rows * 4);
-    }
+    for (size_t i = 0; k < cols; i++, k += LANES)
+        for (size_t r = 0; r < DOT_ROWS; r++)
+            sum[r][i] = vmuladd(load_floats(as, rows + r * pitch, k, cols - k),
+                                vload_part(x + k, cols - k), sum[r][i]);
+    for (size_t r = 0; r < DOT_ROWS; r++) out[r] = vsum(sum[r]);
 }
 
-// The same for n tokens, one unless the rows are f32. rows: [n_rows <= TILE_ROWS][cols].
-static void tile_f32(int as, const void *rows, size_t n_rows, const float *x, size_t n,
+// out[t][r] = rows[r] . x[t] for n tokens and n_rows rows. The last DOT_ROWS may overlap the ones
+// before; where there are fewer, each is taken as often as that.
+static void dot_tile(int as, const uint8_t *rows, size_t n_rows, const float *x, size_t n,
                      size_t cols, float *out, size_t stride)
 {
-    const uint8_t *w[TILE_ROWS];
-    size_t t = 0, pitch = cols * (as == AS_F32 ? 4 : 2);
-    for (size_t r = 0; r < TILE_ROWS; r++)
-        w[r] = (const uint8_t *)rows + (r < n_rows ? r : 0) * pitch;
-    if (as == AS_F16) tile_f32_n(1, AS_F16, w, x, cols, out, stride, n_rows);
-    if (as == AS_BF16) tile_f32_n(1, AS_BF16, w, x, cols, out, stride, n_rows);
-    if (as != AS_F32) return;
-    for (; t + TILE_TOKENS <= n; t += TILE_TOKENS)
-        tile_f32_n(TILE_TOKENS, as, w, x + t * cols, cols, out + t * stride, stride, n_rows);
-    for (; t < n; t++) tile_f32_n(1, as, w, x + t * cols, cols, out + t * stride, stride, n_rows);
+    size_t row_bytes = cols * (as == AS_F32 ? 4 : 2), step = n_rows < DOT_ROWS ? 1 : DOT_ROWS;
+    for (size_t r = 0; r < n_rows; r += step)
+        for (size_t t = 0; t < n; t++) {
+            size_t first = min_size(r, n_rows - step), pitch = step > 1 ? row_bytes : 0;
+            const uint8_t *at = rows + first * row_bytes;
+            float y[DOT_ROWS];
+            if (as == AS_F16) dot_rows(AS_F16, at, pitch, x + t * cols, cols, y);
+            else if (as == AS_BF16) dot_rows(AS_BF16, at, pitch, x + t * cols, cols, y);
+            else dot_rows(AS_F32, at, pitch, x + t * cols, cols, y);
+            memcpy(out + t * stride + first, y, step * sizeof *y);
+        }
 }
 
 // --- int8 ---------------------------------------------------------------------------------------
@@ -2148,7 +2154,7 @@ static void quantize_row(const float *x, size_t t, Quantized *a)
 {
     const vf round = vset(12582912.0f); // 1.5 * 2^23: adding it rounds to an integer
     for (size_t g = t * a->n_groups; g < (t + 1) * a->n_groups; g++, x += a->group) {
-        vf max = {0}, sum = {0};
+        vf max = {0}, sum[SUM_VECTORS] = {{0}};
         for (size_t k = 0; k < a->group; k += LANES) {
             vf v = vload_part(x + k, a->group - k);
             max = vmax(vmax(v, -v), max);
@@ -2158,7 +2164,7 @@ static void quantize_row(const float *x, size_t t, Quantized *a)
             vf q = (vload_part(x + k, a->group - k) * vset(inverse) + round) - round;
             vb bytes = __builtin_convertvector(__builtin_convertvector(q, vi), vb);
             memcpy(a->q + g * a->group + k, &bytes, min_size(LANES, a->group - k));
-            sum += q;
+            sum[0] += q;
         }
         float total = vsum(sum); // exact: groups are short of 2^17 values
         int finite = fabsf(total) < 1e9f;
@@ -2358,6 +2364,7 @@ typedef struct {
     const float *x;        // [n][cols]
     size_t n;
     const Quantized *act;  // x in int8, or NULL: multiply floats
+    size_t panel;          // rows in a panel
     size_t n_panels;       // of all jobs, in stretches of `grain`,
     size_t grain, turns;   // of which each thread takes so many, if all are equally fast
 } Matmul;
@@ -2407,22 +2414,59 @@ static void product_q8(const Matmul *m, const Product *p, size_t r0, size_t n_ro
     tile_q8(&panel, m->act, m->n, p->out + r0, w->rows, n_rows, words);
 }
 
-// The same in float. Rows of floats are used where they lie, but for many tokens those of 16 bits,
-// like all other types, are unpacked first, exactly.
-static void product_f32(const Matmul *m, const Product *p, size_t r0, size_t n_rows)
+// The same in float for a few tokens. Rows of floats are used where they lie, those of other types
+// are unpacked first, exactly.
+static void product_few(const Matmul *m, const Product *p, size_t r0, size_t n_rows)
 {
     const Tensor *w = p->w;
     const TensorType *type = w->type;
     size_t cols = w->cols, pitch = cols / type->block * type->bytes;
-    int floats = type->unpack == unpack_floats && (type->bytes == 4 || m->n == 1);
-    float *unpacked = floats ? NULL : scratch(TILE_ROWS * cols * 4);
-    for (size_t r = r0, end = r0 + n_rows, n; r < end; r += n) {
-        const uint8_t *rows = w->data + r * pitch;
-        n = min_size(end - r, TILE_ROWS);
-        for (size_t i = 0; unpacked && i < n * pitch; i += 64) prefetch(rows + i);
-        for (size_t k = 0; unpacked && k < n; k++) type->unpack(w, r + k, unpacked + k * cols);
-        tile_f32(floats ? type->gguf : AS_F32, floats ? (const void *)rows : unpacked, n, m->x,
-                 m->n, cols, p->out + r, w->rows);
+    int floats = type->unpack == unpack_floats;
+    const uint8_t *rows = w->data + r0 * pitch;
+    float *unpacked = floats ? NULL : scratch(n_rows * cols * 4);
+    for (size_t r = 0; unpacked && r < n_rows; r++) type->unpack(w, r0 + r, unpacked + r * cols);
+    dot_tile(floats ? type->gguf : AS_F32, floats ? rows : (const void *)unpacked, n_rows, m->x,
+             m->n, cols, p->out + r0, w->rows);
+}
+
+// chains[s][k][GEMM_ROWS] = column s + SUMS k of the rows, [GEMM_ROWS] at a pitch in floats.
+static void pack_chains(const float *rows, size_t pitch, size_t depth, float *chains)
+{
+    for (size_t k = 0; k < depth * SUMS; k += 4)
+        for (size_t v = 0; v < GEMM_VECTORS; v++) {
+            vi a[4];
+            transpose_rows((const char *)(rows + v * LANES * pitch + k), pitch * 4, a);
+            for (size_t i = 0, at = k; i < 4; i++, at++)
+                vstore(chains + (at % SUMS * depth + at / SUMS) * GEMM_ROWS + v * LANES,
+                       (vf)a[i]);
+        }
+}
+
+// The same for many tokens. CHAIN steps of all chains are taken for a tile of tokens, so that what
+// they read of x stays in the first-level cache; then the tree adds the chains, lane by lane.
+static void product_many(const Matmul *m, const Product *p, size_t r0, size_t n_rows)
+{
+    enum { CHAIN = 64, TILE_SIZE = GEMM_TOKENS * GEMM_ROWS };
+    const Tensor *w = p->w;
+    size_t cols = w->cols, depth = ceil_div(cols, SUMS), pitch = (depth + 1) * SUMS;
+    float *rows = scratch((GEMM_ROWS * (pitch + depth * SUMS) + SUMS * TILE_SIZE) * 4);
+    float *chains = rows + GEMM_ROWS * pitch, *sums = chains + GEMM_ROWS * depth * SUMS;
+    for (size_t r = 0; r < n_rows; r++) w->type->unpack(w, r0 + r, rows + r * pitch);
+    pack_chains(rows, pitch, depth, chains);
+    for (size_t t = 0, nt; t < m->n; t += nt) {
+        nt = min_size(m->n - t, GEMM_TOKENS);
+        memset(sums, 0, SUMS * TILE_SIZE * 4);
+        for (size_t k = 0; k < depth; k += CHAIN)
+            for (size_t s = 0; s < SUMS; s++)
+                gemm_rows(nt, m->x + t * cols + k * SUMS + s, cols, SUMS,
+                          chains + (s * depth + k) * GEMM_ROWS,
+                          min_size(CHAIN, (cols - s + SUMS - 1) / SUMS - k), GEMM_ROWS,
+                          sums + s * TILE_SIZE);
+        for (size_t half = SUMS / 2; half; half /= 2)
+            for (size_t i = 0; i < half * TILE_SIZE; i++) sums[i] += sums[half * TILE_SIZE + i];
+        for (size_t i = 0; i < TILE_SIZE; i++) sums[i] += 0;
+        for (size_t i = 0; i < nt; i++)
+            memcpy(p->out + (t + i) * w->rows + r0, sums + i * GEMM_ROWS, n_rows * 4);
     }
 }
 
@@ -2437,9 +2481,9 @@ static void matmul_panels(void *arg, size_t begin, size_t end)
         size_t stretch = item / m->grain % ways * m->turns + item / m->grain / ways;
         size_t panel = stretch * m->grain + item % m->grain;
         if (panel >= m->n_panels) continue;
-        for (; panel >= ceil_div(p->w->rows, PANEL); p++) panel -= ceil_div(p->w->rows, PANEL);
-        size_t r0 = panel * PANEL, n_rows = min_size(PANEL, p->w->rows - r0);
-        (m->act ? product_q8 : product_f32)(m, p, r0, n_rows);
+        for (size_t n; panel >= (n = ceil_div(p->w->rows, m->panel)); p++) panel -= n;
+        size_t r0 = panel * m->panel, n_rows = min_size(m->panel, p->w->rows - r0);
+        (m->act ? product_q8 : m->n > FEW ? product_many : product_few)(m, p, r0, n_rows);
     }
 }
 
@@ -2459,14 +2503,15 @@ static void matmul(Quantized *act, const Product *jobs, int n_jobs, const float 
 {
     size_t cols = jobs->w->cols, n_panels = 0;
     size_t group = act ? int8_group(jobs->w) : 0;
+    size_t panel = group || n <= FEW ? PANEL : GEMM_ROWS;
     int same = 0;
     for (; same < n_jobs && (act ? int8_group(jobs[same].w) : 0) == group; same++)
-        n_panels += ceil_div(jobs[same].w->rows, PANEL);
-    size_t grain = ceil_div(MIN_SHARE, PANEL * cols * n), ways = (size_t)pool.n_threads;
+        n_panels += ceil_div(jobs[same].w->rows, panel);
+    size_t grain = ceil_div(MIN_SHARE, panel * cols * n), ways = (size_t)pool.n_threads;
     if (n <= Q8_TOKENS)
         grain = max_size(ceil_div(grain, 2), ceil_div(n_panels, STRETCHES * ways));
     size_t turns = ceil_div(n_panels, grain * ways);
-    Matmul m = {jobs, same, x, n, group ? act : NULL, n_panels, grain, turns};
+    Matmul m = {jobs, same, x, n, group ? act : NULL, panel, n_panels, grain, turns};
     if (group) {
         act->group = group;
         act->n_groups = cols / group;
@@ -4094,10 +4139,12 @@ static int sample(Sampler *s, float *logits, size_t n, const int *recent, int n_
     float top = logits[best], floor = fmaxf(s->min_p, 1e-9f), total = 0, sum = 0;
     Candidate *c = xrealloc(NULL, n, sizeof *c);
     size_t left = 0, keep = 0, i = 0;
-    for (size_t k = 0; k < n; k++) {
-        float p = (int)k == best ? 1 : expf((logits[k] - top) / (float)s->temperature);
-        if (p >= floor) c[left++] = (Candidate){p, (int)k};
-    }
+    vf scale = vset((float)s->temperature);
+    for (size_t k = 0; k < n; k += LANES)
+        vstore_part(logits + k, vexp((vload_part(logits + k, n - k) - vset(top)) / scale), n - k);
+    logits[best] = 1; // even where the temperature is too small for a float
+    for (size_t k = 0; k < n; k++)
+        if (logits[k] >= floor) c[left++] = (Candidate){logits[k], (int)k};
     if (s->top_k || s->top_p < 1) qsort(c, left, sizeof *c, more_likely);
     if (s->top_k) left = min_size(left, (size_t)s->top_k);
     for (size_t k = 0; k < left; k++) total += c[k].p;
