@@ -21,16 +21,17 @@ ALL_CFLAGS = -std=gnu11 -Wall -Wextra -ffp-contract=off $(CFLAGS)
 PART_CFLAGS = $(ALL_CFLAGS) -Wno-unused-function -Wno-psabi
 LDLIBS = -lm -lpthread
 
+SOURCE = run.c chat.h template.h
 UNITS = $(patsubst tests/%.c,$(BUILD)/%,$(sort $(wildcard tests/test_*.c)))
 TOOLS = $(patsubst models/%.c,$(BUILD)/%,$(wildcard models/*.c)) \
         $(patsubst tests/%.c,$(BUILD)/%,$(wildcard tests/oracle.c))
 
 all: run measure
 
-run: run.c
+run: $(SOURCE)
 	$(CC) $(ALL_CFLAGS) -o $@ run.c $(LDLIBS)
 
-measure: tests/measure.c run.c
+measure: tests/measure.c $(SOURCE)
 	$(CC) $(PART_CFLAGS) -o $@ tests/measure.c $(LDLIBS)
 
 demo: run
@@ -42,16 +43,16 @@ tools: $(TOOLS)
 test: $(BUILD)/run $(BUILD)/measure $(BUILD)/make_model $(BUILD)/mutate $(TOOLS) $(UNITS)
 	sh tests/all.sh $(BUILD) $(UNITS)
 
-$(BUILD)/run: run.c | $(BUILD)
+$(BUILD)/run: $(SOURCE) | $(BUILD)
 	$(CC) $(ALL_CFLAGS) -Werror -o $@ run.c $(LDLIBS)
 
-$(BUILD)/test_%: tests/test_%.c $(wildcard tests/*.h models/*.c) tests/measure.c run.c | $(BUILD)
+$(BUILD)/test_%: tests/test_%.c $(wildcard tests/*.h models/*.c) tests/measure.c $(SOURCE) | $(BUILD)
 	$(CC) $(PART_CFLAGS) -Werror -o $@ $< $(LDLIBS)
 
-$(BUILD)/%: tests/%.c $(wildcard tests/*.h) run.c | $(BUILD)
+$(BUILD)/%: tests/%.c $(wildcard tests/*.h) $(SOURCE) | $(BUILD)
 	$(CC) $(PART_CFLAGS) -Werror -o $@ $< $(LDLIBS)
 
-$(BUILD)/%: models/%.c run.c | $(BUILD)
+$(BUILD)/%: models/%.c $(SOURCE) | $(BUILD)
 	$(CC) $(PART_CFLAGS) -Werror -o $@ $< $(LDLIBS)
 
 $(BUILD):

@@ -3827,13 +3827,11 @@ static void encode_plain(Encoder *e, const char *text, size_t len)
 }
 
 // The special token at the beginning of s[len], the longest of them, or -1; *n gets its length. In
-// templates that includes control tokens, and the bytes 1 and 2 stand for BOS and EOS.
+// templates that includes control tokens.
 static int match_special(const Tokenizer *t, const char *s, size_t len, int template, size_t *n)
 {
     int kinds = template ? TOKEN_USER | TOKEN_CONTROL : TOKEN_USER, id = -1;
     *n = 1;
-    if (template && *s == 1 && t->bos >= 0) return t->bos;
-    if (template && *s == 2 && t->eos >= 0) return t->eos;
     for (size_t k = min_size(t->special_len[(uint8_t)*s], len); k && id < 0; k--)
         id = find_piece(t, s, *n = k, kinds);
     return id;
@@ -3904,18 +3902,22 @@ static void find_byte_pieces(Tokenizer *t)
     }
 }
 
-// Tokens that end a turn, whatever the file says about them.
+// Tokens that end a turn, whatever the file says about them. BOS ends nothing but llama2.c's texts,
+// and it is none where the file names an ordinary piece (a comma, in some).
 static void find_stops(Tokenizer *t, const Vocab *v)
 {
-    static const char *const names[] = {"<|im_end|>", "<|eot_id|>", "<|end_of_text|>",
-                                        "<|endoftext|>", "<end_of_turn>", "<eos>", "</s>"};
-    const int given[] = {v->bos, v->eos, v->eot};
+    static const char *const names[] = {
+        "<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end_of_text|>", "<|endoftext|>", "<|end|>",
+        "<|eot|>", "<|EOT|>", "<EOT>", "<|end_of_turn|>", "<end_of_turn>", "<turn|>", "<eos>",
+        "</s>"};
+    const int given[] = {v->eos, v->eot, v->tokens.n ? -1 : v->bos};
     for (size_t i = 0; i < COUNT(given); i++)
         if (given[i] >= 0) t->pieces[given[i]].stop = 1;
     for (size_t i = 0; i < COUNT(names); i++) {
         int id = find_piece(t, names[i], strlen(names[i]), TOKEN_CONTROL | TOKEN_USER);
         if (id >= 0) t->pieces[id].stop = 1;
     }
+    if (t->bos >= 0 && t->pieces[t->bos].kind == TOKEN_TEXT) t->bos = -1, t->add_bos = 0;
 }
 
 // Reads all of a file ("-": standard input) into memory that the caller frees; *len is its size.
@@ -4103,6 +4105,14 @@ static uint64_t seed_random(uint64_t seed)
     return (z ^ z >> 31) | 1;
 }
 
+static long long new_seed(void) // short enough to be typed, and another one each time
+{
+    struct timespec now;
+    clock_gettime(CLOCK_REALTIME, &now);
+    uint64_t state = seed_random((uint64_t)now.tv_sec * 1000000000 + (uint64_t)now.tv_nsec);
+    return (long long)((next_random(&state) ^ (uint64_t)getpid()) >> 34);
+}
+
 static int argmax(const float *v, size_t n)
 {
     size_t best = 0;
@@ -4163,17 +4173,18 @@ static int sample(Sampler *s, float *logits, size_t n, const int *recent, int n_
 // A Session is a loaded model with its tokenizer and what it has read. Text goes to stdout and
 // nothing else does; what a person may want to know about the run goes to stderr.
 
-// What the command line says; section 17 has a row for each option.
+// What the command line says; section 15 has a row for each option.
 static struct {
-    const char *checkpoint, *tokenizer, *prompt, *file, *system;
+    const char *checkpoint, *tokenizer, *prompt, *file, *system, *chat_format;
     const char *long_factors, *short_factors, *self_extend, *leaky;
     int rerope;
     long long steps, seed;
-    int mode, chat_format, kv; // rows of their tables; -1: not given
+    int mode, kv; // rows of their tables
     int ctx, threads, chunk;
     int exact, clamp_positions, help, version;
+    int no_echo, no_think, keep_all, show_tokens;
     Sampler sampler;
-} opt = {.steps = 256, .seed = -1, .chat_format = -1, .chunk = 128,
+} opt = {.steps = -1, .seed = -1, .chunk = 128,
          .sampler = {.temperature = 1, .top_p = 0.9, .repeat_penalty = 1}};
 
 typedef struct {
@@ -4185,7 +4196,8 @@ typedef struct {
     float *logits;    // [vocab_size], of the token after the last one read
     long long ctx;    // positions that may be used
     long long pos;    // positions used: what the cache holds
-    int recent[REPEAT_WINDOW]; // the token at position p is recent[p % REPEAT_WINDOW]
+    int *ids;         // [pos]: the tokens there
+    size_t room;      // for so many
     size_t n_read, n_made;     // tokens of prompts, and of replies, so far,
     double read_s, made_s;     // and the seconds they took
 } Session;
@@ -4236,11 +4248,13 @@ static void progress(const char *what, double start, size_t done, size_t total)
 static void feed(Session *s, const int *tokens, size_t n)
 {
     double start = seconds();
-    size_t step = 0, vocab = s->model.config.vocab_size;
+    size_t step = 0, vocab = s->model.config.vocab_size, want = (size_t)s->pos + n;
+    if (want > s->room) s->ids = xrealloc(s->ids, s->room = 2 * want, sizeof *s->ids);
     for (size_t at = 0; at < n && !interrupted; at += step) {
         step = min_size(n - at, s->state.chunk);
         forward(&s->state, tokens + at, step, s->pos);
-        for (size_t i = at; i < at + step; i++) s->recent[s->pos++ % REPEAT_WINDOW] = tokens[i];
+        memcpy(s->ids + s->pos, tokens + at, step * sizeof *tokens);
+        s->pos += (long long)step;
         progress("reading, tokens", start, interrupted ? n : at + step, n);
     }
     if (step) classify(&s->state, step - 1, 1, s->logits);
@@ -4249,16 +4263,23 @@ static void feed(Session *s, const int *tokens, size_t n)
             die(EXIT_DATA, s->model.path, "its logits are not finite at position %lld", s->pos - 1);
 }
 
-// Text on its way out: an incomplete UTF-8 sequence at the end waits for its other bytes.
+// Text on its way out: an incomplete UTF-8 sequence at the end waits for its other bytes, and is
+// dropped if there are none. On a terminal, characters that it would obey are shown: ESC as ^[.
 typedef struct {
-    FILE *out;
+    FILE *out, *copy; // copy: gets the text, too; or NULL
+    int terminal;
     char held[4];
     size_t n;
 } Stream;
 
 static void stream_flush(Stream *s)
 {
-    fwrite(s->held, 1, s->n, s->out);
+    uint8_t c = s->n ? (uint8_t)s->held[s->n - 1] : 0;
+    int low = s->n == 1 && (c < 32 || c == 127) && c != '\n' && c != '\t';
+    int high = s->n == 2 && (uint8_t)s->held[0] == 0xc2 && c < 0xa0; // ESC and c - 64 in one
+    if (s->terminal && (low || high)) fprintf(s->out, low ? "^%c" : "^[%c", c ^ (low ? 64 : 192));
+    else fwrite(s->held, 1, s->n, s->out);
+    if (s->copy) fwrite(s->held, 1, s->n, s->copy);
     s->n = 0;
 }
 
@@ -4272,60 +4293,99 @@ static void stream_write(Stream *s, const char *bytes, size_t len)
     check_written(s->out, "stdout"); // not when hours of text went to a full disk or a closed pipe
 }
 
-static int last_token(const Session *s) { return s->recent[(s->pos - 1) % REPEAT_WINDOW]; }
+static int last_token(const Session *s) { return s->ids[s->pos - 1]; }
 
+// Control tokens are no text for the reader, but they are for a template that is shown the reply.
 static void write_token(const Tokenizer *t, Stream *out, int prev, int id)
 {
     size_t len;
     const char *text = tokenizer_decode(t, prev, id, &len);
     stream_write(out, text, len);
+    if (out->copy && t->pieces[id].kind == TOKEN_CONTROL)
+        fwrite(text, 1, (size_t)t->pieces[id].len, out->copy);
 }
 
+// With --show-tokens, what the model is about to read: ids, and then pieces in which blanks and
+// bytes that are no characters can be seen.
+static void show_tokens(const Tokenizer *t, const int *ids, size_t n)
+{
+    if (!opt.show_tokens) return;
+    for (size_t i = 0; i < n; i++) fprintf(stderr, i ? " %d" : "tokens: %d", ids[i]);
+    fputs("\npieces:", stderr);
+    for (size_t i = 0; i < n; i++) {
+        const Piece *p = &t->pieces[ids[i]];
+        fputc(' ', stderr);
+        for (size_t at = 0, step; at < (size_t)p->len; at += step) {
+            uint32_t c = read_char(p->text + at, (size_t)p->len - at, &step);
+            if (c == ' ') fputs("\u2581", stderr);
+            else if (c < 32 || c == 127 || c == 0xfffd || (c > 127 && c < 160))
+                fprintf(stderr, "<0x%02X>", (unsigned)(c == 0xfffd ? (uint8_t)p->text[at] : c));
+            else fwrite(p->text + at, 1, step, stderr);
+        }
+    }
+    fputc('\n', stderr);
+}
+
+// Why a text ended.
+enum { END_STOP, END_STEPS, END_CONTEXT, END_INTERRUPT };
+static const char *const endings[] = {"the model", "-n", "a full context (see -c, --window)",
+                                      "Ctrl-C"};
+
 // Reads ids[n] and goes on until a stop token, the number of steps asked for, a full context or
-// Ctrl-C. A prompt is written out first, as llama2.c does; a turn of a conversation is not.
-static void reply(Session *s, const int *ids, size_t n, int is_turn)
+// Ctrl-C. A prompt is written out first, as llama2.c does; a turn of a conversation is not, but its
+// reply is copied to `said` (NULL: no conversation).
+static int reply(Session *s, const int *ids, size_t n, FILE *said)
 {
     const Tokenizer *t = &s->tokenizer;
-    Stream out = {.out = stdout};
+    Stream out = {.out = stdout, .terminal = isatty(STDOUT_FILENO)};
     double start = seconds();
+    show_tokens(t, ids, n);
     feed(s, ids, n);
     double middle = seconds();
-    for (size_t i = is_turn ? n : (size_t)t->add_bos; i < n; i++)
+    for (size_t i = said || opt.no_echo ? n : (size_t)t->add_bos; i < n; i++)
         write_token(t, &out, i ? ids[i - 1] : -1, ids[i]);
-    for (long long made = 0; !interrupted && (!opt.steps || made < opt.steps);) {
-        int id = sample(&opt.sampler, s->logits, s->model.config.vocab_size, s->recent,
-                        (int)min_size(s->pos, REPEAT_WINDOW));
-        if (is_stop(t, id)) break;
-        write_token(t, &out, last_token(s), id);
-        s->n_made++;
-        // Nothing follows a text's last token, but another turn a reply's.
-        if (s->pos >= s->ctx || (++made == opt.steps && !is_turn)) break;
-        feed(s, &id, 1);
+    out.copy = said;
+    int end = interrupted ? END_INTERRUPT : -1;
+    for (long long made = 0; end < 0;) {
+        size_t recent = min_size((size_t)s->pos, REPEAT_WINDOW);
+        int id = sample(&opt.sampler, s->logits, s->model.config.vocab_size,
+                        s->ids + s->pos - recent, (int)recent);
+        if (is_stop(t, id)) end = END_STOP;
+        else {
+            write_token(t, &out, last_token(s), id);
+            s->n_made++;
+            if (s->pos >= s->ctx) end = END_CONTEXT;
+            else if (++made == opt.steps) end = END_STEPS; // nothing follows its last token
+            else feed(s, &id, 1);
+            if (interrupted) end = END_INTERRUPT;
+        }
     }
-    stream_flush(&out);
     fputc('\n', stdout);
     check_written(stdout, "stdout");
     s->n_read += n;
     s->read_s += middle - start;
     s->made_s += seconds() - middle;
+    return end;
 }
 
-static void say_speed(const Session *s)
+static void say_speed(const Session *s, const char *ending)
 {
-    fprintf(stderr, "prompt: %zu tokens, %.1f tok/s; generated: %zu tokens, %.1f tok/s\n",
-            s->n_read, s->n_read / fmax(s->read_s, 1e-9), s->n_made,
-            s->n_made / fmax(s->made_s, 1e-9));
+    fprintf(stderr, "prompt: %zu tokens, %.1f tok/s; generated: %zu tokens, %.1f tok/s; seed %lld; "
+            "ended by %s\n", s->n_read, s->n_read / fmax(s->read_s, 1e-9), s->n_made,
+            s->n_made / fmax(s->made_s, 1e-9), opt.seed, ending);
 }
 
-// The text's tokens, with BOS first if the model wants it and no template says where. There is at
-// least one, since a model needs one to go on from. The caller frees them.
+// The text's tokens, with BOS first if the model wants it and the template did not write it. There
+// is at least one, since a model needs one to go on from. The caller frees them.
 static int *encode_text(const Tokenizer *t, const char *text, const char *template, size_t len,
                         size_t *n)
 {
     int *ids = xrealloc(NULL, add_size(mul_size(len, 2), 2), sizeof *ids);
-    int bos = !template && t->add_bos;
     ids[0] = t->bos >= 0 ? t->bos : t->eos >= 0 ? t->eos : 0;
-    *n = max_size(1, bos + tokenizer_encode(t, text, template, len, ids + bos));
+    size_t made = tokenizer_encode(t, text, template, len, ids + 1);
+    int bos = t->add_bos && !(template && made && ids[1] == t->bos);
+    if (!bos) memmove(ids, ids + 1, made * sizeof *ids);
+    *n = max_size(1, bos + made);
     return ids;
 }
 
@@ -4336,66 +4396,25 @@ static void run_generate(Session *s)
     if ((long long)n > s->ctx)
         die(EXIT_DATA, "prompt", "longer than the context (got %zu tokens, want %lld at most); "
             "use -c %zu, or --window", n, s->ctx, n + 256);
-    reply(s, ids, n, 0);
+    if (opt.steps < 0) opt.steps = 256;
+    int end = reply(s, ids, n, NULL);
     free(ids);
-    say_speed(s);
+    say_speed(s, endings[end]);
 }
 
-// How a conversation is written; bytes 1 and 2 stand for BOS and EOS.
-typedef struct {
-    const char *name;
-    const char *mark;                 // what the template's text in the model file contains
-    const char *system, *system_user; // a system's text goes between, and then the first user turn
-    const char *user, *reply;         // any other user turn goes between, and then the reply
-    const char *end;                  // behind a reply
-} ChatFormat;
-
-static const ChatFormat chat_formats[] = {
-    {"chatml", "<|im_start|>", "<|im_start|>system\n", "<|im_end|>\n<|im_start|>user\n",
-     "<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n", "<|im_end|>\n"},
-    {"llama3", "<|start_header_id|>", "<|start_header_id|>system<|end_header_id|>\n\n",
-     "<|eot_id|><|start_header_id|>user<|end_header_id|>\n\n",
-     "<|start_header_id|>user<|end_header_id|>\n\n",
-     "<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n", "<|eot_id|>"},
-    {"gemma", "<start_of_turn>", "<start_of_turn>user\n", "\n\n", "<start_of_turn>user\n",
-     "<end_of_turn>\n<start_of_turn>model\n", "<end_of_turn>\n"},
-    {"llama2", "<<SYS>>", "[INST] <<SYS>>\n", "\n<</SYS>>\n\n", "[INST] ", " [/INST]", "\2\1"},
-    {"mistral", "[INST]", "[INST] ", "\n\n", "[INST] ", " [/INST]", "\2"},
-    {"zephyr", "<|user|>", "<|system|>\n", "\2\n<|user|>\n", "<|user|>\n", "\2\n<|assistant|>\n",
-     "\2\n"},
-};
-
-// The model's own format, or NULL if that is unknown.
-static const ChatFormat *find_chat_format(const Vocab *v)
+// The user's text: a file's, the prompt, or in a chat both. A byte order mark is no text.
+static void read_prompt(Session *s)
 {
-    size_t len = 0;
-    Values chat = v->chat;
-    const char *text = chat.n ? next_string(&chat, &len) : "";
-    if (!v->tokens.n) len = strlen(text = "<<SYS>>"); // as llama2.c
-    for (const ChatFormat *f = chat_formats; f < chat_formats + COUNT(chat_formats); f++)
-        if (memmem(text, len, f->mark, strlen(f->mark))) return f;
-    return NULL;
-}
-
-// The ids of a turn, at least one; the caller frees them. A user cannot write control tokens: only
-// in the template's own parts are they recognised.
-static int *encode_turn(const Session *s, const ChatFormat *f, const char *system,
-                        const char *user, size_t *n)
-{
-    enum { SYSTEM = 2, USER = 4, PARTS = 6 };
-    const char *parts[PARTS] = {
-        s->pos ? f->end : s->tokenizer.add_bos ? "\1" : "", system ? f->system : "",
-        system ? system : "", system ? f->system_user : f->user, user, f->reply};
-    size_t len = 0;
-    for (int k = 0; k < PARTS; k++) len += strlen(parts[k]);
-    char *text = xcalloc(len + 1, 2), *template = text + len + 1;
-    for (int k = 0; k < PARTS; k++) {
-        memset(template + strlen(text), k != SYSTEM && k != USER, strlen(parts[k]));
-        strcat(text, parts[k]);
-    }
-    int *ids = encode_text(&s->tokenizer, text, template, len, n);
-    free(text);
-    return ids;
+    char *text = opt.file ? read_text(opt.file, &s->len) : copy_string("");
+    const char *prompt = opt.prompt ? opt.prompt : "";
+    if (s->len >= 2 && (!memcmp(text, "\xff\xfe", 2) || !memcmp(text, "\xfe\xff", 2)))
+        die(EXIT_DATA, opt.file, "UTF-16 (want UTF-8); convert it: iconv -f UTF-16 -t UTF-8");
+    size_t mark = s->len >= 3 && !memcmp(text, "\xef\xbb\xbf", 3) ? 3 : 0;
+    s->len -= mark;
+    memmove(text, text + mark, s->len);
+    text = xrealloc(text, s->len + strlen(prompt) + 2, 1);
+    s->len += (size_t)sprintf(text + s->len, opt.file && opt.prompt ? "\n%s" : "%s", prompt);
+    if (opt.file || opt.prompt) s->text = text;
 }
 
 // Turns and fillers end with a zero byte, and must not end before.
@@ -4404,48 +4423,7 @@ static void check_string(const char *what, const char *text, size_t len)
     if (strlen(text) < len) die(EXIT_DATA, what, "a zero byte in it (at %zu)", strlen(text));
 }
 
-// Reads a turn into *line; 0 at the end, or when Ctrl-C ends the wait for it.
-static int read_turn(char **line, size_t *room)
-{
-    if (isatty(STDIN_FILENO)) fputs("> ", stderr);
-    catch_interrupt(0);
-    ssize_t n = getline(line, room, stdin);
-    catch_interrupt(SA_RESTART);
-    if (n < 0 && !feof(stdin) && !interrupted)
-        die(EXIT_DATA, "standard input", "cannot read (%s)", strerror(errno));
-    if (n < 0) return 0;
-    check_string("standard input", *line, (size_t)n);
-    (*line)[strcspn(*line, "\n")] = 0;
-    return 1;
-}
-
-// Turn by turn on stdin and stdout; the cache keeps the conversation. The first turn may be given.
-static void run_chat(Session *s)
-{
-    const ChatFormat *f = opt.chat_format < 0 ? find_chat_format(&s->model.vocab)
-                                              : &chat_formats[opt.chat_format];
-    if (!f) die(EXIT_DATA, s->model.path, "no chat template that is known; use --chat-format");
-    char *line = NULL;
-    const char *turn = s->text;
-    if (turn) check_string("prompt", turn, s->len);
-    for (size_t n, room = 0; !interrupted; turn = NULL) {
-        if (!turn && !read_turn(&line, &room)) break;
-        int *ids = encode_turn(s, f, s->pos ? NULL : opt.system, turn ? turn : line, &n);
-        long long want = s->pos + (long long)n;
-        if (want >= s->ctx && !s->pos)
-            die(EXIT_DATA, "prompt", "a turn longer than the context (got %lld tokens, want less "
-                "than %lld)", want, s->ctx);
-        if (want >= s->ctx) {
-            fprintf(stderr, "%s: the context is full (got %lld tokens, want less than %lld)\n",
-                    prog, want, s->ctx);
-            break;
-        }
-        reply(s, ids, n, 1);
-        free(ids);
-    }
-    free(line);
-    say_speed(s);
-}
+#include "chat.h" // conversations: run_chat, and how a model wants them to be written
 
 // --- info ---------------------------------------------------------------------------------------
 
@@ -4486,7 +4464,7 @@ static void run_info(Session *s)
     rope_resolve(&c.rope, c.train_ctx, s->ctx);
     rope_resolve(&c.local, c.train_ctx, s->ctx);
     cache_layout(&cache, &c, s->ctx, opt.chunk, opt.exact || opt.kv);
-    const ChatFormat *f = find_chat_format(&m->vocab);
+    const char *what, *template = open_template(s, &what);
     printf("architecture  %s\nlayers        %d, dim %d, hidden %d, %d heads (%d for keys) of %d\n",
            m->arch, c.n_layers, c.dim, c.hidden_dim, c.n_heads, c.n_kv_heads, c.head_dim);
     print_weights(m);
@@ -4500,7 +4478,7 @@ static void run_info(Session *s)
     printf("tokenizer     %s%s, %d tokens, %s; chat format %s\n",
            t->words ? "byte-level BPE, words as " : "SentencePiece-style",
            t->words ? t->words->name : "", t->vocab_size, t->add_bos ? "BOS" : "no BOS",
-           f ? f->name : "unknown");
+           template ? what : "unknown");
     double row = 2.0 * (c.dim + c.hidden_dim + q_dim(&c) + kv_dim(&c));
     printf("memory        %.1f MB file (mapped), %.1f MB KV cache at -c %lld, %.1f MB besides\n",
            m->size / 1e6, cache.bytes / 1e6, s->ctx, 4 * (opt.chunk * row + c.vocab_size) / 1e6);
@@ -4540,7 +4518,7 @@ static double parse_float(const char *option, const char *s, double lo, double h
 // What a program can do. ENDLESS: where a window keeps memory constant; NO_STATE: the model does
 // not run. context: which context a run of it uses, given -c or what the model was trained on;
 // NULL: that.
-enum { ENDLESS = 1, NO_STATE = 2 };
+enum { ENDLESS = 1, NO_STATE = 2, TALKS = 4 };
 typedef struct {
     const char *name;
     void (*run)(Session *s);
@@ -4576,7 +4554,7 @@ typedef struct {
 // Options of every program that includes this file.
 static const Option shared_options[] = {
     {'i', "prompt", TEXT(opt.prompt), "TEXT", "the text to continue; chat: first turn"},
-    {'f', "file", TEXT(opt.file), "PATH", "read it from a file, - is standard input"},
+    {'f', "file", TEXT(opt.file), "PATH", "all of a file, - is standard input; chat: -i follows"},
     {'s', "seed", LONG(opt.seed, 0, 9e18), "N", "the same seed gives the same text"},
     {'z', "tokenizer", TEXT(opt.tokenizer), "PATH", "(tokenizer.bin beside the model or above)"},
     {'c', "ctx", INT(opt.ctx, 1, 1 << 28), "N", "context in tokens (as trained; --window: no end)"},
@@ -4632,12 +4610,12 @@ typedef struct {
 } Program;
 
 static const Mode run_modes[] = {
-    {"generate", run_generate, ENDLESS, NULL}, {"chat", run_chat, ENDLESS, NULL},
+    {"generate", run_generate, ENDLESS, NULL}, {"chat", run_chat, ENDLESS | TALKS, NULL},
     {"info", run_info, NO_STATE, NULL},
 };
 
 static const Option run_options[] = {
-    {'n', "steps", LONG(opt.steps, 0, 1e12), "N", "new tokens (256); 0: until the context is full"},
+    {'n', "steps", LONG(opt.steps, 0, 1e12), "N", "new tokens (256; chat: 0); 0: no end"},
     {'t', "temp", FLOAT(opt.sampler.temperature, 0, 1e3), "T", "temperature (1); 0: likeliest"},
     {'p', "top-p", FLOAT(opt.sampler.top_p, 0, 1), "P", "from the likeliest tokens up to P (0.9)"},
     {'k', "top-k", INT(opt.sampler.top_k, 0, 1e9), "K", "from the K likeliest; 0: all"},
@@ -4645,8 +4623,12 @@ static const Option run_options[] = {
     {0, "repeat-penalty", FLOAT(opt.sampler.repeat_penalty, 0.1, 10), "R", "of the last 64 tokens"},
     {'m', "mode", NAME(opt.mode, run_modes), "MODE",
      "generate, chat or info; what measures is in ./measure"},
-    {0, "chat-format", NAME(opt.chat_format, chat_formats), "NAME", NULL},
-    {'y', "system", TEXT(opt.system), "TEXT", "chat: the system's text"},
+    {0, "no-echo", FLAG(opt.no_echo), "", "the prompt is not written out"},
+    {'y', "system", TEXT(opt.system), "TEXT", "chat: the system's text (the model's own)"},
+    {0, "chat-format", TEXT(opt.chat_format), "FORMAT", "(the model's) or SYSTEM|USER|REPLY|END"},
+    {0, "no-think", FLAG(opt.no_think), "", "chat: no thoughts, if the template has that choice"},
+    {0, "keep-all", FLAG(opt.keep_all), "", "chat: refuse turns rather than forget old ones"},
+    {0, "show-tokens", FLAG(opt.show_tokens), "", "what the model reads, on stderr"},
 };
 static const Program run_program = {"run", run_modes, run_options, COUNT(run_options)};
 static const Program *program = &run_program;
@@ -4862,15 +4844,15 @@ static void open_session(Session *s)
     if (runs) pool_start(opt.threads ? opt.threads : processors());
     size_t mapped = runs && s->model.size < available_memory() ? s->model.size : 0;
     parallel_for(1 + ceil_div(mapped, PIECE), 1, load_parts, s);
-    s->text = opt.file ? read_text(opt.file, &s->len) : opt.prompt;
-    if (opt.prompt) s->len = strlen(opt.prompt);
+    read_prompt(s);
     if (!runs) return;
     size_t chunk = opt.chunk; // frequencies that always change need Angles for each of its tokens
     if (rope_methods[c->rope.method].changes == ALWAYS) chunk = min_size(chunk, TILE);
     state_init(&s->state, &s->model, s->ctx, chunk, opt.kv, opt.exact);
     check_context(&s->state.attn.config, s->ctx);
     s->logits = xcalloc(c->vocab_size, 4);
-    opt.sampler.rng = seed_random(opt.seed >= 0 ? opt.seed : (long long)time(NULL));
+    if (opt.seed < 0) opt.seed = new_seed();
+    opt.sampler.rng = seed_random((uint64_t)opt.seed);
 }
 
 // All that a program's main does; check: what must hold of its own options before a file is opened.
@@ -4887,7 +4869,8 @@ static int run_main(const Program *p, void (*check)(void), int argc, char **argv
     else {
         if (!opt.checkpoint)
             die(EXIT_USAGE, "usage", "%s CHECKPOINT [options]; see %s -h", prog, prog);
-        if (opt.prompt && opt.file) die(EXIT_USAGE, "--file", "cannot be used with --prompt");
+        if (opt.prompt && opt.file && !(p->modes[opt.mode].kind & TALKS))
+            die(EXIT_USAGE, "--file", "cannot be used with --prompt, but in a chat");
         if (check) check();
         open_session(&s);
         catch_signals();

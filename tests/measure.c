@@ -292,7 +292,7 @@ static const struct {
 typedef struct {
     Session *s;
     int kind;                 // of the tasks
-    const ChatFormat *format; // of the model, or NULL
+    const char *format; // of the model, or NULL
     char **filler;            // sentences [n_filler], repeated as often as needed
     size_t n_filler;
 } Grid;
@@ -327,7 +327,9 @@ static int *encode_task(const Grid *g, const Task *t, size_t first, size_t n, si
     if (fclose(out)) die(EXIT_DATA, "memory", "cannot write a text (%s)", strerror(errno));
     int *ids;
     if (g->format) {
-        ids = encode_turn(g->s, g->format, NULL, text, n_ids);
+        Term pair[2], turn = make_message(pair, "user", quote_text(&g->s->tokenizer, text));
+        ids = encode_chat(g->s, g->format, &turn, 1, n_ids);
+        free((void *)pair[1].s);
         ids = xrealloc(ids, *n_ids + 2 * sizeof t->lead, sizeof *ids);
         *n_ids += tokenizer_encode(&g->s->tokenizer, t->lead, NULL, strlen(t->lead), ids + *n_ids);
     } else ids = encode_text(&g->s->tokenizer, text, NULL, len, n_ids);
@@ -433,7 +435,8 @@ static void run_grids(Session *s, int first, int last)
     static const char classic[] = "The grass is green. The sky is blue. The sun is yellow. "
                                   "Here we go. There and back again.";
     const Vocab *v = &s->model.vocab;
-    Grid g = {.s = s, .kind = first, .format = v->chat.n ? find_chat_format(v) : NULL};
+    const char *what;
+    Grid g = {.s = s, .kind = first, .format = v->chat.n ? open_template(s, &what) : NULL};
     if (s->text) check_string("filler", s->text, s->len);
     split_sentences(&g, copy_string(s->text ? s->text : classic));
     tsv_open("task\tlength\tdepth\ttrial\ttokens\tright\tanswer\tgot");

@@ -167,7 +167,8 @@ static void test_empty_turn(void)
                .eot = -1, .pre = "gpt-2"};
     Session s = {0};
     tokenizer_from_vocab(&s.tokenizer, "test", &v);
-    int *ids = encode_turn(&s, &chat_formats[0], NULL, "xyz", &n);
+    Term pair[2], turn = make_message(pair, "user", "xyz");
+    int *ids = encode_chat(&s, chat_formats[0].template, &turn, 1, &n);
     CHECK(n == 1 && ids[0] == 0);
 }
 

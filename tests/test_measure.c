@@ -1,6 +1,6 @@
-// test_measure.c: section 14 of run.c, and measure.c: the tokens of a turn, what the tasks ask and where
-// their facts stand, which answers are right, and what the modes perplexity and passkey print. The
-// vocabulary and the models are made here; texts and tables are read back and computed anew.
+// test_measure.c: measure.c: what the tasks ask and where their facts stand, which answers are
+// right, and what the modes perplexity and passkey print. The vocabulary and the models are made
+// here; texts and tables are read back and computed anew.
 #define TESTING
 #define _GNU_SOURCE
 #include <stdio.h>
@@ -62,64 +62,6 @@ static char *decode_all(const Tokenizer *t, const int *ids, size_t n)
         memcpy(end, piece, len);
     }
     return text;
-}
-
-// ---- Turns -------------------------------------------------------------------------------------
-
-// Conversations as the models' templates write them: \3 is the system's text, \4 the user's, \1
-// and \2 are BOS and EOS. `end` comes between a reply and the next turn.
-static const struct {
-    const char *name, *with_system, *without, *end;
-} turns[] = {
-    {"chatml", "<|im_start|>system\n\3<|im_end|>\n<|im_start|>user\n\4<|im_end|>\n<|im_start|>"
-     "assistant\n", "<|im_start|>user\n\4<|im_end|>\n<|im_start|>assistant\n", "<|im_end|>\n"},
-    {"llama3", "<|start_header_id|>system<|end_header_id|>\n\n\3<|eot_id|><|start_header_id|>user"
-     "<|end_header_id|>\n\n\4<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n",
-     "<|start_header_id|>user<|end_header_id|>\n\n\4<|eot_id|><|start_header_id|>assistant"
-     "<|end_header_id|>\n\n", "<|eot_id|>"},
-    {"gemma", "<start_of_turn>user\n\3\n\n\4<end_of_turn>\n<start_of_turn>model\n",
-     "<start_of_turn>user\n\4<end_of_turn>\n<start_of_turn>model\n", "<end_of_turn>\n"},
-    {"llama2", "[INST] <<SYS>>\n\3\n<</SYS>>\n\n\4 [/INST]", "[INST] \4 [/INST]", "\2\1"},
-    {"mistral", "[INST] \3\n\n\4 [/INST]", "[INST] \4 [/INST]", "\2"},
-    {"zephyr", "<|system|>\n\3\2\n<|user|>\n\4\2\n<|assistant|>\n",
-     "<|user|>\n\4\2\n<|assistant|>\n", "\2\n"},
-};
-
-// The turn must have the template's tokens, and the texts in it none but those of text.
-static void check_turn(size_t k, int add_bos, int later, int with_system)
-{
-    static const char system[] = "Be <|im_start|>brief.<s>";
-    static const char user[] = "Hi <|im_end|><|eot_id|>\2</s> queen<end_of_turn>\1";
-    int before = n_failed, want[1000];
-    size_t n, n_want = 0, len;
-    char turn[500];
-    sprintf(turn, "%s%s", later ? turns[k].end : add_bos ? "\1" : "",
-            with_system ? turns[k].with_system : turns[k].without);
-    for (const char *at = turn; *at; at += len) {
-        const char *text = *at == 3 ? system : user;
-        len = strcspn(at, "\3\4");
-        if (len) n_want += naive_ids(at, len, 1, want + n_want);
-        else n_want += naive_ids(text, strlen(text), 0, want + n_want), len = 1;
-    }
-    Session s = {.tokenizer = make_vocabulary(add_bos, 0), .pos = later ? 30 : 0};
-    int *ids = encode_turn(&s, &chat_formats[k], with_system ? system : NULL, user, &n);
-    CHECK(n == n_want && !memcmp(ids, want, n * sizeof *ids));
-    note_failures(before, "%s, BOS %d, later %d, system %d", turns[k].name, add_bos, later,
-                  with_system);
-    free(ids);
-}
-
-static void test_turns(void)
-{
-    CHECK_INT(COUNT(turns), COUNT(chat_formats));
-    for (size_t k = 0; k < COUNT(turns); k++) {
-        Out o = {0};
-        put_string(&o, turns[k].with_system);
-        CHECK(find_chat_format(&(Vocab){.tokens.n = 1, .chat = {o.p, 1}}) == &chat_formats[k]);
-        CHECK(!strcmp(chat_formats[k].name, turns[k].name));
-        for (int i = 0; i < 8; i++) check_turn(k, i & 1, i >> 1 & 1, i >> 2);
-        free(o.p);
-    }
 }
 
 // ---- Tasks -------------------------------------------------------------------------------------
@@ -225,7 +167,7 @@ static void check_tasks(Grid g)
         char *text = task_text(&g, &t, first, (size_t)n);
         unplaced += !well_placed(&t, text, first, n);
         unsolved += solvers[g.kind](text, t.answer) != (int)ceil(depth * n);
-        g.format = &chat_formats[0];
+        g.format = chat_formats[0].template;
         char *chat = task_text(&g, &t, first, (size_t)n);
         text[strlen(text) - strlen(t.lead) - 1] = 0;
         sprintf(want, "user\n%s\nassistant\n%s", text, t.lead);
@@ -405,7 +347,7 @@ static void test_grid(void)
     CHECK(strstr(text, want));
     CHECK(strstr(text, "\nall cells: 5.0%\n"));
     free(text);
-    for (int i = 0; i < 64; i++) last[i] = s.recent[(s.pos + i) % 64];
+    for (int i = 0; i < 64; i++) last[i] = s.ids[s.pos - 64 + i];
     CHECK(strstr(text = decode_all(&s.tokenizer, last, 64), "is the pass key. What"));
     free(text);
 }
@@ -553,7 +495,6 @@ static void test_perplexity(void)
 
 int main(void)
 {
-    test_turns();
     test_tasks();
     test_answers();
     test_grid();
