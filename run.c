@@ -99,7 +99,6 @@
 static const char *prog = "run";
 
 enum { EXIT_DATA = 1, EXIT_USAGE = 2 }; // a bad file or system failure; a bad command line
-static char *unfinished;                // a file being written, removed if the program fails
 
 // One line whatever the names in it hold: control characters, U+0080 to U+009F too, become '?'.
 static void make_printable(char *c)
@@ -124,7 +123,6 @@ __attribute__((noreturn, format(printf, 3, 4))) static void die(int code, const 
     make_printable(line);
     fflush(stdout);
     fprintf(stderr, "%s\n", line);
-    if (unfinished) unlink(unfinished);
     exit(code);
 }
 
@@ -3432,7 +3430,6 @@ static void on_lost(int sig)
     static atomic_flag said = ATOMIC_FLAG_INIT;
     (void)sig;
     while (atomic_flag_test_and_set(&said)) pause(); // another thread says it
-    if (unfinished) unlink(unfinished);
     if (write(STDERR_FILENO, lost_text, strlen(lost_text)) < 0) {} // nobody is left to tell
     _exit(EXIT_DATA);
 }
@@ -4208,7 +4205,6 @@ static volatile sig_atomic_t interrupted;
 static void on_interrupt(int sig)
 {
     if (sig == SIGINT && !interrupted++) return;
-    if (unfinished) unlink(unfinished);
     signal(sig, SIG_DFL);
     raise(sig);
 }

@@ -696,9 +696,10 @@ for how in "INT 0" "INT INT INT INT 130" "TERM 143" "HUP 129"; do
             > "$tmp/all-$mode" 2> "$tmp/err-$mode" &
         set -- "$@" $!
     done
-    for mode in perplexity passkey retrieval; do
+    for pid; do # until it catches signals, which is when the model is loaded
         tries=0
-        while [ ! -e "$(echo "$tmp/all-$mode".tsv.*.tmp)" ] && [ $tries -lt 600 ]; do
+        until awk '/SigCgt/ { exit substr($2, 16) !~ /[2367abef]/ }' "/proc/$pid/status" ||
+              [ $tries -eq 600 ]; do
             sleep 0.1
             tries=$((tries + 1))
         done

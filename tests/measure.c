@@ -19,44 +19,54 @@ static struct {
 
 // --- tables --------------------------------------------------------------------------------------
 
-static FILE *tsv; // the table that --tsv asks for, or /dev/null
+// The table that --tsv asks for. It grows in memory and is written once, when all is measured, so
+// that there is a whole table or none, whatever ends the program.
+static FILE *tsv;
+static char *table;
+static size_t table_len;
 
 // A table must not take the place of what is being read.
-static void check_inputs(const char *table)
+static void check_inputs(const char *path)
 {
     const char *inputs[] = {opt.checkpoint, opt.file, opt.tokenizer};
     struct stat a, b;
-    if (stat(table, &a) || !S_ISREG(a.st_mode)) return;
+    if (stat(path, &a) || !S_ISREG(a.st_mode)) return;
     for (size_t i = 0; i < COUNT(inputs); i++)
         if (inputs[i] && !stat(inputs[i], &b) && a.st_ino == b.st_ino && a.st_dev == b.st_dev)
             die(EXIT_USAGE, "--tsv", "would replace %s", inputs[i]);
 }
 
-// It is written beside its place, under a name of its own, and moved there when complete, unless
-// the place is a device, a pipe or a link.
+// Whether a table can be written is looked at before hours are spent on it.
 static void tsv_open(const char *header)
 {
-    struct stat st;
-    const char *path = ask.tsv ? ask.tsv : "/dev/null";
-    int there = !lstat(path, &st), fd;
-    check_inputs(path);
-    if (*path && (!there || (S_ISREG(st.st_mode) && !access(path, W_OK)))) {
-        char *name = xcalloc(strlen(path) + 32, 1);
-        sprintf(name, "%s.%ld.tmp", path, (long)getpid());
-        fd = open(name, O_WRONLY | O_CREAT | O_EXCL, there ? st.st_mode & 0777 : 0666);
-        if (fd >= 0) unfinished = name;
-    } else fd = open(path, O_WRONLY | O_CREAT | O_TRUNC, 0666);
-    tsv = fd < 0 ? NULL : fdopen(fd, "w");
-    if (!tsv) die(EXIT_DATA, path, "cannot write (%s)", strerror(errno));
+    if (ask.tsv) {
+        const char *slash = strrchr(ask.tsv, '/');
+        char folder[PATH_MAX] = ".";
+        struct stat st;
+        check_inputs(ask.tsv);
+        if (slash) snprintf(folder, sizeof folder, "%.*s/", (int)(slash - ask.tsv), ask.tsv);
+        int there = !stat(ask.tsv, &st);
+        if (there && S_ISDIR(st.st_mode)) errno = EISDIR;
+        else if (*ask.tsv && !access(there ? ask.tsv : folder, W_OK)) errno = 0;
+        if (errno || !*ask.tsv) die(EXIT_DATA, ask.tsv, "cannot write (%s)", strerror(errno));
+    }
+    tsv = open_memstream(&table, &table_len);
+    if (!tsv) die(EXIT_DATA, "memory", "cannot begin a table (%s)", strerror(errno));
     fprintf(tsv, "%s\n", header);
 }
 
+// Writes the table to its place: a file, a device, a pipe, or what a link leads to.
 static void tsv_close(void)
 {
-    check_written(tsv, ask.tsv);
-    if (fclose(tsv) || (unfinished && rename(unfinished, ask.tsv)))
-        die(EXIT_DATA, ask.tsv, "cannot write (%s)", strerror(errno));
-    unfinished = NULL;
+    if (fclose(tsv)) die(EXIT_DATA, "memory", "cannot hold the table (%s)", strerror(errno));
+    if (!ask.tsv) return;
+    int there = !access(ask.tsv, F_OK);
+    FILE *f = fopen(ask.tsv, "w");
+    int bad = !f || fwrite(table, 1, table_len, f) < table_len, err = errno;
+    if (f && fclose(f) && !bad) bad = 1, err = errno;
+    if (bad && f && !(there ? truncate(ask.tsv, 0) : unlink(ask.tsv))) {} // no part of a table
+    if (bad) die(EXIT_DATA, ask.tsv, "cannot write (%s)", strerror(err));
+    free(table);
 }
 
 // The end of a row: a bar that is `full` long at share 1.
@@ -150,7 +160,6 @@ static void score_window(Session *s, Perplexity *p, const int *ids)
             for (size_t r = 0; r < rows; r++)
                 add_prediction(s, p, ids, at + t + r, t + r, p->nll[r]);
         }
-        check_written(tsv, ask.tsv); // not when all is measured
         p->fed += step;
         size_t total = p->n_windows * p->n;
         progress("tokens", p->start, interrupted ? total : p->fed, total);
@@ -422,7 +431,6 @@ static void run_grid(const Grid *g)
         if (done > 0) printf(" %7.0f", 100 * right / done);
         printf("\n");
         check_written(stdout, "stdout");
-        check_written(tsv, ask.tsv);
         total += right;
         cells += done;
     }
