@@ -1405,13 +1405,20 @@ static void cache_reserve(Cache *c, int64_t max_seq_len)
 
 // --- What attention works on --------------------------------------------------------------------
 
-// What an online softmax keeps beside o; e is the sum of exp(score - m) * score, for the entropy.
-// m begins as a number, so that a row that sees only masked keys stays empty, with no NaN from
+// What an online softmax keeps beside o; e is the sum of exp(score - m) * score, for the entropy, and
+// first the weight of key 0. m begins as a number, so that a row that sees only masked keys stays empty, with no NaN from
 // MASKED - MASKED, and an empty one adds nothing when it is merged.
 typedef struct {
-    float m, l, e;
+    float m, l, e, first;
 } RowSums;
-static const RowSums EMPTY = {-FLT_MAX, 0, 0};
+static const RowSums EMPTY = {-FLT_MAX, 0, 0, 0};
+
+// What the instruments want to know of one token's attention in one layer, summed over heads: the
+// entropy, the share of the first token, and the heads that give it more than SINK of theirs.
+typedef struct {
+    double entropy, first, sinks;
+} Watch;
+static const double SINK = 0.3;
 
 // The positions of one chunk's queries, as layers of one kind (global or local) see them.
 typedef struct {
@@ -1430,7 +1437,7 @@ typedef struct {
     float *q, *k, *v;       // [chunk][n_heads | n_kv_heads * head_dim]
     float *out;             // [chunk][n_heads * head_dim]
     float *prepared;        // of the encoding (section 4)
-    double *entropy_sum;    // [chunk]: attention's, over layers and heads; NULL: not measured
+    Watch *watch;           // [n_layers][n]; NULL: nobody looks
     int64_t pos;            // the chunk's first position, and
     size_t n;               // its tokens
     int layer;              // the current one, and
@@ -1558,7 +1565,7 @@ static Rows begin_item(const Attention *a, size_t item)
     Rows w = {.a = a, .p = p, .angles = p->angles + q0 * p->each, .head = item % n_kv,
               .part = item / n_kv / n_batches, .q0 = q0, .rows = rows, .group = group, .d = d,
               .v_dim = v_dim, .first = first, .last = first + (int64_t)nq - 1};
-    float *room = scratch((2 * tile + rows * (MAPS * (TILE + d) + v_dim + d + 3)) * 4);
+    float *room = scratch((2 * tile + rows * (MAPS * (TILE + d) + v_dim + d + 4)) * 4);
     w.tile = room;
     w.table = room + tile;
     w.o = w.table + tile;
@@ -1671,7 +1678,7 @@ static void add_score_bias(const Rows *w, size_t row, float *score, float *D)
 
 // One step of the online softmax on one row: score becomes p = exp(score - m), the weights of the
 // tile's values, and what is summed so far is rescaled to the new m.
-static void softmax_step(float *score, float *o, RowSums *sums, size_t v_dim, int entropy)
+static void softmax_step(float *score, float *o, RowSums *sums, size_t v_dim, int watched)
 {
     vf max = vset(sums->m), sum[SUM_VECTORS] = {{0}}, weighted[SUM_VECTORS] = {{0}};
     for (size_t k = 0; k < TILE; k += LANES) max = vmax(max, vload(score + k));
@@ -1679,18 +1686,18 @@ static void softmax_step(float *score, float *o, RowSums *sums, size_t v_dim, in
     if (m != sums->m) {
         float shrink = vexp(vset(sums->m - m))[0];
         for (size_t k = 0; k < v_dim; k += LANES) vstore(o + k, vload(o + k) * vset(shrink));
-        *sums = (RowSums){m, sums->l * shrink, sums->e * shrink};
+        *sums = (RowSums){m, sums->l * shrink, sums->e * shrink, sums->first * shrink};
     }
     for (size_t k = 0; k < TILE; k += SUMS)
         for (size_t i = 0; i < SUM_VECTORS; i++) {
             float *at = score + k + i * LANES;
             vf s = vload(at), p = vexp(s - vset(m));
             sum[i] += p;
-            if (entropy) weighted[i] += p * vmax(s, vset(-1e30f)); // 0 * MASKED is 0
+            if (watched) weighted[i] += p * vmax(s, vset(-1e30f)); // 0 * MASKED is 0
             vstore(at, p);
         }
     sums->l += vsum(sum);
-    if (entropy) sums->e += vsum(weighted);
+    if (watched) sums->e += vsum(weighted);
 }
 
 // The attention loop's body: a batch's rows over the keys of tile t. Scores under each map that
@@ -1708,7 +1715,8 @@ static void attend_tile(const Rows *w, int64_t t)
         float *score = w->score[0] + row * TILE, D[TILE];
         gather_scores(w, row, t * TILE, score, biased ? D : NULL);
         if (biased) add_score_bias(w, row, score, D);
-        softmax_step(score, w->o + row * w->v_dim, w->sums + row, w->v_dim, !!a->entropy_sum);
+        softmax_step(score, w->o + row * w->v_dim, w->sums + row, w->v_dim, !!a->watch);
+        if (a->watch && !t) w->sums[row].first += *score;
     }
     const void *v = tile_at(a, w->head, t) + c->k_bytes;
     for (size_t k = 0; c->elem == 2 && k < TILE * w->v_dim; k += LANES)
@@ -1725,7 +1733,8 @@ static void merge_row(const Attention *a, size_t to, const float *o, RowSums p)
     float m = t.m > p.m ? t.m : p.m;
     float old = vexp(vset(t.m - m))[0], new = vexp(vset(p.m - m))[0];
     for (size_t i = 0; i < v_dim; i++) total[i] = total[i] * old + o[i] * new;
-    a->sums[to] = (RowSums){m, t.l * old + p.l * new, t.e * old + p.e * new};
+    a->sums[to] = (RowSums){m, t.l * old + p.l * new, t.e * old + p.e * new,
+                            t.first * old + p.first * new};
 }
 
 // Attention of a batch's rows over the tiles that lie in one segment, from t on and before `end`;
@@ -1791,9 +1800,13 @@ static void attention(Attention *a)
     size_t cost = 1 + 2 * a->config.dim * max_size(seen, TILE) * a->n / n; // of an item, about
     parallel_for(n, ceil_div(MIN_SHARE / 4, cost), attend_parts, a);
     parallel_for(rows, ceil_div(MIN_SHARE / 4, a->config.head_dim), finish_rows, a);
-    for (size_t at = 0; a->entropy_sum && at < rows; at++) {
+    for (size_t at = 0; a->watch && at < rows; at++) {
         RowSums t = a->sums[at];
-        a->entropy_sum[at / n_heads] += t.m + vlog(vset(t.l))[0] - t.e / t.l;
+        Watch *w = &a->watch[(size_t)a->layer * a->n + at / n_heads];
+        if (at % n_heads == 0) *w = (Watch){0};
+        w->entropy += t.m + vlog(vset(t.l))[0] - t.e / t.l;
+        w->first += t.first / t.l;
+        w->sinks += t.first > SINK * t.l;
     }
 }
 
@@ -2685,7 +2698,6 @@ static void forward(State *s, const int *tokens, size_t n, int64_t pos)
     a->n = n;
     embed_tokens(s, tokens);
     for (int kind = 0; kind < (every ? 2 : 1); kind++) plan_positions(a, &a->positions[kind]);
-    if (a->entropy_sum) memset(a->entropy_sum, 0, n * sizeof *a->entropy_sum);
     for (a->layer = 0; a->layer < c->n_layers; a->layer++) {
         const Layer *l = &m->layers[a->layer];
         a->p = &a->positions[every && (a->layer + 1) % every]; // local, but for each `every`th

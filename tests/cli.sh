@@ -236,7 +236,7 @@ usage --chunk 32769
 usage --kv f8
 usage -m nosuch
 says "got 'nosuch', want generate, chat" "no such mode"
-for mode in perplexity passkey retrieval rope bench; do # alone: with its name first it is measure's
+for mode in perplexity passkey retrieval kv contrast rope bench; do # alone: with its name first it is measure's
     refused 2 "run -m $mode" "$m" --mode=$mode
     says "measures is in ./measure" "run -m $mode"
 done
@@ -452,6 +452,43 @@ works "perplexity, entropy" "$m" -m perplexity -f "$tmp/prompt" -c 32 --entropy 
 works "perplexity, one window" "$m" -m perplexity -f "$tmp/prompt" -c 32 --windows 1
 refused 1 "unwritable table" "$m" -m perplexity -f "$tmp/prompt" --tsv "$tmp/no/such/folder.tsv"
 works "passkey" "$m" -m passkey --lengths 64,96 --depths 2 --trials 1
+
+# Key tokens: a text whose second half says the first half again is told by far text, to a model that
+# copies. Those of the mask are the sure ones with a gain, and the loss over them is theirs.
+sed -n 1,40p tests/heldout.txt | head -c 700 > "$tmp/again"
+cat "$tmp/again" >> "$tmp/twice"
+cat "$tmp/again" >> "$tmp/twice"
+far="models/pe-shaw.bin -f $tmp/twice -c 420"
+# shellcheck disable=SC2086 # the words of $far are options
+{
+    works "contrast" $far -m contrast --recent 32 --tsv "$tmp/mask.tsv"
+    works "a mask" $far -m perplexity --mask "$tmp/mask.tsv" --tsv "$tmp/masked.tsv"
+}
+if paste "$tmp/mask.tsv" "$tmp/masked.tsv" | awk '
+    NR == 1 { next }
+    {
+        key = $4 < 2 && $5 - $4 > 2
+        bad += $6 != key || $3 != $9 || $4 != $10 || ($2 < 32 && $4 - $5 > 1e-5)
+        if (key) { n++; sum += $4 }
+    }
+    END { if (bad || n < 20) exit 1; printf "key tokens: loss %.4f +- N (standard error over %d tokens)\n", sum / n, n }' > "$tmp/want" &&
+    sed -n '/^key/s/+- [0-9.]*/+- N/p' "$tmp/out" | cmp -s - "$tmp/want"; then ok
+else bad "key tokens: $(cat "$tmp/want"), $(grep '^key' "$tmp/out")"; fi
+# shellcheck disable=SC2086
+{
+    refused 2 "a short context as long as the window" $far -m contrast --recent 500
+    refused 2 "a mask for another mode" $far -m contrast --mask "$tmp/mask.tsv"
+    refused 1 "a mask of another text" models/pe-shaw.bin -f "$tmp/some" -c 420 -m perplexity \
+        --mask "$tmp/mask.tsv"
+    says "another text" "a mask of another text"
+    refused 1 "no mask" $far -m perplexity --mask "$tmp/again"
+    says "want columns window, position, token, key" "no mask"
+    works "kv" "$m" -m kv --lengths 90 --depths 2 --trials 1
+    works "the first token" $far -m perplexity --first
+}
+if awk '/^layer/ { layers = 1; next } layers && NF == 3 { n++; bad += $2 < 0 || $2 > 1 || $3 < 0 || $3 > 1 }
+        END { exit n != 5 || bad }' "$tmp/out"; then ok
+else bad "the first token: $(tail -n 7 "$tmp/out")"; fi
 
 # A model that finds keys; ntk makes it err now and then, often by one digit too many, and more so
 # past the 256 tokens that it was trained on. A row must be right just where the key was got and no

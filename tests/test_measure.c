@@ -352,6 +352,73 @@ static void test_grid(void)
     free(text);
 }
 
+// The keys of a list are all different, the pair that is asked for stands in it once, and what the
+// examples say stands in it, too.
+static void test_kv(void)
+{
+    static Session s;
+    TestModel model = make_model(small);
+    open_test_session(&s, &model, 400, 64);
+    s.tokenizer = make_vocabulary(0, 0);
+    Grid g = {.s = &s, .kind = 3};
+    for (uint64_t seed = 1; seed < 40; seed++) {
+        uint64_t rng = seed_random(seed);
+        Task t = {0};
+        size_t n_ids;
+        char said[80], *text, *end;
+        int keys[301], bad = 0, before = n_failed;
+        make_kv(&t, (double)(seed % 5) / 4, &rng);
+        int *ids = encode_task(&g, &t, 0, 300, &n_ids);
+        text = decode_all(&s.tokenizer, ids, n_ids);
+        char *at = text;
+        for (int i = 0; i < 301; i++, at = end) {
+            int value;
+            sscanf(at, "The value of %d is %d.%n", &keys[i], &value, &bad);
+            end = at + bad + 1;
+            if (keys[i] == kv_key(t.pairs, 0)) CHECK(value == t.answer);
+        }
+        bad = 0;
+        for (int i = 0; i < 301; i++)
+            for (int k = 0; k < i; k++) bad += keys[i] == keys[k];
+        CHECK_INT(bad, 0);
+        for (int i = 0; i < 2; i++, at = strchr(at, '.') + 2) {
+            at = strchr(at, '?') + 2;
+            snprintf(said, sizeof said, "%.*s", (int)strcspn(at, "."), at);
+            CHECK(strstr(text, said) < at && strlen(said) > 20);
+        }
+        snprintf(said, sizeof said, "What is the value of %d? The value of %d is", kv_key(t.pairs, 0),
+                 kv_key(t.pairs, 0));
+        CHECK(!strcmp(at, said));
+        note_failures(before, "kv, seed %d", (int)seed);
+        free(ids), free(text);
+    }
+    free_test_model(&model);
+}
+
+// Losses from the last 13 to 16 tokens (all, where there are fewer): windows of 16 begin at every
+// fourth token, and each counts where it is the first to have its last four.
+static void test_recent(void)
+{
+    static Session s;
+    TestModel model = make_model(small);
+    int ids[101], bad = 0;
+    double got[100];
+    float logits[VOCAB];
+    open_test_session(&s, &model, 400, 7);
+    for (int i = 0; i < 101; i++) ids[i] = (int)(random_bits() % VOCAB);
+    Perplexity p = {.n = 100, .vocab = VOCAB, .to_feed = 1, .logits = xcalloc(LOGIT_ROWS * VOCAB, 4)};
+    CHECK_INT(recent_losses(&s, &p, ids, 16, got), 100);
+    for (int i = 0; i < 100; i++) {
+        int from = i < 16 ? 0 : (i - 12) / 4 * 4;
+        for (int k = from; k <= i; k++) forward(&s.state, ids + k, 1, k - from);
+        classify(&s.state, 0, 1, logits);
+        bad += !(fabs(cross_entropy(logits, VOCAB, ids[i + 1]) - got[i]) < 1e-5);
+    }
+    CHECK_INT(bad, 0);
+    free(p.logits);
+    free_test_model(&model);
+}
+
 // ---- Perplexity --------------------------------------------------------------------------------
 
 typedef struct {
@@ -498,6 +565,8 @@ int main(void)
     test_tasks();
     test_answers();
     test_grid();
+    test_kv();
+    test_recent();
     test_perplexity();
     return report("test_measure");
 }
