@@ -48,6 +48,10 @@
 // [KERPLE]    Chi et al. 2022, arXiv 2205.09921
 // [FIRE]      Li et al. 2023, arXiv 2310.04418
 // [Shaw]      Shaw et al. 2018, arXiv 1803.02155
+// [STRING]    An et al. 2024, arXiv 2410.18745
+// [DCA]       An et al. 2024, Dual Chunk Attention, arXiv 2402.17463
+// [Llama4]    Meta 2025, attention temperature
+// [p-RoPE]    Barbero et al. 2024, arXiv 2410.06205
 // [GQA]       Ainslie et al. 2023, grouped-query attention, arXiv 2305.13245
 
 #if __SIZEOF_POINTER__ != 8 || __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
@@ -465,7 +469,7 @@ typedef struct {
     double attn_factor;
     double beta_fast, beta_slow, low_freq_factor, high_freq_factor;
     const float *short_factors, *long_factors; // longrope: [head_dim / 2]
-    double fraction;   // P: pairs from floor(P * pairs) on do not turn; 0: all do
+    double fraction;   // P: pairs from floor(P * pairs) on do not turn; 0: all do [p-RoPE]
     int orig_ctx;      // L
     int window, sinks; // W, S
     Distance distance;
@@ -1405,9 +1409,9 @@ static void cache_reserve(Cache *c, int64_t max_seq_len)
 
 // --- What attention works on --------------------------------------------------------------------
 
-// What an online softmax keeps beside o; e is the sum of exp(score - m) * score, for the entropy, and
-// first the weight of key 0. m begins as a number, so that a row that sees only masked keys stays empty, with no NaN from
-// MASKED - MASKED, and an empty one adds nothing when it is merged.
+// What an online softmax keeps beside o; e is the sum of exp(score - m) * score, for the entropy,
+// and first the weight of key 0. m begins as a number, so that a row that sees only masked keys
+// stays empty, with no NaN from MASKED - MASKED, and an empty one adds nothing when it is merged.
 typedef struct {
     float m, l, e, first;
 } RowSums;
@@ -2838,6 +2842,7 @@ static const Field config_fields[] = {
     {FIELD(rope.beta_slow), 104, ".rope.scaling.yarn_beta_slow", 0, 1e-3, 1e6},
     {FIELD(rope.low_freq_factor), 108, NULL, 0, 1e-3, 1e6},
     {FIELD(rope.high_freq_factor), 112, NULL, 0, 1e-3, 1e6},
+    {FIELD(rope.fraction), 0, NULL, 0, 1e-6, 1},
     {FIELD(rope.window), 116, ".attention.sliding_window", 0, 0, 1 << 28},
     {FIELD(rope.sinks), 120, NULL, 0, 0, 1 << 20},
     {FIELD(rope.logn), 124, NULL, 0, 0, 1},
@@ -2903,7 +2908,6 @@ static void complete_config(Model *m)
 // option that a message names is then the cause.
 static void check_rope(const Config *c, const char *path)
 {
-    static const char distances[] = "--self-extend, --rerope, --leaky-rerope";
     const RopeConfig *r = &c->rope;
     const char *encoding = encodings[c->encoding].name, *method = rope_methods[r->method].name;
     int linear = r->method == ROPE_LINEAR && encodings[c->encoding].linear;
@@ -2926,7 +2930,7 @@ static void check_rope(const Config *c, const char *path)
         WRONG("--rope-scaling", "%s is not defined for the model's encoding (got %s)", method,
               encoding);
     if (r->distance && !encodings[c->encoding].bias)
-        WRONG(distances, "the model knows no distances (its encoding is %s)", encoding);
+        WRONG("distance method", "the model knows no distances (its encoding is %s)", encoding);
 }
 
 // --- tensors ------------------------------------------------------------------------------------
@@ -4185,8 +4189,8 @@ static int sample(Sampler *s, float *logits, size_t n, const int *recent, int n_
 // What the command line says; section 15 has a row for each option.
 static struct {
     const char *checkpoint, *tokenizer, *prompt, *file, *system, *chat_format;
-    const char *long_factors, *short_factors, *self_extend, *leaky;
-    int rerope;
+    const char *long_factors, *short_factors, *attn_temp;
+    const char *distance[DIST_DUAL_CHUNK + 1]; // of each method
     long long steps, seed;
     int mode, kv; // rows of their tables
     int ctx, threads, chunk;
@@ -4583,10 +4587,14 @@ static const Option shared_options[] = {
     {0, "short-factors", TEXT(opt.short_factors), "PATH", "the same up to L tokens"},
     {0, "window", SETS(rope.window), "W", "attend to the last W tokens only"},
     {0, "sinks", SETS(rope.sinks), "S", "and to the first S (with --window)"},
-    {0, "self-extend", TEXT(opt.self_extend), "G:W", "groups of G past distance W"},
-    {0, "rerope", INT(opt.rerope, 1, 1 << 28), "W", "no distance above W"},
-    {0, "leaky-rerope", TEXT(opt.leaky), "W:K", "past W, distances / K"},
+    {0, "self-extend", TEXT(opt.distance[DIST_SELF_EXTEND]), "G:W", "groups of G past distance W"},
+    {0, "rerope", TEXT(opt.distance[DIST_REROPE]), "W", "no distance above W"},
+    {0, "leaky-rerope", TEXT(opt.distance[DIST_LEAKY]), "W:K", "past W, distances / K"},
+    {0, "string", TEXT(opt.distance[DIST_STRING]), "S:W", "from S on, distances - S + W"},
+    {0, "dual-chunk", TEXT(opt.distance[DIST_DUAL_CHUNK]), "C:W", "chunks of C, W of it near"},
     {0, "logn", SETS(rope.logn), "", "scale queries past L by ln(n) / ln(L)"},
+    {0, "attn-temp", TEXT(opt.attn_temp), "B:L0", "scale queries by 1 + B ln(1 + floor(n / L0))"},
+    {0, "rope-fraction", SETS(rope.fraction), "P", "slow pairs past this share do not turn"},
     {0, "clamp-positions", FLAG(opt.clamp_positions), "", "learned: past the table, its last row"},
     {'h', "help", FLAG(opt.help), "", "this text"},
     {0, "version", FLAG(opt.version), "", "that of the program"},
@@ -4754,22 +4762,46 @@ static const float *read_factors(const char *path, size_t pairs)
     return list;
 }
 
-// The distance method of the command line, if any: G:W, W:K or only W.
+// The numbers of "A:B" or "A", as many as `want` has letters: i for a whole one, f for any.
+static void parse_numbers(const char *option, const char *text, const char *want, double v[2])
+{
+    char *rest = copy_string(text), *number;
+    for (size_t i = 0; want[i]; i++) {
+        number = strsep(&rest, ":");
+        if (!number || (!want[i + 1] && rest))
+            die(EXIT_USAGE, option, "want %s (got '%.99s')",
+                want[1] ? "two numbers with a colon between" : "one number", text);
+        v[i] = want[i] == 'i' ? (double)parse_int(option, number, 1, 1 << 28)
+                              : parse_float(option, number, 0, 1 << 28);
+    }
+}
+
+// What the command line says about distances, and about the scale of queries.
 static void set_distance(RopeConfig *r)
 {
-    const char *option = opt.leaky ? "--leaky-rerope" : "--self-extend";
-    const char *pair = opt.leaky ? opt.leaky : opt.self_extend;
-    if (!!opt.self_extend + !!opt.leaky + !!opt.rerope > 1)
-        die(EXIT_USAGE, "--self-extend, --rerope, --leaky-rerope", "only one of them can be used");
-    if (opt.rerope) r->distance = DIST_REROPE, r->near = opt.rerope;
-    if (!pair) return;
-    char *first = copy_string(pair), *second = strchr(first, ':');
-    if (!second) die(EXIT_USAGE, option, "want two numbers with a colon between (got '%s')", pair);
-    *second++ = 0;
-    r->distance = opt.leaky ? DIST_LEAKY : DIST_SELF_EXTEND;
-    r->near = (int)parse_int(option, opt.leaky ? first : second, 1, 1 << 28);
-    r->far = opt.leaky ? parse_float(option, second, 1, 1 << 28)
-                       : (double)parse_int(option, first, 1, 1 << 28);
+    static const struct {
+        const char *option, *numbers;
+        int far; // which of them is `far`
+    } methods[] = {
+        [DIST_SELF_EXTEND] = {"--self-extend", "ii", 0}, [DIST_REROPE] = {"--rerope", "i", 1},
+        [DIST_LEAKY] = {"--leaky-rerope", "if", 1}, [DIST_STRING] = {"--string", "ii", 1},
+        [DIST_DUAL_CHUNK] = {"--dual-chunk", "ii", 0},
+    };
+    double v[2] = {0};
+    for (int k = DIST_SELF_EXTEND; k <= DIST_DUAL_CHUNK; k++) {
+        if (!opt.distance[k]) continue;
+        if (r->distance) die(EXIT_USAGE, methods[k].option, "only one distance method can be used");
+        parse_numbers(methods[k].option, opt.distance[k], methods[k].numbers, v);
+        r->distance = k;
+        r->far = v[methods[k].far];
+        r->near = (int)v[!methods[k].far];
+        if (k == DIST_LEAKY && r->far < 1)
+            die(EXIT_USAGE, methods[k].option, "K out of range (got %g, want 1 or more)", r->far);
+    }
+    if (!opt.attn_temp) return;
+    parse_numbers("--attn-temp", opt.attn_temp, "fi", v);
+    r->temp = v[0];
+    r->temp_ctx = (int)v[1];
 }
 
 // Lays what the command line says about positions over the model's: another method takes the
@@ -4791,9 +4823,9 @@ static void set_rope(Model *m)
     set_distance(r);
     if (!r->method && GIVEN(rope.factor))
         die(EXIT_USAGE, "--rope-factor", "needs --rope-scaling METHOD");
-    if (!is_rotary(c) && (GIVEN(rope.theta) || GIVEN(rope.attn_factor)))
-        die(EXIT_USAGE, "--rope-theta, --rope-attn-factor", "the model does not rotate (its "
-            "encoding is %s)", encodings[c->encoding].name);
+    if (!is_rotary(c) && (GIVEN(rope.theta) || GIVEN(rope.attn_factor) || GIVEN(rope.fraction)))
+        die(EXIT_USAGE, "--rope-theta, --rope-attn-factor, --rope-fraction", "the model does not "
+            "rotate (its encoding is %s)", encodings[c->encoding].name);
     check_rope(c, NULL);
 }
 

@@ -270,6 +270,22 @@ usage --self-extend 2.5:8
 usage --leaky-rerope 8:nan
 usage --rerope 0
 usage --rerope 8 --leaky-rerope 8:2
+usage --rerope 8:2
+usage --leaky-rerope 8:0.5
+usage --string 8
+usage --string 8:2:1
+usage --string 0:8
+usage --string 8:2.5
+usage --string 8:2 --dual-chunk 8:2
+usage --dual-chunk 8
+usage --dual-chunk :8
+usage --dual-chunk 8:2 --window 9 --sinks 2
+usage --attn-temp 0.1
+usage --attn-temp x:100
+usage --attn-temp 0.1:0
+usage --attn-temp 0.1:2.5
+usage --rope-fraction 0
+usage --rope-fraction 1.5
 usage --window -1
 usage --window 9 --sinks 2 --rerope 4
 usage -m passkey --lengths 1
@@ -559,9 +575,9 @@ for n in 16777217 268435455; do # by way of a float they were rounded
     if grep -q "^trained  *$n tokens" "$tmp/out"; then ok; else bad "trained on $n: $(cat "$tmp/out")"; fi
 done
 refused 2 "bench, context too short" "$m" -m bench
-# GB/s: a token reads the whole file, and the cache of its context: in 2 layers, for 2 KV heads, keys
+# GB/s: a token reads all weights, and the cache of its context: in 2 layers, for 2 KV heads, keys
 # and values of 8 numbers, each of as many bytes as stand behind the options here.
-size=$(wc -c < "$m")
+size=$(($(wc -c < "$m") - 256)) # all but the header
 for how in "128 2" "257 2" "600 2" "600 --kv f32 4"; do # 257: its quarters leave a rest
     # shellcheck disable=SC2086 # words of ${how% *} are options
     works "bench, -c $how" "$m" -m bench --rope-scaling linear -c ${how% *}

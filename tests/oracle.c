@@ -803,6 +803,7 @@ static Options flags(const Model *m, Method *t, int argc, char **argv) {
         if (!strcmp(name, "--entropy")) { o.entropy = 1; continue; }
         if (!strcmp(name, "--logn")) { t->logn = 1; continue; }
         if (++a == argc) die(2, "%s: unknown, or its value is missing", name);
+        if (!strcmp(name, "--chunk")) continue; /* how run cuts the text, which must not matter */
         if (!strcmp(name, "--bos") || !strcmp(name, "--first")) o.first = whole(name, argv[a]);
         else if (!strcmp(name, "--tol-max")) o.tol_max = number(name, argv[a], 0, 1e9);
         else if (!strcmp(name, "--tol-mean")) o.tol_mean = number(name, argv[a], 0, 1e9);
