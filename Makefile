@@ -42,8 +42,8 @@ demo: run
 
 tools: $(TOOLS)
 
-# Every suite leaves a log, whose last line says how many checks passed; the last line of all is their
-# sum. The shell suites wait a lot, and begin first.
+# Every suite leaves a log, whose last line says how many checks passed; their sum is the last line.
+# The shell suites wait a lot, and begin first.
 SCRIPTS = $(patsubst %,$(BUILD)/%.log,cli encodings reference)
 SUITES = $(SCRIPTS) $(UNITS:=.log)
 
@@ -92,7 +92,7 @@ portable: $(LEVELS) tests/portable.c
 	$(CC) $(ALL_CFLAGS) -march=x86-64 -o $(RUN) tests/portable.c $(LEVELS) $(LDLIBS)
 
 $(BUILD)/run_v4.o: LEVEL = -march=x86-64-v4 -mavx512vnni
-$(BUILD)/run_%.o: run.c | $(BUILD)
+$(BUILD)/run_%.o: $(SOURCE) | $(BUILD)
 	$(CC) $(ALL_CFLAGS) $(or $(LEVEL),-march=x86-64-$*) -Dmain=main_$* -c -o $@ run.c
 else
 portable: run
