@@ -1821,32 +1821,39 @@ static void attention(Attention *a)
 // how to read it; everything that depends on the type is one row of tensor_types. Q8_0 here is
 // llama2.c's planar layout: all int8 values, then one f32 scale a group, with groups running over
 // the flattened tensor, so that a group may begin in one row and end in the next. GGUF's types are
-// blocks, each with its own scales; all of them mean value = q * scale - min, with q an int8 and
-// scale and min those of the value's group. One function a type gives the codes q of a row, another
-// the scales of a panel of rows, which lanes work out side by side.
+// blocks, each with its own scales; all of them mean value = (code - zero) * scale - min, with a
+// code of 4, 5, 6 or 8 bits, zero that of the type, and scale and min those of the value's group.
 //
 // Two products of a weight matrix with activations are all that a Transformer needs beside
-// attention's own: one in float and one in int8.
+// attention's own: one in float and one in int8. Both take a panel of rows at a time.
 
-// The codes of n blocks that follow each other: q[n][block].
-typedef void (*Codes)(const TensorType *type, const uint8_t *blocks, size_t n, int8_t *q);
+typedef struct Panel Panel;
+typedef struct Quantized Quantized;
 
 // The scales of n blocks in each row of a panel: scale[n groups in all][PANEL] and, where the type
 // has minima, min likewise.
 typedef void (*Scales)(const TensorType *type, const uint8_t *rows, size_t pitch, size_t n,
                        float *scale, float *min);
 
+// out[t][r] = row r . x[t] for the n_rows first rows of a panel and n tokens; out's rows lie at
+// `stride`. words: room for the panel's codes, [cols / 4] vectors.
+typedef void (*Tile)(const Panel *p, const Quantized *x, size_t n, float *out, size_t stride,
+                     size_t n_rows, vi *words);
+
 struct TensorType {
     const char *name;
+    int gguf;       // its number in GGUF files, -1: none
     size_t block;   // values in a block, and
     size_t bytes;   // bytes in a block (without planar Q8_0's separate scales)
     void (*unpack)(const Tensor *t, size_t row, float *out); // out[cols]: the row, exactly
+    Tile tile;      // the product in int8
     size_t group;   // block types: values that share a scale
     int has_min;
-    Codes codes;    // block types
     Scales scales;
-    int gguf;       // its number in GGUF files, -1: none
-    int in_place;   // codes are bytes or the nibbles of 16 bytes, which products read themselves
+    int bits, zero; // of a code, and the code that means 0
+    size_t apart;   // pieces from that of a nibble's low half to that of its high half
+    size_t at;      // where in a block the nibbles (or bytes) begin, and
+    size_t high;    // the bits above the fourth
 };
 
 enum { AS_F32 = 0, AS_F16 = 1, AS_BF16 = 30 }; // floats, as GGUF numbers their types
@@ -1877,10 +1884,16 @@ static void unpack_q8(const Tensor *t, size_t row, float *out)
 // within quarters is cheap on every processor.
 #define ZIP(at) (at), LANES + (at), (at) + 1, LANES + (at) + 1
 #if LANES == 16
+#define FIRST_WORDS 0, 0, 0, 0, 4, 4, 4, 4, 8, 8, 8, 8, 12, 12, 12, 12
+#define WORD_NUMBERS 0, 1, 2, 3, 0, 1, 2, 3, 0, 1, 2, 3, 0, 1, 2, 3
 #define ZIPS(i) ZIP(i), ZIP(4 + (i)), ZIP(8 + (i)), ZIP(12 + (i))
 #elif LANES == 8
+#define FIRST_WORDS 0, 0, 0, 0, 4, 4, 4, 4
+#define WORD_NUMBERS 0, 1, 2, 3, 0, 1, 2, 3
 #define ZIPS(i) ZIP(i), ZIP(4 + (i))
 #else
+#define FIRST_WORDS 0, 0, 0, 0
+#define WORD_NUMBERS 0, 1, 2, 3
 #define ZIPS(i) ZIP(i)
 #endif
 #if defined(__clang__)
@@ -1894,6 +1907,20 @@ INLINE vi add_zips(vi a, vi b) { return zip_low(a, b) + zip_high(a, b); }
 // A panel is as many rows of a matrix as there are lanes, a lane for each; they lie at one pitch,
 // the bytes from a row to the next.
 enum { PANEL = LANES };
+
+// 16 bytes in every quarter.
+INLINE vi load_all_quarters(const void *p)
+{
+#if LANES == 16
+    return (vi)_mm512_broadcast_i32x4(_mm_loadu_si128(p));
+#elif LANES == 8
+    return (vi)_mm256_broadcastsi128_si256(_mm_loadu_si128(p));
+#else
+    vi v;
+    memcpy(&v, p, sizeof v);
+    return v;
+#endif
+}
 
 // Makes a pointer be computed here: compilers would rather have one for each row of a panel, and
 // run out of registers.
@@ -1925,20 +1952,24 @@ INLINE vi load_rows(const char *at, size_t pitch, int i)
     return load_quarters(at, at + 4 * pitch, at + 8 * pitch, at + 12 * pitch);
 }
 
-// The same 16 bytes of all rows: word r of a[k] is word k of row r. Four vectors together hold
-// them, and once the quarters of each are rows i, i + 4, ... only words within quarters move.
+// Vector i of in[4] has words of rows i, i + 4, ... in its quarters, as load_rows() gives them; in
+// out[k] lane r is word k of row r. Only words within quarters move.
+INLINE void transpose_words(const vi in[4], vi out[4])
+{
+    vi even[2] = {zip_low(in[0], in[2]), zip_low(in[1], in[3])};
+    vi odd[2] = {zip_high(in[0], in[2]), zip_high(in[1], in[3])};
+    out[0] = zip_low(even[0], even[1]);
+    out[1] = zip_high(even[0], even[1]);
+    out[2] = zip_low(odd[0], odd[1]);
+    out[3] = zip_high(odd[0], odd[1]);
+}
+
+// The same 16 bytes of all rows: word r of a[k] is word k of row r.
 INLINE void transpose_rows(const char *at, size_t pitch, vi a[4])
 {
-    vi even[2], odd[2];
-    for (int i = 0; i < 2; i++) {
-        vi low = load_rows(at, pitch, i), high = load_rows(at, pitch, i + 2);
-        even[i] = zip_low(low, high);
-        odd[i] = zip_high(low, high);
-    }
-    a[0] = zip_low(even[0], even[1]);
-    a[1] = zip_high(even[0], even[1]);
-    a[2] = zip_low(odd[0], odd[1]);
-    a[3] = zip_high(odd[0], odd[1]);
+    vi rows[4];
+    for (int i = 0; i < 4; i++) rows[i] = load_rows(at, pitch, i);
+    transpose_words(rows, a);
 }
 
 // Blocks of 32: half d, half m if the type has minima, and bytes (Q8_0), or nibbles (Q4), or a
@@ -1956,30 +1987,6 @@ static void scales_32(const TensorType *type, const uint8_t *rows, size_t pitch,
         vi words = (vi)vload(scale + at);
         vstore(scale + at, half_to_vf(__builtin_convertvector(words, vh)));
         if (has_min) vstore(min + at, -half_to_vf(__builtin_convertvector(words >> 16, vh)));
-    }
-}
-
-// Byte k: 16 where bit k of the 16 at p is set, else 0. The product has four copies of a nibble, of
-// which one bit each lies at the beginning of a byte.
-INLINE b16 fifth_bits(const uint8_t *p)
-{
-    uint16_t bits;
-    memcpy(&bits, p, sizeof bits);
-    w4 nibbles = ((bits - (w4){0}) >> (w4){0, 4, 8, 12}) & 15;
-    return (b16)((nibbles * 0x204081 & 0x01010101) << 4);
-}
-
-static void codes_32(const TensorType *type, const uint8_t *b, size_t n, int8_t *q)
-{
-    size_t bytes = type->bytes, head = type->has_min ? 4 : 2, size = bytes - head;
-    uint8_t minus = type->has_min ? 0 : size == 16 ? 8 : 16;
-    for (; n; n--, b += bytes, q += 32) {
-        b16 both, fifth[2] = {{0}};
-        memcpy(&both, b + bytes - 16, 16);
-        for (size_t i = 0; size == 20 && i < 2; i++) fifth[i] = fifth_bits(b + head + 2 * i);
-        b16 low = ((both & 15) | fifth[0]) - minus, high = (both >> 4 | fifth[1]) - minus;
-        memcpy(q, size == 32 ? b + head : (const uint8_t *)&low, 16);
-        memcpy(q + 16, size == 32 ? b + head + 16 : (const uint8_t *)&high, 16);
     }
 }
 
@@ -2005,21 +2012,6 @@ static void scales_k(const TensorType *type, const uint8_t *rows, size_t pitch, 
     }
 }
 
-static void codes_k(const TensorType *type, const uint8_t *b, size_t n, int8_t *q)
-{
-    for (; n; n--, b += 128) {
-        b32 both, fifth = {0};
-        if (type->bytes == 176) memcpy(&fifth, b + 16, 32);
-        b += type->bytes - 128;
-        for (int pair = 0; pair < 4; pair++, q += 64, fifth >>= 2) {
-            memcpy(&both, b + 32 * pair, 32);
-            b32 low = (both & 15) | (fifth & 1) << 4, high = both >> 4 | (fifth & 2) << 3;
-            memcpy(q, &low, 32);
-            memcpy(q + 32, &high, 32);
-        }
-    }
-}
-
 // Q6_K: 128 bytes of nibbles, 64 of upper pairs of bits, an int8 scale for each of 16 groups of 16,
 // and half d: (q - 32) * scale * d. Each half of the block is four rows of 32 values: rows 0 and 1
 // in the low nibbles of 64 bytes, 2 and 3 in the high ones, row r's upper bits at bit 2r of 32.
@@ -2037,16 +2029,59 @@ static void scales_q6_k(const TensorType *type, const uint8_t *rows, size_t pitc
     }
 }
 
-static void codes_q6_k(const TensorType *type, const uint8_t *b, size_t n, int8_t *q)
+// --- codes --------------------------------------------------------------------------------------
+// A piece is 16 values that follow each other in a row. Codes of 4 to 6 bits are stored as nibbles
+// and the bits above the fourth apart from them. Unit u of a block is its u-th 16 bytes of nibbles:
+// the low ones are one piece, the high ones the piece `apart` pieces later. apart is 1 in blocks of
+// 32 (so that a unit is a block); 2 in Q4_K and Q5_K, whose every two units hold 32 values and the
+// next 32; 4 in Q6_K, whose every four units hold 64 values and the next 64.
+INLINE size_t low_piece(size_t apart, size_t u) { return u / apart * 2 * apart + u % apart; }
+
+// The bits above the fourth of piece p of rows i, i + 4, ..., each at its place in its code's byte.
+// Blocks of 256 keep them in planes of 32 bytes: the lowest bits (one of Q5_K, two of Q6_K) of each
+// byte belong to the plane's first 32 values, the next to the next 32. Blocks of 32 have 32 single
+// bits. These are spread: a word takes its four, and a product with four bits set makes copies of
+// them, of which one lies, as the mask wants it, at bit 4 of each byte.
+INLINE vi high_bits(int bits, size_t apart, const TensorType *type, const char *block,
+                    size_t pitch, int i, size_t p)
 {
-    for (size_t half = 0; half < 2 * n; half++) {
-        b32 low[2], high;
-        const uint8_t *at = b + half / 2 * type->bytes, odd = half % 2;
-        memcpy(low, at + 64 * odd, sizeof low);
-        memcpy(&high, at + 128 + 32 * odd, sizeof high);
-        for (int r = 0; r < 4; r++, q += 32, high >>= 2) {
-            b32 v = ((r < 2 ? low[r] & 15 : low[r - 2] >> 4) | (high & 3) << 4) - 32;
-            memcpy(q, &v, sizeof v);
+    const char *at = block + type->high;
+    if (apart == 1) {
+        vu single = (vu)SHUFFLE(load_rows(at, pitch, i), (vi){0}, FIRST_WORDS);
+        vu four = single >> ((vu){WORD_NUMBERS} * 4 + 16 * (uint32_t)p) & 15;
+        return (vi)(four * 0x02040810 & 0x10101010);
+    }
+    size_t each = (size_t)bits - 4, chunk = p / 2, chunks = 8 / each;
+    vi plane = load_rows(at + chunk / chunks * 32 + p % 2 * 16, pitch, i);
+    return (plane >> (int)(chunk % chunks * each) & (each == 1 ? 0x01010101 : 0x03030303)) << 4;
+}
+
+// The codes of unit u, of rows i, i + 4, ...: the low piece's and the high piece's. bits and apart
+// are the type's, as constants wherever this is inlined.
+INLINE void read_codes(int bits, size_t apart, const TensorType *type, const char *block,
+                       size_t pitch, int i, size_t u, vi codes[2])
+{
+    vi nibbles = load_rows(block + type->at + 16 * u, pitch, i);
+    codes[0] = nibbles & 0x0f0f0f0f;
+    codes[1] = nibbles >> 4 & 0x0f0f0f0f;
+    for (size_t h = 0; bits > 4 && h < 2; h++)
+        codes[h] |= high_bits(bits, apart, type, block, pitch, i, low_piece(apart, u) + h * apart);
+}
+
+// Codes less the type's zero of n blocks of one row: q[n][block].
+static void block_codes(const TensorType *type, const uint8_t *b, size_t n, int8_t *q)
+{
+    for (; n; n--, b += type->bytes, q += type->block) {
+        if (type->bits == 8) memcpy(q, b + type->at, type->block);
+        for (size_t u = 0; type->bits < 8 && u < type->block / 32; u++) {
+            vi codes[2];
+            read_codes(type->bits, type->apart, type, (const char *)b, 0, 0, u, codes);
+            for (size_t h = 0; h < 2; h++) {
+                b16 bytes;
+                memcpy(&bytes, &codes[h], sizeof bytes);
+                bytes -= (uint8_t)type->zero;
+                memcpy(q + 16 * (low_piece(type->apart, u) + h * type->apart), &bytes, 16);
+            }
         }
     }
 }
@@ -2059,7 +2094,7 @@ static void unpack_blocks(const Tensor *t, size_t row, float *out)
     for (; n; n--, b += type->bytes) {
         int8_t q[256];
         float scale[16 * PANEL], min[16 * PANEL] = {0};
-        type->codes(type, b, 1, q);
+        block_codes(type, b, 1, q);
         type->scales(type, b, 0, 1, scale, min); // every row of the panel is this one
         for (size_t i = 0; i < type->block; i++) {
             size_t lane = i / type->group * PANEL;
@@ -2068,20 +2103,327 @@ static void unpack_blocks(const Tensor *t, size_t row, float *out)
     }
 }
 
+enum { Q8_TOKENS = LANES == 16 ? 8 : 4 }; // in a tile of int8, so that its sums fill the registers
+
+// Asks for the line that lies AHEAD bytes on, into the level-2 cache: rows of weights are short,
+// and the processor's own prefetching starts anew in each.
+enum { AHEAD = 16384 };
+INLINE void prefetch(const void *p) { __builtin_prefetch((const char *)p + AHEAD, 0, 2); }
+
+// --- int8 ---------------------------------------------------------------------------------------
+// A vector of activations is rounded to int8 with one scale a group, the group being that of the
+// weights it will meet. The product of a row with it is then
+//   y = sum over groups g, in order, of  (sum over k in g of w_k x_k)  *  (scale_w[g] scale_x[g])
+//                                          - (sum over k in g of x_k)  *  (min_w[g] scale_x[g])
+// where the inner sums are of integers, hence exact and free of order, and the outer one a chain
+// of multiply-adds, the second line only for types with a minimum.
+
+struct Quantized {
+    size_t group, n_groups; // values in a group, groups in a row
+    int8_t *q;              // [n][cols]; there is room for Q8_TOKENS - 1 more rows, for
+    float *scale;           // [n][n_groups]    tiles that are not full
+    int32_t *minus_sum;     // [n][n_groups]: of the group's q
+};
+
+// Rounds x[cols] to row t of a: q = round(x / scale), scale = max|x| / 127 in each group.
+// Halves round to even.
+static void quantize_row(const float *x, size_t t, Quantized *a)
+{
+    const vf round = vset(12582912.0f); // 1.5 * 2^23: adding it rounds to an integer
+    for (size_t g = t * a->n_groups; g < (t + 1) * a->n_groups; g++, x += a->group) {
+        vf max = {0}, sum[SUM_VECTORS] = {{0}};
+        for (size_t k = 0; k < a->group; k += LANES) {
+            vf v = vload_part(x + k, a->group - k);
+            max = vmax(vmax(v, -v), max);
+        }
+        float largest = vmax_lane(max), inverse = largest > 0 ? 127 / largest : 0;
+        for (size_t k = 0; k < a->group; k += LANES) {
+            vf q = (vload_part(x + k, a->group - k) * vset(inverse) + round) - round;
+            vb bytes = __builtin_convertvector(__builtin_convertvector(q, vi), vb);
+            memcpy(a->q + g * a->group + k, &bytes, min_size(LANES, a->group - k));
+            sum[0] += q;
+        }
+        float total = vsum(sum); // exact: groups are short of 2^17 values
+        int finite = fabsf(total) < 1e9f;
+        a->scale[g] = finite ? largest / 127 : NAN; // NaN and infinity are not lost
+        a->minus_sum[g] = finite ? -(int32_t)total : 0;
+    }
+}
+
+// PANEL rows of codes, a lane for each.
+struct Panel {
+    const TensorType *type;
+    const char *rows;           // row 0's first block, and
+    size_t pitch;               // bytes to the next row's
+    size_t stride;              // bytes from a block to the next
+    const float *scales, *mins; // [n_groups][PANEL]; mins is NULL for types without
+    const uint8_t *next;        // what will be read soon, and
+    size_t next_bytes;          // how much of it there is for each group
+};
+
+// sum + what group g adds: of d, the sums of products, and of x's group, its sum and scale.
+INLINE vf add_group(vf sum, const Panel *p, size_t g, vi d, int32_t minus_sum, float scale)
+{
+    sum = vmuladd(__builtin_convertvector(d, vf), vload(p->scales + g * PANEL) * vset(scale), sum);
+    if (!p->mins) return sum;
+    return vmuladd(vset((float)minus_sum), vload(p->mins + g * PANEL) * vset(scale), sum);
+}
+
+// The plain version of every tile: codes are int8, [cols] in each row.
+static void tile_plain(const Panel *p, const Quantized *x, size_t n, float *out, size_t stride,
+                       size_t n_rows, vi *words)
+{
+    (void)words;
+    for (size_t t = 0; t < n; t++) {
+        vf sum = {0};
+        const int8_t *q = x->q + t * x->n_groups * x->group;
+        for (size_t g = 0; g < x->n_groups; g++, q += x->group) {
+            size_t at = t * x->n_groups + g;
+            vi d = {0};
+            for (size_t r = 0; r < n_rows; r++) {
+                const int8_t *w = (const int8_t *)p->rows + r * p->pitch + g * x->group;
+                int32_t dot = 0;
+                for (size_t k = 0; k < x->group; k++) dot += w[k] * q[k];
+                d[r] = dot;
+            }
+            sum = add_group(sum, p, g, d, x->minus_sum[at], x->scale[at]);
+        }
+        vstore_part(out + t * stride, sum, n_rows);
+    }
+}
+
+// Words are four codes that are multiplied together with four int8 of x: dot_words() adds their
+// products, lane by lane, to a running sum, and widen() makes of that the sum in 32 bits. VNNI and
+// NEON add in 32 bits at once. AVX2 adds neighbouring products in 16 bits, where some such pairs of
+// short codes can be added before they must be widened: 15 * 127 * 2 goes 8 times into 32767, 31 *
+// 127 * 2 4 times, 63 * 127 * 2 twice: PAIRS(bits). Codes of 8 bits are signed: x gets their sign.
+// VNNI multiplies unsigned by signed bytes: there FLIP turns an int8 w into w + 128.
+#if LANES == 16 || (LANES == 8 && defined(__AVXVNNI__))
+enum { HAVE_DOT = 1, NARROW = 0, FLIP = (int32_t)0x80808080 };
+#elif LANES == 8
+enum { HAVE_DOT = 1, NARROW = 1, FLIP = 0 };
+#elif defined(NEON) && defined(__ARM_FEATURE_DOTPROD)
+enum { HAVE_DOT = 1, NARROW = 0, FLIP = 0 };
+#else
+enum { HAVE_DOT = 0, NARROW = 0, FLIP = 0 };
+#endif
+#define PAIRS(bits) ((bits) < 8 ? 8 >> ((bits) - 4) : 1)
+INLINE vi dot_words(int bits, vi sum, vi w, vi x)
+{
+    (void)bits;
+#if LANES == 16
+    return (vi)_mm512_dpbusd_epi32((mi)sum, (mi)w, (mi)x);
+#elif LANES == 8 && defined(__AVXVNNI__)
+    return (vi)_mm256_dpbusd_avx_epi32((mi)sum, (mi)w, (mi)x);
+#elif LANES == 8
+    if (bits < 8) return (vi)MM(add_epi16)((mi)sum, MM(maddubs_epi16)((mi)w, (mi)x));
+    mi pairs = MM(maddubs_epi16)(MM(abs_epi8)((mi)w), MM(sign_epi8)((mi)x, (mi)w));
+    return sum + (vi)MM(madd_epi16)(pairs, MM(set1_epi16)(1));
+#elif defined(NEON) && defined(__ARM_FEATURE_DOTPROD)
+    return vdotq_s32(sum, vreinterpretq_s8_s32(w), vreinterpretq_s8_s32(x));
+#else
+    return sum + w * x; // not used
+#endif
+}
+
+INLINE vi widen(int bits, vi sum)
+{
+    (void)bits;
+#if LANES == 8
+    if (NARROW && bits < 8) return (vi)MM(madd_epi16)((mi)sum, MM(set1_epi16)(1));
+#endif
+    return sum;
+}
+
+// A code whose zero is not 0 adds that many times the sum of x.
+INLINE int32_t code_zero(int bits, const Panel *p)
+{
+    return bits < 8 ? p->type->zero : FLIP ? 128 : 0;
+}
+
+INLINE void prefetch_next(const Panel *p, size_t g)
+{
+    const uint8_t *next = p->next + g * p->next_bytes;
+    for (size_t i = 0; i < p->next_bytes; i += 64) __builtin_prefetch(next + i, 0, 2);
+}
+
+// d[g], lane r: the dot product of group g of row r's block with that of x. For one token it is
+// cheaper to multiply rows as they lie, and to transpose the sums. bits, apart and group are
+// constants wherever this is inlined.
+INLINE void dot_block(int bits, size_t apart, size_t group, const Panel *p, const char *block,
+                      const int8_t *x, vi *d)
+{
+    size_t step = apart == 2 ? 2 : 1, sides = apart > 1 ? 2 : 1; // of units; of groups at once
+    for (size_t u = 0; u < (apart == 1 ? 1 : 8); u += step) {
+        vi sum[2][4] = {{{0}}};
+        for (int i = 0; i < 4; i++)
+            for (size_t v = u; v < u + step; v++) {
+                vi codes[2];
+                read_codes(bits, apart, p->type, block, p->pitch, i, v, codes);
+                for (size_t h = 0; h < 2; h++) {
+                    vi xh = load_all_quarters(x + 16 * (low_piece(apart, v) + h * apart));
+                    sum[h % sides][i] = dot_words(bits, sum[h % sides][i], codes[h], xh);
+                }
+            }
+        for (size_t h = 0; h < sides; h++) {
+            for (int i = 0; i < 4; i++) sum[h][i] = widen(bits, sum[h][i]);
+            d[(low_piece(apart, u) + h * apart) * 16 / group] =
+                add_zips(add_zips(sum[h][0], sum[h][2]), add_zips(sum[h][1], sum[h][3]));
+        }
+    }
+}
+
+// The same for codes of 8 bits, a group of them.
+INLINE vi dot_bytes(const Panel *p, const char *codes, const int8_t *x, size_t group)
+{
+    vi sum[4] = {{0}};
+    for (int i = 0; i < 4; i++)
+        for (size_t k = 0; k < group; k += 16)
+            sum[i] = dot_words(8, sum[i], load_rows(codes + k, p->pitch, i) ^ FLIP,
+                               load_all_quarters(x + k));
+    return add_zips(add_zips(sum[0], sum[2]), add_zips(sum[1], sum[3]));
+}
+
+// One token.
+INLINE void tile_one(int bits, size_t apart, size_t group, const Panel *p, const Quantized *x,
+                     float *out, size_t n_rows)
+{
+    vf sum = {0};
+    size_t groups = (bits == 8 ? group : apart == 1 ? 32 : 256) / group; // in a block
+    const char *block = p->rows + p->type->at;
+    if (bits < 8) block = p->rows;
+    for (size_t g = 0; g < x->n_groups; g += groups, block += p->stride) {
+        vi d[16];
+        for (size_t k = 0; k < groups; k++) prefetch_next(p, g + k);
+        if (bits == 8) d[0] = dot_bytes(p, block, x->q + g * group, group);
+        else dot_block(bits, apart, group, p, block, x->q + g * group, d);
+        for (size_t k = 0; k < groups; k++) {
+            int32_t minus_sum = x->minus_sum[g + k];
+            sum = add_group(sum, p, g + k, d[k] + minus_sum * code_zero(bits, p), minus_sum,
+                            x->scale[g + k]);
+        }
+    }
+    vstore_part(out, sum, n_rows);
+}
+
+// words[cols / 4]: four neighbouring codes of every row in that row's lane.
+INLINE void pack_words(int bits, size_t apart, const Panel *p, const Quantized *x, vi *words)
+{
+    size_t cols = x->n_groups * x->group, block = bits == 8 ? x->group : apart == 1 ? 32 : 256;
+    const char *at = p->rows;
+    for (size_t k = 0; k < cols; k += block, at += p->stride, words += block / 4) {
+        for (size_t u = 0; bits < 8 && u < block / 32; u++) {
+            vi codes[4][2], piece[4];
+            for (int i = 0; i < 4; i++)
+                read_codes(bits, apart, p->type, at, p->pitch, i, u, codes[i]);
+            for (size_t h = 0; h < 2; h++) {
+                for (int i = 0; i < 4; i++) piece[i] = codes[i][h];
+                transpose_words(piece, words + 4 * (low_piece(apart, u) + h * apart));
+            }
+        }
+        for (size_t b = 0; bits == 8 && b < block; b += 16) {
+            transpose_rows(at + p->type->at + b, p->pitch, words + b / 4);
+            for (size_t i = 0; i < 4; i++) words[b / 4 + i] ^= FLIP;
+        }
+    }
+}
+
+// One packed panel against tokens t .. t + nt - 1, of which those below n are wanted. quads: of
+// words in a group.
+INLINE void tile_some(size_t nt, int bits, size_t quads, const vi *words, const Panel *p,
+                      const Quantized *x, size_t t, size_t n, float *out, size_t stride,
+                      size_t n_rows)
+{
+    vf sum[Q8_TOKENS] = {{0}};
+    size_t n_groups = x->n_groups, cols = n_groups * x->group;
+    size_t run = NARROW && bits < 8 ? min_size(quads, PAIRS(bits)) : quads;
+    const int8_t *q = x->q + t * cols;
+    for (size_t g = 0; g < n_groups; g++, words += quads, q += x->group) {
+        const float *scale = x->scale + t * n_groups + g;
+        const int32_t *minus_sum = x->minus_sum + t * n_groups + g;
+        vi d[Q8_TOKENS];
+        if (!t) prefetch_next(p, g);
+        for (size_t i = 0; i < nt; i++) d[i] = minus_sum[i * n_groups] * code_zero(bits, p) - (vi){0};
+        for (size_t begin = 0; begin < quads; begin += run) {
+            vi part[Q8_TOKENS];
+            for (size_t i = 0; i < nt; i++) part[i] = run < quads || NARROW ? (vi){0} : d[i];
+            for (size_t k = begin; k < begin + run; k++)
+                for (size_t i = 0; i < nt; i++) {
+                    int32_t four;
+                    memcpy(&four, q + i * cols + 4 * k, 4);
+                    part[i] = dot_words(bits, part[i], words[k], four - (vi){0});
+                }
+            for (size_t i = 0; i < nt; i++)
+                d[i] = NARROW ? d[i] + widen(bits, part[i]) : part[i];
+        }
+        for (size_t i = 0; i < nt; i++)
+            sum[i] = add_group(sum[i], p, g, d[i], minus_sum[i * n_groups], scale[i * n_groups]);
+    }
+    for (size_t i = 0; i < nt && t + i < n; i++)
+        vstore_part(out + (t + i) * stride, sum[i], n_rows);
+}
+
+INLINE void tile_many(int bits, size_t quads, const vi *words, const Panel *p, const Quantized *x,
+                      size_t n, float *out, size_t stride, size_t n_rows)
+{
+    size_t t = 0;
+    for (; n - t > Q8_TOKENS / 2 && t < n; t += Q8_TOKENS)
+        tile_some(Q8_TOKENS, bits, quads, words, p, x, t, n, out, stride, n_rows);
+    if (t < n) tile_some(Q8_TOKENS / 2, bits, quads, words, p, x, t, n, out, stride, n_rows);
+}
+
+// A tile for each kind of codes: with constants for their bits, their layout and their group
+// compilers unroll everything. (In functions of their own, since packing, inlined, makes gcc lay
+// out the loops behind it in a way that costs prompts 10 %.)
+#define TILE_KIND(name, bits, apart, group)                                                       \
+    __attribute__((noinline)) static void pack_##name(const Panel *p, const Quantized *x, vi *words) \
+    {                                                                                             \
+        pack_words(bits, apart, p, x, words);                                                     \
+    }                                                                                             \
+    static void tile_##name(const Panel *p, const Quantized *x, size_t n, float *out,             \
+                            size_t stride, size_t n_rows, vi *words)                              \
+    {                                                                                             \
+        if (n == 1) {                                                                             \
+            tile_one(bits, apart, group, p, x, out, n_rows);                                      \
+            return;                                                                               \
+        }                                                                                         \
+        pack_##name(p, x, words);                                                                 \
+        tile_many(bits, (group) / 4, words, p, x, n, out, stride, n_rows);                        \
+    }
+TILE_KIND(bytes_16, 8, 0, 16)
+TILE_KIND(bytes_32, 8, 0, 32)
+TILE_KIND(bytes_64, 8, 0, 64)
+TILE_KIND(bytes_any, 8, 0, x->group)
+TILE_KIND(q4, 4, 1, 32)
+TILE_KIND(q5, 5, 1, 32)
+TILE_KIND(q4_k, 4, 2, 32)
+TILE_KIND(q5_k, 5, 2, 32)
+TILE_KIND(q6_k, 6, 4, 16)
+
+// Planar rows, whose groups have any size.
+static void tile_bytes(const Panel *p, const Quantized *x, size_t n, float *out, size_t stride,
+                       size_t n_rows, vi *words)
+{
+    size_t group = x->group;
+    Tile tile = !HAVE_DOT || group % 16 ? tile_plain : group == 16 ? tile_bytes_16
+              : group == 32 ? tile_bytes_32 : group == 64 ? tile_bytes_64 : tile_bytes_any;
+    tile(p, x, n, out, stride, n_rows, words);
+}
+
 enum { T_F32, T_F16, T_BF16, T_Q8, T_BLOCKS };
 static const TensorType tensor_types[] = {
-    [T_F32] = {"f32", 1, 4, unpack_floats, 0, 0, NULL, NULL, AS_F32, 0},
-    [T_F16] = {"f16", 1, 2, unpack_floats, 0, 0, NULL, NULL, AS_F16, 0},
-    [T_BF16] = {"bf16", 1, 2, unpack_floats, 0, 0, NULL, NULL, AS_BF16, 0},
-    [T_Q8] = {"q8_0 (planar)", 1, 1, unpack_q8, 0, 0, NULL, NULL, -1, 0},
-    [T_BLOCKS] = {"q8_0", 32, 34, unpack_blocks, 32, 0, codes_32, scales_32, 8, 1},
-    {"q4_0", 32, 18, unpack_blocks, 32, 0, codes_32, scales_32, 2, 1},
-    {"q4_1", 32, 20, unpack_blocks, 32, 1, codes_32, scales_32, 3, 1},
-    {"q5_0", 32, 22, unpack_blocks, 32, 0, codes_32, scales_32, 6, 0},
-    {"q5_1", 32, 24, unpack_blocks, 32, 1, codes_32, scales_32, 7, 0},
-    {"q4_k", 256, 144, unpack_blocks, 32, 1, codes_k, scales_k, 12, 0},
-    {"q5_k", 256, 176, unpack_blocks, 32, 1, codes_k, scales_k, 13, 0},
-    {"q6_k", 256, 210, unpack_blocks, 16, 0, codes_q6_k, scales_q6_k, 14, 0},
+    [T_F32] = {.name = "f32", .gguf = AS_F32, .block = 1, .bytes = 4, .unpack = unpack_floats},
+    [T_F16] = {.name = "f16", .gguf = AS_F16, .block = 1, .bytes = 2, .unpack = unpack_floats},
+    [T_BF16] = {.name = "bf16", .gguf = AS_BF16, .block = 1, .bytes = 2, .unpack = unpack_floats},
+    [T_Q8] = {"q8_0 (planar)", -1, 1, 1, unpack_q8, tile_bytes, 0, 0, NULL, 8, 0, 0, 0, 0},
+    [T_BLOCKS] = {"q8_0", 8, 32, 34, unpack_blocks, tile_bytes, 32, 0, scales_32, 8, 0, 0, 2, 0},
+    {"q4_0", 2, 32, 18, unpack_blocks, tile_q4, 32, 0, scales_32, 4, 8, 1, 2, 0},
+    {"q4_1", 3, 32, 20, unpack_blocks, tile_q4, 32, 1, scales_32, 4, 0, 1, 4, 0},
+    {"q5_0", 6, 32, 22, unpack_blocks, tile_q5, 32, 0, scales_32, 5, 16, 1, 6, 2},
+    {"q5_1", 7, 32, 24, unpack_blocks, tile_q5, 32, 1, scales_32, 5, 0, 1, 8, 4},
+    {"q4_k", 12, 256, 144, unpack_blocks, tile_q4_k, 32, 1, scales_k, 4, 0, 2, 16, 0},
+    {"q5_k", 13, 256, 176, unpack_blocks, tile_q5_k, 32, 1, scales_k, 5, 0, 2, 48, 16},
+    {"q6_k", 14, 256, 210, unpack_blocks, tile_q6_k, 16, 0, scales_q6_k, 6, 32, 4, 0, 128},
 };
 enum { N_TENSOR_TYPES = sizeof tensor_types / sizeof *tensor_types };
 
@@ -2093,13 +2435,6 @@ static size_t tensor_bytes(const Tensor *t)
     int planar = t->type == &tensor_types[T_Q8];
     return planar ? add_size(bytes, mul_size(n / t->group, 4)) : bytes;
 }
-
-enum { Q8_TOKENS = LANES == 16 ? 8 : 4 }; // in a tile of int8, so that its sums fill the registers
-
-// Asks for the line that lies AHEAD bytes on, into the level-2 cache: rows of weights are short,
-// and the processor's own prefetching starts anew in each.
-enum { AHEAD = 16384 };
-INLINE void prefetch(const void *p) { __builtin_prefetch((const char *)p + AHEAD, 0, 2); }
 
 // --- float --------------------------------------------------------------------------------------
 // Every output is one sum in the order of section 2, SUMS running sums along the inner dimension.
@@ -2148,214 +2483,6 @@ static void dot_tile(int as, const uint8_t *rows, size_t n_rows, const float *x,
         }
 }
 
-// --- int8 ---------------------------------------------------------------------------------------
-// A vector of activations is rounded to int8 with one scale a group, the group being that of the
-// weights it will meet. The product of a row with it is then
-//   y = sum over groups g, in order, of  (sum over k in g of w_k x_k)  *  (scale_w[g] scale_x[g])
-//                                          - (sum over k in g of x_k)  *  (min_w[g] scale_x[g])
-// where the inner sums are of integers, hence exact and free of order, and the outer one a chain
-// of multiply-adds, the second line only for types with a minimum.
-
-typedef struct {
-    size_t group, n_groups; // values in a group, groups in a row
-    int8_t *q;              // [n][cols]; there is room for Q8_TOKENS - 1 more rows, for
-    float *scale;           // [n][n_groups]    tiles that are not full
-    int32_t *minus_sum;     // [n][n_groups]: of the group's q
-} Quantized;
-
-// Rounds x[cols] to row t of a: q = round(x / scale), scale = max|x| / 127 in each group.
-// Halves round to even.
-static void quantize_row(const float *x, size_t t, Quantized *a)
-{
-    const vf round = vset(12582912.0f); // 1.5 * 2^23: adding it rounds to an integer
-    for (size_t g = t * a->n_groups; g < (t + 1) * a->n_groups; g++, x += a->group) {
-        vf max = {0}, sum[SUM_VECTORS] = {{0}};
-        for (size_t k = 0; k < a->group; k += LANES) {
-            vf v = vload_part(x + k, a->group - k);
-            max = vmax(vmax(v, -v), max);
-        }
-        float largest = vmax_lane(max), inverse = largest > 0 ? 127 / largest : 0;
-        for (size_t k = 0; k < a->group; k += LANES) {
-            vf q = (vload_part(x + k, a->group - k) * vset(inverse) + round) - round;
-            vb bytes = __builtin_convertvector(__builtin_convertvector(q, vi), vb);
-            memcpy(a->q + g * a->group + k, &bytes, min_size(LANES, a->group - k));
-            sum[0] += q;
-        }
-        float total = vsum(sum); // exact: groups are short of 2^17 values
-        int finite = fabsf(total) < 1e9f;
-        a->scale[g] = finite ? largest / 127 : NAN; // NaN and infinity are not lost
-        a->minus_sum[g] = finite ? -(int32_t)total : 0;
-    }
-}
-
-// PANEL rows of weights; mins is NULL for types without. Rows of groups of 32 may have something
-// between the groups, and may be nibbles: the lower ones of 16 bytes are values 0..15, the upper
-// ones 16..31, and `zero` is the nibble that means 0.
-typedef struct {
-    const char *codes;          // [cols] of row 0, and
-    size_t pitch;               // bytes to the next row's
-    const float *scales, *mins; // [n_groups][PANEL]
-    size_t stride;              // bytes from a group to the next
-    int nibbles, zero;
-    const uint8_t *next;        // what will be read soon, and
-    size_t next_bytes;          // how much of it there is for each group
-} Panel;
-
-// sum + what group g adds: of d, the sums of products, and of x's group, its sum and scale.
-INLINE vf add_group(vf sum, const Panel *p, size_t g, vi d, int32_t minus_sum, float scale)
-{
-    sum = vmuladd(__builtin_convertvector(d, vf), vload(p->scales + g * PANEL) * vset(scale), sum);
-    if (!p->mins) return sum;
-    return vmuladd(vset((float)minus_sum), vload(p->mins + g * PANEL) * vset(scale), sum);
-}
-
-// out[t][r] for PANEL rows and n tokens, as the equation above says. The plain version.
-static void tile_q8_plain(const Panel *p, const Quantized *x, size_t n, float *out,
-                          size_t stride, size_t n_rows)
-{
-    for (size_t t = 0; t < n; t++) {
-        vf sum = {0};
-        const int8_t *q = x->q + t * x->n_groups * x->group;
-        for (size_t g = 0; g < x->n_groups; g++, q += x->group) {
-            size_t at = t * x->n_groups + g;
-            vi d = {0};
-            for (size_t r = 0; r < n_rows; r++) {
-                const int8_t *w = (const int8_t *)p->codes + r * p->pitch + g * x->group;
-                int32_t dot = 0;
-                for (size_t k = 0; k < x->group; k++) dot += w[k] * q[k];
-                d[r] = dot;
-            }
-            sum = add_group(sum, p, g, d, x->minus_sum[at], x->scale[at]);
-        }
-        vstore_part(out + t * stride, sum, n_rows);
-    }
-}
-
-// Words are four int8 that are multiplied together: dot_words() adds, in each lane, the products of
-// the four bytes of w and x. VNNI multiplies unsigned by signed bytes; there FLIP turns w into
-// w + 128. A code whose zero is not 0 adds that many times the sum of x, which code_zero() is for.
-#if LANES == 16 || (LANES == 8 && defined(__AVXVNNI__))
-enum { HAVE_DOT = 1, FLIP = (int32_t)0x80808080 };
-#elif LANES == 8 || defined(__ARM_FEATURE_DOTPROD)
-enum { HAVE_DOT = 1, FLIP = 0 };
-#else
-enum { HAVE_DOT = 0, FLIP = 0 };
-#endif
-INLINE vi dot_words(vi sum, vi w, vi x)
-{
-#if LANES == 16
-    return (vi)_mm512_dpbusd_epi32((mi)sum, (mi)w, (mi)x);
-#elif LANES == 8 && defined(__AVXVNNI__)
-    return (vi)_mm256_dpbusd_avx_epi32((mi)sum, (mi)w, (mi)x);
-#elif LANES == 8 // |w| (x sign w): two products fit in 16 bits
-    mi pairs = MM(maddubs_epi16)(MM(abs_epi8)((mi)w), MM(sign_epi8)((mi)x, (mi)w));
-    return sum + (vi)MM(madd_epi16)(pairs, MM(set1_epi16)(1));
-#elif defined(__ARM_FEATURE_DOTPROD)
-    return vdotq_s32(sum, vreinterpretq_s8_s32(w), vreinterpretq_s8_s32(x));
-#else
-    return sum + w * x; // not used
-#endif
-}
-
-INLINE int32_t code_zero(const Panel *p) { return p->nibbles ? p->zero : FLIP ? 128 : 0; }
-
-INLINE void prefetch_next(const Panel *p, size_t g)
-{
-    const uint8_t *next = p->next + g * p->next_bytes;
-    for (size_t i = 0; i < p->next_bytes; i += 64) __builtin_prefetch(next + i, 0, 2);
-}
-
-// One packed panel against tokens t .. t + nt - 1, of which those below n are wanted. words:
-// [cols / 4] vectors, each with four neighbouring values of every row in that row's lane.
-INLINE void tile_q8_n(size_t nt, const vi *words, const Panel *p, const Quantized *x, size_t t,
-                      size_t n, float *out, size_t stride, size_t n_rows)
-{
-    vf sum[Q8_TOKENS] = {{0}};
-    size_t quads = x->group / 4, n_groups = x->n_groups, cols = n_groups * x->group;
-    const int8_t *q = x->q + t * cols;
-    for (size_t g = 0; g < n_groups; g++, words += quads, q += x->group) {
-        const float *scale = x->scale + t * n_groups + g;
-        const int32_t *minus_sum = x->minus_sum + t * n_groups + g;
-        vi d[Q8_TOKENS];
-        if (!t) prefetch_next(p, g);
-        for (size_t i = 0; i < nt; i++) d[i] = minus_sum[i * n_groups] * code_zero(p) - (vi){0};
-        for (size_t k = 0; k < quads; k++)
-            for (size_t i = 0; i < nt; i++) {
-                int32_t four;
-                memcpy(&four, q + i * cols + 4 * k, 4);
-                d[i] = dot_words(d[i], words[k], four - (vi){0});
-            }
-        for (size_t i = 0; i < nt; i++)
-            sum[i] = add_group(sum[i], p, g, d[i], minus_sum[i * n_groups], scale[i * n_groups]);
-    }
-    for (size_t i = 0; i < nt && t + i < n; i++)
-        vstore_part(out + (t + i) * stride, sum[i], n_rows);
-}
-
-// words[cols / 4]: four neighbouring values of every row in that row's lane. (Inlined, it makes gcc
-// lay out the loops behind it in a way that costs prompts 10 %.)
-__attribute__((noinline)) static void pack_words(const Panel *p, const Quantized *x, vi *words)
-{
-    size_t step = p->nibbles ? 32 : 16, cols = x->n_groups * x->group;
-    for (size_t k = 0; k < cols; k += step, words += step / 4) {
-        vi a[4];
-        transpose_rows(p->codes + (p->stride == x->group ? k : k / 32 * p->stride + k % 32),
-                       p->pitch, a);
-        for (int i = 0; i < 4; i++) {
-            words[i] = p->nibbles ? a[i] & 0x0f0f0f0f : a[i] ^ FLIP;
-            if (p->nibbles) words[i + 4] = a[i] >> 4 & 0x0f0f0f0f;
-        }
-    }
-}
-
-// In lane r the dot product of group g of row r with x[group]. `group` and `nibbles` are constants
-// wherever this is inlined.
-INLINE vi dot_group(const Panel *p, size_t g, const int8_t *x, size_t group, int nibbles)
-{
-    vi sum[4] = {{0}};
-    for (int i = 0; i < 4; i++)
-        for (size_t k = 0; k < group; k += 16) {
-            const char *at = (const char *)x + k;
-            vi w = load_rows(p->codes + g * p->stride + (nibbles ? 0 : k), p->pitch, i);
-            w = nibbles ? (k ? w >> 4 : w) & 0x0f0f0f0f : w ^ FLIP;
-            sum[i] = dot_words(sum[i], w, load_quarters(at, at, at, at));
-        }
-    return add_zips(add_zips(sum[0], sum[2]), add_zips(sum[1], sum[3]));
-}
-
-// For one token it is cheaper to multiply the rows as they lie and to transpose the sums.
-INLINE void tile_q8_one(const Panel *p, const Quantized *x, size_t group, int nibbles, float *out,
-                        size_t n_rows)
-{
-    vf sum = {0};
-    for (size_t g = 0; g < x->n_groups; g++) {
-        int32_t minus_sum = x->minus_sum[g];
-        prefetch_next(p, g);
-        vi d = dot_group(p, g, x->q + g * group, group, nibbles) + minus_sum * code_zero(p);
-        sum = add_group(sum, p, g, d, minus_sum, x->scale[g]);
-    }
-    vstore_part(out, sum, n_rows);
-}
-
-// The plain version's equal. words: room for a packed panel, [cols / 4] vectors.
-static void tile_q8(const Panel *p, const Quantized *x, size_t n, float *out, size_t stride,
-                    size_t n_rows, vi *words)
-{
-    size_t group = x->group, cols = x->n_groups * group, t = 0;
-    if (!HAVE_DOT || group % 4 || cols % 16) tile_q8_plain(p, x, n, out, stride, n_rows);
-    else if (n == 1 && p->nibbles) tile_q8_one(p, x, 32, 1, out, n_rows);
-    else if (n == 1 && group == 32) tile_q8_one(p, x, 32, 0, out, n_rows);
-    else if (n == 1 && group == 64) tile_q8_one(p, x, 64, 0, out, n_rows);
-    else if (n == 1 && group == 16) tile_q8_one(p, x, 16, 0, out, n_rows);
-    else if (n == 1 && group % 16 == 0) tile_q8_one(p, x, group, 0, out, n_rows);
-    else {
-        pack_words(p, x, words);
-        for (; n - t > Q8_TOKENS / 2 && t < n; t += Q8_TOKENS)
-            tile_q8_n(Q8_TOKENS, words, p, x, t, n, out, stride, n_rows);
-        if (t < n) tile_q8_n(Q8_TOKENS / 2, words, p, x, t, n, out, stride, n_rows);
-    }
-}
-
 // out[i][r] = rows[r][i], rows: [PANEL][n]; the last four may be a part of the four before.
 static void transpose_floats(const float *rows, size_t n, float *out)
 {
@@ -2391,8 +2518,8 @@ static size_t int8_group(const Tensor *w)
     return w->group && w->cols % w->group == 0 ? w->group : 0;
 }
 
-// Rows [r0, r0 + n_rows) of one product in int8; n_rows <= PANEL. Codes are used where they lie if
-// their type allows that. A panel that is not full is copied to where it may be read on.
+// Rows [r0, r0 + n_rows) of one product in int8; n_rows <= PANEL. Codes are read where they lie. A
+// panel that is not full is copied to where it may be read on.
 static void product_q8(const Matmul *m, const Product *p, size_t r0, size_t n_rows)
 {
     const Tensor *w = p->w;
@@ -2401,32 +2528,28 @@ static void product_q8(const Matmul *m, const Product *p, size_t r0, size_t n_ro
     size_t n_blocks = cols / type->block, pitch = n_blocks * type->bytes;
     vi *words = scratch(PANEL * (2 * cols + pitch) + 3 * n * 4);
     float *scales = (float *)(words + cols / 4), *mins = scales + n, *few = mins + n;
-    int8_t *codes = (int8_t *)(few + n);
+    uint8_t *codes = (uint8_t *)(few + n);
     const uint8_t *rows = w->data + r0 * pitch;
     const float *planar = w->scales ? w->scales + r0 * n_groups : NULL;
     if (n_rows < PANEL) {
         if (planar) planar = memcpy(few, planar, n_rows * n_groups * 4);
         rows = memcpy(codes + PANEL * cols, rows, n_rows * pitch);
     }
-    Panel panel = {.codes = (const char *)rows, .pitch = pitch, .stride = w->group,
+    Panel panel = {.type = type, .rows = (const char *)rows, .pitch = pitch,
+                   .stride = planar ? w->group : type->bytes,
                    .scales = scales, .mins = type->has_min ? mins : NULL,
                    .next = rows + 2 * PANEL * pitch, .next_bytes = PANEL * pitch / n_groups};
     for (size_t i = 0; planar && i < n; i += 16) __builtin_prefetch(planar + 2 * n + i, 0, 2);
     if (planar) transpose_floats(planar, n_groups, scales);
     else type->scales(type, rows, pitch, n_blocks, scales, mins);
-    if (!planar && type->in_place && HAVE_DOT) {
-        size_t head = type->has_min ? 4 : 2;
-        panel.codes += head;
-        panel.stride = type->bytes;
-        panel.nibbles = type->bytes - head < w->group;
-        panel.zero = type->has_min ? 0 : 8;
-    } else if (!planar) {
+    if (!planar && !HAVE_DOT) {
         for (size_t r = 0; r < n_rows; r++)
-            type->codes(type, rows + r * pitch, n_blocks, codes + r * cols);
-        panel.codes = (const char *)codes;
+            block_codes(type, rows + r * pitch, n_blocks, (int8_t *)codes + r * cols);
+        panel.rows = (const char *)codes;
         panel.pitch = cols;
     }
-    tile_q8(&panel, m->act, m->n, p->out + r0, w->rows, n_rows, words);
+    (HAVE_DOT ? type->tile : tile_plain)(&panel, m->act, m->n, p->out + r0, w->rows, n_rows,
+                                         words);
 }
 
 // The same in float for a few tokens. Rows of floats are used where they lie, those of other types

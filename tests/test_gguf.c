@@ -197,7 +197,7 @@ static void test_panels(void)
         type->scales(type, data, pitch, BLOCKS, scales, mins);
         for (size_t r = 0; r < PANEL; r++) {
             type->unpack(&t, r, row);
-            type->codes(type, data + r * pitch, BLOCKS, q);
+            block_codes(type, data + r * pitch, BLOCKS, q);
             for (size_t i = 0; i < cols; i++) {
                 size_t lane = i / type->group * PANEL + r;
                 double value = (double)q[i] * scales[lane], min = mins[lane];

@@ -257,14 +257,14 @@ static void check_tile_q8(size_t n, size_t cols, size_t group, int n_rows, int h
     float *act = random_floats(n * cols), *scales = random_floats(cols / group * PANEL);
     float *mins = random_floats(cols / group * PANEL);
     int8_t *w = xcalloc(PANEL * cols, 1);
-    Panel panel = {.codes = (char *)w, .pitch = cols, .scales = scales,
+    Panel panel = {.type = &tensor_types[T_Q8], .rows = (char *)w, .pitch = cols, .scales = scales,
                    .mins = has_min ? mins : NULL, .stride = group, .next = (uint8_t *)w};
     for (size_t i = 0; i < PANEL * cols; i++) w[i] = (int8_t)(random_bits() >> 24); // -128 too
     for (size_t t = 0; t < n; t++) quantize_row(act + t * cols, t, &x);
     float *fast = xcalloc(n * STRIDE, 4), *plain = xcalloc(n * STRIDE, 4);
     void *room = xcalloc(PANEL * cols, 1);
-    tile_q8(&panel, &x, n, fast, STRIDE, (size_t)n_rows, room);
-    tile_q8_plain(&panel, &x, n, plain, STRIDE, (size_t)n_rows);
+    tile_bytes(&panel, &x, n, fast, STRIDE, (size_t)n_rows, room);
+    tile_plain(&panel, &x, n, plain, STRIDE, (size_t)n_rows, NULL);
     int before = n_failed, bad = 0;
     CHECK_BITS(fast, plain, n * STRIDE); // beyond n_rows both still hold zeros
     for (size_t t = 0; t < n; t++)
@@ -306,37 +306,46 @@ static void test_tile_q8(void)
     check_tile_q8(1, 192, 96, PANEL, 1);
 }
 
-// Blocks read in place, for one token and for several: the same bits as their values taken apart,
-// for few groups, for the last groups that share a vector with others, and for panels that are not
-// full.
-static void test_blocks_in_place(void)
+// Products of each block type, for one token and for several, have the bits of the plain tile on
+// their codes and scales taken apart: for few blocks and many, and for panels that are not full.
+static void test_blocks(void)
 {
     enum { N = Q8_TOKENS + 3 };
-    size_t sizes[] = {32, 64, 96, 128, 160, 224, 576};
-    for (size_t i = 0; i < N_TENSOR_TYPES * (sizeof sizes / sizeof *sizes); i++) {
-        TensorType type = tensor_types[i % N_TENSOR_TYPES], apart = type;
-        size_t cols = sizes[i / N_TENSOR_TYPES], rows = PANEL + 3, n = cols / 32;
-        size_t bytes = rows * n * type.bytes;
-        if (!type.in_place) continue;
-        apart.in_place = 0;
-        uint8_t *data = xcalloc(bytes, 1);
-        for (size_t k = 0; k < bytes; k++) data[k] = (uint8_t)(random_bits() >> 24);
+    size_t sizes[] = {1, 2, 3, 5, 18};
+    for (size_t i = 0; i < N_TENSOR_TYPES * COUNT(sizes); i++) {
+        const TensorType *type = &tensor_types[i % N_TENSOR_TYPES];
+        if (!type->scales) continue;
+        size_t n = sizes[i / N_TENSOR_TYPES], cols = n * type->block, rows = PANEL + 3;
+        size_t pitch = n * type->bytes, d_at = type->bytes == 210 ? 208 : 0;
+        uint8_t *data = xcalloc(2 * PANEL, pitch);
+        int8_t *codes = xcalloc(PANEL, cols);
+        float *scales = xcalloc(PANEL * cols, 4), *mins = xcalloc(PANEL * cols, 4);
+        for (size_t k = 0; k < rows * pitch; k++) data[k] = (uint8_t)(random_bits() >> 24);
         for (size_t k = 0; k < rows * n; k++) // scales and minima that are no NaN
-            data[k * type.bytes + 1] &= 0xbf, data[k * type.bytes + 3] &= 0xbf;
-        Tensor w = {&type, data, NULL, 32, rows, cols}, v = {&apart, data, NULL, 32, rows, cols};
+            data[k * type->bytes + d_at + 1] &= 0xbf, data[k * type->bytes + 3] &= 0xbf;
+        Tensor w = {type, data, NULL, type->group, rows, cols};
         float *x = random_floats(N * cols), *want = xcalloc(N * rows, 4);
         float *one = xcalloc(N * rows, 4), *all = xcalloc(N * rows, 4);
-        Quantized act = quantized(N, cols, 32);
-        matmul(&act, &(Product){&v, want}, 1, x, N);
+        Quantized act = quantized(N, cols, type->group);
         matmul(&act, &(Product){&w, all}, 1, x, N);
+        for (size_t r0 = 0; r0 < rows; r0 += PANEL) {
+            size_t n_rows = min_size(PANEL, rows - r0);
+            type->scales(type, data + r0 * pitch, pitch, n, scales, mins);
+            for (size_t r = 0; r < n_rows; r++)
+                block_codes(type, data + (r0 + r) * pitch, n, codes + r * cols);
+            Panel p = {.type = &tensor_types[T_Q8], .rows = (char *)codes, .pitch = cols,
+                       .scales = scales, .mins = type->has_min ? mins : NULL};
+            tile_plain(&p, &act, N, want + r0, rows, n_rows, NULL);
+        }
         for (size_t t = 0; t < N; t++)
             matmul(&act, &(Product){&w, one + t * rows}, 1, x + t * cols, 1);
         int before = n_failed;
         CHECK_BITS(all, want, N * rows);
         CHECK_BITS(one, want, N * rows);
-        note_failures(before, "%s, cols %zu", type.name, cols);
+        note_failures(before, "%s, cols %zu", type->name, cols);
         free_quantized(&act);
-        free(data), free(x), free(want), free(one), free(all);
+        free(data), free(codes), free(scales), free(mins);
+        free(x), free(want), free(one), free(all);
     }
 }
 
@@ -580,7 +589,7 @@ int main(void)
     test_gemm_rows();
     test_quantize_row();
     test_tile_q8();
-    test_blocks_in_place();
+    test_blocks();
     test_transpose_floats();
     test_unpack();
     test_rmsnorm();
