@@ -1,6 +1,6 @@
 // run.c: a Transformer engine in one file, for text longer than the model was trained on.
 //
-//   cc -O3 -march=native -ffp-contract=fast -o run run.c -lm -lpthread
+//   cc -O3 -march=native -ffp-contract=off -o run run.c -lm -lpthread
 //   ./run models/tales.bin -i "Once upon a time"          generate text
 //   ./run models/tales.bin -c 2048 --rope-scaling yarn ... past the trained context
 //   ./run SmolLM2-135M-Instruct.Q4_1.gguf -m chat          a GGUF model, as it is
@@ -48,6 +48,10 @@
 // [KERPLE]    Chi et al. 2022, arXiv 2205.09921
 // [FIRE]      Li et al. 2023, arXiv 2310.04418
 // [Shaw]      Shaw et al. 2018, arXiv 1803.02155
+// [STRING]    An et al. 2024, arXiv 2410.18745
+// [DCA]       An et al. 2024, Dual Chunk Attention, arXiv 2402.17463
+// [Llama4]    Meta 2025, attention temperature
+// [p-RoPE]    Barbero et al. 2024, arXiv 2410.06205
 // [GQA]       Ainslie et al. 2023, grouped-query attention, arXiv 2305.13245
 
 #if __SIZEOF_POINTER__ != 8 || __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
@@ -75,10 +79,12 @@
 #include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
-#if defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
+#if defined(PLAIN) // the definition that everything faster is checked against
+#elif defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
 #define X86_V3 1
 #include <immintrin.h>
 #elif defined(__aarch64__)
+#define NEON 1
 #include <arm_neon.h>
 #endif
 
@@ -97,7 +103,6 @@
 static const char *prog = "run";
 
 enum { EXIT_DATA = 1, EXIT_USAGE = 2 }; // a bad file or system failure; a bad command line
-static char *unfinished;                // a file being written, removed if the program fails
 
 // One line whatever the names in it hold: control characters, U+0080 to U+009F too, become '?'.
 static void make_printable(char *c)
@@ -122,7 +127,6 @@ __attribute__((noreturn, format(printf, 3, 4))) static void die(int code, const 
     make_printable(line);
     fflush(stdout);
     fprintf(stderr, "%s\n", line);
-    if (unfinished) unlink(unfinished);
     exit(code);
 }
 
@@ -251,13 +255,23 @@ INLINE vf vmax(vf a, vf b)
 
 INLINE vf vmin(vf a, vf b) { return -vmax(-a, -b); }
 
-// a * b + c, fused where the machine can: left to themselves, compilers choose anew in every loop.
+// a * b + c, rounded once: written out, since compilers are told never to fuse a product and a sum
+// on their own (they would choose anew in every loop, and results would depend on the choice).
+// Machines older than fused multiply-adds round twice, and have results of their own.
+#if defined(PLAIN) || defined(__FMA__) || defined(__FP_FAST_FMAF) || defined(__aarch64__)
+#define FUSED 1
+#else
+#define FUSED 0
+#endif
 INLINE vf vmuladd(vf a, vf b, vf c)
 {
 #if defined(MM)
     return (vf)MM(fmadd_ps)((mf)a, (mf)b, (mf)c);
-#elif defined(__aarch64__)
+#elif defined(NEON)
     return (vf)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b);
+#elif FUSED
+    for (int i = 0; i < LANES; i++) c[i] = __builtin_fmaf(a[i], b[i], c[i]);
+    return c;
 #else
     return a * b + c;
 #endif
@@ -278,21 +292,18 @@ INLINE void vstore_part(float *p, vf v, size_t n)
     else memcpy(p, &v, n * 4);
 }
 
-// Sums of the lanes of each four that follow each other at a distance of four.
-INLINE v4 sum_quarters(vf v)
-{
-    v4 a[LANES / 4];
-    memcpy(a, &v, sizeof v);
-    for (int half = LANES / 8; half; half /= 2)
-        for (int i = 0; i < half; i++) a[i] += a[i + half];
-    return a[0];
-}
+// Sums over many numbers have one order, whatever the width of vectors: number k goes to running
+// sum k % SUMS, and at the end a fixed tree adds sums at a distance of 8, of 4, of 2 and of 1. The
+// running sums are one vector of 16 lanes, two of 8 or four of 4.
+enum { SUMS = 16, SUM_VECTORS = SUMS / LANES };
 
-// Sum of the lanes, as a balanced tree.
-INLINE float vsum(vf v)
+// The tree. Adding 0 last makes -0, which padding with zeros may or may not leave, always 0.
+INLINE float vsum(const vf sums[SUM_VECTORS])
 {
-    v4 a = sum_quarters(v);
-    return (a[0] + a[2]) + (a[1] + a[3]);
+    v4 a[4];
+    memcpy(a, sums, sizeof a);
+    v4 b = (a[0] + a[2]) + (a[1] + a[3]);
+    return ((b[0] + b[2]) + (b[1] + b[3])) + 0;
 }
 
 // The largest lane.
@@ -303,13 +314,14 @@ INLINE float vmax_lane(vf v)
     return max;
 }
 
-// a[n] . b[n], lanes along n.
+// a[n] . b[n]
 static float dot(const float *a, const float *b, size_t n)
 {
-    vf sum = {0};
-    for (size_t k = 0; k < n; k += LANES)
-        sum = vmuladd(vload_part(a + k, n - k), vload_part(b + k, n - k), sum);
-    return vsum(sum);
+    vf sums[SUM_VECTORS] = {{0}};
+    for (size_t k = 0; k < n; k += SUMS)
+        for (size_t i = 0, at = k; i < SUM_VECTORS && at < n; i++, at += LANES)
+            sums[i] = vmuladd(vload_part(a + at, n - at), vload_part(b + at, n - at), sums[i]);
+    return vsum(sums);
 }
 
 // e^x by lanes: x = n ln 2 + r with |r| <= ln 2 / 2, e^r by its Taylor polynomial of degree 7,
@@ -320,9 +332,10 @@ INLINE vf vexp(vf x)
     const float taylor[] = {1.0f / 720, 1.0f / 120, 1.0f / 24, 1.0f / 6, 0.5f, 1, 1};
     const vf shift = vset(12582912.0f); // 1.5 * 2^23: adding it rounds to an integer
     vf y = vmax(vset(-87), vmin(vset(88), x)); // in this order, NaN stays NaN
-    vf shifted = y * vset(1.44269504f) + shift, n = shifted - shift;
-    vf r = (y - n * vset(0.693359375f)) + n * vset(2.12194440e-4f), p = vset(1.0f / 5040);
-    for (size_t i = 0; i < COUNT(taylor); i++) p = p * r + vset(taylor[i]);
+    vf shifted = vmuladd(y, vset(1.44269504f), shift), n = shifted - shift;
+    vf r = vmuladd(n, vset(2.12194440e-4f), vmuladd(n, vset(-0.693359375f), y));
+    vf p = vset(1.0f / 5040);
+    for (size_t i = 0; i < COUNT(taylor); i++) p = vmuladd(p, r, vset(taylor[i]));
     vf e = p * (vf)(((vu)shifted << 23) + 0x3f800000u); // the low bits of `shifted` are n
     return vselect(x < vset(-87), vset(0), e);
 }
@@ -333,9 +346,10 @@ INLINE vf vlog(vf x)
 {
     vi n = ((vi)x - 0x3f3504f3) >> 23; // the bits of 1/sqrt 2
     vf f = (vf)((vi)x - (n << 23)), t = (f - vset(1)) / (f + vset(1)), u = t * t;
-    vf p = vset(2.0f / 9) * u + vset(2.0f / 7);
-    p = (p * u + vset(2.0f / 5)) * u + vset(2.0f / 3);
-    return __builtin_convertvector(n, vf) * vset(0.69314718f) + t * (p * u + vset(2));
+    vf p = vmuladd(vset(2.0f / 9), u, vset(2.0f / 7));
+    p = vmuladd(vmuladd(p, u, vset(2.0f / 5)), u, vset(2.0f / 3));
+    p = t * vmuladd(p, u, vset(2));
+    return vmuladd(__builtin_convertvector(n, vf), vset(0.69314718f), p);
 }
 
 // IEEE half precision to float, by bits: the plain version of what F16C and NEON do in hardware.
@@ -370,7 +384,7 @@ INLINE vf half_to_vf(vh h)
 {
 #if defined(MM)
     return (vf)MM(cvtph_ps)((mi_half)h);
-#elif defined(__aarch64__)
+#elif defined(NEON)
     return (vf)vcvt_f32_f16((float16x4_t)h);
 #else
     vf v = {0};
@@ -384,7 +398,7 @@ INLINE vh vf_to_half(vf v)
     v = vmax(vset(-65504), vmin(vset(65504), v)) + vset(0) * v; // infinity and NaN become NaN
 #if defined(MM)
     return (vh)MM(cvtps_ph)((mf)v, _MM_FROUND_TO_NEAREST_INT);
-#elif defined(__aarch64__)
+#elif defined(NEON)
     return (vh)vcvt_f16_f32((float32x4_t)v);
 #else
     vh h = {0};
@@ -455,7 +469,7 @@ typedef struct {
     double attn_factor;
     double beta_fast, beta_slow, low_freq_factor, high_freq_factor;
     const float *short_factors, *long_factors; // longrope: [head_dim / 2]
-    double fraction;   // P: pairs from floor(P * pairs) on do not turn; 0: all do
+    double fraction;   // P: pairs from floor(P * pairs) on do not turn; 0: all do [p-RoPE]
     int orig_ctx;      // L
     int window, sinks; // W, S
     Distance distance;
@@ -665,8 +679,8 @@ INLINE void rotate(const void *x, int half, const float *phases, float sign, siz
         vf a = half ? vload_half(h + m) : vload_part(f + m, left);
         vf b = half ? vload_half(h + n + m) : vload_part(f + n + m, left);
         vf c = vload_part(phases + m, left), s = vload_part(phases + n + m, left) * vset(sign);
-        vstore_part(out + m, a * c - b * s, left);
-        vstore_part(out + n + m, a * s + b * c, left);
+        vstore_part(out + m, vmuladd(a, c, -(b * s)), left);
+        vstore_part(out + n + m, vmuladd(a, s, b * c), left);
     }
 }
 
@@ -767,11 +781,13 @@ static void bias_fire(const Query *q, const float *D, float *score)
     const float *table = q->c->table, *w1 = table + 2, *b1 = w1 + FIRE_HIDDEN;
     const float *w2 = b1 + FIRE_HIDDEN + q->head * FIRE_HIDDEN;
     const float *b2 = b1 + FIRE_HIDDEN * (1 + (size_t)q->c->n_heads) + q->head;
-    vf c = vset(table[0]), psi_n = vset(log1pf(table[0] * fmaxf((float)q->i, table[1])));
+    vf c = vset(table[0]), psi_n = vlog(vmuladd(c, vset(fmaxf((float)q->i, table[1])), vset(1)));
     for (size_t k = 0; k < TILE; k += LANES) {
-        vf x = vlog(vset(1) + c * vload(D + k)) / psi_n, sum = vset(*b2);
-        for (size_t u = 0; u < FIRE_HIDDEN; u++)
-            sum += vset(w2[u]) * vmax(vset(w1[u]) * x + vset(b1[u]), vset(0));
+        vf x = vlog(vmuladd(c, vload(D + k), vset(1))) / psi_n, sum = vset(*b2);
+        for (size_t u = 0; u < FIRE_HIDDEN; u++) {
+            vf hidden = vmax(vmuladd(vset(w1[u]), x, vset(b1[u])), vset(0));
+            sum = vmuladd(vset(w2[u]), hidden, sum);
+        }
         vstore(score + k, vload(score + k) + sum);
     }
 }
@@ -1285,17 +1301,18 @@ static const float MASKED = -INFINITY; // exp(MASKED - m) = 0
 #define KEEP(v) (void)(v)
 #endif
 
-enum { GEMM_TOKENS = 4, GEMM_VECTORS = LANES == 16 ? 4 : 2 }; // whose sums fill the registers
+// The sums of a tile fill the registers, of which AVX-512 has 32 and others 16.
+enum { GEMM_TOKENS = LANES == 16 ? 12 : 6, GEMM_VECTORS = 2 };
 
 // Scores and weighted values are both small products of a few rows (queries) with a tile: [rows][d]
 // times [d][TILE], and [rows][TILE] times [TILE][v_dim]. Lanes are keys in the first and dimensions
 // in the second, so each output is one chain of multiply-adds in the order of k, and its bits do
 // not depend on how many rows or lanes are computed at once.
 //
-// c[t][v] += sum over k of a[t][k] * b[k][v] for nt rows and nv vectors (constants wherever this is
-// inlined). a: [nt][lda], b: [K][N], c: [nt][N]. A tile of sums stays in registers.
-INLINE void gemm_tile(int nt, int nv, const float *a, size_t lda, const float *b, size_t K,
-                      size_t N, float *c)
+// c[t][v] += sum over k of a[t][k step] * b[k][v] for nt rows and nv vectors (constants wherever
+// this is inlined). a: [nt][lda], b: [K][N], c: [nt][N]. A tile of sums stays in registers.
+INLINE void gemm_tile(int nt, int nv, const float *a, size_t lda, size_t step, const float *b,
+                      size_t K, size_t N, float *c)
 {
     vf sum[GEMM_TOKENS][GEMM_VECTORS];
     for (int t = 0; t < nt; t++)
@@ -1307,7 +1324,7 @@ INLINE void gemm_tile(int nt, int nv, const float *a, size_t lda, const float *b
             if (nt > 1) KEEP(row[v]);
         }
         for (int t = 0; t < nt; t++) {
-            vf ak = vset(a[(size_t)t * lda + k]);
+            vf ak = vset(a[(size_t)t * lda + k * step]);
             for (int v = 0; v < nv; v++) sum[t][v] = vmuladd(ak, row[v], sum[t][v]);
         }
     }
@@ -1315,21 +1332,23 @@ INLINE void gemm_tile(int nt, int nv, const float *a, size_t lda, const float *b
         for (int v = 0; v < nv; v++) vstore(c + (size_t)t * N + (size_t)v * LANES, sum[t][v]);
 }
 
-// c[n][N] += a[n][K] b[K][N], N a multiple of LANES.
-static void gemm_rows(size_t n, const float *a, size_t lda, const float *b, size_t K, size_t N,
-                      float *c)
+// c[n][N] += a[n][K] b[K][N], N a multiple of LANES; the values of a row of a are `step` apart.
+static void gemm_rows(size_t n, const float *a, size_t lda, size_t step, const float *b, size_t K,
+                      size_t N, float *c)
 {
-    enum { NT = GEMM_TOKENS, NV = GEMM_VECTORS };
+    enum { NT = GEMM_TOKENS, SOME = NT / 3, NV = GEMM_VECTORS };
     for (size_t v = 0, nv; v < N; v += nv * LANES, b += nv * LANES) {
         nv = N - v < NV * LANES ? 1 : NV;
         for (size_t t = 0, nt; t < n; t += nt) {
             const float *at = a + t * lda;
             float *ct = c + t * N + v;
-            nt = n - t < NT ? 1 : NT;
-            if (nt > 1 && nv > 1) gemm_tile(NT, NV, at, lda, b, K, N, ct);
-            else if (nt > 1) gemm_tile(NT, 1, at, lda, b, K, N, ct);
-            else if (nv > 1) gemm_tile(1, NV, at, lda, b, K, N, ct);
-            else gemm_tile(1, 1, at, lda, b, K, N, ct);
+            nt = n - t < SOME ? 1 : n - t < NT ? SOME : NT;
+            if (nt == NT && nv > 1) gemm_tile(NT, NV, at, lda, step, b, K, N, ct);
+            else if (nt == NT) gemm_tile(NT, 1, at, lda, step, b, K, N, ct);
+            else if (nt > 1 && nv > 1) gemm_tile(SOME, NV, at, lda, step, b, K, N, ct);
+            else if (nt > 1) gemm_tile(SOME, 1, at, lda, step, b, K, N, ct);
+            else if (nv > 1) gemm_tile(1, NV, at, lda, step, b, K, N, ct);
+            else gemm_tile(1, 1, at, lda, step, b, K, N, ct);
         }
     }
 }
@@ -1390,13 +1409,20 @@ static void cache_reserve(Cache *c, int64_t max_seq_len)
 
 // --- What attention works on --------------------------------------------------------------------
 
-// What an online softmax keeps beside o; e is the sum of exp(score - m) * score, for the entropy.
-// m begins as a number, so that a row that sees only masked keys stays empty, with no NaN from
-// MASKED - MASKED, and an empty one adds nothing when it is merged.
+// What an online softmax keeps beside o; e is the sum of exp(score - m) * score, for the entropy,
+// and first the weight of key 0. m begins as a number, so that a row that sees only masked keys
+// stays empty, with no NaN from MASKED - MASKED, and an empty one adds nothing when it is merged.
 typedef struct {
-    float m, l, e;
+    float m, l, e, first;
 } RowSums;
-static const RowSums EMPTY = {-FLT_MAX, 0, 0};
+static const RowSums EMPTY = {-FLT_MAX, 0, 0, 0};
+
+// What the instruments want to know of one token's attention in one layer, summed over heads: the
+// entropy, the share of the first token, and the heads that give it more than SINK of theirs.
+typedef struct {
+    double entropy, first, sinks;
+} Watch;
+static const double SINK = 0.3;
 
 // The positions of one chunk's queries, as layers of one kind (global or local) see them.
 typedef struct {
@@ -1415,7 +1441,7 @@ typedef struct {
     float *q, *k, *v;       // [chunk][n_heads | n_kv_heads * head_dim]
     float *out;             // [chunk][n_heads * head_dim]
     float *prepared;        // of the encoding (section 4)
-    double *entropy_sum;    // [chunk]: attention's, over layers and heads; NULL: not measured
+    Watch *watch;           // [n_layers][n]; NULL: nobody looks
     int64_t pos;            // the chunk's first position, and
     size_t n;               // its tokens
     int layer;              // the current one, and
@@ -1543,7 +1569,7 @@ static Rows begin_item(const Attention *a, size_t item)
     Rows w = {.a = a, .p = p, .angles = p->angles + q0 * p->each, .head = item % n_kv,
               .part = item / n_kv / n_batches, .q0 = q0, .rows = rows, .group = group, .d = d,
               .v_dim = v_dim, .first = first, .last = first + (int64_t)nq - 1};
-    float *room = scratch((2 * tile + rows * (MAPS * (TILE + d) + v_dim + d + 3)) * 4);
+    float *room = scratch((2 * tile + rows * (MAPS * (TILE + d) + v_dim + d + 4)) * 4);
     w.tile = room;
     w.table = room + tile;
     w.o = w.table + tile;
@@ -1609,7 +1635,7 @@ static void score_tile(const Rows *w, int map, int64_t t)
         fade(q, angles->decay, D, pairs);
     }
     memset(w->score[map], 0, w->rows * TILE * 4);
-    gemm_rows(w->rows, w->qt, d, w->tile, d, TILE, w->score[map]);
+    gemm_rows(w->rows, w->qt, d, 1, w->tile, d, TILE, w->score[map]);
 }
 
 // How many keys of the tile at t0 are before position p.
@@ -1656,24 +1682,26 @@ static void add_score_bias(const Rows *w, size_t row, float *score, float *D)
 
 // One step of the online softmax on one row: score becomes p = exp(score - m), the weights of the
 // tile's values, and what is summed so far is rescaled to the new m.
-static void softmax_step(float *score, float *o, RowSums *sums, size_t v_dim, int entropy)
+static void softmax_step(float *score, float *o, RowSums *sums, size_t v_dim, int watched)
 {
-    vf max = vset(sums->m), sum = {0}, weighted = {0};
+    vf max = vset(sums->m), sum[SUM_VECTORS] = {{0}}, weighted[SUM_VECTORS] = {{0}};
     for (size_t k = 0; k < TILE; k += LANES) max = vmax(max, vload(score + k));
     float m = vmax_lane(max);
     if (m != sums->m) {
         float shrink = vexp(vset(sums->m - m))[0];
         for (size_t k = 0; k < v_dim; k += LANES) vstore(o + k, vload(o + k) * vset(shrink));
-        *sums = (RowSums){m, sums->l * shrink, sums->e * shrink};
+        *sums = (RowSums){m, sums->l * shrink, sums->e * shrink, sums->first * shrink};
     }
-    for (size_t k = 0; k < TILE; k += LANES) {
-        vf s = vload(score + k), p = vexp(s - vset(m));
-        sum += p;
-        if (entropy) weighted += p * vmax(s, vset(-1e30f)); // 0 * MASKED is 0
-        vstore(score + k, p);
-    }
+    for (size_t k = 0; k < TILE; k += SUMS)
+        for (size_t i = 0; i < SUM_VECTORS; i++) {
+            float *at = score + k + i * LANES;
+            vf s = vload(at), p = vexp(s - vset(m));
+            sum[i] += p;
+            if (watched) weighted[i] += p * vmax(s, vset(-1e30f)); // 0 * MASKED is 0
+            vstore(at, p);
+        }
     sums->l += vsum(sum);
-    if (entropy) sums->e += vsum(weighted);
+    if (watched) sums->e += vsum(weighted);
 }
 
 // The attention loop's body: a batch's rows over the keys of tile t. Scores under each map that
@@ -1691,12 +1719,13 @@ static void attend_tile(const Rows *w, int64_t t)
         float *score = w->score[0] + row * TILE, D[TILE];
         gather_scores(w, row, t * TILE, score, biased ? D : NULL);
         if (biased) add_score_bias(w, row, score, D);
-        softmax_step(score, w->o + row * w->v_dim, w->sums + row, w->v_dim, !!a->entropy_sum);
+        softmax_step(score, w->o + row * w->v_dim, w->sums + row, w->v_dim, !!a->watch);
+        if (a->watch && !t) w->sums[row].first += *score;
     }
     const void *v = tile_at(a, w->head, t) + c->k_bytes;
     for (size_t k = 0; c->elem == 2 && k < TILE * w->v_dim; k += LANES)
         vstore(w->tile + k, vload_half((const uint16_t *)v + k));
-    gemm_rows(w->rows, w->score[0], TILE, c->elem == 2 ? w->tile : v, TILE, w->v_dim, w->o);
+    gemm_rows(w->rows, w->score[0], TILE, 1, c->elem == 2 ? w->tile : v, TILE, w->v_dim, w->o);
 }
 
 // Adds a softmax, o and p, to total number `to`: both are brought to the larger m.
@@ -1705,9 +1734,11 @@ static void merge_row(const Attention *a, size_t to, const float *o, RowSums p)
     size_t v_dim = a->cache.v_dim;
     float *total = a->total + to * v_dim;
     RowSums t = a->sums[to];
-    float m = t.m > p.m ? t.m : p.m, old = expf(t.m - m), new = expf(p.m - m);
+    float m = t.m > p.m ? t.m : p.m;
+    float old = vexp(vset(t.m - m))[0], new = vexp(vset(p.m - m))[0];
     for (size_t i = 0; i < v_dim; i++) total[i] = total[i] * old + o[i] * new;
-    a->sums[to] = (RowSums){m, t.l * old + p.l * new, t.e * old + p.e * new};
+    a->sums[to] = (RowSums){m, t.l * old + p.l * new, t.e * old + p.e * new,
+                            t.first * old + p.first * new};
 }
 
 // Attention of a batch's rows over the tiles that lie in one segment, from t on and before `end`;
@@ -1773,9 +1804,13 @@ static void attention(Attention *a)
     size_t cost = 1 + 2 * a->config.dim * max_size(seen, TILE) * a->n / n; // of an item, about
     parallel_for(n, ceil_div(MIN_SHARE / 4, cost), attend_parts, a);
     parallel_for(rows, ceil_div(MIN_SHARE / 4, a->config.head_dim), finish_rows, a);
-    for (size_t at = 0; a->entropy_sum && at < rows; at++) {
+    for (size_t at = 0; a->watch && at < rows; at++) {
         RowSums t = a->sums[at];
-        a->entropy_sum[at / n_heads] += t.m + logf(t.l) - t.e / t.l;
+        Watch *w = &a->watch[(size_t)a->layer * a->n + at / n_heads];
+        if (at % n_heads == 0) *w = (Watch){0};
+        w->entropy += t.m + vlog(vset(t.l))[0] - t.e / t.l;
+        w->first += t.first / t.l;
+        w->sinks += t.first > SINK * t.l;
     }
 }
 
@@ -1786,32 +1821,39 @@ static void attention(Attention *a)
 // how to read it; everything that depends on the type is one row of tensor_types. Q8_0 here is
 // llama2.c's planar layout: all int8 values, then one f32 scale a group, with groups running over
 // the flattened tensor, so that a group may begin in one row and end in the next. GGUF's types are
-// blocks, each with its own scales; all of them mean value = q * scale - min, with q an int8 and
-// scale and min those of the value's group. One function a type gives the codes q of a row, another
-// the scales of a panel of rows, which lanes work out side by side.
+// blocks, each with its own scales; all of them mean value = (code - zero) * scale - min, with a
+// code of 4, 5, 6 or 8 bits, zero that of the type, and scale and min those of the value's group.
 //
 // Two products of a weight matrix with activations are all that a Transformer needs beside
-// attention's own: tile_f32 in float and tile_q8 in int8.
+// attention's own: one in float and one in int8. Both take a panel of rows at a time.
 
-// The codes of n blocks that follow each other: q[n][block].
-typedef void (*Codes)(const TensorType *type, const uint8_t *blocks, size_t n, int8_t *q);
+typedef struct Panel Panel;
+typedef struct Quantized Quantized;
 
 // The scales of n blocks in each row of a panel: scale[n groups in all][PANEL] and, where the type
 // has minima, min likewise.
 typedef void (*Scales)(const TensorType *type, const uint8_t *rows, size_t pitch, size_t n,
                        float *scale, float *min);
 
+// out[t][r] = row r . x[t] for the n_rows first rows of a panel and n tokens; out's rows lie at
+// `stride`. words: room for the panel's codes, [cols / 4] vectors.
+typedef void (*Tile)(const Panel *p, const Quantized *x, size_t n, float *out, size_t stride,
+                     size_t n_rows, vi *words);
+
 struct TensorType {
     const char *name;
+    int gguf;       // its number in GGUF files, -1: none
     size_t block;   // values in a block, and
     size_t bytes;   // bytes in a block (without planar Q8_0's separate scales)
     void (*unpack)(const Tensor *t, size_t row, float *out); // out[cols]: the row, exactly
+    Tile tile;      // the product in int8
     size_t group;   // block types: values that share a scale
     int has_min;
-    Codes codes;    // block types
     Scales scales;
-    int gguf;       // its number in GGUF files, -1: none
-    int in_place;   // codes are bytes or the nibbles of 16 bytes, which products read themselves
+    int bits, zero; // of a code, and the code that means 0
+    size_t apart;   // pieces from that of a nibble's low half to that of its high half
+    size_t at;      // where in a block the nibbles (or bytes) begin, and
+    size_t high;    // the bits above the fourth
 };
 
 enum { AS_F32 = 0, AS_F16 = 1, AS_BF16 = 30 }; // floats, as GGUF numbers their types
@@ -1842,10 +1884,16 @@ static void unpack_q8(const Tensor *t, size_t row, float *out)
 // within quarters is cheap on every processor.
 #define ZIP(at) (at), LANES + (at), (at) + 1, LANES + (at) + 1
 #if LANES == 16
+#define FIRST_WORDS 0, 0, 0, 0, 4, 4, 4, 4, 8, 8, 8, 8, 12, 12, 12, 12
+#define WORD_NUMBERS 0, 1, 2, 3, 0, 1, 2, 3, 0, 1, 2, 3, 0, 1, 2, 3
 #define ZIPS(i) ZIP(i), ZIP(4 + (i)), ZIP(8 + (i)), ZIP(12 + (i))
 #elif LANES == 8
+#define FIRST_WORDS 0, 0, 0, 0, 4, 4, 4, 4
+#define WORD_NUMBERS 0, 1, 2, 3, 0, 1, 2, 3
 #define ZIPS(i) ZIP(i), ZIP(4 + (i))
 #else
+#define FIRST_WORDS 0, 0, 0, 0
+#define WORD_NUMBERS 0, 1, 2, 3
 #define ZIPS(i) ZIP(i)
 #endif
 #if defined(__clang__)
@@ -1856,15 +1904,23 @@ static void unpack_q8(const Tensor *t, size_t row, float *out)
 INLINE vi zip_low(vi a, vi b) { return SHUFFLE(a, b, ZIPS(0)); } // a0 b0 a1 b1 in each quarter
 INLINE vi zip_high(vi a, vi b) { return SHUFFLE(a, b, ZIPS(2)); } // a2 b2 a3 b3
 INLINE vi add_zips(vi a, vi b) { return zip_low(a, b) + zip_high(a, b); }
-INLINE vf vadd_zips(vf a, vf b)
-{
-    return (vf)zip_low((vi)a, (vi)b) + (vf)zip_high((vi)a, (vi)b);
-}
-INLINE vf max_zips(vf v) { return vmax((vf)zip_low((vi)v, (vi)v), (vf)zip_high((vi)v, (vi)v)); }
-
 // A panel is as many rows of a matrix as there are lanes, a lane for each; they lie at one pitch,
 // the bytes from a row to the next.
 enum { PANEL = LANES };
+
+// 16 bytes in every quarter.
+INLINE vi load_all_quarters(const void *p)
+{
+#if LANES == 16
+    return (vi)_mm512_broadcast_i32x4(_mm_loadu_si128(p));
+#elif LANES == 8
+    return (vi)_mm256_broadcastsi128_si256(_mm_loadu_si128(p));
+#else
+    vi v;
+    memcpy(&v, p, sizeof v);
+    return v;
+#endif
+}
 
 // Makes a pointer be computed here: compilers would rather have one for each row of a panel, and
 // run out of registers.
@@ -1896,20 +1952,24 @@ INLINE vi load_rows(const char *at, size_t pitch, int i)
     return load_quarters(at, at + 4 * pitch, at + 8 * pitch, at + 12 * pitch);
 }
 
-// The same 16 bytes of all rows: word r of a[k] is word k of row r. Four vectors together hold
-// them, and once the quarters of each are rows i, i + 4, ... only words within quarters move.
+// Vector i of in[4] has words of rows i, i + 4, ... in its quarters, as load_rows() gives them; in
+// out[k] lane r is word k of row r. Only words within quarters move.
+INLINE void transpose_words(const vi in[4], vi out[4])
+{
+    vi even[2] = {zip_low(in[0], in[2]), zip_low(in[1], in[3])};
+    vi odd[2] = {zip_high(in[0], in[2]), zip_high(in[1], in[3])};
+    out[0] = zip_low(even[0], even[1]);
+    out[1] = zip_high(even[0], even[1]);
+    out[2] = zip_low(odd[0], odd[1]);
+    out[3] = zip_high(odd[0], odd[1]);
+}
+
+// The same 16 bytes of all rows: word r of a[k] is word k of row r.
 INLINE void transpose_rows(const char *at, size_t pitch, vi a[4])
 {
-    vi even[2], odd[2];
-    for (int i = 0; i < 2; i++) {
-        vi low = load_rows(at, pitch, i), high = load_rows(at, pitch, i + 2);
-        even[i] = zip_low(low, high);
-        odd[i] = zip_high(low, high);
-    }
-    a[0] = zip_low(even[0], even[1]);
-    a[1] = zip_high(even[0], even[1]);
-    a[2] = zip_low(odd[0], odd[1]);
-    a[3] = zip_high(odd[0], odd[1]);
+    vi rows[4];
+    for (int i = 0; i < 4; i++) rows[i] = load_rows(at, pitch, i);
+    transpose_words(rows, a);
 }
 
 // Blocks of 32: half d, half m if the type has minima, and bytes (Q8_0), or nibbles (Q4), or a
@@ -1927,30 +1987,6 @@ static void scales_32(const TensorType *type, const uint8_t *rows, size_t pitch,
         vi words = (vi)vload(scale + at);
         vstore(scale + at, half_to_vf(__builtin_convertvector(words, vh)));
         if (has_min) vstore(min + at, -half_to_vf(__builtin_convertvector(words >> 16, vh)));
-    }
-}
-
-// Byte k: 16 where bit k of the 16 at p is set, else 0. The product has four copies of a nibble, of
-// which one bit each lies at the beginning of a byte.
-INLINE b16 fifth_bits(const uint8_t *p)
-{
-    uint16_t bits;
-    memcpy(&bits, p, sizeof bits);
-    w4 nibbles = ((bits - (w4){0}) >> (w4){0, 4, 8, 12}) & 15;
-    return (b16)((nibbles * 0x204081 & 0x01010101) << 4);
-}
-
-static void codes_32(const TensorType *type, const uint8_t *b, size_t n, int8_t *q)
-{
-    size_t bytes = type->bytes, head = type->has_min ? 4 : 2, size = bytes - head;
-    uint8_t minus = type->has_min ? 0 : size == 16 ? 8 : 16;
-    for (; n; n--, b += bytes, q += 32) {
-        b16 both, fifth[2] = {{0}};
-        memcpy(&both, b + bytes - 16, 16);
-        for (size_t i = 0; size == 20 && i < 2; i++) fifth[i] = fifth_bits(b + head + 2 * i);
-        b16 low = ((both & 15) | fifth[0]) - minus, high = (both >> 4 | fifth[1]) - minus;
-        memcpy(q, size == 32 ? b + head : (const uint8_t *)&low, 16);
-        memcpy(q + 16, size == 32 ? b + head + 16 : (const uint8_t *)&high, 16);
     }
 }
 
@@ -1976,21 +2012,6 @@ static void scales_k(const TensorType *type, const uint8_t *rows, size_t pitch, 
     }
 }
 
-static void codes_k(const TensorType *type, const uint8_t *b, size_t n, int8_t *q)
-{
-    for (; n; n--, b += 128) {
-        b32 both, fifth = {0};
-        if (type->bytes == 176) memcpy(&fifth, b + 16, 32);
-        b += type->bytes - 128;
-        for (int pair = 0; pair < 4; pair++, q += 64, fifth >>= 2) {
-            memcpy(&both, b + 32 * pair, 32);
-            b32 low = (both & 15) | (fifth & 1) << 4, high = both >> 4 | (fifth & 2) << 3;
-            memcpy(q, &low, 32);
-            memcpy(q + 32, &high, 32);
-        }
-    }
-}
-
 // Q6_K: 128 bytes of nibbles, 64 of upper pairs of bits, an int8 scale for each of 16 groups of 16,
 // and half d: (q - 32) * scale * d. Each half of the block is four rows of 32 values: rows 0 and 1
 // in the low nibbles of 64 bytes, 2 and 3 in the high ones, row r's upper bits at bit 2r of 32.
@@ -2008,16 +2029,59 @@ static void scales_q6_k(const TensorType *type, const uint8_t *rows, size_t pitc
     }
 }
 
-static void codes_q6_k(const TensorType *type, const uint8_t *b, size_t n, int8_t *q)
+// --- codes --------------------------------------------------------------------------------------
+// A piece is 16 values that follow each other in a row. Codes of 4 to 6 bits are stored as nibbles
+// and the bits above the fourth apart from them. Unit u of a block is its u-th 16 bytes of nibbles:
+// the low ones are one piece, the high ones the piece `apart` pieces later. apart is 1 in blocks of
+// 32 (so that a unit is a block); 2 in Q4_K and Q5_K, whose every two units hold 32 values and the
+// next 32; 4 in Q6_K, whose every four units hold 64 values and the next 64.
+INLINE size_t low_piece(size_t apart, size_t u) { return u / apart * 2 * apart + u % apart; }
+
+// The bits above the fourth of piece p of rows i, i + 4, ..., each at its place in its code's byte.
+// Blocks of 256 keep them in planes of 32 bytes: the lowest bits (one of Q5_K, two of Q6_K) of each
+// byte belong to the plane's first 32 values, the next to the next 32. Blocks of 32 have 32 single
+// bits. These are spread: a word takes its four, and a product with four bits set makes copies of
+// them, of which one lies, as the mask wants it, at bit 4 of each byte.
+INLINE vi high_bits(int bits, size_t apart, const TensorType *type, const char *block,
+                    size_t pitch, int i, size_t p)
 {
-    for (size_t half = 0; half < 2 * n; half++) {
-        b32 low[2], high;
-        const uint8_t *at = b + half / 2 * type->bytes, odd = half % 2;
-        memcpy(low, at + 64 * odd, sizeof low);
-        memcpy(&high, at + 128 + 32 * odd, sizeof high);
-        for (int r = 0; r < 4; r++, q += 32, high >>= 2) {
-            b32 v = ((r < 2 ? low[r] & 15 : low[r - 2] >> 4) | (high & 3) << 4) - 32;
-            memcpy(q, &v, sizeof v);
+    const char *at = block + type->high;
+    if (apart == 1) {
+        vu single = (vu)SHUFFLE(load_rows(at, pitch, i), (vi){0}, FIRST_WORDS);
+        vu four = single >> ((vu){WORD_NUMBERS} * 4 + 16 * (uint32_t)p) & 15;
+        return (vi)(four * 0x02040810 & 0x10101010);
+    }
+    size_t each = (size_t)bits - 4, chunk = p / 2, chunks = 8 / each;
+    vi plane = load_rows(at + chunk / chunks * 32 + p % 2 * 16, pitch, i);
+    return (plane >> (int)(chunk % chunks * each) & (each == 1 ? 0x01010101 : 0x03030303)) << 4;
+}
+
+// The codes of unit u, of rows i, i + 4, ...: the low piece's and the high piece's. bits and apart
+// are the type's, as constants wherever this is inlined.
+INLINE void read_codes(int bits, size_t apart, const TensorType *type, const char *block,
+                       size_t pitch, int i, size_t u, vi codes[2])
+{
+    vi nibbles = load_rows(block + type->at + 16 * u, pitch, i);
+    codes[0] = nibbles & 0x0f0f0f0f;
+    codes[1] = nibbles >> 4 & 0x0f0f0f0f;
+    for (size_t h = 0; bits > 4 && h < 2; h++)
+        codes[h] |= high_bits(bits, apart, type, block, pitch, i, low_piece(apart, u) + h * apart);
+}
+
+// Codes less the type's zero of n blocks of one row: q[n][block].
+static void block_codes(const TensorType *type, const uint8_t *b, size_t n, int8_t *q)
+{
+    for (; n; n--, b += type->bytes, q += type->block) {
+        if (type->bits == 8) memcpy(q, b + type->at, type->block);
+        for (size_t u = 0; type->bits < 8 && u < type->block / 32; u++) {
+            vi codes[2];
+            read_codes(type->bits, type->apart, type, (const char *)b, 0, 0, u, codes);
+            for (size_t h = 0; h < 2; h++) {
+                b16 bytes;
+                memcpy(&bytes, &codes[h], sizeof bytes);
+                bytes -= (uint8_t)type->zero;
+                memcpy(q + 16 * (low_piece(type->apart, u) + h * type->apart), &bytes, 16);
+            }
         }
     }
 }
@@ -2030,7 +2094,7 @@ static void unpack_blocks(const Tensor *t, size_t row, float *out)
     for (; n; n--, b += type->bytes) {
         int8_t q[256];
         float scale[16 * PANEL], min[16 * PANEL] = {0};
-        type->codes(type, b, 1, q);
+        block_codes(type, b, 1, q);
         type->scales(type, b, 0, 1, scale, min); // every row of the panel is this one
         for (size_t i = 0; i < type->block; i++) {
             size_t lane = i / type->group * PANEL;
@@ -2039,20 +2103,327 @@ static void unpack_blocks(const Tensor *t, size_t row, float *out)
     }
 }
 
+enum { Q8_TOKENS = LANES == 16 ? 8 : 4 }; // in a tile of int8, so that its sums fill the registers
+
+// Asks for the line that lies AHEAD bytes on, into the level-2 cache: rows of weights are short,
+// and the processor's own prefetching starts anew in each.
+enum { AHEAD = 16384 };
+INLINE void prefetch(const void *p) { __builtin_prefetch((const char *)p + AHEAD, 0, 2); }
+
+// --- int8 ---------------------------------------------------------------------------------------
+// A vector of activations is rounded to int8 with one scale a group, the group being that of the
+// weights it will meet. The product of a row with it is then
+//   y = sum over groups g, in order, of  (sum over k in g of w_k x_k)  *  (scale_w[g] scale_x[g])
+//                                          - (sum over k in g of x_k)  *  (min_w[g] scale_x[g])
+// where the inner sums are of integers, hence exact and free of order, and the outer one a chain
+// of multiply-adds, the second line only for types with a minimum.
+
+struct Quantized {
+    size_t group, n_groups; // values in a group, groups in a row
+    int8_t *q;              // [n][cols]; there is room for Q8_TOKENS - 1 more rows, for
+    float *scale;           // [n][n_groups]    tiles that are not full
+    int32_t *minus_sum;     // [n][n_groups]: of the group's q
+};
+
+// Rounds x[cols] to row t of a: q = round(x / scale), scale = max|x| / 127 in each group.
+// Halves round to even.
+static void quantize_row(const float *x, size_t t, Quantized *a)
+{
+    const vf round = vset(12582912.0f); // 1.5 * 2^23: adding it rounds to an integer
+    for (size_t g = t * a->n_groups; g < (t + 1) * a->n_groups; g++, x += a->group) {
+        vf max = {0}, sum[SUM_VECTORS] = {{0}};
+        for (size_t k = 0; k < a->group; k += LANES) {
+            vf v = vload_part(x + k, a->group - k);
+            max = vmax(vmax(v, -v), max);
+        }
+        float largest = vmax_lane(max), inverse = largest > 0 ? 127 / largest : 0;
+        for (size_t k = 0; k < a->group; k += LANES) {
+            vf q = (vload_part(x + k, a->group - k) * vset(inverse) + round) - round;
+            vb bytes = __builtin_convertvector(__builtin_convertvector(q, vi), vb);
+            memcpy(a->q + g * a->group + k, &bytes, min_size(LANES, a->group - k));
+            sum[0] += q;
+        }
+        float total = vsum(sum); // exact: groups are short of 2^17 values
+        int finite = fabsf(total) < 1e9f;
+        a->scale[g] = finite ? largest / 127 : NAN; // NaN and infinity are not lost
+        a->minus_sum[g] = finite ? -(int32_t)total : 0;
+    }
+}
+
+// PANEL rows of codes, a lane for each.
+struct Panel {
+    const TensorType *type;
+    const char *rows;           // row 0's first block, and
+    size_t pitch;               // bytes to the next row's
+    size_t stride;              // bytes from a block to the next
+    const float *scales, *mins; // [n_groups][PANEL]; mins is NULL for types without
+    const uint8_t *next;        // what will be read soon, and
+    size_t next_bytes;          // how much of it there is for each group
+};
+
+// sum + what group g adds: of d, the sums of products, and of x's group, its sum and scale.
+INLINE vf add_group(vf sum, const Panel *p, size_t g, vi d, int32_t minus_sum, float scale)
+{
+    sum = vmuladd(__builtin_convertvector(d, vf), vload(p->scales + g * PANEL) * vset(scale), sum);
+    if (!p->mins) return sum;
+    return vmuladd(vset((float)minus_sum), vload(p->mins + g * PANEL) * vset(scale), sum);
+}
+
+// The plain version of every tile: codes are int8, [cols] in each row.
+static void tile_plain(const Panel *p, const Quantized *x, size_t n, float *out, size_t stride,
+                       size_t n_rows, vi *words)
+{
+    (void)words;
+    for (size_t t = 0; t < n; t++) {
+        vf sum = {0};
+        const int8_t *q = x->q + t * x->n_groups * x->group;
+        for (size_t g = 0; g < x->n_groups; g++, q += x->group) {
+            size_t at = t * x->n_groups + g;
+            vi d = {0};
+            for (size_t r = 0; r < n_rows; r++) {
+                const int8_t *w = (const int8_t *)p->rows + r * p->pitch + g * x->group;
+                int32_t dot = 0;
+                for (size_t k = 0; k < x->group; k++) dot += w[k] * q[k];
+                d[r] = dot;
+            }
+            sum = add_group(sum, p, g, d, x->minus_sum[at], x->scale[at]);
+        }
+        vstore_part(out + t * stride, sum, n_rows);
+    }
+}
+
+// Words are four codes that are multiplied together with four int8 of x: dot_words() adds their
+// products, lane by lane, to a running sum, and widen() makes of that the sum in 32 bits. VNNI and
+// NEON add in 32 bits at once. AVX2 adds neighbouring products in 16 bits, where some such pairs of
+// short codes can be added before they must be widened: 15 * 127 * 2 goes 8 times into 32767, 31 *
+// 127 * 2 4 times, 63 * 127 * 2 twice: PAIRS(bits). Codes of 8 bits are signed: x gets their sign.
+// VNNI multiplies unsigned by signed bytes: there FLIP turns an int8 w into w + 128.
+#if LANES == 16 || (LANES == 8 && defined(__AVXVNNI__))
+enum { HAVE_DOT = 1, NARROW = 0, FLIP = (int32_t)0x80808080 };
+#elif LANES == 8
+enum { HAVE_DOT = 1, NARROW = 1, FLIP = 0 };
+#elif defined(NEON) && defined(__ARM_FEATURE_DOTPROD)
+enum { HAVE_DOT = 1, NARROW = 0, FLIP = 0 };
+#else
+enum { HAVE_DOT = 0, NARROW = 0, FLIP = 0 };
+#endif
+#define PAIRS(bits) ((bits) < 8 ? 8 >> ((bits) - 4) : 1)
+INLINE vi dot_words(int bits, vi sum, vi w, vi x)
+{
+    (void)bits;
+#if LANES == 16
+    return (vi)_mm512_dpbusd_epi32((mi)sum, (mi)w, (mi)x);
+#elif LANES == 8 && defined(__AVXVNNI__)
+    return (vi)_mm256_dpbusd_avx_epi32((mi)sum, (mi)w, (mi)x);
+#elif LANES == 8
+    if (bits < 8) return (vi)MM(add_epi16)((mi)sum, MM(maddubs_epi16)((mi)w, (mi)x));
+    mi pairs = MM(maddubs_epi16)(MM(abs_epi8)((mi)w), MM(sign_epi8)((mi)x, (mi)w));
+    return sum + (vi)MM(madd_epi16)(pairs, MM(set1_epi16)(1));
+#elif defined(NEON) && defined(__ARM_FEATURE_DOTPROD)
+    return vdotq_s32(sum, vreinterpretq_s8_s32(w), vreinterpretq_s8_s32(x));
+#else
+    return sum + w * x; // not used
+#endif
+}
+
+INLINE vi widen(int bits, vi sum)
+{
+    (void)bits;
+#if LANES == 8
+    if (NARROW && bits < 8) return (vi)MM(madd_epi16)((mi)sum, MM(set1_epi16)(1));
+#endif
+    return sum;
+}
+
+// A code whose zero is not 0 adds that many times the sum of x.
+INLINE int32_t code_zero(int bits, const Panel *p)
+{
+    return bits < 8 ? p->type->zero : FLIP ? 128 : 0;
+}
+
+INLINE void prefetch_next(const Panel *p, size_t g)
+{
+    const uint8_t *next = p->next + g * p->next_bytes;
+    for (size_t i = 0; i < p->next_bytes; i += 64) __builtin_prefetch(next + i, 0, 2);
+}
+
+// d[g], lane r: the dot product of group g of row r's block with that of x. For one token it is
+// cheaper to multiply rows as they lie, and to transpose the sums. bits, apart and group are
+// constants wherever this is inlined.
+INLINE void dot_block(int bits, size_t apart, size_t group, const Panel *p, const char *block,
+                      const int8_t *x, vi *d)
+{
+    size_t step = apart == 2 ? 2 : 1, sides = apart > 1 ? 2 : 1; // of units; of groups at once
+    for (size_t u = 0; u < (apart == 1 ? 1 : 8); u += step) {
+        vi sum[2][4] = {{{0}}};
+        for (int i = 0; i < 4; i++)
+            for (size_t v = u; v < u + step; v++) {
+                vi codes[2];
+                read_codes(bits, apart, p->type, block, p->pitch, i, v, codes);
+                for (size_t h = 0; h < 2; h++) {
+                    vi xh = load_all_quarters(x + 16 * (low_piece(apart, v) + h * apart));
+                    sum[h % sides][i] = dot_words(bits, sum[h % sides][i], codes[h], xh);
+                }
+            }
+        for (size_t h = 0; h < sides; h++) {
+            for (int i = 0; i < 4; i++) sum[h][i] = widen(bits, sum[h][i]);
+            d[(low_piece(apart, u) + h * apart) * 16 / group] =
+                add_zips(add_zips(sum[h][0], sum[h][2]), add_zips(sum[h][1], sum[h][3]));
+        }
+    }
+}
+
+// The same for codes of 8 bits, a group of them.
+INLINE vi dot_bytes(const Panel *p, const char *codes, const int8_t *x, size_t group)
+{
+    vi sum[4] = {{0}};
+    for (int i = 0; i < 4; i++)
+        for (size_t k = 0; k < group; k += 16)
+            sum[i] = dot_words(8, sum[i], load_rows(codes + k, p->pitch, i) ^ FLIP,
+                               load_all_quarters(x + k));
+    return add_zips(add_zips(sum[0], sum[2]), add_zips(sum[1], sum[3]));
+}
+
+// One token.
+INLINE void tile_one(int bits, size_t apart, size_t group, const Panel *p, const Quantized *x,
+                     float *out, size_t n_rows)
+{
+    vf sum = {0};
+    size_t groups = (bits == 8 ? group : apart == 1 ? 32 : 256) / group; // in a block
+    const char *block = p->rows + p->type->at;
+    if (bits < 8) block = p->rows;
+    for (size_t g = 0; g < x->n_groups; g += groups, block += p->stride) {
+        vi d[16];
+        for (size_t k = 0; k < groups; k++) prefetch_next(p, g + k);
+        if (bits == 8) d[0] = dot_bytes(p, block, x->q + g * group, group);
+        else dot_block(bits, apart, group, p, block, x->q + g * group, d);
+        for (size_t k = 0; k < groups; k++) {
+            int32_t minus_sum = x->minus_sum[g + k];
+            sum = add_group(sum, p, g + k, d[k] + minus_sum * code_zero(bits, p), minus_sum,
+                            x->scale[g + k]);
+        }
+    }
+    vstore_part(out, sum, n_rows);
+}
+
+// words[cols / 4]: four neighbouring codes of every row in that row's lane.
+INLINE void pack_words(int bits, size_t apart, const Panel *p, const Quantized *x, vi *words)
+{
+    size_t cols = x->n_groups * x->group, block = bits == 8 ? x->group : apart == 1 ? 32 : 256;
+    const char *at = p->rows;
+    for (size_t k = 0; k < cols; k += block, at += p->stride, words += block / 4) {
+        for (size_t u = 0; bits < 8 && u < block / 32; u++) {
+            vi codes[4][2], piece[4];
+            for (int i = 0; i < 4; i++)
+                read_codes(bits, apart, p->type, at, p->pitch, i, u, codes[i]);
+            for (size_t h = 0; h < 2; h++) {
+                for (int i = 0; i < 4; i++) piece[i] = codes[i][h];
+                transpose_words(piece, words + 4 * (low_piece(apart, u) + h * apart));
+            }
+        }
+        for (size_t b = 0; bits == 8 && b < block; b += 16) {
+            transpose_rows(at + p->type->at + b, p->pitch, words + b / 4);
+            for (size_t i = 0; i < 4; i++) words[b / 4 + i] ^= FLIP;
+        }
+    }
+}
+
+// One packed panel against tokens t .. t + nt - 1, of which those below n are wanted. quads: of
+// words in a group.
+INLINE void tile_some(size_t nt, int bits, size_t quads, const vi *words, const Panel *p,
+                      const Quantized *x, size_t t, size_t n, float *out, size_t stride,
+                      size_t n_rows)
+{
+    vf sum[Q8_TOKENS] = {{0}};
+    size_t n_groups = x->n_groups, cols = n_groups * x->group;
+    size_t run = NARROW && bits < 8 ? min_size(quads, PAIRS(bits)) : quads;
+    const int8_t *q = x->q + t * cols;
+    for (size_t g = 0; g < n_groups; g++, words += quads, q += x->group) {
+        const float *scale = x->scale + t * n_groups + g;
+        const int32_t *minus_sum = x->minus_sum + t * n_groups + g;
+        vi d[Q8_TOKENS];
+        if (!t) prefetch_next(p, g);
+        for (size_t i = 0; i < nt; i++) d[i] = minus_sum[i * n_groups] * code_zero(bits, p) - (vi){0};
+        for (size_t begin = 0; begin < quads; begin += run) {
+            vi part[Q8_TOKENS];
+            for (size_t i = 0; i < nt; i++) part[i] = run < quads || NARROW ? (vi){0} : d[i];
+            for (size_t k = begin; k < begin + run; k++)
+                for (size_t i = 0; i < nt; i++) {
+                    int32_t four;
+                    memcpy(&four, q + i * cols + 4 * k, 4);
+                    part[i] = dot_words(bits, part[i], words[k], four - (vi){0});
+                }
+            for (size_t i = 0; i < nt; i++)
+                d[i] = NARROW ? d[i] + widen(bits, part[i]) : part[i];
+        }
+        for (size_t i = 0; i < nt; i++)
+            sum[i] = add_group(sum[i], p, g, d[i], minus_sum[i * n_groups], scale[i * n_groups]);
+    }
+    for (size_t i = 0; i < nt && t + i < n; i++)
+        vstore_part(out + (t + i) * stride, sum[i], n_rows);
+}
+
+INLINE void tile_many(int bits, size_t quads, const vi *words, const Panel *p, const Quantized *x,
+                      size_t n, float *out, size_t stride, size_t n_rows)
+{
+    size_t t = 0;
+    for (; n - t > Q8_TOKENS / 2 && t < n; t += Q8_TOKENS)
+        tile_some(Q8_TOKENS, bits, quads, words, p, x, t, n, out, stride, n_rows);
+    if (t < n) tile_some(Q8_TOKENS / 2, bits, quads, words, p, x, t, n, out, stride, n_rows);
+}
+
+// A tile for each kind of codes: with constants for their bits, their layout and their group
+// compilers unroll everything. (In functions of their own, since packing, inlined, makes gcc lay
+// out the loops behind it in a way that costs prompts 10 %.)
+#define TILE_KIND(name, bits, apart, group)                                                       \
+    __attribute__((noinline)) static void pack_##name(const Panel *p, const Quantized *x, vi *words) \
+    {                                                                                             \
+        pack_words(bits, apart, p, x, words);                                                     \
+    }                                                                                             \
+    static void tile_##name(const Panel *p, const Quantized *x, size_t n, float *out,             \
+                            size_t stride, size_t n_rows, vi *words)                              \
+    {                                                                                             \
+        if (n == 1) {                                                                             \
+            tile_one(bits, apart, group, p, x, out, n_rows);                                      \
+            return;                                                                               \
+        }                                                                                         \
+        pack_##name(p, x, words);                                                                 \
+        tile_many(bits, (group) / 4, words, p, x, n, out, stride, n_rows);                        \
+    }
+TILE_KIND(bytes_16, 8, 0, 16)
+TILE_KIND(bytes_32, 8, 0, 32)
+TILE_KIND(bytes_64, 8, 0, 64)
+TILE_KIND(bytes_any, 8, 0, x->group)
+TILE_KIND(q4, 4, 1, 32)
+TILE_KIND(q5, 5, 1, 32)
+TILE_KIND(q4_k, 4, 2, 32)
+TILE_KIND(q5_k, 5, 2, 32)
+TILE_KIND(q6_k, 6, 4, 16)
+
+// Planar rows, whose groups have any size.
+static void tile_bytes(const Panel *p, const Quantized *x, size_t n, float *out, size_t stride,
+                       size_t n_rows, vi *words)
+{
+    size_t group = x->group;
+    Tile tile = !HAVE_DOT || group % 16 ? tile_plain : group == 16 ? tile_bytes_16
+              : group == 32 ? tile_bytes_32 : group == 64 ? tile_bytes_64 : tile_bytes_any;
+    tile(p, x, n, out, stride, n_rows, words);
+}
+
 enum { T_F32, T_F16, T_BF16, T_Q8, T_BLOCKS };
 static const TensorType tensor_types[] = {
-    [T_F32] = {"f32", 1, 4, unpack_floats, 0, 0, NULL, NULL, AS_F32, 0},
-    [T_F16] = {"f16", 1, 2, unpack_floats, 0, 0, NULL, NULL, AS_F16, 0},
-    [T_BF16] = {"bf16", 1, 2, unpack_floats, 0, 0, NULL, NULL, AS_BF16, 0},
-    [T_Q8] = {"q8_0 (planar)", 1, 1, unpack_q8, 0, 0, NULL, NULL, -1, 0},
-    [T_BLOCKS] = {"q8_0", 32, 34, unpack_blocks, 32, 0, codes_32, scales_32, 8, 1},
-    {"q4_0", 32, 18, unpack_blocks, 32, 0, codes_32, scales_32, 2, 1},
-    {"q4_1", 32, 20, unpack_blocks, 32, 1, codes_32, scales_32, 3, 1},
-    {"q5_0", 32, 22, unpack_blocks, 32, 0, codes_32, scales_32, 6, 0},
-    {"q5_1", 32, 24, unpack_blocks, 32, 1, codes_32, scales_32, 7, 0},
-    {"q4_k", 256, 144, unpack_blocks, 32, 1, codes_k, scales_k, 12, 0},
-    {"q5_k", 256, 176, unpack_blocks, 32, 1, codes_k, scales_k, 13, 0},
-    {"q6_k", 256, 210, unpack_blocks, 16, 0, codes_q6_k, scales_q6_k, 14, 0},
+    [T_F32] = {.name = "f32", .gguf = AS_F32, .block = 1, .bytes = 4, .unpack = unpack_floats},
+    [T_F16] = {.name = "f16", .gguf = AS_F16, .block = 1, .bytes = 2, .unpack = unpack_floats},
+    [T_BF16] = {.name = "bf16", .gguf = AS_BF16, .block = 1, .bytes = 2, .unpack = unpack_floats},
+    [T_Q8] = {"q8_0 (planar)", -1, 1, 1, unpack_q8, tile_bytes, 0, 0, NULL, 8, 0, 0, 0, 0},
+    [T_BLOCKS] = {"q8_0", 8, 32, 34, unpack_blocks, tile_bytes, 32, 0, scales_32, 8, 0, 0, 2, 0},
+    {"q4_0", 2, 32, 18, unpack_blocks, tile_q4, 32, 0, scales_32, 4, 8, 1, 2, 0},
+    {"q4_1", 3, 32, 20, unpack_blocks, tile_q4, 32, 1, scales_32, 4, 0, 1, 4, 0},
+    {"q5_0", 6, 32, 22, unpack_blocks, tile_q5, 32, 0, scales_32, 5, 16, 1, 6, 2},
+    {"q5_1", 7, 32, 24, unpack_blocks, tile_q5, 32, 1, scales_32, 5, 0, 1, 8, 4},
+    {"q4_k", 12, 256, 144, unpack_blocks, tile_q4_k, 32, 1, scales_k, 4, 0, 2, 16, 0},
+    {"q5_k", 13, 256, 176, unpack_blocks, tile_q5_k, 32, 1, scales_k, 5, 0, 2, 48, 16},
+    {"q6_k", 14, 256, 210, unpack_blocks, tile_q6_k, 16, 0, scales_q6_k, 6, 32, 4, 0, 128},
 };
 enum { N_TENSOR_TYPES = sizeof tensor_types / sizeof *tensor_types };
 
@@ -2065,274 +2436,51 @@ static size_t tensor_bytes(const Tensor *t)
     return planar ? add_size(bytes, mul_size(n / t->group, 4)) : bytes;
 }
 
-enum { // so that sums fill the registers: 32 of 16 lanes, else 16
-    TILE_ROWS = 4,
-    TILE_TOKENS = LANES == 16 ? 6 : 3,
-    Q8_TOKENS = LANES == 16 ? 8 : 4
-};
+// --- float --------------------------------------------------------------------------------------
+// Every output is one sum in the order of section 2, SUMS running sums along the inner dimension.
+// For a few tokens rows are read once, where they lie, with running sums in lanes. For many, rows
+// are rearranged so that lanes are rows, and running sum s is a chain of its own over columns s,
+// s + SUMS, ...: attention's product of matrices, once a chain.
 
-// Asks for the line that lies AHEAD bytes on, into the level-2 cache: rows of weights are short,
-// and the processor's own prefetching starts anew in each.
-enum { AHEAD = 16384 };
-INLINE void prefetch(const void *p) { __builtin_prefetch((const char *)p + AHEAD, 0, 2); }
+enum { DOT_ROWS = 4, FEW = 3, GEMM_ROWS = GEMM_VECTORS * LANES };
 
-// out[t][r] = w[r] . x[t] for TILE_ROWS rows and nt tokens (nt and the rows' type are constants
-// wherever this is inlined), of which the first n_rows rows are wanted; every output has one vector
-// of partial sums along the inner dimension. x: [nt][cols]; out: row stride `stride`.
-INLINE void tile_f32_n(int nt, int as, const uint8_t *const w[TILE_ROWS], const float *x,
-                       size_t cols, float *out, size_t stride, size_t n_rows)
+// out[r] = rows[r] . x for DOT_ROWS rows that lie at a pitch. `as` is a constant wherever this is
+// inlined.
+INLINE void dot_rows(int as, const uint8_t *rows, size_t pitch, const float *x, size_t cols,
+                     float out[DOT_ROWS])
 {
-    vf sum[TILE_ROWS][TILE_TOKENS];
-    for (int r = 0; r < TILE_ROWS; r++)
-        for (int t = 0; t < nt; t++) sum[r][t] = (vf){0};
+    vf sum[DOT_ROWS][SUM_VECTORS] = {{{0}}};
     size_t k = 0;
-    for (; k + LANES <= cols; k += LANES) {
-        vf xk[TILE_TOKENS];
-        for (int t = 0; t < nt; t++) {
-            xk[t] = vload(x + (size_t)t * cols + k);
-            if (nt > 1) KEEP(xk[t]);
+    for (; k + SUMS <= cols; k += SUMS)
+        for (size_t r = 0; r < DOT_ROWS; r++) {
+            prefetch(rows + r * pitch + k * (as == AS_F32 ? 4 : 2));
+            for (size_t i = 0, at = k; i < SUM_VECTORS; i++, at += LANES)
+                sum[r][i] = vmuladd(load_floats(as, rows + r * pitch, at, LANES), vload(x + at),
+                                    sum[r][i]);
         }
-        for (int r = 0; r < TILE_ROWS; r++) {
-            vf wk = load_floats(as, w[r], k, LANES);
-            if (nt == 1) prefetch(w[r] + k * (as == AS_F32 ? 4 : 2));
-            for (int t = 0; t < nt; t++) sum[r][t] = vmuladd(wk, xk[t], sum[r][t]);
-        }
-    }
-    for (int r = 0; k < cols && r < TILE_ROWS; r++) {
-        vf wk = load_floats(as, w[r], k, cols - k);
-        for (int t = 0; t < nt; t++)
-            sum[r][t] = vmuladd(wk, vload_part(x + (size_t)t * cols + k, cols - k), sum[r][t]);
-    }
-    for (int t = 0; t < nt; t++) {
-        vf rows = vadd_zips(vadd_zips(sum[0][t], sum[2][t]), vadd_zips(sum[1][t], sum[3][t]));
-        v4 y = sum_quarters(rows);
-        if (n_rows == TILE_ROWS) memcpy(out + (size_t)t * stride, &y, sizeof y);
-        else memcpy(out + (size_t)t * stride, &y, n_rows * 4);
-    }
+    for (size_t i = 0; k < cols; i++, k += LANES)
+        for (size_t r = 0; r < DOT_ROWS; r++)
+            sum[r][i] = vmuladd(load_floats(as, rows + r * pitch, k, cols - k),
+                                vload_part(x + k, cols - k), sum[r][i]);
+    for (size_t r = 0; r < DOT_ROWS; r++) out[r] = vsum(sum[r]);
 }
 
-// The same for n tokens, one unless the rows are f32. rows: [n_rows <= TILE_ROWS][cols].
-static void tile_f32(int as, const void *rows, size_t n_rows, const float *x, size_t n,
+// out[t][r] = rows[r] . x[t] for n tokens and n_rows rows. The last DOT_ROWS may overlap the ones
+// before; where there are fewer, each is taken as often as that.
+static void dot_tile(int as, const uint8_t *rows, size_t n_rows, const float *x, size_t n,
                      size_t cols, float *out, size_t stride)
 {
-    const uint8_t *w[TILE_ROWS];
-    size_t t = 0, pitch = cols * (as == AS_F32 ? 4 : 2);
-    for (size_t r = 0; r < TILE_ROWS; r++)
-        w[r] = (const uint8_t *)rows + (r < n_rows ? r : 0) * pitch;
-    if (as == AS_F16) tile_f32_n(1, AS_F16, w, x, cols, out, stride, n_rows);
-    if (as == AS_BF16) tile_f32_n(1, AS_BF16, w, x, cols, out, stride, n_rows);
-    if (as != AS_F32) return;
-    for (; t + TILE_TOKENS <= n; t += TILE_TOKENS)
-        tile_f32_n(TILE_TOKENS, as, w, x + t * cols, cols, out + t * stride, stride, n_rows);
-    for (; t < n; t++) tile_f32_n(1, as, w, x + t * cols, cols, out + t * stride, stride, n_rows);
-}
-
-// --- int8 ---------------------------------------------------------------------------------------
-// A vector of activations is rounded to int8 with one scale a group, the group being that of the
-// weights it will meet. The product of a row with it is then
-//   y = sum over groups g, in order, of  (sum over k in g of w_k x_k)  *  (scale_w[g] scale_x[g])
-//                                          - (sum over k in g of x_k)  *  (min_w[g] scale_x[g])
-// where the inner sums are of integers, hence exact and free of order, and the outer one a chain
-// of multiply-adds, the second line only for types with a minimum.
-
-typedef struct {
-    size_t group, n_groups; // values in a group, groups in a row
-    int8_t *q;              // [n][cols]; there is room for Q8_TOKENS - 1 more rows, for
-    float *scale;           // [n][n_groups]    tiles that are not full
-    int32_t *minus_sum;     // [n][n_groups]: of the group's q
-} Quantized;
-
-// Rounds x[cols] to row t of a: q = round(x / scale), scale = max|x| / 127 in each group.
-// Halves round to even.
-static void quantize_row(const float *x, size_t t, Quantized *a)
-{
-    const vf round = vset(12582912.0f); // 1.5 * 2^23: adding it rounds to an integer
-    for (size_t g = t * a->n_groups; g < (t + 1) * a->n_groups; g++, x += a->group) {
-        vf max = {0}, sum = {0};
-        for (size_t k = 0; k < a->group; k += LANES) {
-            vf v = vload_part(x + k, a->group - k);
-            max = vmax(vmax(v, -v), max);
+    size_t row_bytes = cols * (as == AS_F32 ? 4 : 2), step = n_rows < DOT_ROWS ? 1 : DOT_ROWS;
+    for (size_t r = 0; r < n_rows; r += step)
+        for (size_t t = 0; t < n; t++) {
+            size_t first = min_size(r, n_rows - step), pitch = step > 1 ? row_bytes : 0;
+            const uint8_t *at = rows + first * row_bytes;
+            float y[DOT_ROWS];
+            if (as == AS_F16) dot_rows(AS_F16, at, pitch, x + t * cols, cols, y);
+            else if (as == AS_BF16) dot_rows(AS_BF16, at, pitch, x + t * cols, cols, y);
+            else dot_rows(AS_F32, at, pitch, x + t * cols, cols, y);
+            memcpy(out + t * stride + first, y, step * sizeof *y);
         }
-        float largest = vmax_lane(max), inverse = largest > 0 ? 127 / largest : 0;
-        for (size_t k = 0; k < a->group; k += LANES) {
-            vf q = (vload_part(x + k, a->group - k) * vset(inverse) + round) - round;
-            vb bytes = __builtin_convertvector(__builtin_convertvector(q, vi), vb);
-            memcpy(a->q + g * a->group + k, &bytes, min_size(LANES, a->group - k));
-            sum += q;
-        }
-        float total = vsum(sum); // exact: groups are short of 2^17 values
-        int finite = fabsf(total) < 1e9f;
-        a->scale[g] = finite ? largest / 127 : NAN; // NaN and infinity are not lost
-        a->minus_sum[g] = finite ? -(int32_t)total : 0;
-    }
-}
-
-// PANEL rows of weights; mins is NULL for types without. Rows of groups of 32 may have something
-// between the groups, and may be nibbles: the lower ones of 16 bytes are values 0..15, the upper
-// ones 16..31, and `zero` is the nibble that means 0.
-typedef struct {
-    const char *codes;          // [cols] of row 0, and
-    size_t pitch;               // bytes to the next row's
-    const float *scales, *mins; // [n_groups][PANEL]
-    size_t stride;              // bytes from a group to the next
-    int nibbles, zero;
-    const uint8_t *next;        // what will be read soon, and
-    size_t next_bytes;          // how much of it there is for each group
-} Panel;
-
-// sum + what group g adds: of d, the sums of products, and of x's group, its sum and scale.
-INLINE vf add_group(vf sum, const Panel *p, size_t g, vi d, int32_t minus_sum, float scale)
-{
-    sum = vmuladd(__builtin_convertvector(d, vf), vload(p->scales + g * PANEL) * vset(scale), sum);
-    if (!p->mins) return sum;
-    return vmuladd(vset((float)minus_sum), vload(p->mins + g * PANEL) * vset(scale), sum);
-}
-
-// out[t][r] for PANEL rows and n tokens, as the equation above says. The plain version.
-static void tile_q8_plain(const Panel *p, const Quantized *x, size_t n, float *out,
-                          size_t stride, size_t n_rows)
-{
-    for (size_t t = 0; t < n; t++) {
-        vf sum = {0};
-        const int8_t *q = x->q + t * x->n_groups * x->group;
-        for (size_t g = 0; g < x->n_groups; g++, q += x->group) {
-            size_t at = t * x->n_groups + g;
-            vi d = {0};
-            for (size_t r = 0; r < n_rows; r++) {
-                const int8_t *w = (const int8_t *)p->codes + r * p->pitch + g * x->group;
-                int32_t dot = 0;
-                for (size_t k = 0; k < x->group; k++) dot += w[k] * q[k];
-                d[r] = dot;
-            }
-            sum = add_group(sum, p, g, d, x->minus_sum[at], x->scale[at]);
-        }
-        vstore_part(out + t * stride, sum, n_rows);
-    }
-}
-
-// Words are four int8 that are multiplied together: dot_words() adds, in each lane, the products of
-// the four bytes of w and x. VNNI multiplies unsigned by signed bytes; there FLIP turns w into
-// w + 128. A code whose zero is not 0 adds that many times the sum of x, which code_zero() is for.
-#if LANES == 16 || (LANES == 8 && defined(__AVXVNNI__))
-enum { HAVE_DOT = 1, FLIP = (int32_t)0x80808080 };
-#elif LANES == 8 || defined(__ARM_FEATURE_DOTPROD)
-enum { HAVE_DOT = 1, FLIP = 0 };
-#else
-enum { HAVE_DOT = 0, FLIP = 0 };
-#endif
-INLINE vi dot_words(vi sum, vi w, vi x)
-{
-#if LANES == 16
-    return (vi)_mm512_dpbusd_epi32((mi)sum, (mi)w, (mi)x);
-#elif LANES == 8 && defined(__AVXVNNI__)
-    return (vi)_mm256_dpbusd_avx_epi32((mi)sum, (mi)w, (mi)x);
-#elif LANES == 8 // |w| (x sign w): two products fit in 16 bits
-    mi pairs = MM(maddubs_epi16)(MM(abs_epi8)((mi)w), MM(sign_epi8)((mi)x, (mi)w));
-    return sum + (vi)MM(madd_epi16)(pairs, MM(set1_epi16)(1));
-#elif defined(__ARM_FEATURE_DOTPROD)
-    return vdotq_s32(sum, vreinterpretq_s8_s32(w), vreinterpretq_s8_s32(x));
-#else
-    return sum + w * x; // not used
-#endif
-}
-
-INLINE int32_t code_zero(const Panel *p) { return p->nibbles ? p->zero : FLIP ? 128 : 0; }
-
-INLINE void prefetch_next(const Panel *p, size_t g)
-{
-    const uint8_t *next = p->next + g * p->next_bytes;
-    for (size_t i = 0; i < p->next_bytes; i += 64) __builtin_prefetch(next + i, 0, 2);
-}
-
-// One packed panel against tokens t .. t + nt - 1, of which those below n are wanted. words:
-// [cols / 4] vectors, each with four neighbouring values of every row in that row's lane.
-INLINE void tile_q8_n(size_t nt, const vi *words, const Panel *p, const Quantized *x, size_t t,
-                      size_t n, float *out, size_t stride, size_t n_rows)
-{
-    vf sum[Q8_TOKENS] = {{0}};
-    size_t quads = x->group / 4, n_groups = x->n_groups, cols = n_groups * x->group;
-    const int8_t *q = x->q + t * cols;
-    for (size_t g = 0; g < n_groups; g++, words += quads, q += x->group) {
-        const float *scale = x->scale + t * n_groups + g;
-        const int32_t *minus_sum = x->minus_sum + t * n_groups + g;
-        vi d[Q8_TOKENS];
-        if (!t) prefetch_next(p, g);
-        for (size_t i = 0; i < nt; i++) d[i] = minus_sum[i * n_groups] * code_zero(p) - (vi){0};
-        for (size_t k = 0; k < quads; k++)
-            for (size_t i = 0; i < nt; i++) {
-                int32_t four;
-                memcpy(&four, q + i * cols + 4 * k, 4);
-                d[i] = dot_words(d[i], words[k], four - (vi){0});
-            }
-        for (size_t i = 0; i < nt; i++)
-            sum[i] = add_group(sum[i], p, g, d[i], minus_sum[i * n_groups], scale[i * n_groups]);
-    }
-    for (size_t i = 0; i < nt && t + i < n; i++)
-        vstore_part(out + (t + i) * stride, sum[i], n_rows);
-}
-
-// words[cols / 4]: four neighbouring values of every row in that row's lane. (Inlined, it makes gcc
-// lay out the loops behind it in a way that costs prompts 10 %.)
-__attribute__((noinline)) static void pack_words(const Panel *p, const Quantized *x, vi *words)
-{
-    size_t step = p->nibbles ? 32 : 16, cols = x->n_groups * x->group;
-    for (size_t k = 0; k < cols; k += step, words += step / 4) {
-        vi a[4];
-        transpose_rows(p->codes + (p->stride == x->group ? k : k / 32 * p->stride + k % 32),
-                       p->pitch, a);
-        for (int i = 0; i < 4; i++) {
-            words[i] = p->nibbles ? a[i] & 0x0f0f0f0f : a[i] ^ FLIP;
-            if (p->nibbles) words[i + 4] = a[i] >> 4 & 0x0f0f0f0f;
-        }
-    }
-}
-
-// In lane r the dot product of group g of row r with x[group]. `group` and `nibbles` are constants
-// wherever this is inlined.
-INLINE vi dot_group(const Panel *p, size_t g, const int8_t *x, size_t group, int nibbles)
-{
-    vi sum[4] = {{0}};
-    for (int i = 0; i < 4; i++)
-        for (size_t k = 0; k < group; k += 16) {
-            const char *at = (const char *)x + k;
-            vi w = load_rows(p->codes + g * p->stride + (nibbles ? 0 : k), p->pitch, i);
-            w = nibbles ? (k ? w >> 4 : w) & 0x0f0f0f0f : w ^ FLIP;
-            sum[i] = dot_words(sum[i], w, load_quarters(at, at, at, at));
-        }
-    return add_zips(add_zips(sum[0], sum[2]), add_zips(sum[1], sum[3]));
-}
-
-// For one token it is cheaper to multiply the rows as they lie and to transpose the sums.
-INLINE void tile_q8_one(const Panel *p, const Quantized *x, size_t group, int nibbles, float *out,
-                        size_t n_rows)
-{
-    vf sum = {0};
-    for (size_t g = 0; g < x->n_groups; g++) {
-        int32_t minus_sum = x->minus_sum[g];
-        prefetch_next(p, g);
-        vi d = dot_group(p, g, x->q + g * group, group, nibbles) + minus_sum * code_zero(p);
-        sum = add_group(sum, p, g, d, minus_sum, x->scale[g]);
-    }
-    vstore_part(out, sum, n_rows);
-}
-
-// The plain version's equal. words: room for a packed panel, [cols / 4] vectors.
-static void tile_q8(const Panel *p, const Quantized *x, size_t n, float *out, size_t stride,
-                    size_t n_rows, vi *words)
-{
-    size_t group = x->group, cols = x->n_groups * group, t = 0;
-    if (!HAVE_DOT || group % 4 || cols % 16) tile_q8_plain(p, x, n, out, stride, n_rows);
-    else if (n == 1 && p->nibbles) tile_q8_one(p, x, 32, 1, out, n_rows);
-    else if (n == 1 && group == 32) tile_q8_one(p, x, 32, 0, out, n_rows);
-    else if (n == 1 && group == 64) tile_q8_one(p, x, 64, 0, out, n_rows);
-    else if (n == 1 && group == 16) tile_q8_one(p, x, 16, 0, out, n_rows);
-    else if (n == 1 && group % 16 == 0) tile_q8_one(p, x, group, 0, out, n_rows);
-    else {
-        pack_words(p, x, words);
-        for (; n - t > Q8_TOKENS / 2 && t < n; t += Q8_TOKENS)
-            tile_q8_n(Q8_TOKENS, words, p, x, t, n, out, stride, n_rows);
-        if (t < n) tile_q8_n(Q8_TOKENS / 2, words, p, x, t, n, out, stride, n_rows);
-    }
 }
 
 // out[i][r] = rows[r][i], rows: [PANEL][n]; the last four may be a part of the four before.
@@ -2358,6 +2506,7 @@ typedef struct {
     const float *x;        // [n][cols]
     size_t n;
     const Quantized *act;  // x in int8, or NULL: multiply floats
+    size_t panel;          // rows in a panel
     size_t n_panels;       // of all jobs, in stretches of `grain`,
     size_t grain, turns;   // of which each thread takes so many, if all are equally fast
 } Matmul;
@@ -2369,8 +2518,8 @@ static size_t int8_group(const Tensor *w)
     return w->group && w->cols % w->group == 0 ? w->group : 0;
 }
 
-// Rows [r0, r0 + n_rows) of one product in int8; n_rows <= PANEL. Codes are used where they lie if
-// their type allows that. A panel that is not full is copied to where it may be read on.
+// Rows [r0, r0 + n_rows) of one product in int8; n_rows <= PANEL. Codes are read where they lie. A
+// panel that is not full is copied to where it may be read on.
 static void product_q8(const Matmul *m, const Product *p, size_t r0, size_t n_rows)
 {
     const Tensor *w = p->w;
@@ -2379,50 +2528,83 @@ static void product_q8(const Matmul *m, const Product *p, size_t r0, size_t n_ro
     size_t n_blocks = cols / type->block, pitch = n_blocks * type->bytes;
     vi *words = scratch(PANEL * (2 * cols + pitch) + 3 * n * 4);
     float *scales = (float *)(words + cols / 4), *mins = scales + n, *few = mins + n;
-    int8_t *codes = (int8_t *)(few + n);
+    uint8_t *codes = (uint8_t *)(few + n);
     const uint8_t *rows = w->data + r0 * pitch;
     const float *planar = w->scales ? w->scales + r0 * n_groups : NULL;
     if (n_rows < PANEL) {
         if (planar) planar = memcpy(few, planar, n_rows * n_groups * 4);
         rows = memcpy(codes + PANEL * cols, rows, n_rows * pitch);
     }
-    Panel panel = {.codes = (const char *)rows, .pitch = pitch, .stride = w->group,
+    Panel panel = {.type = type, .rows = (const char *)rows, .pitch = pitch,
+                   .stride = planar ? w->group : type->bytes,
                    .scales = scales, .mins = type->has_min ? mins : NULL,
                    .next = rows + 2 * PANEL * pitch, .next_bytes = PANEL * pitch / n_groups};
     for (size_t i = 0; planar && i < n; i += 16) __builtin_prefetch(planar + 2 * n + i, 0, 2);
     if (planar) transpose_floats(planar, n_groups, scales);
     else type->scales(type, rows, pitch, n_blocks, scales, mins);
-    if (!planar && type->in_place && HAVE_DOT) {
-        size_t head = type->has_min ? 4 : 2;
-        panel.codes += head;
-        panel.stride = type->bytes;
-        panel.nibbles = type->bytes - head < w->group;
-        panel.zero = type->has_min ? 0 : 8;
-    } else if (!planar) {
+    if (!planar && !HAVE_DOT) {
         for (size_t r = 0; r < n_rows; r++)
-            type->codes(type, rows + r * pitch, n_blocks, codes + r * cols);
-        panel.codes = (const char *)codes;
+            block_codes(type, rows + r * pitch, n_blocks, (int8_t *)codes + r * cols);
+        panel.rows = (const char *)codes;
         panel.pitch = cols;
     }
-    tile_q8(&panel, m->act, m->n, p->out + r0, w->rows, n_rows, words);
+    (HAVE_DOT ? type->tile : tile_plain)(&panel, m->act, m->n, p->out + r0, w->rows, n_rows,
+                                         words);
 }
 
-// The same in float. Rows of floats are used where they lie, but for many tokens those of 16 bits,
-// like all other types, are unpacked first, exactly.
-static void product_f32(const Matmul *m, const Product *p, size_t r0, size_t n_rows)
+// The same in float for a few tokens. Rows of floats are used where they lie, those of other types
+// are unpacked first, exactly.
+static void product_few(const Matmul *m, const Product *p, size_t r0, size_t n_rows)
 {
     const Tensor *w = p->w;
     const TensorType *type = w->type;
     size_t cols = w->cols, pitch = cols / type->block * type->bytes;
-    int floats = type->unpack == unpack_floats && (type->bytes == 4 || m->n == 1);
-    float *unpacked = floats ? NULL : scratch(TILE_ROWS * cols * 4);
-    for (size_t r = r0, end = r0 + n_rows, n; r < end; r += n) {
-        const uint8_t *rows = w->data + r * pitch;
-        n = min_size(end - r, TILE_ROWS);
-        for (size_t i = 0; unpacked && i < n * pitch; i += 64) prefetch(rows + i);
-        for (size_t k = 0; unpacked && k < n; k++) type->unpack(w, r + k, unpacked + k * cols);
-        tile_f32(floats ? type->gguf : AS_F32, floats ? (const void *)rows : unpacked, n, m->x,
-                 m->n, cols, p->out + r, w->rows);
+    int floats = type->unpack == unpack_floats;
+    const uint8_t *rows = w->data + r0 * pitch;
+    float *unpacked = floats ? NULL : scratch(n_rows * cols * 4);
+    for (size_t r = 0; unpacked && r < n_rows; r++) type->unpack(w, r0 + r, unpacked + r * cols);
+    dot_tile(floats ? type->gguf : AS_F32, floats ? rows : (const void *)unpacked, n_rows, m->x,
+             m->n, cols, p->out + r0, w->rows);
+}
+
+// chains[s][k][GEMM_ROWS] = column s + SUMS k of the rows, [GEMM_ROWS] at a pitch in floats.
+static void pack_chains(const float *rows, size_t pitch, size_t depth, float *chains)
+{
+    for (size_t k = 0; k < depth * SUMS; k += 4)
+        for (size_t v = 0; v < GEMM_VECTORS; v++) {
+            vi a[4];
+            transpose_rows((const char *)(rows + v * LANES * pitch + k), pitch * 4, a);
+            for (size_t i = 0, at = k; i < 4; i++, at++)
+                vstore(chains + (at % SUMS * depth + at / SUMS) * GEMM_ROWS + v * LANES,
+                       (vf)a[i]);
+        }
+}
+
+// The same for many tokens. CHAIN steps of all chains are taken for a tile of tokens, so that what
+// they read of x stays in the first-level cache; then the tree adds the chains, lane by lane.
+static void product_many(const Matmul *m, const Product *p, size_t r0, size_t n_rows)
+{
+    enum { CHAIN = 64, TILE_SIZE = GEMM_TOKENS * GEMM_ROWS };
+    const Tensor *w = p->w;
+    size_t cols = w->cols, depth = ceil_div(cols, SUMS), pitch = (depth + 1) * SUMS;
+    float *rows = scratch((GEMM_ROWS * (pitch + depth * SUMS) + SUMS * TILE_SIZE) * 4);
+    float *chains = rows + GEMM_ROWS * pitch, *sums = chains + GEMM_ROWS * depth * SUMS;
+    for (size_t r = 0; r < n_rows; r++) w->type->unpack(w, r0 + r, rows + r * pitch);
+    pack_chains(rows, pitch, depth, chains);
+    for (size_t t = 0, nt; t < m->n; t += nt) {
+        nt = min_size(m->n - t, GEMM_TOKENS);
+        memset(sums, 0, SUMS * TILE_SIZE * 4);
+        for (size_t k = 0; k < depth; k += CHAIN)
+            for (size_t s = 0; s < SUMS; s++)
+                gemm_rows(nt, m->x + t * cols + k * SUMS + s, cols, SUMS,
+                          chains + (s * depth + k) * GEMM_ROWS,
+                          min_size(CHAIN, (cols - s + SUMS - 1) / SUMS - k), GEMM_ROWS,
+                          sums + s * TILE_SIZE);
+        for (size_t half = SUMS / 2; half; half /= 2)
+            for (size_t i = 0; i < half * TILE_SIZE; i++) sums[i] += sums[half * TILE_SIZE + i];
+        for (size_t i = 0; i < TILE_SIZE; i++) sums[i] += 0;
+        for (size_t i = 0; i < nt; i++)
+            memcpy(p->out + (t + i) * w->rows + r0, sums + i * GEMM_ROWS, n_rows * 4);
     }
 }
 
@@ -2437,9 +2619,9 @@ static void matmul_panels(void *arg, size_t begin, size_t end)
         size_t stretch = item / m->grain % ways * m->turns + item / m->grain / ways;
         size_t panel = stretch * m->grain + item % m->grain;
         if (panel >= m->n_panels) continue;
-        for (; panel >= ceil_div(p->w->rows, PANEL); p++) panel -= ceil_div(p->w->rows, PANEL);
-        size_t r0 = panel * PANEL, n_rows = min_size(PANEL, p->w->rows - r0);
-        (m->act ? product_q8 : product_f32)(m, p, r0, n_rows);
+        for (size_t n; panel >= (n = ceil_div(p->w->rows, m->panel)); p++) panel -= n;
+        size_t r0 = panel * m->panel, n_rows = min_size(m->panel, p->w->rows - r0);
+        (m->act ? product_q8 : m->n > FEW ? product_many : product_few)(m, p, r0, n_rows);
     }
 }
 
@@ -2459,14 +2641,15 @@ static void matmul(Quantized *act, const Product *jobs, int n_jobs, const float 
 {
     size_t cols = jobs->w->cols, n_panels = 0;
     size_t group = act ? int8_group(jobs->w) : 0;
+    size_t panel = group || n <= FEW ? PANEL : GEMM_ROWS;
     int same = 0;
     for (; same < n_jobs && (act ? int8_group(jobs[same].w) : 0) == group; same++)
-        n_panels += ceil_div(jobs[same].w->rows, PANEL);
-    size_t grain = ceil_div(MIN_SHARE, PANEL * cols * n), ways = (size_t)pool.n_threads;
+        n_panels += ceil_div(jobs[same].w->rows, panel);
+    size_t grain = ceil_div(MIN_SHARE, panel * cols * n), ways = (size_t)pool.n_threads;
     if (n <= Q8_TOKENS)
         grain = max_size(ceil_div(grain, 2), ceil_div(n_panels, STRETCHES * ways));
     size_t turns = ceil_div(n_panels, grain * ways);
-    Matmul m = {jobs, same, x, n, group ? act : NULL, n_panels, grain, turns};
+    Matmul m = {jobs, same, x, n, group ? act : NULL, panel, n_panels, grain, turns};
     if (group) {
         act->group = group;
         act->n_groups = cols / group;
@@ -2642,7 +2825,6 @@ static void forward(State *s, const int *tokens, size_t n, int64_t pos)
     a->n = n;
     embed_tokens(s, tokens);
     for (int kind = 0; kind < (every ? 2 : 1); kind++) plan_positions(a, &a->positions[kind]);
-    if (a->entropy_sum) memset(a->entropy_sum, 0, n * sizeof *a->entropy_sum);
     for (a->layer = 0; a->layer < c->n_layers; a->layer++) {
         const Layer *l = &m->layers[a->layer];
         a->p = &a->positions[every && (a->layer + 1) % every]; // local, but for each `every`th
@@ -2783,6 +2965,7 @@ static const Field config_fields[] = {
     {FIELD(rope.beta_slow), 104, ".rope.scaling.yarn_beta_slow", 0, 1e-3, 1e6},
     {FIELD(rope.low_freq_factor), 108, NULL, 0, 1e-3, 1e6},
     {FIELD(rope.high_freq_factor), 112, NULL, 0, 1e-3, 1e6},
+    {FIELD(rope.fraction), 0, NULL, 0, 1e-6, 1},
     {FIELD(rope.window), 116, ".attention.sliding_window", 0, 0, 1 << 28},
     {FIELD(rope.sinks), 120, NULL, 0, 0, 1 << 20},
     {FIELD(rope.logn), 124, NULL, 0, 0, 1},
@@ -2848,7 +3031,6 @@ static void complete_config(Model *m)
 // option that a message names is then the cause.
 static void check_rope(const Config *c, const char *path)
 {
-    static const char distances[] = "--self-extend, --rerope, --leaky-rerope";
     const RopeConfig *r = &c->rope;
     const char *encoding = encodings[c->encoding].name, *method = rope_methods[r->method].name;
     int linear = r->method == ROPE_LINEAR && encodings[c->encoding].linear;
@@ -2871,7 +3053,7 @@ static void check_rope(const Config *c, const char *path)
         WRONG("--rope-scaling", "%s is not defined for the model's encoding (got %s)", method,
               encoding);
     if (r->distance && !encodings[c->encoding].bias)
-        WRONG(distances, "the model knows no distances (its encoding is %s)", encoding);
+        WRONG("distance method", "the model knows no distances (its encoding is %s)", encoding);
 }
 
 // --- tensors ------------------------------------------------------------------------------------
@@ -3387,7 +3569,6 @@ static void on_lost(int sig)
     static atomic_flag said = ATOMIC_FLAG_INIT;
     (void)sig;
     while (atomic_flag_test_and_set(&said)) pause(); // another thread says it
-    if (unfinished) unlink(unfinished);
     if (write(STDERR_FILENO, lost_text, strlen(lost_text)) < 0) {} // nobody is left to tell
     _exit(EXIT_DATA);
 }
@@ -3782,13 +3963,11 @@ static void encode_plain(Encoder *e, const char *text, size_t len)
 }
 
 // The special token at the beginning of s[len], the longest of them, or -1; *n gets its length. In
-// templates that includes control tokens, and the bytes 1 and 2 stand for BOS and EOS.
+// templates that includes control tokens.
 static int match_special(const Tokenizer *t, const char *s, size_t len, int template, size_t *n)
 {
     int kinds = template ? TOKEN_USER | TOKEN_CONTROL : TOKEN_USER, id = -1;
     *n = 1;
-    if (template && *s == 1 && t->bos >= 0) return t->bos;
-    if (template && *s == 2 && t->eos >= 0) return t->eos;
     for (size_t k = min_size(t->special_len[(uint8_t)*s], len); k && id < 0; k--)
         id = find_piece(t, s, *n = k, kinds);
     return id;
@@ -3859,18 +4038,22 @@ static void find_byte_pieces(Tokenizer *t)
     }
 }
 
-// Tokens that end a turn, whatever the file says about them.
+// Tokens that end a turn, whatever the file says about them. BOS ends nothing but llama2.c's texts,
+// and it is none where the file names an ordinary piece (a comma, in some).
 static void find_stops(Tokenizer *t, const Vocab *v)
 {
-    static const char *const names[] = {"<|im_end|>", "<|eot_id|>", "<|end_of_text|>",
-                                        "<|endoftext|>", "<end_of_turn>", "<eos>", "</s>"};
-    const int given[] = {v->bos, v->eos, v->eot};
+    static const char *const names[] = {
+        "<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end_of_text|>", "<|endoftext|>", "<|end|>",
+        "<|eot|>", "<|EOT|>", "<EOT>", "<|end_of_turn|>", "<end_of_turn>", "<turn|>", "<eos>",
+        "</s>"};
+    const int given[] = {v->eos, v->eot, v->tokens.n ? -1 : v->bos};
     for (size_t i = 0; i < COUNT(given); i++)
         if (given[i] >= 0) t->pieces[given[i]].stop = 1;
     for (size_t i = 0; i < COUNT(names); i++) {
         int id = find_piece(t, names[i], strlen(names[i]), TOKEN_CONTROL | TOKEN_USER);
         if (id >= 0) t->pieces[id].stop = 1;
     }
+    if (t->bos >= 0 && t->pieces[t->bos].kind == TOKEN_TEXT) t->bos = -1, t->add_bos = 0;
 }
 
 // Reads all of a file ("-": standard input) into memory that the caller frees; *len is its size.
@@ -4058,6 +4241,14 @@ static uint64_t seed_random(uint64_t seed)
     return (z ^ z >> 31) | 1;
 }
 
+static long long new_seed(void) // short enough to be typed, and another one each time
+{
+    struct timespec now;
+    clock_gettime(CLOCK_REALTIME, &now);
+    uint64_t state = seed_random((uint64_t)now.tv_sec * 1000000000 + (uint64_t)now.tv_nsec);
+    return (long long)((next_random(&state) ^ (uint64_t)getpid()) >> 34);
+}
+
 static int argmax(const float *v, size_t n)
 {
     size_t best = 0;
@@ -4094,10 +4285,12 @@ static int sample(Sampler *s, float *logits, size_t n, const int *recent, int n_
     float top = logits[best], floor = fmaxf(s->min_p, 1e-9f), total = 0, sum = 0;
     Candidate *c = xrealloc(NULL, n, sizeof *c);
     size_t left = 0, keep = 0, i = 0;
-    for (size_t k = 0; k < n; k++) {
-        float p = (int)k == best ? 1 : expf((logits[k] - top) / (float)s->temperature);
-        if (p >= floor) c[left++] = (Candidate){p, (int)k};
-    }
+    vf scale = vset((float)s->temperature);
+    for (size_t k = 0; k < n; k += LANES)
+        vstore_part(logits + k, vexp((vload_part(logits + k, n - k) - vset(top)) / scale), n - k);
+    logits[best] = 1; // even where the temperature is too small for a float
+    for (size_t k = 0; k < n; k++)
+        if (logits[k] >= floor) c[left++] = (Candidate){logits[k], (int)k};
     if (s->top_k || s->top_p < 1) qsort(c, left, sizeof *c, more_likely);
     if (s->top_k) left = min_size(left, (size_t)s->top_k);
     for (size_t k = 0; k < left; k++) total += c[k].p;
@@ -4116,17 +4309,18 @@ static int sample(Sampler *s, float *logits, size_t n, const int *recent, int n_
 // A Session is a loaded model with its tokenizer and what it has read. Text goes to stdout and
 // nothing else does; what a person may want to know about the run goes to stderr.
 
-// What the command line says; section 17 has a row for each option.
+// What the command line says; section 15 has a row for each option.
 static struct {
-    const char *checkpoint, *tokenizer, *prompt, *file, *system;
-    const char *long_factors, *short_factors, *self_extend, *leaky;
-    int rerope;
+    const char *checkpoint, *tokenizer, *prompt, *file, *system, *chat_format;
+    const char *long_factors, *short_factors, *attn_temp;
+    const char *distance[DIST_DUAL_CHUNK + 1]; // of each method
     long long steps, seed;
-    int mode, chat_format, kv; // rows of their tables; -1: not given
+    int mode, kv; // rows of their tables
     int ctx, threads, chunk;
     int exact, clamp_positions, help, version;
+    int no_echo, no_think, keep_all, show_tokens;
     Sampler sampler;
-} opt = {.steps = 256, .seed = -1, .chat_format = -1, .chunk = 128,
+} opt = {.steps = -1, .seed = -1, .chunk = 128,
          .sampler = {.temperature = 1, .top_p = 0.9, .repeat_penalty = 1}};
 
 typedef struct {
@@ -4138,7 +4332,8 @@ typedef struct {
     float *logits;    // [vocab_size], of the token after the last one read
     long long ctx;    // positions that may be used
     long long pos;    // positions used: what the cache holds
-    int recent[REPEAT_WINDOW]; // the token at position p is recent[p % REPEAT_WINDOW]
+    int *ids;         // [pos]: the tokens there
+    size_t room;      // for so many
     size_t n_read, n_made;     // tokens of prompts, and of replies, so far,
     double read_s, made_s;     // and the seconds they took
 } Session;
@@ -4149,7 +4344,6 @@ static volatile sig_atomic_t interrupted;
 static void on_interrupt(int sig)
 {
     if (sig == SIGINT && !interrupted++) return;
-    if (unfinished) unlink(unfinished);
     signal(sig, SIG_DFL);
     raise(sig);
 }
@@ -4189,11 +4383,13 @@ static void progress(const char *what, double start, size_t done, size_t total)
 static void feed(Session *s, const int *tokens, size_t n)
 {
     double start = seconds();
-    size_t step = 0, vocab = s->model.config.vocab_size;
+    size_t step = 0, vocab = s->model.config.vocab_size, want = (size_t)s->pos + n;
+    if (want > s->room) s->ids = xrealloc(s->ids, s->room = 2 * want, sizeof *s->ids);
     for (size_t at = 0; at < n && !interrupted; at += step) {
         step = min_size(n - at, s->state.chunk);
         forward(&s->state, tokens + at, step, s->pos);
-        for (size_t i = at; i < at + step; i++) s->recent[s->pos++ % REPEAT_WINDOW] = tokens[i];
+        memcpy(s->ids + s->pos, tokens + at, step * sizeof *tokens);
+        s->pos += (long long)step;
         progress("reading, tokens", start, interrupted ? n : at + step, n);
     }
     if (step) classify(&s->state, step - 1, 1, s->logits);
@@ -4202,16 +4398,23 @@ static void feed(Session *s, const int *tokens, size_t n)
             die(EXIT_DATA, s->model.path, "its logits are not finite at position %lld", s->pos - 1);
 }
 
-// Text on its way out: an incomplete UTF-8 sequence at the end waits for its other bytes.
+// Text on its way out: an incomplete UTF-8 sequence at the end waits for its other bytes, and is
+// dropped if there are none. On a terminal, characters that it would obey are shown: ESC as ^[.
 typedef struct {
-    FILE *out;
+    FILE *out, *copy; // copy: gets the text, too; or NULL
+    int terminal;
     char held[4];
     size_t n;
 } Stream;
 
 static void stream_flush(Stream *s)
 {
-    fwrite(s->held, 1, s->n, s->out);
+    uint8_t c = s->n ? (uint8_t)s->held[s->n - 1] : 0;
+    int low = s->n == 1 && (c < 32 || c == 127) && c != '\n' && c != '\t';
+    int high = s->n == 2 && (uint8_t)s->held[0] == 0xc2 && c < 0xa0; // ESC and c - 64 in one
+    if (s->terminal && (low || high)) fprintf(s->out, low ? "^%c" : "^[%c", c ^ (low ? 64 : 192));
+    else fwrite(s->held, 1, s->n, s->out);
+    if (s->copy) fwrite(s->held, 1, s->n, s->copy);
     s->n = 0;
 }
 
@@ -4225,60 +4428,99 @@ static void stream_write(Stream *s, const char *bytes, size_t len)
     check_written(s->out, "stdout"); // not when hours of text went to a full disk or a closed pipe
 }
 
-static int last_token(const Session *s) { return s->recent[(s->pos - 1) % REPEAT_WINDOW]; }
+static int last_token(const Session *s) { return s->ids[s->pos - 1]; }
 
+// Control tokens are no text for the reader, but they are for a template that is shown the reply.
 static void write_token(const Tokenizer *t, Stream *out, int prev, int id)
 {
     size_t len;
     const char *text = tokenizer_decode(t, prev, id, &len);
     stream_write(out, text, len);
+    if (out->copy && t->pieces[id].kind == TOKEN_CONTROL)
+        fwrite(text, 1, (size_t)t->pieces[id].len, out->copy);
 }
 
+// With --show-tokens, what the model is about to read: ids, and then pieces in which blanks and
+// bytes that are no characters can be seen.
+static void show_tokens(const Tokenizer *t, const int *ids, size_t n)
+{
+    if (!opt.show_tokens) return;
+    for (size_t i = 0; i < n; i++) fprintf(stderr, i ? " %d" : "tokens: %d", ids[i]);
+    fputs("\npieces:", stderr);
+    for (size_t i = 0; i < n; i++) {
+        const Piece *p = &t->pieces[ids[i]];
+        fputc(' ', stderr);
+        for (size_t at = 0, step; at < (size_t)p->len; at += step) {
+            uint32_t c = read_char(p->text + at, (size_t)p->len - at, &step);
+            if (c == ' ') fputs("\u2581", stderr);
+            else if (c < 32 || c == 127 || c == 0xfffd || (c > 127 && c < 160))
+                fprintf(stderr, "<0x%02X>", (unsigned)(c == 0xfffd ? (uint8_t)p->text[at] : c));
+            else fwrite(p->text + at, 1, step, stderr);
+        }
+    }
+    fputc('\n', stderr);
+}
+
+// Why a text ended.
+enum { END_STOP, END_STEPS, END_CONTEXT, END_INTERRUPT };
+static const char *const endings[] = {"the model", "-n", "a full context (see -c, --window)",
+                                      "Ctrl-C"};
+
 // Reads ids[n] and goes on until a stop token, the number of steps asked for, a full context or
-// Ctrl-C. A prompt is written out first, as llama2.c does; a turn of a conversation is not.
-static void reply(Session *s, const int *ids, size_t n, int is_turn)
+// Ctrl-C. A prompt is written out first, as llama2.c does; a turn of a conversation is not, but its
+// reply is copied to `said` (NULL: no conversation).
+static int reply(Session *s, const int *ids, size_t n, FILE *said)
 {
     const Tokenizer *t = &s->tokenizer;
-    Stream out = {.out = stdout};
+    Stream out = {.out = stdout, .terminal = isatty(STDOUT_FILENO)};
     double start = seconds();
+    show_tokens(t, ids, n);
     feed(s, ids, n);
     double middle = seconds();
-    for (size_t i = is_turn ? n : (size_t)t->add_bos; i < n; i++)
+    for (size_t i = said || opt.no_echo ? n : (size_t)t->add_bos; i < n; i++)
         write_token(t, &out, i ? ids[i - 1] : -1, ids[i]);
-    for (long long made = 0; !interrupted && (!opt.steps || made < opt.steps);) {
-        int id = sample(&opt.sampler, s->logits, s->model.config.vocab_size, s->recent,
-                        (int)min_size(s->pos, REPEAT_WINDOW));
-        if (is_stop(t, id)) break;
-        write_token(t, &out, last_token(s), id);
-        s->n_made++;
-        // Nothing follows a text's last token, but another turn a reply's.
-        if (s->pos >= s->ctx || (++made == opt.steps && !is_turn)) break;
-        feed(s, &id, 1);
+    out.copy = said;
+    int end = interrupted ? END_INTERRUPT : -1;
+    for (long long made = 0; end < 0;) {
+        size_t recent = min_size((size_t)s->pos, REPEAT_WINDOW);
+        int id = sample(&opt.sampler, s->logits, s->model.config.vocab_size,
+                        s->ids + s->pos - recent, (int)recent);
+        if (is_stop(t, id)) end = END_STOP;
+        else {
+            write_token(t, &out, last_token(s), id);
+            s->n_made++;
+            if (s->pos >= s->ctx) end = END_CONTEXT;
+            else if (++made == opt.steps) end = END_STEPS; // nothing follows its last token
+            else feed(s, &id, 1);
+            if (interrupted) end = END_INTERRUPT;
+        }
     }
-    stream_flush(&out);
     fputc('\n', stdout);
     check_written(stdout, "stdout");
     s->n_read += n;
     s->read_s += middle - start;
     s->made_s += seconds() - middle;
+    return end;
 }
 
-static void say_speed(const Session *s)
+static void say_speed(const Session *s, const char *ending)
 {
-    fprintf(stderr, "prompt: %zu tokens, %.1f tok/s; generated: %zu tokens, %.1f tok/s\n",
-            s->n_read, s->n_read / fmax(s->read_s, 1e-9), s->n_made,
-            s->n_made / fmax(s->made_s, 1e-9));
+    fprintf(stderr, "prompt: %zu tokens, %.1f tok/s; generated: %zu tokens, %.1f tok/s; seed %lld; "
+            "ended by %s\n", s->n_read, s->n_read / fmax(s->read_s, 1e-9), s->n_made,
+            s->n_made / fmax(s->made_s, 1e-9), opt.seed, ending);
 }
 
-// The text's tokens, with BOS first if the model wants it and no template says where. There is at
-// least one, since a model needs one to go on from. The caller frees them.
+// The text's tokens, with BOS first if the model wants it and the template did not write it. There
+// is at least one, since a model needs one to go on from. The caller frees them.
 static int *encode_text(const Tokenizer *t, const char *text, const char *template, size_t len,
                         size_t *n)
 {
     int *ids = xrealloc(NULL, add_size(mul_size(len, 2), 2), sizeof *ids);
-    int bos = !template && t->add_bos;
     ids[0] = t->bos >= 0 ? t->bos : t->eos >= 0 ? t->eos : 0;
-    *n = max_size(1, bos + tokenizer_encode(t, text, template, len, ids + bos));
+    size_t made = tokenizer_encode(t, text, template, len, ids + 1);
+    int bos = t->add_bos && !(template && made && ids[1] == t->bos);
+    if (!bos) memmove(ids, ids + 1, made * sizeof *ids);
+    *n = max_size(1, bos + made);
     return ids;
 }
 
@@ -4289,66 +4531,25 @@ static void run_generate(Session *s)
     if ((long long)n > s->ctx)
         die(EXIT_DATA, "prompt", "longer than the context (got %zu tokens, want %lld at most); "
             "use -c %zu, or --window", n, s->ctx, n + 256);
-    reply(s, ids, n, 0);
+    if (opt.steps < 0) opt.steps = 256;
+    int end = reply(s, ids, n, NULL);
     free(ids);
-    say_speed(s);
+    say_speed(s, endings[end]);
 }
 
-// How a conversation is written; bytes 1 and 2 stand for BOS and EOS.
-typedef struct {
-    const char *name;
-    const char *mark;                 // what the template's text in the model file contains
-    const char *system, *system_user; // a system's text goes between, and then the first user turn
-    const char *user, *reply;         // any other user turn goes between, and then the reply
-    const char *end;                  // behind a reply
-} ChatFormat;
-
-static const ChatFormat chat_formats[] = {
-    {"chatml", "<|im_start|>", "<|im_start|>system\n", "<|im_end|>\n<|im_start|>user\n",
-     "<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n", "<|im_end|>\n"},
-    {"llama3", "<|start_header_id|>", "<|start_header_id|>system<|end_header_id|>\n\n",
-     "<|eot_id|><|start_header_id|>user<|end_header_id|>\n\n",
-     "<|start_header_id|>user<|end_header_id|>\n\n",
-     "<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n", "<|eot_id|>"},
-    {"gemma", "<start_of_turn>", "<start_of_turn>user\n", "\n\n", "<start_of_turn>user\n",
-     "<end_of_turn>\n<start_of_turn>model\n", "<end_of_turn>\n"},
-    {"llama2", "<<SYS>>", "[INST] <<SYS>>\n", "\n<</SYS>>\n\n", "[INST] ", " [/INST]", "\2\1"},
-    {"mistral", "[INST]", "[INST] ", "\n\n", "[INST] ", " [/INST]", "\2"},
-    {"zephyr", "<|user|>", "<|system|>\n", "\2\n<|user|>\n", "<|user|>\n", "\2\n<|assistant|>\n",
-     "\2\n"},
-};
-
-// The model's own format, or NULL if that is unknown.
-static const ChatFormat *find_chat_format(const Vocab *v)
+// The user's text: a file's, the prompt, or in a chat both. A byte order mark is no text.
+static void read_prompt(Session *s)
 {
-    size_t len = 0;
-    Values chat = v->chat;
-    const char *text = chat.n ? next_string(&chat, &len) : "";
-    if (!v->tokens.n) len = strlen(text = "<<SYS>>"); // as llama2.c
-    for (const ChatFormat *f = chat_formats; f < chat_formats + COUNT(chat_formats); f++)
-        if (memmem(text, len, f->mark, strlen(f->mark))) return f;
-    return NULL;
-}
-
-// The ids of a turn, at least one; the caller frees them. A user cannot write control tokens: only
-// in the template's own parts are they recognised.
-static int *encode_turn(const Session *s, const ChatFormat *f, const char *system,
-                        const char *user, size_t *n)
-{
-    enum { SYSTEM = 2, USER = 4, PARTS = 6 };
-    const char *parts[PARTS] = {
-        s->pos ? f->end : s->tokenizer.add_bos ? "\1" : "", system ? f->system : "",
-        system ? system : "", system ? f->system_user : f->user, user, f->reply};
-    size_t len = 0;
-    for (int k = 0; k < PARTS; k++) len += strlen(parts[k]);
-    char *text = xcalloc(len + 1, 2), *template = text + len + 1;
-    for (int k = 0; k < PARTS; k++) {
-        memset(template + strlen(text), k != SYSTEM && k != USER, strlen(parts[k]));
-        strcat(text, parts[k]);
-    }
-    int *ids = encode_text(&s->tokenizer, text, template, len, n);
-    free(text);
-    return ids;
+    char *text = opt.file ? read_text(opt.file, &s->len) : copy_string("");
+    const char *prompt = opt.prompt ? opt.prompt : "";
+    if (s->len >= 2 && (!memcmp(text, "\xff\xfe", 2) || !memcmp(text, "\xfe\xff", 2)))
+        die(EXIT_DATA, opt.file, "UTF-16 (want UTF-8); convert it: iconv -f UTF-16 -t UTF-8");
+    size_t mark = s->len >= 3 && !memcmp(text, "\xef\xbb\xbf", 3) ? 3 : 0;
+    s->len -= mark;
+    memmove(text, text + mark, s->len);
+    text = xrealloc(text, s->len + strlen(prompt) + 2, 1);
+    s->len += (size_t)sprintf(text + s->len, opt.file && opt.prompt ? "\n%s" : "%s", prompt);
+    if (opt.file || opt.prompt) s->text = text;
 }
 
 // Turns and fillers end with a zero byte, and must not end before.
@@ -4357,48 +4558,7 @@ static void check_string(const char *what, const char *text, size_t len)
     if (strlen(text) < len) die(EXIT_DATA, what, "a zero byte in it (at %zu)", strlen(text));
 }
 
-// Reads a turn into *line; 0 at the end, or when Ctrl-C ends the wait for it.
-static int read_turn(char **line, size_t *room)
-{
-    if (isatty(STDIN_FILENO)) fputs("> ", stderr);
-    catch_interrupt(0);
-    ssize_t n = getline(line, room, stdin);
-    catch_interrupt(SA_RESTART);
-    if (n < 0 && !feof(stdin) && !interrupted)
-        die(EXIT_DATA, "standard input", "cannot read (%s)", strerror(errno));
-    if (n < 0) return 0;
-    check_string("standard input", *line, (size_t)n);
-    (*line)[strcspn(*line, "\n")] = 0;
-    return 1;
-}
-
-// Turn by turn on stdin and stdout; the cache keeps the conversation. The first turn may be given.
-static void run_chat(Session *s)
-{
-    const ChatFormat *f = opt.chat_format < 0 ? find_chat_format(&s->model.vocab)
-                                              : &chat_formats[opt.chat_format];
-    if (!f) die(EXIT_DATA, s->model.path, "no chat template that is known; use --chat-format");
-    char *line = NULL;
-    const char *turn = s->text;
-    if (turn) check_string("prompt", turn, s->len);
-    for (size_t n, room = 0; !interrupted; turn = NULL) {
-        if (!turn && !read_turn(&line, &room)) break;
-        int *ids = encode_turn(s, f, s->pos ? NULL : opt.system, turn ? turn : line, &n);
-        long long want = s->pos + (long long)n;
-        if (want >= s->ctx && !s->pos)
-            die(EXIT_DATA, "prompt", "a turn longer than the context (got %lld tokens, want less "
-                "than %lld)", want, s->ctx);
-        if (want >= s->ctx) {
-            fprintf(stderr, "%s: the context is full (got %lld tokens, want less than %lld)\n",
-                    prog, want, s->ctx);
-            break;
-        }
-        reply(s, ids, n, 1);
-        free(ids);
-    }
-    free(line);
-    say_speed(s);
-}
+#include "chat.h" // conversations: run_chat, and how a model wants them to be written
 
 // --- info ---------------------------------------------------------------------------------------
 
@@ -4439,7 +4599,7 @@ static void run_info(Session *s)
     rope_resolve(&c.rope, c.train_ctx, s->ctx);
     rope_resolve(&c.local, c.train_ctx, s->ctx);
     cache_layout(&cache, &c, s->ctx, opt.chunk, opt.exact || opt.kv);
-    const ChatFormat *f = find_chat_format(&m->vocab);
+    const char *what, *template = open_template(s, &what);
     printf("architecture  %s\nlayers        %d, dim %d, hidden %d, %d heads (%d for keys) of %d\n",
            m->arch, c.n_layers, c.dim, c.hidden_dim, c.n_heads, c.n_kv_heads, c.head_dim);
     print_weights(m);
@@ -4453,7 +4613,7 @@ static void run_info(Session *s)
     printf("tokenizer     %s%s, %d tokens, %s; chat format %s\n",
            t->words ? "byte-level BPE, words as " : "SentencePiece-style",
            t->words ? t->words->name : "", t->vocab_size, t->add_bos ? "BOS" : "no BOS",
-           f ? f->name : "unknown");
+           template ? what : "unknown");
     double row = 2.0 * (c.dim + c.hidden_dim + q_dim(&c) + kv_dim(&c));
     printf("memory        %.1f MB file (mapped), %.1f MB KV cache at -c %lld, %.1f MB besides\n",
            m->size / 1e6, cache.bytes / 1e6, s->ctx, 4 * (opt.chunk * row + c.vocab_size) / 1e6);
@@ -4493,7 +4653,7 @@ static double parse_float(const char *option, const char *s, double lo, double h
 // What a program can do. ENDLESS: where a window keeps memory constant; NO_STATE: the model does
 // not run. context: which context a run of it uses, given -c or what the model was trained on;
 // NULL: that.
-enum { ENDLESS = 1, NO_STATE = 2 };
+enum { ENDLESS = 1, NO_STATE = 2, TALKS = 4 };
 typedef struct {
     const char *name;
     void (*run)(Session *s);
@@ -4529,7 +4689,7 @@ typedef struct {
 // Options of every program that includes this file.
 static const Option shared_options[] = {
     {'i', "prompt", TEXT(opt.prompt), "TEXT", "the text to continue; chat: first turn"},
-    {'f', "file", TEXT(opt.file), "PATH", "read it from a file, - is standard input"},
+    {'f', "file", TEXT(opt.file), "PATH", "all of a file, - is standard input; chat: -i follows"},
     {'s', "seed", LONG(opt.seed, 0, 9e18), "N", "the same seed gives the same text"},
     {'z', "tokenizer", TEXT(opt.tokenizer), "PATH", "(tokenizer.bin beside the model or above)"},
     {'c', "ctx", INT(opt.ctx, 1, 1 << 28), "N", "context in tokens (as trained; --window: no end)"},
@@ -4550,10 +4710,14 @@ static const Option shared_options[] = {
     {0, "short-factors", TEXT(opt.short_factors), "PATH", "the same up to L tokens"},
     {0, "window", SETS(rope.window), "W", "attend to the last W tokens only"},
     {0, "sinks", SETS(rope.sinks), "S", "and to the first S (with --window)"},
-    {0, "self-extend", TEXT(opt.self_extend), "G:W", "groups of G past distance W"},
-    {0, "rerope", INT(opt.rerope, 1, 1 << 28), "W", "no distance above W"},
-    {0, "leaky-rerope", TEXT(opt.leaky), "W:K", "past W, distances / K"},
+    {0, "self-extend", TEXT(opt.distance[DIST_SELF_EXTEND]), "G:W", "groups of G past distance W"},
+    {0, "rerope", TEXT(opt.distance[DIST_REROPE]), "W", "no distance above W"},
+    {0, "leaky-rerope", TEXT(opt.distance[DIST_LEAKY]), "W:K", "past W, distances / K"},
+    {0, "string", TEXT(opt.distance[DIST_STRING]), "S:W", "from S on, distances - S + W"},
+    {0, "dual-chunk", TEXT(opt.distance[DIST_DUAL_CHUNK]), "C:W", "chunks of C, W of it near"},
     {0, "logn", SETS(rope.logn), "", "scale queries past L by ln(n) / ln(L)"},
+    {0, "attn-temp", TEXT(opt.attn_temp), "B:L0", "scale queries by 1 + B ln(1 + floor(n / L0))"},
+    {0, "rope-fraction", SETS(rope.fraction), "P", "slow pairs past this share do not turn"},
     {0, "clamp-positions", FLAG(opt.clamp_positions), "", "learned: past the table, its last row"},
     {'h', "help", FLAG(opt.help), "", "this text"},
     {0, "version", FLAG(opt.version), "", "that of the program"},
@@ -4585,12 +4749,12 @@ typedef struct {
 } Program;
 
 static const Mode run_modes[] = {
-    {"generate", run_generate, ENDLESS, NULL}, {"chat", run_chat, ENDLESS, NULL},
+    {"generate", run_generate, ENDLESS, NULL}, {"chat", run_chat, ENDLESS | TALKS, NULL},
     {"info", run_info, NO_STATE, NULL},
 };
 
 static const Option run_options[] = {
-    {'n', "steps", LONG(opt.steps, 0, 1e12), "N", "new tokens (256); 0: until the context is full"},
+    {'n', "steps", LONG(opt.steps, 0, 1e12), "N", "new tokens (256; chat: 0); 0: no end"},
     {'t', "temp", FLOAT(opt.sampler.temperature, 0, 1e3), "T", "temperature (1); 0: likeliest"},
     {'p', "top-p", FLOAT(opt.sampler.top_p, 0, 1), "P", "from the likeliest tokens up to P (0.9)"},
     {'k', "top-k", INT(opt.sampler.top_k, 0, 1e9), "K", "from the K likeliest; 0: all"},
@@ -4598,8 +4762,12 @@ static const Option run_options[] = {
     {0, "repeat-penalty", FLOAT(opt.sampler.repeat_penalty, 0.1, 10), "R", "of the last 64 tokens"},
     {'m', "mode", NAME(opt.mode, run_modes), "MODE",
      "generate, chat or info; what measures is in ./measure"},
-    {0, "chat-format", NAME(opt.chat_format, chat_formats), "NAME", NULL},
-    {'y', "system", TEXT(opt.system), "TEXT", "chat: the system's text"},
+    {0, "no-echo", FLAG(opt.no_echo), "", "the prompt is not written out"},
+    {'y', "system", TEXT(opt.system), "TEXT", "chat: the system's text (the model's own)"},
+    {0, "chat-format", TEXT(opt.chat_format), "FORMAT", "(the model's) or SYSTEM|USER|REPLY|END"},
+    {0, "no-think", FLAG(opt.no_think), "", "chat: no thoughts, if the template has that choice"},
+    {0, "keep-all", FLAG(opt.keep_all), "", "chat: refuse turns rather than forget old ones"},
+    {0, "show-tokens", FLAG(opt.show_tokens), "", "what the model reads, on stderr"},
 };
 static const Program run_program = {"run", run_modes, run_options, COUNT(run_options)};
 static const Program *program = &run_program;
@@ -4717,22 +4885,46 @@ static const float *read_factors(const char *path, size_t pairs)
     return list;
 }
 
-// The distance method of the command line, if any: G:W, W:K or only W.
+// The numbers of "A:B" or "A", as many as `want` has letters: i for a whole one, f for any.
+static void parse_numbers(const char *option, const char *text, const char *want, double v[2])
+{
+    char *rest = copy_string(text), *number;
+    for (size_t i = 0; want[i]; i++) {
+        number = strsep(&rest, ":");
+        if (!number || (!want[i + 1] && rest))
+            die(EXIT_USAGE, option, "want %s (got '%.99s')",
+                want[1] ? "two numbers with a colon between" : "one number", text);
+        v[i] = want[i] == 'i' ? (double)parse_int(option, number, 1, 1 << 28)
+                              : parse_float(option, number, 0, 1 << 28);
+    }
+}
+
+// What the command line says about distances, and about the scale of queries.
 static void set_distance(RopeConfig *r)
 {
-    const char *option = opt.leaky ? "--leaky-rerope" : "--self-extend";
-    const char *pair = opt.leaky ? opt.leaky : opt.self_extend;
-    if (!!opt.self_extend + !!opt.leaky + !!opt.rerope > 1)
-        die(EXIT_USAGE, "--self-extend, --rerope, --leaky-rerope", "only one of them can be used");
-    if (opt.rerope) r->distance = DIST_REROPE, r->near = opt.rerope;
-    if (!pair) return;
-    char *first = copy_string(pair), *second = strchr(first, ':');
-    if (!second) die(EXIT_USAGE, option, "want two numbers with a colon between (got '%s')", pair);
-    *second++ = 0;
-    r->distance = opt.leaky ? DIST_LEAKY : DIST_SELF_EXTEND;
-    r->near = (int)parse_int(option, opt.leaky ? first : second, 1, 1 << 28);
-    r->far = opt.leaky ? parse_float(option, second, 1, 1 << 28)
-                       : (double)parse_int(option, first, 1, 1 << 28);
+    static const struct {
+        const char *option, *numbers;
+        int far; // which of them is `far`
+    } methods[] = {
+        [DIST_SELF_EXTEND] = {"--self-extend", "ii", 0}, [DIST_REROPE] = {"--rerope", "i", 1},
+        [DIST_LEAKY] = {"--leaky-rerope", "if", 1}, [DIST_STRING] = {"--string", "ii", 1},
+        [DIST_DUAL_CHUNK] = {"--dual-chunk", "ii", 0},
+    };
+    double v[2] = {0};
+    for (int k = DIST_SELF_EXTEND; k <= DIST_DUAL_CHUNK; k++) {
+        if (!opt.distance[k]) continue;
+        if (r->distance) die(EXIT_USAGE, methods[k].option, "only one distance method can be used");
+        parse_numbers(methods[k].option, opt.distance[k], methods[k].numbers, v);
+        r->distance = k;
+        r->far = v[methods[k].far];
+        r->near = (int)v[!methods[k].far];
+        if (k == DIST_LEAKY && r->far < 1)
+            die(EXIT_USAGE, methods[k].option, "K out of range (got %g, want 1 or more)", r->far);
+    }
+    if (!opt.attn_temp) return;
+    parse_numbers("--attn-temp", opt.attn_temp, "fi", v);
+    r->temp = v[0];
+    r->temp_ctx = (int)v[1];
 }
 
 // Lays what the command line says about positions over the model's: another method takes the
@@ -4754,9 +4946,9 @@ static void set_rope(Model *m)
     set_distance(r);
     if (!r->method && GIVEN(rope.factor))
         die(EXIT_USAGE, "--rope-factor", "needs --rope-scaling METHOD");
-    if (!is_rotary(c) && (GIVEN(rope.theta) || GIVEN(rope.attn_factor)))
-        die(EXIT_USAGE, "--rope-theta, --rope-attn-factor", "the model does not rotate (its "
-            "encoding is %s)", encodings[c->encoding].name);
+    if (!is_rotary(c) && (GIVEN(rope.theta) || GIVEN(rope.attn_factor) || GIVEN(rope.fraction)))
+        die(EXIT_USAGE, "--rope-theta, --rope-attn-factor, --rope-fraction", "the model does not "
+            "rotate (its encoding is %s)", encodings[c->encoding].name);
     check_rope(c, NULL);
 }
 
@@ -4815,15 +5007,15 @@ static void open_session(Session *s)
     if (runs) pool_start(opt.threads ? opt.threads : processors());
     size_t mapped = runs && s->model.size < available_memory() ? s->model.size : 0;
     parallel_for(1 + ceil_div(mapped, PIECE), 1, load_parts, s);
-    s->text = opt.file ? read_text(opt.file, &s->len) : opt.prompt;
-    if (opt.prompt) s->len = strlen(opt.prompt);
+    read_prompt(s);
     if (!runs) return;
     size_t chunk = opt.chunk; // frequencies that always change need Angles for each of its tokens
     if (rope_methods[c->rope.method].changes == ALWAYS) chunk = min_size(chunk, TILE);
     state_init(&s->state, &s->model, s->ctx, chunk, opt.kv, opt.exact);
     check_context(&s->state.attn.config, s->ctx);
     s->logits = xcalloc(c->vocab_size, 4);
-    opt.sampler.rng = seed_random(opt.seed >= 0 ? opt.seed : (long long)time(NULL));
+    if (opt.seed < 0) opt.seed = new_seed();
+    opt.sampler.rng = seed_random((uint64_t)opt.seed);
 }
 
 // All that a program's main does; check: what must hold of its own options before a file is opened.
@@ -4840,7 +5032,8 @@ static int run_main(const Program *p, void (*check)(void), int argc, char **argv
     else {
         if (!opt.checkpoint)
             die(EXIT_USAGE, "usage", "%s CHECKPOINT [options]; see %s -h", prog, prog);
-        if (opt.prompt && opt.file) die(EXIT_USAGE, "--file", "cannot be used with --prompt");
+        if (opt.prompt && opt.file && !(p->modes[opt.mode].kind & TALKS))
+            die(EXIT_USAGE, "--file", "cannot be used with --prompt, but in a chat");
         if (check) check();
         open_session(&s);
         catch_signals();

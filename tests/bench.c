@@ -20,7 +20,7 @@ static struct {
 
 // ---- The machine -------------------------------------------------------------------------------
 
-enum { READ_BYTES = 256 << 20, READ_BLOCK = 1 << 20, SUMS = 12, STEPS = 20000, BURSTS = 200 };
+enum { READ_BYTES = 256 << 20, READ_BLOCK = 1 << 20, CHAINS = 12, STEPS = 20000, BURSTS = 200 };
 static _Atomic int sink; // where results go, so that they are computed
 
 static void read_blocks(void *arg, size_t begin, size_t end)
@@ -35,23 +35,23 @@ static void read_blocks(void *arg, size_t begin, size_t end)
 static void multiply_floats(void *arg, size_t begin, size_t end)
 {
     (void)arg;
-    vf sum[SUMS], a = vset(0.999f), b = vset(0.001f);
-    for (int k = 0; k < SUMS; k++) sum[k] = vset((float)k);
+    vf sum[CHAINS], a = vset(0.999f), b = vset(0.001f);
+    for (int k = 0; k < CHAINS; k++) sum[k] = vset((float)k);
     for (size_t i = 0; i < (end - begin) * STEPS; i++)
-        for (int k = 0; k < SUMS; k++) sum[k] = sum[k] * a + b;
-    for (int k = 0; k < SUMS; k++) atomic_fetch_add(&sink, (int)vsum(sum[k]));
+        for (int k = 0; k < CHAINS; k++) sum[k] = sum[k] * a + b;
+    for (int k = 0; k < CHAINS; k++) atomic_fetch_add(&sink, (int)sum[k][0]);
 }
 
 static void multiply_int8(void *arg, size_t begin, size_t end)
 {
     (void)arg;
-    vi sum[SUMS] = {{0}}, a = 1 - (vi){0}, b = a;
+    vi sum[CHAINS] = {{0}}, a = 1 - (vi){0}, b = a;
     for (size_t i = 0; i < (end - begin) * STEPS; i++)
-        for (int k = 0; k < SUMS; k++) {
+        for (int k = 0; k < CHAINS; k++) {
             KEEP(a);
             sum[k] = dot_words(sum[k], a, b);
         }
-    for (int k = 0; k < SUMS; k++) atomic_fetch_add(&sink, sum[k][0]);
+    for (int k = 0; k < CHAINS; k++) atomic_fetch_add(&sink, sum[k][0]);
 }
 
 // Seconds that the fastest of the rounds takes for n blocks.
@@ -74,7 +74,7 @@ static Limits measure_limits(void)
     memset(buffer, 1, READ_BYTES); // pages of its own
     l.read = READ_BYTES / best_time(n, read_blocks, buffer);
     free(buffer);
-    double count = (double)BURSTS * STEPS * SUMS * 2;
+    double count = (double)BURSTS * STEPS * CHAINS * 2;
     l.f32 = count * LANES / best_time(BURSTS, multiply_floats, NULL);
     if (HAVE_DOT) l.int8 = count * sizeof(vi) / best_time(BURSTS, multiply_int8, NULL);
     return l;

@@ -21,7 +21,8 @@ bad() {
 # Sets $program to the one that has the mode which is among ARGS...: it is run.c's or measure's.
 choose_program() {
     case " $* " in
-    *" -m perplexity "* | *" -m passkey "* | *" -m retrieval "* | *" -m rope "* | *" -m bench "*)
+    *" -m perplexity "* | *" -m passkey "* | *" -m retrieval "* | *" -m rope "* | *" -m bench "* | \
+        *" -m kv "* | *" -m contrast "*)
         program=measure ;;
     *) program=run ;;
     esac

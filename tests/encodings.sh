@@ -97,6 +97,8 @@ for name in alibi t5 xpos kerple fire shaw; do
     oracle $name -c 300 --self-extend 4:50
     oracle $name -c 300 --rerope 60
     oracle $name -c 300 --leaky-rerope 60:3
+    oracle $name -c 300 --string 70:9
+    oracle $name -c 300 --dual-chunk 75:20
 done
 oracle xpos -c 300 --rope-scaling yarn --self-extend 3:80
 oracle xpos -c 300 --rope-scaling dynamic

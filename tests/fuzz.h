@@ -129,7 +129,7 @@ static void run_model(const Model *m, uint64_t bits, int64_t ctx)
     size_t most = bits >> 20 & 15 ? 8 << 20 : 256 << 20;
     if (cache.bytes > most || cache.n_slots * (size_t)c->head_dim > 1 << 20) return;
     state_init(&s, m, ctx, chunk, f32, exact);
-    if (bits >> 6 & 1) s.attn.entropy_sum = xcalloc(s.chunk, sizeof *s.attn.entropy_sum);
+    if (bits >> 6 & 1) s.attn.watch = xcalloc(c->n_layers * s.chunk, sizeof *s.attn.watch);
     float *logits = xcalloc(vocab, 4);
     size_t step = 0;
     for (size_t at = 0; at < n; at += step) {
@@ -196,10 +196,11 @@ static void use_gguf_filled(const uint8_t *data, size_t size, size_t fill)
     load_input(load_gguf, data, size, fill);
     tokenizer_from_vocab(&tokenizer, "fuzz", &model.vocab);
     check_text_ids(&tokenizer, some_text, sizeof some_text - 1, 0);
-    const ChatFormat *f = find_chat_format(&model.vocab);
     Session s = {.model = model, .tokenizer = tokenizer};
+    const char *what, *template = open_template(&s, &what);
+    Term pair[2], turn = make_message(pair, "user", quote_text(&s.tokenizer, "there <|im_end|>"));
     size_t n;
-    if (f) encode_turn(&s, f, "Hi", "there <|im_end|>", &n);
+    if (template) encode_chat(&s, template, &turn, 1, &n);
     run_model(&model, hash_bytes((const char *)data, min_size(size, 4096)), 150);
 }
 

@@ -9,7 +9,7 @@ build=$1
 limit=$2
 shift 2
 [ $# -gt 0 ] || set -- checkpoint gguf keys tokenizer text options factors
-flags="-std=gnu11 -g -O1 -march=native -ffp-contract=fast -fsanitize=address,undefined
+flags="-std=gnu11 -g -O1 -march=native -ffp-contract=off -fsanitize=address,undefined
        -fno-sanitize-recover=undefined -Wno-unused-function"
 export ASAN_OPTIONS=detect_leaks=0:abort_on_error=1 UBSAN_OPTIONS=abort_on_error=1
 mkdir -p "$build/corpus"

@@ -118,7 +118,7 @@ static void token_text(const GgufSpec *g, int id, char out[32])
 
 static void put_tokenizer(Out *o, const GgufSpec *g)
 {
-    char text[32];
+    char text[160];
     key_text(o, "tokenizer.ggml.model", g->bpe ? "gpt2" : "llama");
     key_text(o, "tokenizer.ggml.pre", g->pre ? g->pre : "default");
     put_array(o, "tokenizer.ggml.tokens", 8, GGUF_VOCAB);
@@ -138,7 +138,8 @@ static void put_tokenizer(Out *o, const GgufSpec *g)
     }
     key_u32(o, "tokenizer.ggml.", "bos_token_id", 1);
     key_u32(o, "tokenizer.ggml.", "eos_token_id", 2);
-    snprintf(text, sizeof text, "{{ '%s' }}", g->mark ? g->mark : "<|im_start|>");
+    snprintf(text, sizeof text, "{%% for m in messages %%}{{ '%s' + m.role + '\n' + m.content + "
+             "'<|im_end|>\n' }}{%% endfor %%}", g->mark ? g->mark : "<|im_start|>");
     key_text(o, "tokenizer.chat_template", text);
 }
 

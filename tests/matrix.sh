@@ -3,6 +3,7 @@
 # machine that is at hand, and prints a table. Without CELLs all of them, hours on a small machine.
 #
 #   gcc-O0-sse2 ... clang-O3-avx512   make test: gcc, clang x O0, O2, O3 x sse2, avx2, avx512
+#   plain             make test of the plain C versions: no instruction of a machine's own, fmaf
 #   musl              make test with musl-gcc, static
 #   aarch64           cross-compiled (gcc 12's vectorizer breaks on a test: it is off here); unit
 #                     tests but the trainer's, and cli.sh, under qemu-aarch64
@@ -154,18 +155,19 @@ cell() {
 
 san="-O1 -g -march=native -fsanitize=address,undefined -fno-sanitize-recover=undefined"
 export ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1
-units="test_kernels test_attention test_position test_tokenizer test_gguf test_measure test_damage"
+units="test_bits test_kernels test_attention test_position test_tokenizer test_gguf test_measure test_damage"
 if [ $# -eq 0 ]; then
     for machine in sse2 avx2 avx512; do
         for cc in gcc clang; do
             for o in O0 O2 O3; do set -- "$@" $cc-$o-$machine; done
         done
     done
-    set -- "$@" musl aarch64 portable builds m32 sanitize threads valgrind
+    set -- "$@" plain musl aarch64 portable builds m32 sanitize threads valgrind
 fi
 for c; do
     # shellcheck disable=SC2086 # $units is a list
     case $c in
+    plain) cell plain gcc tests plain gcc "-O2 -march=native -DPLAIN" ;;
     musl) cell musl musl-gcc tests musl "musl-gcc -static" "-O2 -march=native" ;;
     aarch64)
         cell aarch64 qemu-aarch64 some aarch64 "aarch64-linux-gnu-gcc -static" \

@@ -2,8 +2,9 @@
 //
 // Perplexity by position shows where a method breaks; passkey shows whether a far fact can be
 // fetched at all; retrieval asks for one fact among several and for a chain of them, since passkey
-// saturates early. The rope table shows what a method does to each pair, bench what the machine
-// does. Ctrl-C keeps what was measured. The engine is run.c, which this program includes.
+// saturates early; kv for one pair of a long list; contrast finds the tokens that profit from far
+// text. The rope table shows what a method does to each pair, bench what the machine does. Ctrl-C
+// keeps what was measured. The engine is run.c, which this program includes.
 #ifndef TESTING
 #define TESTING // leaves run.c's main out
 #define MEASURE
@@ -12,51 +13,61 @@
 
 // What the command line says; the table of options is at the end.
 static struct {
-    const char *lengths, *tsv;
-    int windows, stride, depths, trials, entropy;
+    const char *lengths, *tsv, *mask;
+    int windows, stride, depths, trials, entropy, first, recent;
     size_t length[32], n_lengths; // of --lengths
 } ask = {.depths = 5, .trials = 5};
 
 // --- tables --------------------------------------------------------------------------------------
 
-static FILE *tsv; // the table that --tsv asks for, or /dev/null
+// The table that --tsv asks for. It grows in memory and is written once, when all is measured, so
+// that there is a whole table or none, whatever ends the program.
+static FILE *tsv;
+static char *table;
+static size_t table_len;
 
 // A table must not take the place of what is being read.
-static void check_inputs(const char *table)
+static void check_inputs(const char *path)
 {
     const char *inputs[] = {opt.checkpoint, opt.file, opt.tokenizer};
     struct stat a, b;
-    if (stat(table, &a) || !S_ISREG(a.st_mode)) return;
+    if (stat(path, &a) || !S_ISREG(a.st_mode)) return;
     for (size_t i = 0; i < COUNT(inputs); i++)
         if (inputs[i] && !stat(inputs[i], &b) && a.st_ino == b.st_ino && a.st_dev == b.st_dev)
             die(EXIT_USAGE, "--tsv", "would replace %s", inputs[i]);
 }
 
-// It is written beside its place, under a name of its own, and moved there when complete, unless
-// the place is a device, a pipe or a link.
+// Whether a table can be written is looked at before hours are spent on it.
 static void tsv_open(const char *header)
 {
-    struct stat st;
-    const char *path = ask.tsv ? ask.tsv : "/dev/null";
-    int there = !lstat(path, &st), fd;
-    check_inputs(path);
-    if (*path && (!there || (S_ISREG(st.st_mode) && !access(path, W_OK)))) {
-        char *name = xcalloc(strlen(path) + 32, 1);
-        sprintf(name, "%s.%ld.tmp", path, (long)getpid());
-        fd = open(name, O_WRONLY | O_CREAT | O_EXCL, there ? st.st_mode & 0777 : 0666);
-        if (fd >= 0) unfinished = name;
-    } else fd = open(path, O_WRONLY | O_CREAT | O_TRUNC, 0666);
-    tsv = fd < 0 ? NULL : fdopen(fd, "w");
-    if (!tsv) die(EXIT_DATA, path, "cannot write (%s)", strerror(errno));
+    if (ask.tsv) {
+        const char *slash = strrchr(ask.tsv, '/');
+        char folder[PATH_MAX] = ".";
+        struct stat st;
+        check_inputs(ask.tsv);
+        if (slash) snprintf(folder, sizeof folder, "%.*s/", (int)(slash - ask.tsv), ask.tsv);
+        int there = !stat(ask.tsv, &st);
+        if (there && S_ISDIR(st.st_mode)) errno = EISDIR;
+        else if (*ask.tsv && !access(there ? ask.tsv : folder, W_OK)) errno = 0;
+        if (errno || !*ask.tsv) die(EXIT_DATA, ask.tsv, "cannot write (%s)", strerror(errno));
+    }
+    tsv = open_memstream(&table, &table_len);
+    if (!tsv) die(EXIT_DATA, "memory", "cannot begin a table (%s)", strerror(errno));
     fprintf(tsv, "%s\n", header);
 }
 
+// Writes the table to its place: a file, a device, a pipe, or what a link leads to.
 static void tsv_close(void)
 {
-    check_written(tsv, ask.tsv);
-    if (fclose(tsv) || (unfinished && rename(unfinished, ask.tsv)))
-        die(EXIT_DATA, ask.tsv, "cannot write (%s)", strerror(errno));
-    unfinished = NULL;
+    if (fclose(tsv)) die(EXIT_DATA, "memory", "cannot hold the table (%s)", strerror(errno));
+    if (!ask.tsv) return;
+    int there = !access(ask.tsv, F_OK);
+    FILE *f = fopen(ask.tsv, "w");
+    int bad = !f || fwrite(table, 1, table_len, f) < table_len, err = errno;
+    if (f && fclose(f) && !bad) bad = 1, err = errno;
+    if (bad && f && !(there ? truncate(ask.tsv, 0) : unlink(ask.tsv))) {} // no part of a table
+    if (bad) die(EXIT_DATA, ask.tsv, "cannot write (%s)", strerror(err));
+    free(table);
 }
 
 // The end of a row: a bar that is `full` long at share 1.
@@ -84,53 +95,128 @@ static double cross_entropy(const float *logits, size_t n, int target)
     return log(sum) + max - logits[target];
 }
 
+// What can be measured beside the loss: a share of attention, or its entropy, a head.
+enum { ENTROPY, FIRST, SINKS, N_EXTRAS };
+static const struct {
+    const char *name;
+    const int *asked;
+} extras[N_EXTRAS] = {
+    [ENTROPY] = {"entropy", &ask.entropy}, [FIRST] = {"first", &ask.first},
+    [SINKS] = {"sinks", &ask.first},
+};
+
 // Sums over n predictions, or over n windows' means.
 typedef struct {
-    double n, nll, squares, bytes, entropy;
+    double n, nll, squares, bytes, extra[N_EXTRAS];
 } Sums;
 
-static void add_loss(Sums *s, double nll, double bytes, double entropy)
+static void add_loss(Sums *s, double nll, double bytes, const double *extra)
 {
     s->n++;
     s->nll += nll;
     s->squares += nll * nll;
     s->bytes += bytes;
-    s->entropy += entropy;
+    for (int k = 0; extra && k < N_EXTRAS; k++) s->extra[k] += extra[k];
 }
+
+// Their mean's standard error.
+static double standard_error(const Sums *s)
+{
+    double mean = s->nll / s->n, variance = (s->squares / s->n - mean * mean) / (s->n - 1);
+    return s->n > 1 ? sqrt(fmax(0, variance)) : 0;
+}
+
+// What a mask says of a prediction: the token that it is for, and whether that is a key token.
+typedef struct {
+    int token, key; // token -1: it says nothing
+} Mark;
 
 typedef struct {
     size_t n, from;             // of a window, predictions from..n-1 count
-    size_t fed;                 // tokens so far
+    size_t fed, to_feed;        // tokens so far, and in all
     size_t n_buckets, n_windows;
-    Sums bucket[BUCKETS], all, windows;
+    Sums bucket[BUCKETS], all, windows, keys;
+    Sums *layer;                // [n_layers]: its attention
+    const Mark *marks;          // [n_windows][n], or NULL
     double start;
     size_t vocab;               // rows at hand:
     float *logits;              // [LOGIT_ROWS][vocab]
     const int *target;          // the tokens that they predict
-    double nll[LOGIT_ROWS];
+    double *nll;                // [n]: of a window, and
+    double (*extra)[N_EXTRAS];  // [n]
+    double *at;                 // where in nll the rows at hand go
 } Perplexity;
 
 static void loss_rows(void *arg, size_t begin, size_t end)
 {
     Perplexity *p = arg;
     for (size_t t = begin; t < end; t++)
-        p->nll[t] = cross_entropy(p->logits + t * p->vocab, p->vocab, p->target[t]);
+        p->at[t] = cross_entropy(p->logits + t * p->vocab, p->vocab, p->target[t]);
 }
 
-// Adds the loss of ids[i + 1]; row: where the chunk at hand has token i.
-static void add_prediction(const Session *s, Perplexity *p, const int *ids, size_t i, size_t row,
-                           double nll)
+// What was seen of the attention of row t of the chunk, as means over heads: of each layer added to
+// its sums, of all layers to extra.
+static void watch_row(const Session *s, Perplexity *p, size_t t, double *extra)
 {
-    const Config *c = &s->model.config;
-    size_t len, b = ((i - p->from + 1) * p->n_buckets - 1) / (p->n - p->from);
-    double entropy = ask.entropy ? s->state.attn.entropy_sum[row] / c->n_layers / c->n_heads : 0;
-    if (!isfinite(nll)) die(EXIT_DATA, s->model.path, "its loss is not finite at position %zu", i);
-    int prev = i || !p->windows.n ? ids[i] : -1; // a later window's first space is the text's own
+    const Attention *a = &s->state.attn;
+    double layers = a->config.n_layers, heads = a->config.n_heads;
+    for (int l = 0; a->watch && l < a->config.n_layers; l++) {
+        const Watch *w = &a->watch[(size_t)l * a->n + t];
+        double mean[N_EXTRAS] = {w->entropy / heads, w->first / heads, w->sinks / heads};
+        add_loss(&p->layer[l], 0, 0, mean);
+        for (int k = 0; k < N_EXTRAS; k++) extra[k] += mean[k] / layers;
+    }
+}
+
+// The losses of predictions from..n-1 (prediction i is that of ids[i + 1]) with ids[0 .. n-1] in an
+// empty cache, to nll[i - from]; returns before which one Ctrl-C ended it.
+static size_t window_losses(Session *s, Perplexity *p, const int *ids, size_t n, size_t from,
+                            double *nll, double (*extra)[N_EXTRAS])
+{
+    size_t at = 0;
+    for (size_t step; at < n && !interrupted; at += step) {
+        step = min_size(n - at, s->state.chunk);
+        forward(&s->state, ids + at, step, at);
+        for (size_t t = at < from ? from - at : 0; t < step; t += LOGIT_ROWS) {
+            size_t rows = min_size(LOGIT_ROWS, step - t);
+            p->target = ids + at + t + 1;
+            p->at = nll + at + t - from;
+            classify(&s->state, t, rows, p->logits);
+            parallel_for(rows, ceil_div(MIN_SHARE, p->vocab), loss_rows, p);
+            for (size_t r = 0; r < rows; r++) {
+                if (!isfinite(p->at[r]))
+                    die(EXIT_DATA, s->model.path, "its loss is not finite at position %zu",
+                        at + t + r);
+                double *seen = extra ? extra[at + t + r - from] : NULL;
+                if (seen) watch_row(s, p, t + r, memset(seen, 0, sizeof *extra));
+            }
+        }
+        p->fed += step;
+        progress("tokens", p->start, interrupted ? p->to_feed : p->fed, p->to_feed);
+    }
+    return max_size(at, from);
+}
+
+// Adds the loss of ids[i + 1].
+static void add_prediction(const Session *s, Perplexity *p, const int *ids, size_t i)
+{
+    double nll = p->nll[i - p->from], *extra = p->extra[i - p->from];
+    size_t len, w = (size_t)p->windows.n;
+    size_t b = ((i - p->from + 1) * p->n_buckets - 1) / (p->n - p->from);
+    int prev = i || !w ? ids[i] : -1; // a later window's first space is the text's own
     tokenizer_decode(&s->tokenizer, prev, ids[i + 1], &len);
-    add_loss(&p->bucket[b], nll, len, entropy);
-    add_loss(&p->all, nll, len, entropy);
-    fprintf(tsv, "%.0f\t%zu\t%d\t%.7f", p->windows.n, i, ids[i + 1], nll);
-    if (ask.entropy) fprintf(tsv, "\t%.7f", entropy);
+    add_loss(&p->bucket[b], nll, len, extra);
+    add_loss(&p->all, nll, len, extra);
+    if (p->marks) {
+        Mark mark = p->marks[w * p->n + i];
+        if (mark.token >= 0 && mark.token != ids[i + 1])
+            die(EXIT_DATA, ask.mask, "made for another text, tokenizer or -c (window %zu, position "
+                "%zu: got token %d, want %d)", w, i, mark.token, ids[i + 1]);
+        if (mark.token >= 0 && mark.key) add_loss(&p->keys, nll, 0, NULL);
+    }
+    fprintf(tsv, "%zu\t%zu\t%d\t%.7f", w, i, ids[i + 1], nll);
+    for (int k = 0; k < N_EXTRAS; k++)
+        if (*extras[k].asked) fprintf(tsv, "\t%.7f", extra[k]);
     fprintf(tsv, "\n");
 }
 
@@ -138,79 +224,196 @@ static void add_prediction(const Session *s, Perplexity *p, const int *ids, size
 static void score_window(Session *s, Perplexity *p, const int *ids)
 {
     double before = p->all.nll;
-    size_t at = 0;
-    for (size_t step; at < p->n && !interrupted; at += step) {
-        step = min_size(p->n - at, s->state.chunk);
-        forward(&s->state, ids + at, step, at);
-        for (size_t t = at < p->from ? p->from - at : 0; t < step; t += LOGIT_ROWS) {
-            size_t rows = min_size(LOGIT_ROWS, step - t);
-            p->target = ids + at + t + 1;
-            classify(&s->state, t, rows, p->logits);
-            parallel_for(rows, ceil_div(MIN_SHARE, p->vocab), loss_rows, p);
-            for (size_t r = 0; r < rows; r++)
-                add_prediction(s, p, ids, at + t + r, t + r, p->nll[r]);
-        }
-        check_written(tsv, ask.tsv); // not when all is measured
-        p->fed += step;
-        size_t total = p->n_windows * p->n;
-        progress("tokens", p->start, interrupted ? total : p->fed, total);
+    size_t to = window_losses(s, p, ids, p->n, p->from, p->nll, p->extra);
+    for (size_t i = p->from; i < to; i++) add_prediction(s, p, ids, i);
+    if (to == p->n) add_loss(&p->windows, (p->all.nll - before) / (p->n - p->from), 0, NULL);
+}
+
+// A mask as mode contrast writes it: columns by their names, one row a prediction.
+static const Mark *read_mask(const char *path, size_t n_windows, size_t n)
+{
+    static const char *const names[] = {"window", "position", "token", "key"};
+    size_t len;
+    Mark *marks = xcalloc(n_windows * n, sizeof *marks);
+    for (size_t i = 0; i < n_windows * n; i++) marks[i].token = -1;
+    char *text = read_text(path, &len), *line = strsep(&text, "\n"), *field;
+    int column[64], columns = 0;
+    for (; columns < 64 && (field = strsep(&line, "\t\r")); columns++)
+        column[columns] = FIND_NAME(names, field);
+    int seen = 0;
+    for (int c = 0; c < columns; c++) seen |= column[c] < 0 ? 0 : 1 << column[c];
+    if (seen != 15) die(EXIT_DATA, path, "not a mask (want columns %s)", LIST_NAMES(names));
+    while ((line = strsep(&text, "\n")) && *line) {
+        long long value[4] = {-1, -1, -1, -1};
+        for (int c = 0; c < columns && (field = strsep(&line, "\t\r")); c++)
+            if (column[c] >= 0) value[column[c]] = atoll(field);
+        if (value[0] < 0 || value[1] < 0 || value[2] < 0 || value[3] < 0 || value[3] > 1)
+            die(EXIT_DATA, path, "a row without a window, a position, a token and a key of 0 or 1");
+        if ((size_t)value[0] < n_windows && (size_t)value[1] < n)
+            marks[(size_t)value[0] * n + (size_t)value[1]] = (Mark){(int)value[2], (int)value[3]};
     }
-    if (at == p->n) add_loss(&p->windows, (p->all.nll - before) / (p->n - p->from), 0, 0);
+    return marks;
 }
 
 static double bits_per_byte(const Sums *s) { return s->bytes ? s->nll / s->bytes / M_LN2 : 0; }
+
+static void print_extras(const Sums *s)
+{
+    for (int k = 0; k < N_EXTRAS; k++)
+        if (*extras[k].asked) printf(" %8.3f", s->extra[k] / s->n);
+}
 
 static void print_perplexity(const Perplexity *p)
 {
     size_t n = p->n - p->from, many = p->windows.n > 1;
     double top = 0, took = seconds() - p->start, windows = fmax(1, p->windows.n);
     for (size_t b = 0; b < p->n_buckets; b++) top = fmax(top, p->bucket[b].nll / p->bucket[b].n);
-    printf("     from        to     loss  perplexity bits/byte%s\n",
-           ask.entropy ? "  entropy" : "");
+    printf("     from        to     loss  perplexity bits/byte");
+    for (int k = 0; k < N_EXTRAS; k++)
+        if (*extras[k].asked) printf("  %7s", extras[k].name);
+    printf("\n");
     for (size_t b = 0; b < p->n_buckets && p->bucket[b].n > 0; b++) {
         const Sums *s = &p->bucket[b];
         double loss = s->nll / s->n;
         printf("%9zu %9zu %8.4f %11.2f %9.4f", p->from + b * n / p->n_buckets,
                p->from + (b + 1) * n / p->n_buckets - 1, loss, exp(loss), bits_per_byte(s));
-        if (ask.entropy) printf(" %8.3f", s->entropy / s->n);
+        print_extras(s);
         print_bar(loss / top, 30);
     }
-    const Sums *e = many ? &p->windows : &p->all;
-    double loss = p->all.nll / p->all.n, mean = e->nll / e->n;
-    double variance = e->n > 1 ? (e->squares / e->n - mean * mean) / (e->n - 1) : 0;
+    double loss = p->all.nll / p->all.n;
     printf("loss %.4f +- %.4f (standard error over %s), perplexity %.3f, bits/byte %.4f\n", loss,
-           sqrt(fmax(0, variance)), many ? "windows" : "the tokens of one window", exp(loss),
-           bits_per_byte(&p->all));
+           standard_error(many ? &p->windows : &p->all),
+           many ? "windows" : "the tokens of one window", exp(loss), bits_per_byte(&p->all));
+    if (p->marks && p->keys.n > 0)
+        printf("key tokens: loss %.4f +- %.4f (standard error over %.0f tokens)\n",
+               p->keys.nll / p->keys.n, standard_error(&p->keys), p->keys.n);
+    else if (p->marks) printf("key tokens: none in these windows\n");
     printf("%.0f windows, %.0f predictions, %.1f s, %.1f tok/s\n", windows, p->all.n, took,
            p->fed / took);
 }
 
-// Windows of as many tokens as the context has, each with its own BOS and an empty cache, side by
-// side; or, with a stride, sliding by it, the last `stride` predictions of each counting.
-static void run_perplexity(Session *s)
+// The same means for each layer: which ones keep their attention on the first token.
+static void print_layers(const Session *s, const Perplexity *p)
 {
-    size_t n_ids, stride = ask.stride;
-    if (!s->text) die(EXIT_USAGE, "--mode perplexity", "needs a text: -f FILE");
+    printf("layer");
+    for (int k = 0; k < N_EXTRAS; k++)
+        if (*extras[k].asked) printf("  %7s", extras[k].name);
+    printf("\n");
+    for (int l = 0; l < s->model.config.n_layers; l++) {
+        printf("%5d", l);
+        print_extras(&p->layer[l]);
+        printf("\n");
+    }
+}
+
+// Windows of as many tokens as the context has, each with its own BOS and an empty cache, side by
+// side; or, with a stride, sliding by it, the last `stride` predictions of each counting. Returns
+// the text's ids.
+static int *begin_windows(Session *s, Perplexity *p, size_t stride)
+{
+    const char *mode = program->modes[opt.mode].name;
+    size_t n_ids;
+    if (!s->text) die(EXIT_USAGE, mode, "needs a text: -f FILE");
     int *ids = encode_text(&s->tokenizer, s->text, NULL, s->len, &n_ids);
     size_t n = min_size(s->ctx, n_ids), step = stride ? stride : n - 1;
     if (n < 2) die(EXIT_DATA, "text", "nothing to predict (got %zu tokens, want 2)", n);
     if (stride >= n) die(EXIT_USAGE, "--stride", "want less than the window of %zu tokens", n);
+    *p = (Perplexity){.n = n - 1, .from = n - 1 - step, .start = seconds(),
+                      .n_buckets = min_size(BUCKETS, step), .n_windows = 1 + (n_ids - n) / step,
+                      .vocab = s->model.config.vocab_size};
+    if (ask.windows) p->n_windows = min_size(p->n_windows, ask.windows);
+    p->to_feed = p->n_windows * p->n;
+    p->logits = xcalloc(LOGIT_ROWS * p->vocab, 4);
+    p->nll = xcalloc(p->n, sizeof *p->nll);
+    p->extra = xcalloc(p->n, sizeof *p->extra);
+    p->layer = xcalloc(s->model.config.n_layers, sizeof *p->layer);
+    return ids;
+}
+
+// Window w of the text, its BOS in place: its first token is in no later one.
+static const int *window_ids(const Session *s, const Perplexity *p, int *ids, size_t w)
+{
+    int *window = ids + w * (p->n - p->from);
+    if (s->tokenizer.add_bos) *window = s->tokenizer.bos;
+    return window;
+}
+
+static void run_perplexity(Session *s)
+{
+    Perplexity p;
     Attention *attn = &s->state.attn;
-    if (ask.entropy) attn->entropy_sum = xcalloc(s->state.chunk, sizeof *attn->entropy_sum);
-    Perplexity p = {.n = n - 1, .from = n - 1 - step, .start = seconds(),
-                    .n_buckets = min_size(BUCKETS, step), .n_windows = 1 + (n_ids - n) / step,
-                    .vocab = s->model.config.vocab_size};
-    if (ask.windows) p.n_windows = min_size(p.n_windows, ask.windows);
-    p.logits = xcalloc(LOGIT_ROWS * p.vocab, 4);
-    tsv_open(ask.entropy ? "window\tposition\ttoken\tnll\tentropy"
-                         : "window\tposition\ttoken\tnll");
-    for (size_t w = 0; w < p.n_windows && !interrupted; w++) {
-        int *window = ids + w * step; // its first token is in no later one
-        if (s->tokenizer.add_bos) *window = s->tokenizer.bos;
-        score_window(s, &p, window);
-    }
+    int *ids = begin_windows(s, &p, ask.stride);
+    if (ask.mask) p.marks = read_mask(ask.mask, p.n_windows, p.n);
+    if (ask.entropy || ask.first)
+        attn->watch = xcalloc(s->model.config.n_layers * s->state.chunk, sizeof *attn->watch);
+    char header[128] = "window\tposition\ttoken\tnll";
+    for (int k = 0; k < N_EXTRAS; k++)
+        if (*extras[k].asked) strcat(strcat(header, "\t"), extras[k].name);
+    tsv_open(header);
+    for (size_t w = 0; w < p.n_windows && !interrupted; w++)
+        score_window(s, &p, window_ids(s, &p, ids, w));
     tsv_close();
     if (p.all.n > 0) print_perplexity(&p);
+    if (p.all.n > 0 && ask.first) print_layers(s, &p);
+}
+
+// --- contrast ------------------------------------------------------------------------------------
+//
+// Most tokens of a text are told by the words just before them, so the mean loss hardly knows
+// whether a model reads what lies further back. This mode finds the tokens that do profit, after
+// [LongPPL] (Fang et al. 2024, arXiv 2410.23771): a prediction is a key one if the model is sure of
+// it with all of the window before it (a log-probability above -2) and gains more than 2 nats by
+// that over the last tokens alone (a quarter of the trained context unless --recent says how many).
+// The table is a mask, which --mask gives to mode perplexity.
+//
+// Make one mask, by a model and a method that can be trusted at this length, and give it to every
+// method. A method that chose its own key tokens would be judged where it does well: that is the
+// circle which the common mask avoids. It still favours what the mask's maker can use.
+
+static const double SURE = 2, GAIN = 2; // nats
+
+// Losses of predictions 0..n-1 of ids[n + 1] from the last `recent` tokens at most, and no fewer
+// than three quarters of them where there are so many; returns before which one it was interrupted.
+static size_t recent_losses(Session *s, Perplexity *p, const int *ids, size_t recent, double *nll)
+{
+    size_t step = max_size(1, recent / 4), done = 0;
+    for (size_t first = 0; done < p->n && !interrupted; first += step) {
+        size_t n = min_size(recent, p->n - first);
+        done = first + window_losses(s, p, ids + first, n, done - first, nll + done, NULL);
+    }
+    return done;
+}
+
+static void run_contrast(Session *s)
+{
+    Perplexity p;
+    int *ids = begin_windows(s, &p, 0);
+    size_t recent = ask.recent ? (size_t)ask.recent : max_size(4, s->model.config.train_ctx / 4);
+    if (recent >= p.n)
+        die(EXIT_USAGE, "--recent", "want less than the window (got %zu, window of %zu tokens)",
+            recent, p.n + 1);
+    double *short_nll = xcalloc(p.n, sizeof *short_nll);
+    Sums far = {0}, near = {0};
+    p.to_feed *= 5;
+    tsv_open("window\tposition\ttoken\tnll\trecent\tkey");
+    for (size_t w = 0; w < p.n_windows && !interrupted; w++) {
+        const int *window = window_ids(s, &p, ids, w);
+        size_t n = window_losses(s, &p, window, p.n, 0, p.nll, p.extra);
+        n = min_size(n, recent_losses(s, &p, window, recent, short_nll));
+        for (size_t i = 0; i < n; i++) {
+            int key = p.nll[i] < SURE && short_nll[i] - p.nll[i] > GAIN;
+            add_loss(&p.all, p.nll[i], 0, NULL);
+            if (key) add_loss(&far, p.nll[i], 0, NULL), add_loss(&near, short_nll[i], 0, NULL);
+            fprintf(tsv, "%zu\t%zu\t%d\t%.7f\t%.7f\t%d\n", w, i, window[i + 1], p.nll[i],
+                    short_nll[i], key);
+        }
+    }
+    tsv_close();
+    printf("%.0f of %.0f predictions are key ones (%.2f %%)\n", far.n, p.all.n,
+           100 * far.n / fmax(1, p.all.n));
+    if (far.n > 0)
+        printf("their loss: %.4f +- %.4f with all of the window, %.4f with the last %zu tokens\n",
+               far.nll / far.n, standard_error(&far), near.nll / near.n, recent);
 }
 
 // --- passkey and retrieval -----------------------------------------------------------------------
@@ -221,6 +424,7 @@ typedef struct {
     int n_facts, answer;
     char fact[4][96], question[64], lead[64]; // lead: how the reply begins
     double at[4];                             // where in the filler the facts are, 0 to 1, in order
+    unsigned pairs;                           // kv: chooses the other pairs; 0: the filler is text
 } Task;
 
 __attribute__((format(printf, 3, 4))) static void add_fact(Task *t, double at, const char *fmt, ...)
@@ -281,18 +485,42 @@ static void make_tracking(Task *t, double depth, uint64_t *rng)
     sprintf(t->lead, "The box %c holds", 'A' + b);
 }
 
+// Key number i of the list that `pairs` chooses: all different, as 7919 and 9000 have no divisor in
+// common.
+static int kv_key(unsigned pairs, size_t i) { return (int)(1000 + (pairs + i * 7919) % 9000); }
+
+// Its value: any four digits that have nothing to do with the key.
+static int kv_value(unsigned pairs, size_t i)
+{
+    return (int)(1000 + seed_random(pairs + (uint64_t)i * 0x100000001) % 9000);
+}
+
+// A list of pairs and nothing else (Liu et al. 2023, "Lost in the middle", arXiv 2307.03172): the
+// pair at `depth` is asked for, after two questions with their answers, which show a base model
+// what is wanted.
+static void make_kv(Task *t, double depth, uint64_t *rng)
+{
+    t->pairs = (unsigned)(next_random(rng) >> 40 | 1);
+    int key = kv_key(t->pairs, 0);
+    t->answer = kv_value(t->pairs, 0);
+    add_fact(t, depth, "The value of %d is %d.", key, t->answer);
+    sprintf(t->question, "What is the value of %d?", key);
+    sprintf(t->lead, "The value of %d is", key);
+}
+
 static const struct {
     const char *name;
     void (*make)(Task *t, double depth, uint64_t *rng);
 } task_kinds[] = {
     {"passkey", make_passkey}, {"multi-key", make_multikey}, {"variable tracking", make_tracking},
+    {"kv", make_kv},
 };
 
 // What all cells of a grid have in common.
 typedef struct {
     Session *s;
     int kind;                 // of the tasks
-    const ChatFormat *format; // of the model, or NULL
+    const char *format; // of the model, or NULL
     char **filler;            // sentences [n_filler], repeated as often as needed
     size_t n_filler;
 } Grid;
@@ -317,17 +545,27 @@ static int *encode_task(const Grid *g, const Task *t, size_t first, size_t n, si
     size_t len;
     FILE *out = open_memstream(&text, &len);
     if (!out) die(EXIT_DATA, "memory", "cannot begin a text (%s)", strerror(errno));
+    unsigned pairs = t->pairs;
     for (size_t i = 0, fact = 0; i <= n; i++) {
         for (; fact < (size_t)t->n_facts && t->at[fact] * n <= i; fact++)
             fprintf(out, "%s ", t->fact[fact]);
-        if (i < n) fprintf(out, "%s ", g->filler[(first + i) % g->n_filler]);
+        if (i < n && pairs)
+            fprintf(out, "The value of %d is %d. ", kv_key(pairs, i + 1), kv_value(pairs, i + 1));
+        else if (i < n) fprintf(out, "%s ", g->filler[(first + i) % g->n_filler]);
+    }
+    for (size_t k = 1; pairs && n > 1 && k < 3; k++) { // examples, a third and two thirds down
+        size_t i = k * n / 3 + 1;
+        fprintf(out, "What is the value of %d? The value of %d is %d. ", kv_key(pairs, i),
+                kv_key(pairs, i), kv_value(pairs, i));
     }
     fputs(t->question, out);
     if (!g->format) fprintf(out, " %s", t->lead);
     if (fclose(out)) die(EXIT_DATA, "memory", "cannot write a text (%s)", strerror(errno));
     int *ids;
     if (g->format) {
-        ids = encode_turn(g->s, g->format, NULL, text, n_ids);
+        Term pair[2], turn = make_message(pair, "user", quote_text(&g->s->tokenizer, text));
+        ids = encode_chat(g->s, g->format, &turn, 1, n_ids);
+        free((void *)pair[1].s);
         ids = xrealloc(ids, *n_ids + 2 * sizeof t->lead, sizeof *ids);
         *n_ids += tokenizer_encode(&g->s->tokenizer, t->lead, NULL, strlen(t->lead), ids + *n_ids);
     } else ids = encode_text(&g->s->tokenizer, text, NULL, len, n_ids);
@@ -420,7 +658,6 @@ static void run_grid(const Grid *g)
         if (done > 0) printf(" %7.0f", 100 * right / done);
         printf("\n");
         check_written(stdout, "stdout");
-        check_written(tsv, ask.tsv);
         total += right;
         cells += done;
     }
@@ -433,7 +670,8 @@ static void run_grids(Session *s, int first, int last)
     static const char classic[] = "The grass is green. The sky is blue. The sun is yellow. "
                                   "Here we go. There and back again.";
     const Vocab *v = &s->model.vocab;
-    Grid g = {.s = s, .kind = first, .format = v->chat.n ? find_chat_format(v) : NULL};
+    const char *what;
+    Grid g = {.s = s, .kind = first, .format = v->chat.n ? open_template(s, &what) : NULL};
     if (s->text) check_string("filler", s->text, s->len);
     split_sentences(&g, copy_string(s->text ? s->text : classic));
     tsv_open("task\tlength\tdepth\ttrial\ttokens\tright\tanswer\tgot");
@@ -443,6 +681,7 @@ static void run_grids(Session *s, int first, int last)
 
 static void run_passkey(Session *s) { run_grids(s, 0, 0); }
 static void run_retrieval(Session *s) { run_grids(s, 1, 2); }
+static void run_kv(Session *s) { run_grids(s, 3, 3); }
 
 // --- rope ----------------------------------------------------------------------------------------
 
@@ -540,7 +779,8 @@ static long long set_lengths(long long ctx)
 
 static const Mode measure_modes[] = {
     {"perplexity", run_perplexity, 0, NULL}, {"passkey", run_passkey, 0, set_lengths},
-    {"retrieval", run_retrieval, 0, set_lengths}, {"rope", run_rope, NO_STATE, NULL},
+    {"retrieval", run_retrieval, 0, set_lengths}, {"kv", run_kv, 0, set_lengths},
+    {"contrast", run_contrast, 0, NULL}, {"rope", run_rope, NO_STATE, NULL},
     {"bench", run_bench, 0, NULL},
 };
 
@@ -549,9 +789,12 @@ static const Option measure_options[] = {
     {0, "windows", INT(ask.windows, 1, 1e9), "K", "perplexity: so many windows of -c at most"},
     {0, "stride", INT(ask.stride, 1, 1 << 28), "N", "perplexity: slide by N, score the last N"},
     {0, "entropy", FLAG(ask.entropy), "", "perplexity: entropy of attention, too"},
-    {0, "lengths", TEXT(ask.lengths), "A,B,..", "passkey, retrieval: lengths in tokens"},
-    {0, "depths", INT(ask.depths, 1, 64), "D", "passkey, retrieval: places of the fact (5)"},
-    {0, "trials", INT(ask.trials, 1, 1024), "T", "passkey, retrieval: texts a place (5)"},
+    {0, "first", FLAG(ask.first), "", "perplexity: attention's share on the first token, too"},
+    {0, "mask", TEXT(ask.mask), "PATH", "perplexity: loss of key tokens, by contrast's table"},
+    {0, "recent", INT(ask.recent, 1, 1 << 28), "N", "contrast: the short context (a quarter of L)"},
+    {0, "lengths", TEXT(ask.lengths), "A,B,..", "passkey, retrieval, kv: lengths in tokens"},
+    {0, "depths", INT(ask.depths, 1, 64), "D", "passkey, retrieval, kv: places of the fact (5)"},
+    {0, "trials", INT(ask.trials, 1, 1024), "T", "passkey, retrieval, kv: texts a place (5)"},
     {0, "tsv", TEXT(ask.tsv), "PATH", "the measurements as a table"},
 };
 static const Program measure_program = {"measure", measure_modes, measure_options,
@@ -562,6 +805,8 @@ static void check_measure(void)
     const Mode *mode = &measure_modes[opt.mode];
     if (ask.tsv && mode->run == run_bench)
         die(EXIT_USAGE, "--tsv", "mode %s has no table", mode->name);
+    if (ask.mask && mode->run != run_perplexity)
+        die(EXIT_USAGE, "--mask", "not for mode %s", mode->name);
     if (ask.lengths && !mode->context)
         die(EXIT_USAGE, "--lengths", "not for mode %s", mode->name);
 }

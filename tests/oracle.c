@@ -102,7 +102,7 @@ static unsigned char *read_file(const char *path, size_t *size) {
 
 enum { ROPE, NOPE, SINUSOIDAL, LEARNED, ALIBI, T5, XPOS, KERPLE, FIRE, SHAW, N_ENCODINGS };
 enum { NONE, LINEAR, NTK, DYNAMIC, BY_PARTS, YARN, LLAMA3, LONGROPE, N_SCALINGS };
-enum { FULL, SELF_EXTEND, REROPE, LEAKY };
+enum { FULL, SELF_EXTEND, REROPE, LEAKY, STRING, DUAL_CHUNK };
 enum { FIRE_HIDDEN = 32 };
 
 /* How positions are treated: from the model file, each field replaced by its flag. 0 is unset. */
@@ -111,6 +111,9 @@ typedef struct {
     double theta, factor, orig_ctx, attn_factor, beta_fast, beta_slow, low_freq, high_freq;
     double window, sinks, logn, ctx; /* ctx: the context asked for, only for the default factor */
     double map_window, group, leak; /* W of a distance map; self-extend's G; leaky-rerope's k */
+    double chunk, shift;            /* dual-chunk's C; string's W, whose S is map_window */
+    double temp, temp_ctx;          /* attention temperature: B and L0 */
+    double fraction;                /* of the pairs that turn; 0: all */
     double *short_list, *long_list; /* longrope, [d/2] each */
 } Method;
 
@@ -323,7 +326,7 @@ static int scaling_by_name(const char *name) {
     return LINEAR;
 }
 
-/* --rerope W, --self-extend G:W, --leaky-rerope W:k. */
+/* --rerope W, --self-extend G:W, --leaky-rerope W:k, --string S:W, --dual-chunk C:W. */
 static void set_map(Method *t, int map, const char *name, const char *value) {
     const char *colon = strchr(value, ':');
     char first[32] = "";
@@ -332,23 +335,32 @@ static void set_map(Method *t, int map, const char *name, const char *value) {
     snprintf(first, sizeof first, "%.*s", colon ? (int)(colon - value) : 31, value);
     t->map = map;
     if (map == SELF_EXTEND) t->group = number(name, first, 1, INT_MAX);
-    t->map_window = whole(name, map == SELF_EXTEND ? colon + 1 : first);
+    if (map == DUAL_CHUNK) t->chunk = whole(name, first);
+    if (map == STRING) t->shift = whole(name, colon + 1);
+    t->map_window = whole(name, map == SELF_EXTEND || map == DUAL_CHUNK ? colon + 1 : first);
     if (map == LEAKY) t->leak = number(name, colon + 1, 1e-9, 1e300);
     if (t->group != floor(t->group)) die(2, "%s: not a whole number (got %s)", name, value);
 }
 
 /* One flag with its value. Returns 0 if it is no flag of a method. */
 static int set_flag(const Model *m, Method *t, const char *name, const char *value) {
-    static const char *maps[] = {"", "--self-extend", "--rerope", "--leaky-rerope"};
+    static const char *maps[] = {"", "--self-extend", "--rerope", "--leaky-rerope", "--string",
+                                 "--dual-chunk"};
     for (int i = 0; i < N_FIELDS; i++)
         if (!strcmp(name, fields[i].flag)) {
             int real = fields[i].kind == 'f';
             *field_of(t, i) = real ? number(name, value, 1e-12, 1e12) : whole(name, value);
             return 1;
         }
-    for (int i = SELF_EXTEND; i <= LEAKY; i++)
+    for (int i = SELF_EXTEND; i <= DUAL_CHUNK; i++)
         if (!strcmp(name, maps[i])) return set_map(t, i, name, value), 1;
-    if (!strcmp(name, "--rope-scaling")) t->scaling = scaling_by_name(value);
+    if (!strcmp(name, "--rope-fraction")) t->fraction = number(name, value, 1e-9, 1);
+    else if (!strcmp(name, "--attn-temp")) {
+        const char *colon = strchr(value, ':');
+        if (!colon) die(2, "%s: want B:L0 (got %s)", name, value);
+        t->temp = strtod(value, NULL);
+        t->temp_ctx = whole(name, colon + 1);
+    } else if (!strcmp(name, "--rope-scaling")) t->scaling = scaling_by_name(value);
     else if (!strcmp(name, "--long-factors")) t->long_list = read_list(value, m->head_dim / 2);
     else if (!strcmp(name, "--short-factors")) t->short_list = read_list(value, m->head_dim / 2);
     else return 0;
@@ -423,6 +435,7 @@ static void scaled_frequencies(const Method *t, int d, int n, double *theta) {
         }
         if (t->scaling == LLAMA3) theta[m] = llama3_frequency(t, plain);
         if (t->scaling == LONGROPE) theta[m] = plain / (n > L ? t->long_list : t->short_list)[m];
+        if (t->fraction && m >= floor(t->fraction * d / 2)) theta[m] = 0;
     }
 }
 
@@ -439,13 +452,20 @@ static double attention_factor(const Method *t) {
 
 /* Whether query i sees key j <= i; *D is then their distance in tokens. */
 static int sees(const Method *t, int i, int j, double *D) {
-    double W = t->map_window, G = t->group;
+    double W = t->map_window, G = t->group, C = t->chunk;
     *D = i - j;
     if (t->window && i - j >= t->window) {
         if (j >= t->sinks) return 0;
         *D = fmin(i, t->sinks + t->window - 1) - j;
     }
+    if (t->map == DUAL_CHUNK) {
+        double behind = floor(i / C) - floor(j / C); /* chunks between them */
+        if (behind == 1) *D = fmin(fmod(i, C) + C, C + W) - fmod(j, C);
+        if (behind > 1) *D = fmin(2 * C - 1, C + W) - fmod(j, C);
+        return 1;
+    }
     if (t->map == FULL || i - j < W) return 1;
+    if (t->map == STRING) *D = i - j - W + t->shift;
     if (t->map == SELF_EXTEND) *D = floor(i / G) - floor(j / G) + W - floor(W / G);
     if (t->map == REROPE) *D = W;
     if (t->map == LEAKY) *D = W + (i - j - W) / t->leak;
@@ -587,6 +607,7 @@ static void attend(Window *w, int i) {
     int count = list_pairs(w, i), d = m->head_dim;
     double a = is_rotary(m) ? attention_factor(t) : 1, scale = a * a / sqrt(d);
     if (t->logn) scale *= fmax(1, log(i + 1) / log(t->orig_ctx));
+    if (t->temp) scale *= 1 + t->temp * log(1 + floor((i + 1) / t->temp_ctx));
     for (int h = 0; h < m->n_heads; h++) {
         const double *q = row(w->q, i, m->dim) + h * d;
         double *out = row(w->out, i, m->dim) + h * d;
@@ -782,6 +803,7 @@ static Options flags(const Model *m, Method *t, int argc, char **argv) {
         if (!strcmp(name, "--entropy")) { o.entropy = 1; continue; }
         if (!strcmp(name, "--logn")) { t->logn = 1; continue; }
         if (++a == argc) die(2, "%s: unknown, or its value is missing", name);
+        if (!strcmp(name, "--chunk")) continue; /* how run cuts the text, which must not matter */
         if (!strcmp(name, "--bos") || !strcmp(name, "--first")) o.first = whole(name, argv[a]);
         else if (!strcmp(name, "--tol-max")) o.tol_max = number(name, argv[a], 0, 1e9);
         else if (!strcmp(name, "--tol-mean")) o.tol_mean = number(name, argv[a], 0, 1e9);
@@ -822,6 +844,17 @@ static const char *identities[][2] = {
     {"--rerope 96", ""},
     {"--leaky-rerope 10:1", ""},
     {"--leaky-rerope 10:1e200", "--rerope 10"},
+    {"--string 96:8", ""},
+    {"--string 20:20", ""},
+    {"--string 20:1", "!"},
+    {"--dual-chunk 96:8", ""},
+    {"--dual-chunk 48:48", ""}, /* twice the chunk, and no distance is cut off */
+    {"--dual-chunk 48:40", "!"},
+    {"--dual-chunk 20:5", "!"},
+    {"--rope-fraction 1", ""},
+    {"--rope-fraction 0.5", "!"},
+    {"--attn-temp 0.1:97", ""},
+    {"--attn-temp 0.1:90", "!"},
     {"--logn --rope-orig-ctx 96", ""},
     {"--logn --rope-orig-ctx 90", "!"},
 };

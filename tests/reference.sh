@@ -48,6 +48,15 @@ if [ -x "$build/oracle" ]; then
 --self-extend 4:50
 --rerope 60
 --leaky-rerope 60:3
+--string 80:11
+--string 80:11 --rope-scaling yarn --logn
+--dual-chunk 64:20
+--dual-chunk 75:20 --chunk 37
+--dual-chunk 30:9
+--dual-chunk 75:20 --rope-scaling yarn --logn
+--attn-temp 0.2:60
+--rope-fraction 0.6
+--rope-fraction 0.3 --rope-scaling yarn --dual-chunk 96:20 --attn-temp 0.1:90
 --logn
 --rope-scaling yarn --self-extend 3:80 --logn
 --entropy

@@ -61,7 +61,7 @@ takes() { # name option...
     file=$(model "$1")
     shift
     set -- "$file" ${TOKENIZER:+-z "$TOKENIZER"} -i x -n 1 "$@"
-    ./measure "$@" > /dev/null 2> "$raw/refusal" && return
+    ./run "$@" > /dev/null 2> "$raw/refusal" && return
     [ $? -eq 2 ] && return 1
     cat "$raw/refusal" >&2
     exit 1

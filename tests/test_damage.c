@@ -101,16 +101,17 @@ static void damage(int target, const char *name, const uint8_t *file, size_t siz
     change(target, file, size, target == GGUF ? 60 : 150);
     if (target == CHECKPOINT) {
         size_t version = name[1] == '0' ? 0 : 8, header = version ? 256 : 28;
+        int scaled = name[strlen(name) - 1] != '0'; // by a method: its shape is that of another file
         cut(target, file, size, header);
-        sweep(target, file, size, 0, version ? 136 : 28, version ? 1 : 4, 4);
-        sweep_pairs(file, size, version);
+        sweep(target, file, size, scaled ? 64 : 0, version ? 136 : 28, version ? 1 : 4, 4);
+        if (!scaled) sweep_pairs(file, size, version);
     } else if (target == GGUF) {
         const uint8_t *tokens = memmem(file, size, "tokenizer.ggml.tokens", 21);
         const uint8_t *list = memmem(file, size, "token_embd.weight", 17);
         size_t at = (size_t)(tokens - file) + 60, tensors = (size_t)(list - file) - 8;
         size_t head = tensors + 600;
         cut(target, file, size, head);
-        size_t step = strchr("ac", *name) ? 1 : 3; // these two have all kinds of keys between them
+        size_t step = strchr("ac", *name) ? 1 : 5; // these two have all kinds of keys between them
         for (size_t bytes = 4; bytes <= 8; bytes += 4) {
             sweep(target, file, size, 4, at, step, bytes);
             sweep(target, file, size, tensors, head, step, bytes);
@@ -167,7 +168,8 @@ static void test_empty_turn(void)
                .eot = -1, .pre = "gpt-2"};
     Session s = {0};
     tokenizer_from_vocab(&s.tokenizer, "test", &v);
-    int *ids = encode_turn(&s, &chat_formats[0], NULL, "xyz", &n);
+    Term pair[2], turn = make_message(pair, "user", "xyz");
+    int *ids = encode_chat(&s, chat_formats[0].template, &turn, 1, &n);
     CHECK(n == 1 && ids[0] == 0);
 }
 

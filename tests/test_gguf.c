@@ -134,7 +134,7 @@ static void test_seldom(void)
     CHECK_INT(tokenizer_encode(&s.tokenizer, "b a", NULL, 3, ids), 2);
     CHECK_INT(ids[1], 314);
     CHECK_INT(s.tokenizer.pieces[315].len, 0);
-    CHECK(!strcmp(find_chat_format(v)->name, "mistral"));
+    CHECK_INT(v->chat.n, 1);
     CHECK_INT(s.model.config.global_every, 0);
     spec.arch = "gemma3";
     open_spec(&s, &spec);
@@ -197,7 +197,7 @@ static void test_panels(void)
         type->scales(type, data, pitch, BLOCKS, scales, mins);
         for (size_t r = 0; r < PANEL; r++) {
             type->unpack(&t, r, row);
-            type->codes(type, data + r * pitch, BLOCKS, q);
+            block_codes(type, data + r * pitch, BLOCKS, q);
             for (size_t i = 0; i < cols; i++) {
                 size_t lane = i / type->group * PANEL + r;
                 double value = (double)q[i] * scales[lane], min = mins[lane];
@@ -321,29 +321,6 @@ static void test_round_trip(void)
         size_t space = (size_t)s.tokenizer.space_prefix; // a byte here, so it is not stripped
         CHECK_TEXT(got + space, size - space, text, sizeof text - 1);
     }
-}
-
-static void test_chat_formats(void)
-{
-    static const char *const templates[][2] = {
-        {"chatml", "{{'<|im_start|>' + message['role']}}"},
-        {"llama3", "{{ '<|start_header_id|>' + message['role'] }}"},
-        {"gemma", "{{ '<start_of_turn>' + role }}"},
-        {"llama2", "{{ '<<SYS>>\\n' }} [INST] "},
-        {"mistral", "{{ '[INST] ' }}"},
-    };
-    for (size_t i = 0; i < sizeof templates / sizeof *templates; i++) {
-        Out text = {0};
-        put_string(&text, templates[i][1]);
-        Vocab v = {.tokens.n = 1, .chat = {text.p, 1}};
-        const ChatFormat *f = find_chat_format(&v);
-        CHECK(f && !strcmp(f->name, templates[i][0]));
-        free(text.p);
-    }
-    Vocab none = {.tokens.n = 1};
-    CHECK(!find_chat_format(&none));
-    Vocab old = {0}; // a .bin
-    CHECK(find_chat_format(&old) && !strcmp(find_chat_format(&old)->name, "llama2"));
 }
 
 // --- bad files ----------------------------------------------------------------------------------
@@ -520,7 +497,6 @@ int main(void)
     test_special_tokens();
     test_named_ends();
     test_round_trip();
-    test_chat_formats();
     test_bad_fields();
     test_bad_lists();
     test_real();

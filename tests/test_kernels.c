@@ -100,15 +100,27 @@ static void test_vexp(void)
     CHECK_NEAR(exp_one(INFINITY) / exp(88), 1, 1e-6);
 }
 
-// Lanes are summed whatever their number, and none twice.
-static void test_lanes(void)
+// The 16 running sums are added whatever the number of lanes, none twice, in the order that the
+// comment says.
+static void test_vsum(void)
 {
-    vf v;
-    for (int i = 0; i < LANES; i++) v[i] = (float)(1 << i);
-    CHECK(vsum(v) == (float)((1 << LANES) - 1));
-    CHECK(vmax_lane(v) == (float)(1 << (LANES - 1)));
-    v = vload_part((float[]){1, 2, 4, 8}, 3);
-    CHECK(vsum(v) == 7);
+    float f[SUMS], c[SUMS];
+    vf v[SUM_VECTORS];
+    for (int i = 0; i < SUMS; i++) f[i] = (float)(1 << i);
+    memcpy(v, f, sizeof f);
+    CHECK(vsum(v) == (float)((1 << SUMS) - 1));
+    for (int i = 0; i < LANES; i++) c[i] = f[i];
+    CHECK(vmax_lane(vload(c)) == (float)(1 << (LANES - 1)));
+    vf part = vload_part((float[]){1, 2, 4, 8}, 3);
+    CHECK(part[0] == 1 && part[2] == 4 && part[3] == 0);
+    for (int round = 0; round < 100; round++) {
+        for (int i = 0; i < SUMS; i++) f[i] = c[i] = random_gauss();
+        for (int far = SUMS / 2; far; far /= 2)
+            for (int i = 0; i < far; i++) c[i] += c[i + far];
+        memcpy(v, f, sizeof f);
+        float got = vsum(v);
+        CHECK_BITS(&got, c, 1);
+    }
 }
 
 static double naive_dot(const float *a, const float *b, size_t n, double *size)
@@ -118,59 +130,69 @@ static double naive_dot(const float *a, const float *b, size_t n, double *size)
     return sum;
 }
 
+// The order of sums as section 2 states it, number by number.
+static float plain_dot(const float *a, const float *b, size_t n)
+{
+    float sums[SUMS] = {0};
+    for (size_t k = 0; k < n; k++)
+        sums[k % SUMS] = FUSED ? fmaf(a[k], b[k], sums[k % SUMS]) : sums[k % SUMS] + a[k] * b[k];
+    for (size_t far = SUMS / 2; far; far /= 2)
+        for (size_t i = 0; i < far; i++) sums[i] += sums[i + far];
+    return sums[0] + 0;
+}
+
 static void test_dot(void)
 {
     float *a = random_floats(300), *b = random_floats(300);
     for (size_t n = 0; n <= 300; n++) {
         double size, want = naive_dot(a, b, n, &size);
-        CHECK_NEAR(dot(a, b, n), want, 1e-6 * size);
+        float got = dot(a, b, n), plain = plain_dot(a, b, n);
+        CHECK_NEAR(got, want, 1e-6 * size);
+        CHECK_BITS(&got, &plain, 1);
     }
     free(a);
     free(b);
 }
 
-// tile_f32 against the definition, and each output against the same one computed alone.
-static void test_tile_f32(void)
+// Products of floats for any number of tokens and rows, and of any length, the ends of blocks
+// included: each output has the bits of the plain sum, and nothing else is written.
+static void test_products_f32(void)
 {
-    enum { MOST = 20 };
-    size_t sizes[] = {1, 3, 8, 15, 16, 17, 33, 64, 100};
-    float out[MOST][7], alone[7];
-    for (size_t c = 0; c < sizeof sizes / sizeof *sizes; c++)
-        for (int n_rows = 1; n_rows <= TILE_ROWS; n_rows++) {
-            size_t cols = sizes[c];
-            float *w = random_floats(TILE_ROWS * cols), *x = random_floats(MOST * cols);
-            int bad = 0, bad_bits = 0, before = n_failed;
-            memset(out, 0, sizeof out);
-            tile_f32(AS_F32, w, (size_t)n_rows, x, MOST, cols, out[0], 7);
-            for (size_t t = 0; t < MOST; t++) {
-                tile_f32(AS_F32, w, (size_t)n_rows, x + t * cols, 1, cols, alone, 7);
-                for (int r = 0; r < n_rows; r++) {
-                    double size, want = naive_dot(w + (size_t)r * cols, x + t * cols, cols, &size);
-                    bad += !(fabs(out[t][r] - want) <= 1e-6 * size);
-                    bad_bits += memcmp(&out[t][r], &alone[r], 4) != 0;
-                }
-                for (int r = n_rows; r < 7; r++) bad += out[t][r] != 0; // nothing else written
+    enum { MOST = 40, ROWS = 2 * GEMM_ROWS + 7 };
+    size_t sizes[] = {1, 3, 8, 15, 16, 17, 33, 64, 100, 1024, 1030, 2100};
+    for (size_t c = 0; c < COUNT(sizes); c++) {
+        size_t cols = sizes[c];
+        float *w = random_floats(ROWS * cols), *x = random_floats(MOST * cols);
+        float *out = xcalloc(MOST * ROWS + 1, 4), *want = xcalloc(MOST * ROWS, 4);
+        for (size_t n = 1; n <= MOST; n += n < 14 ? 1 : 13)
+            for (size_t rows = 1; rows <= ROWS; rows += rows < 5 ? 1 : 11) {
+                Tensor t = {&tensor_types[T_F32], (uint8_t *)w, NULL, 0, rows, cols};
+                int before = n_failed;
+                memset(out, 0, MOST * ROWS * 4);
+                matmul(NULL, &(Product){&t, out}, 1, x, n);
+                for (size_t i = 0; i < n * rows; i++)
+                    want[i] = plain_dot(w + i % rows * cols, x + i / rows * cols, cols);
+                CHECK_BITS(out, want, n * rows);
+                CHECK(out[n * rows] == 0);
+                note_failures(before, "cols %zu, rows %zu, n %zu", cols, rows, n);
+                if (cols > 100) rows += 20, n += 3; // slow, and the same code
             }
-            CHECK_INT(bad, 0);
-            CHECK_INT(bad_bits, 0);
-            note_failures(before, "cols %zu, rows %d", cols, n_rows);
-            free(w);
-            free(x);
-        }
+        free(w), free(x), free(out), free(want);
+    }
 }
 
 static void test_gemm_rows(void)
 {
-    enum { MOST = 11, INNER = 37 };
+    enum { MOST = GEMM_TOKENS + GEMM_TOKENS / 3 + 3, INNER = 37 };
     for (size_t N = LANES; N <= 9 * LANES; N += LANES) {
         float *a = random_floats(MOST * (INNER + 2)), *b = random_floats(INNER * N);
         float *start = random_floats(MOST * N), *c = xcalloc(MOST * N, 4), *one = xcalloc(N, 4);
         int bad = 0, bad_bits = 0;
         memcpy(c, start, MOST * N * 4);
-        gemm_rows(MOST, a, INNER + 2, b, INNER, N, c);
+        gemm_rows(MOST, a, INNER + 2, 1, b, INNER, N, c);
         for (size_t t = 0; t < MOST; t++) {
             memcpy(one, start + t * N, N * 4);
-            gemm_rows(1, a + t * (INNER + 2), INNER + 2, b, INNER, N, one);
+            gemm_rows(1, a + t * (INNER + 2), INNER + 2, 1, b, INNER, N, one);
             bad_bits += memcmp(one, c + t * N, N * 4) != 0;
             for (size_t v = 0; v < N; v++) {
                 double want = start[t * N + v], size = fabs(want);
@@ -235,14 +257,14 @@ static void check_tile_q8(size_t n, size_t cols, size_t group, int n_rows, int h
     float *act = random_floats(n * cols), *scales = random_floats(cols / group * PANEL);
     float *mins = random_floats(cols / group * PANEL);
     int8_t *w = xcalloc(PANEL * cols, 1);
-    Panel panel = {.codes = (char *)w, .pitch = cols, .scales = scales,
+    Panel panel = {.type = &tensor_types[T_Q8], .rows = (char *)w, .pitch = cols, .scales = scales,
                    .mins = has_min ? mins : NULL, .stride = group, .next = (uint8_t *)w};
     for (size_t i = 0; i < PANEL * cols; i++) w[i] = (int8_t)(random_bits() >> 24); // -128 too
     for (size_t t = 0; t < n; t++) quantize_row(act + t * cols, t, &x);
     float *fast = xcalloc(n * STRIDE, 4), *plain = xcalloc(n * STRIDE, 4);
     void *room = xcalloc(PANEL * cols, 1);
-    tile_q8(&panel, &x, n, fast, STRIDE, (size_t)n_rows, room);
-    tile_q8_plain(&panel, &x, n, plain, STRIDE, (size_t)n_rows);
+    tile_bytes(&panel, &x, n, fast, STRIDE, (size_t)n_rows, room);
+    tile_plain(&panel, &x, n, plain, STRIDE, (size_t)n_rows, NULL);
     int before = n_failed, bad = 0;
     CHECK_BITS(fast, plain, n * STRIDE); // beyond n_rows both still hold zeros
     for (size_t t = 0; t < n; t++)
@@ -284,37 +306,46 @@ static void test_tile_q8(void)
     check_tile_q8(1, 192, 96, PANEL, 1);
 }
 
-// Blocks read in place, for one token and for several: the same bits as their values taken apart,
-// for few groups, for the last groups that share a vector with others, and for panels that are not
-// full.
-static void test_blocks_in_place(void)
+// Products of each block type, for one token and for several, have the bits of the plain tile on
+// their codes and scales taken apart: for few blocks and many, and for panels that are not full.
+static void test_blocks(void)
 {
     enum { N = Q8_TOKENS + 3 };
-    size_t sizes[] = {32, 64, 96, 128, 160, 224, 576};
-    for (size_t i = 0; i < N_TENSOR_TYPES * (sizeof sizes / sizeof *sizes); i++) {
-        TensorType type = tensor_types[i % N_TENSOR_TYPES], apart = type;
-        size_t cols = sizes[i / N_TENSOR_TYPES], rows = PANEL + 3, n = cols / 32;
-        size_t bytes = rows * n * type.bytes;
-        if (!type.in_place) continue;
-        apart.in_place = 0;
-        uint8_t *data = xcalloc(bytes, 1);
-        for (size_t k = 0; k < bytes; k++) data[k] = (uint8_t)(random_bits() >> 24);
+    size_t sizes[] = {1, 2, 3, 5, 18};
+    for (size_t i = 0; i < N_TENSOR_TYPES * COUNT(sizes); i++) {
+        const TensorType *type = &tensor_types[i % N_TENSOR_TYPES];
+        if (!type->scales) continue;
+        size_t n = sizes[i / N_TENSOR_TYPES], cols = n * type->block, rows = PANEL + 3;
+        size_t pitch = n * type->bytes, d_at = type->bytes == 210 ? 208 : 0;
+        uint8_t *data = xcalloc(2 * PANEL, pitch);
+        int8_t *codes = xcalloc(PANEL, cols);
+        float *scales = xcalloc(PANEL * cols, 4), *mins = xcalloc(PANEL * cols, 4);
+        for (size_t k = 0; k < rows * pitch; k++) data[k] = (uint8_t)(random_bits() >> 24);
         for (size_t k = 0; k < rows * n; k++) // scales and minima that are no NaN
-            data[k * type.bytes + 1] &= 0xbf, data[k * type.bytes + 3] &= 0xbf;
-        Tensor w = {&type, data, NULL, 32, rows, cols}, v = {&apart, data, NULL, 32, rows, cols};
+            data[k * type->bytes + d_at + 1] &= 0xbf, data[k * type->bytes + 3] &= 0xbf;
+        Tensor w = {type, data, NULL, type->group, rows, cols};
         float *x = random_floats(N * cols), *want = xcalloc(N * rows, 4);
         float *one = xcalloc(N * rows, 4), *all = xcalloc(N * rows, 4);
-        Quantized act = quantized(N, cols, 32);
-        matmul(&act, &(Product){&v, want}, 1, x, N);
+        Quantized act = quantized(N, cols, type->group);
         matmul(&act, &(Product){&w, all}, 1, x, N);
+        for (size_t r0 = 0; r0 < rows; r0 += PANEL) {
+            size_t n_rows = min_size(PANEL, rows - r0);
+            type->scales(type, data + r0 * pitch, pitch, n, scales, mins);
+            for (size_t r = 0; r < n_rows; r++)
+                block_codes(type, data + (r0 + r) * pitch, n, codes + r * cols);
+            Panel p = {.type = &tensor_types[T_Q8], .rows = (char *)codes, .pitch = cols,
+                       .scales = scales, .mins = type->has_min ? mins : NULL};
+            tile_plain(&p, &act, N, want + r0, rows, n_rows, NULL);
+        }
         for (size_t t = 0; t < N; t++)
             matmul(&act, &(Product){&w, one + t * rows}, 1, x + t * cols, 1);
         int before = n_failed;
         CHECK_BITS(all, want, N * rows);
         CHECK_BITS(one, want, N * rows);
-        note_failures(before, "%s, cols %zu", type.name, cols);
+        note_failures(before, "%s, cols %zu", type->name, cols);
         free_quantized(&act);
-        free(data), free(x), free(want), free(one), free(all);
+        free(data), free(codes), free(scales), free(mins);
+        free(x), free(want), free(one), free(all);
     }
 }
 
@@ -552,13 +583,13 @@ int main(void)
     test_half_to_float();
     test_float_to_half();
     test_vexp();
-    test_lanes();
+    test_vsum();
     test_dot();
-    test_tile_f32();
+    test_products_f32();
     test_gemm_rows();
     test_quantize_row();
     test_tile_q8();
-    test_blocks_in_place();
+    test_blocks();
     test_transpose_floats();
     test_unpack();
     test_rmsnorm();

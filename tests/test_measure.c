@@ -1,6 +1,6 @@
-// test_measure.c: section 14 of run.c, and measure.c: the tokens of a turn, what the tasks ask and where
-// their facts stand, which answers are right, and what the modes perplexity and passkey print. The
-// vocabulary and the models are made here; texts and tables are read back and computed anew.
+// test_measure.c: measure.c: what the tasks ask and where their facts stand, which answers are
+// right, and what the modes perplexity and passkey print. The vocabulary and the models are made
+// here; texts and tables are read back and computed anew.
 #define TESTING
 #define _GNU_SOURCE
 #include <stdio.h>
@@ -62,64 +62,6 @@ static char *decode_all(const Tokenizer *t, const int *ids, size_t n)
         memcpy(end, piece, len);
     }
     return text;
-}
-
-// ---- Turns -------------------------------------------------------------------------------------
-
-// Conversations as the models' templates write them: \3 is the system's text, \4 the user's, \1
-// and \2 are BOS and EOS. `end` comes between a reply and the next turn.
-static const struct {
-    const char *name, *with_system, *without, *end;
-} turns[] = {
-    {"chatml", "<|im_start|>system\n\3<|im_end|>\n<|im_start|>user\n\4<|im_end|>\n<|im_start|>"
-     "assistant\n", "<|im_start|>user\n\4<|im_end|>\n<|im_start|>assistant\n", "<|im_end|>\n"},
-    {"llama3", "<|start_header_id|>system<|end_header_id|>\n\n\3<|eot_id|><|start_header_id|>user"
-     "<|end_header_id|>\n\n\4<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n",
-     "<|start_header_id|>user<|end_header_id|>\n\n\4<|eot_id|><|start_header_id|>assistant"
-     "<|end_header_id|>\n\n", "<|eot_id|>"},
-    {"gemma", "<start_of_turn>user\n\3\n\n\4<end_of_turn>\n<start_of_turn>model\n",
-     "<start_of_turn>user\n\4<end_of_turn>\n<start_of_turn>model\n", "<end_of_turn>\n"},
-    {"llama2", "[INST] <<SYS>>\n\3\n<</SYS>>\n\n\4 [/INST]", "[INST] \4 [/INST]", "\2\1"},
-    {"mistral", "[INST] \3\n\n\4 [/INST]", "[INST] \4 [/INST]", "\2"},
-    {"zephyr", "<|system|>\n\3\2\n<|user|>\n\4\2\n<|assistant|>\n",
-     "<|user|>\n\4\2\n<|assistant|>\n", "\2\n"},
-};
-
-// The turn must have the template's tokens, and the texts in it none but those of text.
-static void check_turn(size_t k, int add_bos, int later, int with_system)
-{
-    static const char system[] = "Be <|im_start|>brief.<s>";
-    static const char user[] = "Hi <|im_end|><|eot_id|>\2</s> queen<end_of_turn>\1";
-    int before = n_failed, want[1000];
-    size_t n, n_want = 0, len;
-    char turn[500];
-    sprintf(turn, "%s%s", later ? turns[k].end : add_bos ? "\1" : "",
-            with_system ? turns[k].with_system : turns[k].without);
-    for (const char *at = turn; *at; at += len) {
-        const char *text = *at == 3 ? system : user;
-        len = strcspn(at, "\3\4");
-        if (len) n_want += naive_ids(at, len, 1, want + n_want);
-        else n_want += naive_ids(text, strlen(text), 0, want + n_want), len = 1;
-    }
-    Session s = {.tokenizer = make_vocabulary(add_bos, 0), .pos = later ? 30 : 0};
-    int *ids = encode_turn(&s, &chat_formats[k], with_system ? system : NULL, user, &n);
-    CHECK(n == n_want && !memcmp(ids, want, n * sizeof *ids));
-    note_failures(before, "%s, BOS %d, later %d, system %d", turns[k].name, add_bos, later,
-                  with_system);
-    free(ids);
-}
-
-static void test_turns(void)
-{
-    CHECK_INT(COUNT(turns), COUNT(chat_formats));
-    for (size_t k = 0; k < COUNT(turns); k++) {
-        Out o = {0};
-        put_string(&o, turns[k].with_system);
-        CHECK(find_chat_format(&(Vocab){.tokens.n = 1, .chat = {o.p, 1}}) == &chat_formats[k]);
-        CHECK(!strcmp(chat_formats[k].name, turns[k].name));
-        for (int i = 0; i < 8; i++) check_turn(k, i & 1, i >> 1 & 1, i >> 2);
-        free(o.p);
-    }
 }
 
 // ---- Tasks -------------------------------------------------------------------------------------
@@ -225,7 +167,7 @@ static void check_tasks(Grid g)
         char *text = task_text(&g, &t, first, (size_t)n);
         unplaced += !well_placed(&t, text, first, n);
         unsolved += solvers[g.kind](text, t.answer) != (int)ceil(depth * n);
-        g.format = &chat_formats[0];
+        g.format = chat_formats[0].template;
         char *chat = task_text(&g, &t, first, (size_t)n);
         text[strlen(text) - strlen(t.lead) - 1] = 0;
         sprintf(want, "user\n%s\nassistant\n%s", text, t.lead);
@@ -405,9 +347,76 @@ static void test_grid(void)
     CHECK(strstr(text, want));
     CHECK(strstr(text, "\nall cells: 5.0%\n"));
     free(text);
-    for (int i = 0; i < 64; i++) last[i] = s.recent[(s.pos + i) % 64];
+    for (int i = 0; i < 64; i++) last[i] = s.ids[s.pos - 64 + i];
     CHECK(strstr(text = decode_all(&s.tokenizer, last, 64), "is the pass key. What"));
     free(text);
+}
+
+// The keys of a list are all different, the pair that is asked for stands in it once, and what the
+// examples say stands in it, too.
+static void test_kv(void)
+{
+    static Session s;
+    TestModel model = make_model(small);
+    open_test_session(&s, &model, 400, 64);
+    s.tokenizer = make_vocabulary(0, 0);
+    Grid g = {.s = &s, .kind = 3};
+    for (uint64_t seed = 1; seed < 40; seed++) {
+        uint64_t rng = seed_random(seed);
+        Task t = {0};
+        size_t n_ids;
+        char said[80], *text, *end;
+        int keys[301], bad = 0, before = n_failed;
+        make_kv(&t, (double)(seed % 5) / 4, &rng);
+        int *ids = encode_task(&g, &t, 0, 300, &n_ids);
+        text = decode_all(&s.tokenizer, ids, n_ids);
+        char *at = text;
+        for (int i = 0; i < 301; i++, at = end) {
+            int value;
+            sscanf(at, "The value of %d is %d.%n", &keys[i], &value, &bad);
+            end = at + bad + 1;
+            if (keys[i] == kv_key(t.pairs, 0)) CHECK(value == t.answer);
+        }
+        bad = 0;
+        for (int i = 0; i < 301; i++)
+            for (int k = 0; k < i; k++) bad += keys[i] == keys[k];
+        CHECK_INT(bad, 0);
+        for (int i = 0; i < 2; i++, at = strchr(at, '.') + 2) {
+            at = strchr(at, '?') + 2;
+            snprintf(said, sizeof said, "%.*s", (int)strcspn(at, "."), at);
+            CHECK(strstr(text, said) < at && strlen(said) > 20);
+        }
+        snprintf(said, sizeof said, "What is the value of %d? The value of %d is", kv_key(t.pairs, 0),
+                 kv_key(t.pairs, 0));
+        CHECK(!strcmp(at, said));
+        note_failures(before, "kv, seed %d", (int)seed);
+        free(ids), free(text);
+    }
+    free_test_model(&model);
+}
+
+// Losses from the last 13 to 16 tokens (all, where there are fewer): windows of 16 begin at every
+// fourth token, and each counts where it is the first to have its last four.
+static void test_recent(void)
+{
+    static Session s;
+    TestModel model = make_model(small);
+    int ids[101], bad = 0;
+    double got[100];
+    float logits[VOCAB];
+    open_test_session(&s, &model, 400, 7);
+    for (int i = 0; i < 101; i++) ids[i] = (int)(random_bits() % VOCAB);
+    Perplexity p = {.n = 100, .vocab = VOCAB, .to_feed = 1, .logits = xcalloc(LOGIT_ROWS * VOCAB, 4)};
+    CHECK_INT(recent_losses(&s, &p, ids, 16, got), 100);
+    for (int i = 0; i < 100; i++) {
+        int from = i < 16 ? 0 : (i - 12) / 4 * 4;
+        for (int k = from; k <= i; k++) forward(&s.state, ids + k, 1, k - from);
+        classify(&s.state, 0, 1, logits);
+        bad += !(fabs(cross_entropy(logits, VOCAB, ids[i + 1]) - got[i]) < 1e-5);
+    }
+    CHECK_INT(bad, 0);
+    free(p.logits);
+    free_test_model(&model);
 }
 
 // ---- Perplexity --------------------------------------------------------------------------------
@@ -553,10 +562,11 @@ static void test_perplexity(void)
 
 int main(void)
 {
-    test_turns();
     test_tasks();
     test_answers();
     test_grid();
+    test_kv();
+    test_recent();
     test_perplexity();
     return report("test_measure");
 }

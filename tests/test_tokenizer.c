@@ -368,13 +368,14 @@ static void test_penalty(void)
 // Logits of any size, and a penalty that makes the best one infinite.
 static void test_large_logits(void)
 {
-    float logits[3] = {-3e38f, 3e38f, 1};
+    float logits[3] = {-3e38f, 3e38f, 1}, again[3], infinite[3] = {-3e38f, INFINITY, 1};
     Sampler s = plain_sampler();
+    memcpy(again, logits, sizeof logits);
     CHECK_INT(sample(&s, logits, 3, NULL, 0), 1);
     s.repeat_penalty = 0.1f;
-    CHECK_INT(sample(&s, logits, 3, (int[]){1}, 1), 1);
+    CHECK_INT(sample(&s, again, 3, (int[]){1}, 1), 1);
     s.top_p = 0.9f;
-    CHECK_INT(sample(&s, logits, 3, NULL, 0), 1); // infinite from the start
+    CHECK_INT(sample(&s, infinite, 3, NULL, 0), 1);
 }
 
 static void test_seeds(void)

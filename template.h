@@ -1,0 +1,705 @@
+// How a model wants a conversation to be written: an interpreter for chat templates.
+//
+// A model file has a template, a text in the language Jinja that turns messages (each a role and a
+// content) into what the model was trained to read. Wrong by a newline, the model answers badly and
+// nobody knows why, so nothing is guessed here: the template itself is executed. run.c includes
+// this file, as all that is needed of the language has nothing to do with a Transformer.
+//
+//     {{ expression }}    writes what the expression comes to
+//     {% if %} {% for %} {% set %}    have the meaning that their names say
+//     {# comment #}       writes nothing, and all else is text that is written as it stands
+//
+// The interpreter knows the part of the language that templates use when there are no tools. It
+// runs along the template's text without taking it apart first: a branch that is not taken is only
+// searched for its end, so that what is unknown in it does no harm. Whatever goes wrong in an
+// expression (an unknown function, a sum with something undefined, the template's own
+// raise_exception) comes to a term of the kind "wrong", which carries the reason. It spreads to
+// what is computed from it, and where it matters (it is to be written, or decides something) the
+// template stops with that reason. A template that stops is refused.
+
+// What an expression comes to. A message is a list of two, its role and its content.
+typedef struct Term {
+    enum { T_UNDEFINED, T_NONE, T_WRONG, T_BOOL, T_NUMBER, T_TEXT, T_LIST, T_MESSAGE } kind;
+    long n; // the number; bytes of the text, items of the list
+    union {
+        const char *s; // of something wrong: the reason, ended by a zero byte
+        const struct Term *items;
+    };
+} Term;
+
+// A template at work. Everything that it allocates is kept to its end.
+typedef struct {
+    const char *text, *at; // all of it, and how far it is read
+    struct {
+        Term name, value;
+    } vars[128];    // the last one of a name counts, so that a loop's variables hide outer ones
+    int n_vars;
+    int depth;      // of blocks and expressions inside one another, and
+    int loops;      // of loops
+    size_t work;    // bytes kept and read so far: a template must come to an end
+    char *out;      // what it has written, and
+    size_t n_out, room;
+    struct Kept {
+        struct Kept *next;
+        Term terms[];
+    } *kept;
+    char error[200]; // the reason why it stopped; empty: it did not
+} Template;
+
+enum { MOST_DEPTH = 100, MOST_WORK = 1 << 29 };
+
+static const char BLANKS[] = " \t\r\n\v\f";
+
+static Term text_term(const char *s) { return (Term){T_TEXT, (long)strlen(s), {s}}; }
+static Term number_term(long n) { return (Term){T_NUMBER, n, {NULL}}; }
+static Term bool_term(int yes) { return (Term){T_BOOL, yes, {NULL}}; }
+static Term wrong_term(const char *reason) { return (Term){T_WRONG, 0, {reason}}; }
+static int is_name_char(char c) { return isalnum((unsigned char)c) || c == '_'; }
+
+static int same_term(Term a, Term b)
+{
+    if (a.kind != b.kind || a.n != b.n) return 0;
+    return a.kind == T_TEXT ? !memcmp(a.s, b.s, (size_t)a.n) : a.kind < T_TEXT || a.s == b.s;
+}
+
+static int is_word(Term v, const char *word) { return same_term(v, text_term(word)); }
+
+// Stops the template, for the first reason that is given. The position becomes the end of an empty
+// text, so that everything that is under way comes to its end by itself.
+static void stop_template(Template *t, const char *reason)
+{
+    if (!*t->error)
+        snprintf(t->error, sizeof t->error, *t->at ? "%s, before \"%.*s\"" : "%s", reason,
+                 (int)min_size(strcspn(t->at, "\n"), 40), t->at);
+    t->at = "";
+}
+
+static void *keep(Template *t, size_t bytes)
+{
+    struct Kept *k = xrealloc(NULL, sizeof *k + bytes, 1);
+    k->next = t->kept;
+    t->kept = k;
+    if ((t->work += bytes) > MOST_WORK) stop_template(t, "it does not come to an end");
+    return k->terms;
+}
+
+// Whether it counts as yes. Something wrong must not decide anything.
+static int is_true(Template *t, Term v)
+{
+    if (v.kind == T_WRONG) stop_template(t, v.s);
+    return v.kind > T_WRONG && v.n;
+}
+
+static void write_text(Template *t, const char *s, size_t n)
+{
+    if (t->n_out + n >= t->room) {
+        t->room = 2 * (t->n_out + n) + 256;
+        t->out = xrealloc(t->out, t->room, 1);
+    }
+    memcpy(t->out + t->n_out, s, n);
+    t->out[t->n_out += n] = 0;
+    if ((t->work += n) > MOST_WORK) stop_template(t, "it does not come to an end");
+}
+
+static void write_term(Template *t, Term v)
+{
+    char digits[32];
+    if (v.kind == T_NUMBER) v = text_term((sprintf(digits, "%ld", v.n), digits));
+    if (v.kind == T_TEXT) write_text(t, v.s, (size_t)v.n);
+    else if (v.kind) stop_template(t, v.kind == T_WRONG ? v.s : "what it writes is no text");
+}
+
+// --- variables ----------------------------------------------------------------------------------
+
+static Term *find_var(Template *t, Term name)
+{
+    for (int i = t->n_vars - 1; i >= 0; i--)
+        if (same_term(t->vars[i].name, name)) return &t->vars[i].value;
+    return NULL;
+}
+
+static void add_var(Template *t, Term name, Term value)
+{
+    if (t->n_vars == COUNT(t->vars)) stop_template(t, "it has too many variables");
+    else t->vars[t->n_vars].name = name, t->vars[t->n_vars++].value = value;
+}
+
+// --- words --------------------------------------------------------------------------------------
+
+// Steps over this word or sign, if it comes next. The end of a tag, which may begin with a minus,
+// is no operator.
+static int accept(Template *t, const char *word)
+{
+    const char *p = t->at + strspn(t->at, BLANKS), *end = p + (*p == '-' || *p == '+');
+    size_t n = strlen(word);
+    if (strncmp(p, word, n) || (is_name_char(*word) && is_name_char(p[n]))) return 0;
+    if ((*end == '%' || *end == '}') && end[1] == '}') return 0;
+    t->at = p + n;
+    return 1;
+}
+
+// A name. loop.first and a namespace's variables are variables with a dot in their name.
+static Term read_name(Template *t)
+{
+    Term name = {T_TEXT, 0, {t->at += strspn(t->at, BLANKS)}};
+    while (is_name_char(name.s[name.n])) name.n++;
+    Term longer = {T_TEXT, name.n + (name.s[name.n] == '.'), {name.s}};
+    while (is_name_char(name.s[longer.n])) longer.n++;
+    if (longer.n > name.n && find_var(t, longer)) name = longer;
+    if (!name.n || isdigit((unsigned char)*name.s)) stop_template(t, "a name is missing");
+    else t->at += name.n;
+    return name;
+}
+
+static Term read_string(Template *t)
+{
+    static const char codes[] = "ntr\\'\"", chars[] = "\n\t\r\\'\"";
+    char quote = *t->at++, *s;
+    const char *from = t->at;
+    while (*t->at && *t->at != quote) t->at += *t->at == '\\' && t->at[1] ? 2 : 1;
+    Term v = {T_TEXT, 0, {s = keep(t, (size_t)(t->at - from) + 1)}};
+    for (const char *end = from + strlen(from); from < t->at && from < end; from++) {
+        const char *code = *from == '\\' ? strchr(codes, from[1]) : NULL;
+        s[v.n++] = code ? chars[code - codes] : *from;
+        from += code != NULL;
+    }
+    t->at += *t->at == quote;
+    return v;
+}
+
+// --- functions ----------------------------------------------------------------------------------
+
+static Term join_terms(Template *t, Term a, Term b)
+{
+    if (a.kind == T_WRONG || b.kind == T_WRONG) return a.kind == T_WRONG ? a : b;
+    if (a.kind == T_NUMBER && b.kind == T_NUMBER) return number_term(a.n + b.n);
+    if (a.kind != T_TEXT || b.kind != T_TEXT) return wrong_term("a sum of what is no text");
+    char *s = keep(t, (size_t)(a.n + b.n) + 1);
+    memcpy(s, a.s, (size_t)a.n);
+    memcpy(s + a.n, b.s, (size_t)b.n);
+    return (Term){T_TEXT, a.n + b.n, {s}};
+}
+
+static const char *find_text(Term v, Term part)
+{
+    return memmem(v.s, (size_t)v.n, part.s, (size_t)part.n);
+}
+
+// Python's `in`.
+static Term is_inside(Term part, Term v)
+{
+    if (v.kind == T_WRONG || part.kind == T_WRONG) return part.kind == T_WRONG ? part : v;
+    if (v.kind == T_MESSAGE) return bool_term(is_word(part, "role") || is_word(part, "content"));
+    if (v.kind == T_TEXT && part.kind == T_TEXT) return bool_term(find_text(v, part) != NULL);
+    if (v.kind && v.kind != T_LIST) return wrong_term("nothing can be in it");
+    for (long i = 0; i < v.n; i++)
+        if (same_term(v.items[i], part)) return bool_term(1);
+    return bool_term(0);
+}
+
+// v without the characters of a set at these ends.
+static Term strip_text(Term v, Term set, int left, int right)
+{
+    while (left && v.n && memchr(set.s, *v.s, (size_t)set.n)) v.s++, v.n--;
+    while (right && v.n && memchr(set.s, v.s[v.n - 1], (size_t)set.n)) v.n--;
+    return v;
+}
+
+static Term split_text(Template *t, Term v, Term separator)
+{
+    long n = 1;
+    Term rest = v;
+    if (!separator.n) return wrong_term("an empty separator");
+    for (const char *cut; (cut = find_text(rest, separator)); n++)
+        rest = (Term){T_TEXT, rest.s + rest.n - cut - separator.n, {cut + separator.n}};
+    Term *parts = keep(t, (size_t)n * sizeof *parts);
+    for (long i = 0; i < n; i++) {
+        const char *end = i < n - 1 ? find_text(v, separator) : v.s + v.n;
+        parts[i] = (Term){T_TEXT, end - v.s, {v.s}};
+        v.n -= end - v.s + separator.n;
+        v.s = end + separator.n;
+    }
+    return (Term){T_LIST, n, {.items = parts}};
+}
+
+static Term replace_text(Template *t, Term v, Term old, Term new)
+{
+    Term parts = split_text(t, v, old);
+    if (parts.kind != T_LIST) return parts;
+    Term joined = parts.items[0];
+    for (long i = 1; i < parts.n; i++)
+        joined = join_terms(t, join_terms(t, joined, new), parts.items[i]);
+    return joined;
+}
+
+// Letters in another case: 'u'pper, 'l'ower, or words with a 't'itle's capitals (of ASCII only).
+static Term change_case(Template *t, Term v, char how)
+{
+    char *s = memcpy(keep(t, (size_t)v.n + 1), v.s, (size_t)v.n);
+    for (long i = 0; i < v.n; i++) {
+        int inside = i && isalpha((unsigned char)v.s[i - 1]);
+        int up = how == 'u' || (how == 't' && !inside);
+        s[i] = (char)(up ? toupper((unsigned char)s[i]) : tolower((unsigned char)s[i]));
+    }
+    return (Term){T_TEXT, v.n, {s}};
+}
+
+static time_t (*clock_of_templates)(time_t *) = time; // a test sets another
+
+static Term format_date(Template *t, Term format)
+{
+    time_t now = clock_of_templates(NULL);
+    char *copy = keep(t, (size_t)format.n + 1), *s = keep(t, 256);
+    memcpy(copy, format.s, (size_t)format.n);
+    copy[format.n] = 0;
+    return (Term){T_TEXT, (long)strftime(s, 256, copy, localtime(&now)), {s}};
+}
+
+// A text's own functions, methods or filters; the argument is missing (n_args 0) or a text.
+static Term call_on_text(Template *t, Term v, Term name, const Term *arg, int n_args)
+{
+    Term set = n_args ? arg[0] : text_term(BLANKS);
+    Term head = {T_TEXT, set.n, {v.s}}, tail = {T_TEXT, set.n, {v.s + v.n - set.n}};
+    if (is_word(name, "trim") || is_word(name, "strip")) return strip_text(v, set, 1, 1);
+    if (is_word(name, "lstrip")) return strip_text(v, set, 1, 0);
+    if (is_word(name, "rstrip")) return strip_text(v, set, 0, 1);
+    if (is_word(name, "upper") || is_word(name, "lower") || is_word(name, "title"))
+        return change_case(t, v, *name.s);
+    if (!n_args) return wrong_term("an unknown function");
+    if (is_word(name, "split") && n_args == 1) return split_text(t, v, set);
+    if (is_word(name, "replace") && n_args == 2 && arg[1].kind == T_TEXT)
+        return replace_text(t, v, set, arg[1]);
+    if (is_word(name, "startswith")) return bool_term(v.n >= set.n && same_term(head, set));
+    if (is_word(name, "endswith")) return bool_term(v.n >= set.n && same_term(tail, set));
+    return wrong_term("an unknown function");
+}
+
+// A method or filter of v, or a function (v is undefined then).
+static Term call(Template *t, Term v, Term name, const Term *arg, int n_args)
+{
+    if (v.kind == T_WRONG) return v;
+    for (int i = 0; i < n_args; i++)
+        if (arg[i].kind == T_WRONG) return arg[i];
+    int text = n_args && arg[0].kind == T_TEXT;
+    if (is_word(name, "raise_exception") && text) {
+        char *reason = keep(t, (size_t)arg[0].n + 1);
+        memcpy(reason, arg[0].s, (size_t)arg[0].n);
+        reason[arg[0].n] = 0;
+        return wrong_term(reason);
+    }
+    if (is_word(name, "strftime_now") && text) return format_date(t, arg[0]);
+    if (is_word(name, "default") && n_args) return v.kind ? v : arg[0];
+    if (is_word(name, "string") && v.kind == T_TEXT) return v;
+    if (is_word(name, "list") && v.kind == T_LIST) return v;
+    if (is_word(name, "length") && v.kind >= T_TEXT) return number_term(v.n);
+    if (v.kind == T_TEXT && (!n_args || text)) return call_on_text(t, v, name, arg, n_args);
+    return wrong_term("an unknown function");
+}
+
+// --- expressions --------------------------------------------------------------------------------
+
+static Term read_expression(Template *t);
+
+// Terms with commas between, up to the closing bracket; returns how many. Names in front of
+// arguments (indent=4) are those of functions that nobody here knows.
+static int read_items(Template *t, const char *close, Term *items, int most)
+{
+    int n = 0;
+    while (!accept(t, close) && *t->at) {
+        if (n == most || (n && !accept(t, ","))) stop_template(t, "a list goes wrong");
+        else if (!accept(t, close)) {
+            const char *from = t->at += strspn(t->at, BLANKS);
+            while (is_name_char(*t->at)) t->at++;
+            if (t->at == from || !accept(t, "=") || *t->at == '=') t->at = from;
+            items[n++] = read_expression(t);
+        } else break;
+    }
+    return n;
+}
+
+static Term read_call(Template *t, Term v, Term name)
+{
+    Term args[4];
+    int n = accept(t, "(") ? read_items(t, ")", args, COUNT(args)) : 0;
+    return call(t, v, name, args, n);
+}
+
+static Term find_attribute(Term v, Term name)
+{
+    if (v.kind == T_WRONG) return v;
+    if (!v.kind) return wrong_term("a part of something undefined");
+    if (v.kind != T_MESSAGE) return (Term){0};
+    return is_word(name, "role") ? v.items[0] : is_word(name, "content") ? v.items[1] : (Term){0};
+}
+
+// Behind a bracket: [name], [i], or [from:to:step] of which the step is 1 or -1.
+static Term read_index(Template *t, Term v)
+{
+    Term part[3] = {{0}};
+    int colons = 0;
+    while (!accept(t, "]") && *t->at) {
+        if (!accept(t, ":")) part[colons] = read_expression(t);
+        else if (++colons > 2) stop_template(t, "a third colon"), colons = 2;
+    }
+    for (int i = 0; i < 3; i++)
+        if (part[i].kind == T_WRONG) return part[i];
+    if (!colons && part[0].kind == T_TEXT) return find_attribute(v, part[0]);
+    if (v.kind == T_WRONG) return v;
+    if (v.kind != T_LIST) return wrong_term("an item of what is no list");
+    long at = part[0].n < 0 ? part[0].n + v.n : part[0].n, back = part[2].kind && part[2].n == -1;
+    long end = !part[1].kind ? v.n : part[1].n < 0 ? part[1].n + v.n : part[1].n;
+    if (!colons) return at >= 0 && at < v.n ? v.items[at] : (Term){0};
+    if (part[2].kind && (part[2].n != -1 || part[0].kind || part[1].kind))
+        return wrong_term("a slice with a step");
+    if (end > v.n) end = v.n;
+    if (at < 0 || at > end) at = end;
+    Term *items = keep(t, (size_t)v.n * sizeof *items);
+    for (long i = at; i < end; i++) items[back ? end - 1 - i : i - at] = v.items[i];
+    return (Term){T_LIST, end - at, {.items = items}};
+}
+
+// Behind "is".
+static Term read_test(Template *t, Term v)
+{
+#define KIND(k) (1 << T_##k)
+    static const struct {
+        const char *name;
+        int kinds;
+    } tests[] = {
+        {"defined", ~KIND(UNDEFINED)}, {"undefined", KIND(UNDEFINED)}, {"none", KIND(NONE)},
+        {"true", KIND(BOOL)}, {"false", KIND(BOOL)}, {"boolean", KIND(BOOL)},
+        {"number", KIND(NUMBER)}, {"string", KIND(TEXT)}, {"mapping", KIND(MESSAGE)},
+        {"iterable", KIND(UNDEFINED) | KIND(TEXT) | KIND(LIST) | KIND(MESSAGE)},
+        {"sequence", KIND(UNDEFINED) | KIND(TEXT) | KIND(LIST) | KIND(MESSAGE)},
+    };
+#undef KIND
+    int no = accept(t, "not");
+    Term name = read_name(t);
+    if (v.kind == T_WRONG) return v;
+    for (size_t k = 0; k < COUNT(tests); k++) {
+        if (!is_word(name, tests[k].name)) continue;
+        int yes = tests[k].kinds >> v.kind & 1;
+        if (is_word(name, "true")) yes = yes && v.n;
+        if (is_word(name, "false")) yes = yes && !v.n;
+        return bool_term(yes != no);
+    }
+    return wrong_term("an unknown test");
+}
+
+static Term read_list(Template *t, const char *close)
+{
+    Term items[32], *kept;
+    int n = read_items(t, close, items, COUNT(items));
+    if (*t->error) return (Term){0};
+    if (n == 1 && *close == ')' && t->at[-2] != ',') return items[0];
+    kept = memcpy(keep(t, sizeof items), items, (size_t)n * sizeof *items);
+    return (Term){T_LIST, n, {.items = kept}};
+}
+
+static Term read_operand(Template *t)
+{
+    Term v;
+    t->at += strspn(t->at, BLANKS);
+    if (*t->at == '\'' || *t->at == '"') v = read_string(t);
+    else if (isdigit((unsigned char)*t->at)) v = number_term(strtol(t->at, (char **)&t->at, 10));
+    else if (accept(t, "(")) v = read_list(t, ")");
+    else if (accept(t, "[")) v = read_list(t, "]");
+    else {
+        Term name = read_name(t), *var = find_var(t, name);
+        v = *t->at == '(' ? read_call(t, (Term){0}, name) : var ? *var : (Term){0};
+    }
+    for (;;)
+        if (accept(t, "[")) v = read_index(t, v);
+        else if (accept(t, "|")) v = read_call(t, v, read_name(t));
+        else if (accept(t, "is")) v = read_test(t, v);
+        else if (accept(t, ".")) {
+            Term name = read_name(t);
+            v = *t->at == '(' ? read_call(t, v, name) : find_attribute(v, name);
+        } else return v;
+}
+
+// The operators, those that bind least first, in each group the longer of two that begin alike.
+static const struct {
+    char sign[4];
+    int level;
+} operators[] = {{"or", 1}, {"and", 2}, {"==", 4}, {"!=", 4}, {"<=", 4}, {">=", 4}, {"<", 4},
+                 {">", 4}, {"in", 4}, {"not", 4}, {"+", 5}, {"-", 5}, {"~", 6}, {"%", 7}};
+enum { LEVEL_NOT = 3 };
+
+static Term apply_operator(Template *t, const char *sign, Term a, Term b)
+{
+    if (a.kind == T_WRONG) return a;
+    if (*sign == 'o' || *sign == 'a') return is_true(t, a) == (*sign == 'o') ? a : b;
+    if (b.kind == T_WRONG) return b;
+    switch (*sign) {
+    case '+': case '~': return join_terms(t, a, b);
+    case '=': return bool_term(same_term(a, b));
+    case '!': return bool_term(!same_term(a, b));
+    case 'i': return is_inside(a, b);
+    case 'n': a = is_inside(a, b); return a.kind == T_WRONG ? a : bool_term(!a.n);
+    }
+    if (a.kind != T_NUMBER || b.kind != T_NUMBER) return wrong_term("arithmetic without numbers");
+    int equal = sign[1] == '=' && a.n == b.n;
+    switch (*sign) {
+    case '-': return number_term(a.n - b.n);
+    case '<': return bool_term(a.n < b.n || equal);
+    case '>': return bool_term(a.n > b.n || equal);
+    }
+    return b.n > 0 && a.n >= 0 ? number_term(a.n % b.n) : wrong_term("a remainder of that");
+}
+
+// Operands and the operators of this level or a higher one between them.
+static Term read_binary(Template *t, int level)
+{
+    Term a;
+    if (level <= LEVEL_NOT && accept(t, "not")) {
+        a = read_binary(t, LEVEL_NOT);
+        if (a.kind != T_WRONG) a = bool_term(!is_true(t, a));
+    } else if (accept(t, "-")) {
+        a = read_binary(t, 8);
+        a = a.kind == T_NUMBER ? number_term(-a.n) : wrong_term("a minus without a number");
+    } else a = read_operand(t);
+    for (size_t k = 0; k < COUNT(operators);) {
+        const char *sign = operators[k].sign;
+        if (operators[k].level < level || !accept(t, sign)) k++;
+        else {
+            if (*sign == 'n' && !accept(t, "in")) stop_template(t, "a not without its in");
+            a = apply_operator(t, sign, a, read_binary(t, operators[k].level + 1));
+            k = 0;
+        }
+    }
+    return a;
+}
+
+// With Python's choice: A if C else B.
+static Term read_expression(Template *t)
+{
+    if (++t->depth > MOST_DEPTH) stop_template(t, "brackets too deep");
+    Term v = read_binary(t, 1);
+    if (accept(t, "if")) {
+        Term condition = read_binary(t, 1), other = {0};
+        if (accept(t, "else")) other = read_expression(t);
+        if (condition.kind == T_WRONG) v = condition;
+        else if (!is_true(t, condition)) v = other;
+    }
+    t->depth--;
+    return v;
+}
+
+// --- tags ---------------------------------------------------------------------------------------
+
+// Steps over the end of a tag and the white space that goes with it: all of it behind a minus, the
+// newline behind a {% %} or {# #}, as for the models' authors (trim_blocks).
+static void close_tag(Template *t)
+{
+    t->at += strspn(t->at, BLANKS);
+    int strip = *t->at == '-';
+    t->at += strip || *t->at == '+';
+    char kind = *t->at;
+    if (!kind || !strchr("%}#", kind) || t->at[1] != '}') {
+        stop_template(t, "something unknown in a tag");
+        return;
+    }
+    t->at += 2;
+    if (strip) t->at += strspn(t->at, BLANKS);
+    else if (kind != '}' && *t->at == '\n') t->at++;
+}
+
+// Goes to the end of a tag that ends with this character and a brace.
+static void skip_tag(Template *t, char kind)
+{
+    for (char c; (c = *t->at) && !(c == kind && t->at[1] == '}'); t->at++)
+        if (c == '\'' || c == '"') {
+            for (t->at++; *t->at && *t->at != c; t->at++) t->at += *t->at == '\\' && t->at[1];
+            if (!*t->at) break;
+        }
+    if (*t->at && (t->at[-1] == '-' || t->at[-1] == '+')) t->at--;
+}
+
+// Where the text in front of a tag ends: a minus takes all white space away, and a block that is
+// the first in its line the blanks before it (lstrip_blocks). The last newline of all is no text.
+static const char *end_of_text(const Template *t, const char *from, const char *tag)
+{
+    const char *end = tag;
+    if (!*tag) return end > from && end[-1] == '\n' ? end - 1 : end;
+    if (tag[2] == '-') {
+        while (end > from && strchr(BLANKS, end[-1])) end--;
+        return end;
+    }
+    if (tag[1] == '{' || tag[2] == '+') return end;
+    while (end > from && (end[-1] == ' ' || end[-1] == '\t')) end--;
+    return end == t->text || end[-1] == '\n' ? end : tag;
+}
+
+// Writes the text up to the next tag, if it is live, and steps behind the tag's beginning. Returns
+// its second character, { or %, or 0 at the end.
+static char next_tag(Template *t, int live)
+{
+    for (const char *from, *tag; *(from = t->at);) {
+        for (tag = from; *tag && !(*tag == '{' && tag[1] && strchr("{%#", tag[1]));) tag++;
+        if (live) write_text(t, from, (size_t)(end_of_text(t, from, tag) - from));
+        if (*t->error) break;
+        if ((t->work += (size_t)(tag - from) + 1) > MOST_WORK) stop_template(t, "it does not end");
+        t->at = tag;
+        if (!*tag) break;
+        t->at += 2 + (tag[2] == '-' || tag[2] == '+');
+        if (tag[1] != '#') return tag[1];
+        const char *close = strstr(t->at, "#}");
+        if (close) t->at = close - (close > t->at && close[-1] == '-');
+        else stop_template(t, "a comment without its end");
+        close_tag(t);
+    }
+    return 0;
+}
+
+static Term run_block(Template *t, int live);
+
+// From behind the word if to behind its endif.
+static void run_if(Template *t, int live)
+{
+    int done = !live; // one branch was taken, or none may be
+    Term word = text_term("if");
+    while (!is_word(word, "endif") && !*t->error) {
+        int take = 0;
+        if (done) skip_tag(t, '%');
+        else take = is_word(word, "else") || is_true(t, read_expression(t));
+        done |= take;
+        close_tag(t);
+        word = run_block(t, take);
+        if (!is_word(word, "endif") && strncmp(word.s, "el", 2))
+            stop_template(t, "an if without its end");
+    }
+    close_tag(t);
+}
+
+// One time round a loop, live if there is an item.
+static void run_body(Template *t, Term name, Term list, long i)
+{
+    add_var(t, text_term("loop.index0"), number_term(i));
+    add_var(t, text_term("loop.index"), number_term(i + 1));
+    add_var(t, text_term("loop.first"), bool_term(i == 0));
+    add_var(t, text_term("loop.last"), bool_term(i == list.n - 1));
+    if (i < list.n) add_var(t, name, list.items[i]);
+    Term word = run_block(t, i < list.n);
+    if (!is_word(word, "endfor")) stop_template(t, "a for without its end, or unknown words in it");
+}
+
+static void run_for(Template *t, int live)
+{
+    Term name = {0}, list = {0};
+    if (live) {
+        name = read_name(t);
+        if (!accept(t, "in")) stop_template(t, "a for without its in");
+        list = read_binary(t, 1);
+        if (list.kind && list.kind != T_LIST)
+            stop_template(t, list.kind == T_WRONG ? list.s : "a for without a list");
+    } else skip_tag(t, '%');
+    close_tag(t);
+    const char *body = t->at;
+    int outside = t->n_vars;
+    if (list.kind != T_LIST) list.n = 0;
+    for (long i = 0; (i < list.n || !i) && !*t->error; i++) {
+        t->at = body;
+        t->loops++;
+        run_body(t, name, list, i);
+        t->loops--;
+        t->n_vars = outside; // what was set inside ends with it; only a namespace's variables stay
+    }
+    close_tag(t);
+}
+
+// Behind set: name = expression, or name = namespace(name = expression, ...).
+static void run_set(Template *t)
+{
+    Term name = read_name(t), dot = join_terms(t, name, text_term("."));
+    if (*t->at == '.') {
+        if (t->loops) stop_template(t, "a new variable of a namespace in a loop");
+        else t->at++;
+        name.n += 1 + read_name(t).n;
+    }
+    if (!accept(t, "=")) stop_template(t, "a set without its =");
+    if (accept(t, "namespace")) {
+        accept(t, "(");
+        add_var(t, name, bool_term(1));
+        while (!accept(t, ")") && *t->at) {
+            Term field = join_terms(t, dot, read_name(t));
+            if (!accept(t, "=")) stop_template(t, "a namespace without its =");
+            add_var(t, field, read_expression(t));
+            accept(t, ",");
+        }
+        return;
+    }
+    Term value = read_expression(t), *var = find_var(t, name);
+    if (var && memchr(name.s, '.', (size_t)name.n)) *var = value;
+    else add_var(t, name, value);
+}
+
+// A tag that begins with this word, behind which it stands.
+static void run_tag(Template *t, Term word, int live)
+{
+    if (is_word(word, "if")) run_if(t, live);
+    else if (is_word(word, "for")) run_for(t, live);
+    else if (is_word(word, "generation") || is_word(word, "endgeneration")) close_tag(t);
+    else if (is_word(word, "macro")) { // calls of it will be wrong
+        skip_tag(t, '%');
+        close_tag(t);
+        run_block(t, 0);
+        close_tag(t);
+    } else {
+        if (!live) skip_tag(t, '%');
+        else if (is_word(word, "set")) run_set(t);
+        else stop_template(t, "an unknown word at the beginning of a tag");
+        close_tag(t);
+    }
+}
+
+// Executes, or skips, up to the tag that ends the block or begins its next branch; returns the word
+// it begins with, nothing at the end of the template.
+static Term run_block(Template *t, int live)
+{
+    Term word = text_term("");
+    if (++t->depth > MOST_DEPTH) stop_template(t, "blocks too deep");
+    for (char tag; (tag = next_tag(t, live)); word = text_term("")) {
+        if (tag == '%') {
+            static const char *const ends[] = {"endif", "elif", "else", "endfor", "endmacro"};
+            word = read_name(t);
+            size_t k = 0;
+            while (k < COUNT(ends) && !is_word(word, ends[k])) k++;
+            if (k < COUNT(ends)) break;
+            run_tag(t, word, live);
+        } else {
+            if (live) write_term(t, read_expression(t));
+            else skip_tag(t, '}');
+            close_tag(t);
+        }
+    }
+    t->depth--;
+    return word;
+}
+
+static void free_template(Template *t)
+{
+    for (struct Kept *k = t->kept, *next; k; k = next) next = k->next, free(k);
+    free(t->out);
+    *t = (Template){0};
+}
+
+// Writes messages[n] as the template says, to t->out. t->error says why that did not work, if it
+// is not empty. think: what the template is told about it; -1: nothing. free_template ends it.
+static void run_template(Template *t, const char *text, const Term *messages, long n, Term bos,
+                         Term eos, int think)
+{
+    static const char *const yes[] = {"true", "True", "add_generation_prompt", "strftime_now"};
+    static const char *const no[] = {"false", "False"};
+    static const char *const none[] = {"none", "None", "tools", "documents"};
+    *t = (Template){.text = text, .at = text};
+    for (size_t i = 0; i < COUNT(yes); i++) add_var(t, text_term(yes[i]), bool_term(1));
+    for (size_t i = 0; i < COUNT(no); i++) add_var(t, text_term(no[i]), bool_term(0));
+    for (size_t i = 0; i < COUNT(none); i++) add_var(t, text_term(none[i]), (Term){.kind = T_NONE});
+    if (think >= 0) add_var(t, text_term("enable_thinking"), bool_term(think));
+    add_var(t, text_term("messages"), (Term){T_LIST, n, {.items = messages}});
+    add_var(t, text_term("bos_token"), bos);
+    add_var(t, text_term("eos_token"), eos);
+    write_text(t, "", 0);
+    if (run_block(t, 1).n) stop_template(t, "an end without its beginning");
+}

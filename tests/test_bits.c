@@ -1,0 +1,265 @@
+// test_bits.c: results that must be the same bits on every machine with a fused multiply-add, with
+// any compiler, optimization, width of vectors and number of threads: hashes of what the words of
+// section 2 and the products give, of logits, and the demo's text. "test_bits print" prints the
+// tables anew, which a change of the order of sums, and nothing else, should ask for.
+#define TESTING
+#include "../run.c"
+#include "check.h"
+
+static int print;
+
+static uint64_t hash_floats(const float *f, size_t n) // FNV-1a
+{
+    const uint8_t *b = (const uint8_t *)f;
+    uint64_t hash = 0xcbf29ce484222325;
+    for (size_t i = 0; i < 4 * n; i++) hash = (hash ^ b[i]) * 0x100000001b3;
+    return hash;
+}
+
+static void check_hash(const char *what, const float *f, size_t n, uint64_t want)
+{
+    uint64_t got = hash_floats(f, n);
+    count_check(print || got == want);
+    if (print) printf("    {\"%s\", 0x%016llx},\n", what, (unsigned long long)got);
+    else if (got != want)
+        printf("%s: want %016llx, got %016llx; the first: %.9g\n", what, (unsigned long long)want,
+               (unsigned long long)got, (double)f[0]);
+}
+
+typedef struct {
+    const char *what;
+    uint64_t want;
+} Golden;
+
+// ---- Words -------------------------------------------------------------------------------------
+
+enum { MANY = 1 << 16 };
+
+static void fill_exp(float *x)
+{
+    for (size_t i = 0; i < MANY; i += LANES) vstore(x + i, vexp(vload(x + i) * vset(30)));
+}
+
+static void fill_log(float *x)
+{
+    for (size_t i = 0; i < MANY; i += LANES)
+        vstore(x + i, vlog(vset(1) + vload(x + i) * vload(x + i) * vset(1e5f)));
+}
+
+static void fill_half(float *x)
+{
+    uint16_t *h = xcalloc(MANY, 2);
+    floats_to_halves(x, h, MANY);
+    for (size_t i = 0; i < MANY; i += LANES) vstore(x + i, vload_half(h + i));
+    free(h);
+}
+
+static void fill_dot(float *x)
+{
+    for (size_t i = 0; i + 400 < MANY; i++) x[i] = dot(x + i, x + i + 13, i % 387);
+}
+
+static void fill_activations(float *x)
+{
+    gated(x, x + MANY / 2, MANY / 4 - 1, 0);
+    gated(x + MANY / 4, x + MANY / 2, MANY / 4, 1);
+    for (size_t i = MANY / 2; i + 512 <= MANY; i += 512)
+        rmsnorm(x + i, x + i, x + i, 512 - i % 7, 1e-5f);
+}
+
+// Angles come from the C library's double-precision functions: this is a check of the library.
+static void fill_angles(float *x)
+{
+    double freq[32];
+    for (int m = 0; m < 32; m++) freq[m] = pow(10000, -2.0 * m / 64);
+    for (size_t i = 0; i < MANY; i += 64)
+        fill_phases(freq, NULL, 32, (double)(i * i % 4099), 1, x + i);
+}
+
+static void test_words(void)
+{
+    static const Golden golden[] = {
+        {"vexp", 0x83136e9db3f99c97},
+        {"vlog", 0xc1feab0b74b8200f},
+        {"halves", 0x1947ab6cec74f43a},
+        {"dot", 0xd2cbdb620097d7c6},
+        {"activations", 0x9e1a6edc322f4371},
+        {"angles", 0x74cb5b7e6bf9c167},
+    };
+    void (*fill[])(float *x) = {fill_exp, fill_log, fill_half, fill_dot, fill_activations,
+                                fill_angles};
+    for (size_t i = 0; i < COUNT(golden); i++) {
+        test_rng = i + 1;
+        float *x = random_floats(MANY);
+        fill[i](x);
+        check_hash(golden[i].what, x, MANY, golden[i].want);
+        free(x);
+    }
+}
+
+// ---- Products ----------------------------------------------------------------------------------
+
+// Random bytes with no half precision scale that is infinite or NaN.
+static uint8_t *random_blocks(const TensorType *type, size_t n)
+{
+    uint8_t *data = xcalloc(n, type->bytes);
+    size_t last = type->block == 256 && type->bytes == 210 ? 208 : 0; // q6_k's scale is its last
+    for (size_t i = 0; i < n * type->bytes; i++) data[i] = (uint8_t)(random_bits() >> 24);
+    for (size_t i = 0; i < n; i++) {
+        uint8_t *scales = data + i * type->bytes + last;
+        scales[1] = (scales[1] & 0x83) | 0x20;
+        if (type->has_min) scales[3] = (scales[3] & 0x83) | 0x20;
+    }
+    return data;
+}
+
+static void test_products(void)
+{
+    enum { ROWS = 70, N = 29 };
+    static const Golden golden[] = {
+        {"q8_0", 0x3607ba94f6056d20},
+        {"q4_0", 0xe088996f64ed505c},
+        {"q4_1", 0x180c5c374f05f189},
+        {"q5_0", 0x18d74960ea72012e},
+        {"q5_1", 0xbc35fda489847b7a},
+        {"q4_k", 0x94ccb5d1a75d4440},
+        {"q5_k", 0x3ae66e4e4a904d9d},
+        {"q6_k", 0xc1501ca82db0981a},
+        {"q8_0 exact", 0x139f14d53fbc3d0f},
+        {"q6_k exact", 0x1fad3da2e351c471},
+    };
+    for (size_t i = 0; i < COUNT(golden); i++) {
+        const TensorType *type = tensor_types;
+        size_t len = strcspn(golden[i].what, " "), cols = 768;
+        while (strncmp(type->name, golden[i].what, len) || type->name[len]) type++;
+        int exact = !!golden[i].what[len];
+        test_rng = i + 1;
+        uint8_t *data = random_blocks(type, ROWS * cols / type->block);
+        float *x = random_floats(N * cols), *out = xcalloc(2 * N * ROWS, 4);
+        Tensor w = {.type = type, .data = data, .group = type->group, .rows = ROWS, .cols = cols};
+        Quantized act = {.q = xcalloc((N + Q8_TOKENS) * cols, 1),
+                         .scale = xcalloc((N + Q8_TOKENS) * cols, 4),
+                         .minus_sum = xcalloc((N + Q8_TOKENS) * cols, 4)};
+        matmul(exact ? NULL : &act, &(Product){&w, out}, 1, x, N);
+        for (size_t t = 0; t < N; t++)
+            matmul(exact ? NULL : &act, &(Product){&w, out + (N + t) * ROWS}, 1, x + t * cols, 1);
+        CHECK_BITS(out, out + N * ROWS, N * ROWS);
+        check_hash(golden[i].what, out, N * ROWS, golden[i].want);
+        free(data), free(x), free(out), free(act.q), free(act.scale), free(act.minus_sum);
+    }
+}
+
+// ---- Models ------------------------------------------------------------------------------------
+
+typedef struct {
+    const char *model;
+    int exact, f32_cache;
+    RopeConfig rope; // what differs from the checkpoint's
+    uint64_t want;
+} Run;
+
+// Logits after 300 tokens (for a table of 256 positions, 200), of which the last ten are fed one
+// by one.
+static void check_run(const Run *run, const char *what)
+{
+    char path[100];
+    Model m;
+    State s;
+    snprintf(path, sizeof path, "models/%s.bin", run->model);
+    model_load(&m, path);
+    RopeConfig *r = &m.config.rope;
+    int learned = m.config.encoding == ENC_LEARNED, ids[300], n = learned ? 200 : 300;
+    size_t vocab = (size_t)m.config.vocab_size;
+    if (run->rope.method) r->method = run->rope.method, r->factor = run->rope.factor;
+    if (run->rope.window) r->window = run->rope.window, r->sinks = run->rope.sinks;
+    if (run->rope.near) r->distance = run->rope.distance, r->near = run->rope.near;
+    if (run->rope.orig_ctx) r->orig_ctx = run->rope.orig_ctx, r->logn = run->rope.logn;
+    test_rng = 5;
+    for (int i = 0; i < n; i++) ids[i] = (int)(random_bits() % vocab);
+    float *logits = xcalloc(11 * vocab, 4);
+    state_init(&s, &m, n, 50, run->f32_cache, run->exact);
+    s.attn.watch = xcalloc((size_t)m.config.n_layers * 50, sizeof *s.attn.watch);
+    for (int at = 0, step; at < n; at += step) {
+        step = n - at <= 10 ? 1 : n - 10 - at < 50 ? n - 10 - at : 50;
+        forward(&s, ids + at, (size_t)step, at);
+        size_t row = n - at <= 10 ? (size_t)(n - at - 1) : 0;
+        classify(&s, (size_t)step - 1, 1, logits + row * vocab);
+    }
+    double entropy = 0; // of the last token, over layers and heads
+    for (int l = 0; l < m.config.n_layers; l++) entropy += s.attn.watch[l].entropy;
+    logits[10 * vocab] = (float)entropy;
+    check_hash(what, logits, 10 * vocab + 1, run->want);
+    free(s.attn.watch), free(logits);
+}
+
+static const Run runs[] = {
+    {"tales", .want = 0x4af5d4cacba423e1},
+    {"tales", .exact = 1, .want = 0xb52c0b8fa31408f6},
+    {"tales", .f32_cache = 1, .want = 0x873d877f9a355ac5},
+    {"tales", .rope = {.method = ROPE_YARN, .factor = 4}, .want = 0x5fb32603fd26be30},
+    {"tales", .rope = {.method = ROPE_DYNAMIC, .factor = 2, .orig_ctx = 100},
+     .want = 0x7880e73c8b2b34e8},
+    {"tales", .rope = {.window = 90, .sinks = 4}, .want = 0xb5bc54c9c23498d9},
+    {"tales", .rope = {.distance = DIST_REROPE, .near = 70, .logn = 1, .orig_ctx = 100},
+     .want = 0x674a6120acdc0a61},
+    {"pe-alibi", .want = 0x8d63234adabbc2f8},
+    {"pe-fire", .want = 0xe198549acdb0d542},
+    {"pe-kerple", .want = 0xadbfd6c7874ca1ba},
+    {"pe-learned", .want = 0x175d6ad8017b3a36},
+    {"pe-nope", .want = 0x0ef30febb00c4335},
+    {"pe-shaw", .want = 0x138c29b316c67e21},
+    {"pe-sinusoidal", .want = 0xfbde2b1eb178b74c},
+    {"pe-t5", .want = 0x25a77b39911649aa},
+    {"pe-xpos", .want = 0x19d84619e53cb6ea},
+};
+
+static void test_runs(size_t n)
+{
+    for (size_t i = 0; i < n; i++) {
+        char what[100];
+        snprintf(what, sizeof what, "run %zu, %s", i, runs[i].model);
+        check_run(&runs[i], what);
+    }
+}
+
+// The text that the README shows. `program` is the ./run beside this one.
+static void test_demo(const char *self)
+{
+    static const char want[] =
+        "Once upon a time there was a noise, and a little sound was heard. The man "
+        "entered, and as the sound of the wind was blowing out the giant was dripping out"
+        " of the window. The noise was as it ran, and a loud batter broke, the noise of "
+        "the noise fell in the cliff, and the voice of the sound, as though it had flown "
+        "away. The voice of the roar of the wind rushed up the chimney, and the little "
+        "man and his brother were standing beside him.\n"
+        "\n"
+        "The second Silver, who had the lame and the other he was, said, \"Hold on! Here, "
+        "my old horse, bring me the thief! I have a great deal of him! Take me down! Thou"
+        " art as hard as you are! I will go and get him, and bring me here to-morrow.\"\n"
+        "\n"
+        "The third Silver did not know this, but the god was so frightened, and threw\n";
+    char command[PATH_MAX + 100], text[4096];
+    const char *slash = strrchr(self, '/');
+    snprintf(command, sizeof command, "%.*srun models/tales.bin -i 'Once upon a time' -t 0.8 -n 200"
+             " -s 7 2>&-", slash ? (int)(slash + 1 - self) : 0, self);
+    FILE *f = popen(command, "r");
+    size_t n = f ? fread(text, 1, sizeof text, f) : 0;
+    CHECK(f && pclose(f) == 0);
+    if (print) printf("%.*s", (int)n, text);
+    else CHECK_TEXT(text, n, want, sizeof want - 1);
+}
+
+int main(int argc, char **argv)
+{
+    print = argc > 1 && !strcmp(argv[1], "print");
+    if (FUSED) {
+        test_words();
+        test_products();
+        test_runs(COUNT(runs));
+        pool_start(3);
+        test_products();
+        test_runs(4);
+        test_demo(argv[0]);
+    } else printf("test_bits: not a machine with fused multiply-adds: nothing is promised\n");
+    return report("test_bits");
+}
