@@ -475,8 +475,8 @@ static void test_windows(void)
     CHECK_INT(in_books, 0);
 }
 
-// Writes a text to the file at path.
-static void write_text(const char *path, const char *text)
+// Makes a file that holds this text.
+static void save_text(const char *path, const char *text)
 {
     FILE *f = fopen(path, "wb");
     CHECK(f && fputs(text, f) >= 0 && !fclose(f));
@@ -495,7 +495,7 @@ static size_t count_token(const Source *s, int token)
 static void test_documents(const char *path)
 {
     Source s = {0}, whole = {0}, none = {0};
-    write_text(path, "\n\nOne cat.\nTwo.\n\n<|end|>\n\n<|end|>\nA dog.\n<|end|>\n\nA bird.\n");
+    save_text(path, "\n\nOne cat.\nTwo.\n\n<|end|>\n\n<|end|>\nA dog.\n<|end|>\n\nA bird.\n");
     append_path(&s, &tokenizer, path);
     CHECK_INT(count_token(&s, ID_BOS), 3);
     CHECK_INT(count_token(&s, ID_EOS), 2);
@@ -506,11 +506,11 @@ static void test_documents(const char *path)
     CHECK_INT(same, n);
     CHECK_INT(s.token[n + 1], ID_EOS);
     CHECK_INT(s.token[n + 2], ID_BOS);
-    write_text(path, "A line with <|end|> in it.\n<|end|> at its start\n");
+    save_text(path, "A line with <|end|> in it.\n<|end|> at its start\n");
     append_path(&whole, &tokenizer, path);
     CHECK_INT(count_token(&whole, ID_BOS), 1);
     CHECK_INT(count_token(&whole, ID_EOS), 0);
-    write_text(path, "\n<|end|>\n\n");
+    save_text(path, "\n<|end|>\n\n");
     append_path(&none, &tokenizer, path);
     CHECK_INT(none.n, 0);
 }
