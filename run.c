@@ -4311,14 +4311,14 @@ static int sample(Sampler *s, float *logits, size_t n, const int *recent, int n_
 
 // What the command line says; section 15 has a row for each option.
 static struct {
-    const char *checkpoint, *tokenizer, *prompt, *file, *system, *chat_format;
+    const char *checkpoint, *tokenizer, *prompt, *file;
     const char *long_factors, *short_factors, *attn_temp;
     const char *distance[DIST_DUAL_CHUNK + 1]; // of each method
     long long steps, seed;
     int mode, kv; // rows of their tables
     int ctx, threads, chunk;
     int exact, clamp_positions, help, version;
-    int no_echo, no_think, keep_all, show_tokens;
+    int no_echo, show_tokens;
     Sampler sampler;
 } opt = {.steps = -1, .seed = -1, .chunk = 128,
          .sampler = {.temperature = 1, .top_p = 0.9, .repeat_penalty = 1}};
@@ -4552,14 +4552,6 @@ static void read_prompt(Session *s)
     if (opt.file || opt.prompt) s->text = text;
 }
 
-// Turns and fillers end with a zero byte, and must not end before.
-static void check_string(const char *what, const char *text, size_t len)
-{
-    if (strlen(text) < len) die(EXIT_DATA, what, "a zero byte in it (at %zu)", strlen(text));
-}
-
-#include "chat.h" // conversations: run_chat, and how a model wants them to be written
-
 // --- info ---------------------------------------------------------------------------------------
 
 static void print_rope(const char *what, const RopeConfig *r)
@@ -4599,7 +4591,6 @@ static void run_info(Session *s)
     rope_resolve(&c.rope, c.train_ctx, s->ctx);
     rope_resolve(&c.local, c.train_ctx, s->ctx);
     cache_layout(&cache, &c, s->ctx, opt.chunk, opt.exact || opt.kv);
-    const char *what, *template = open_template(s, &what);
     printf("architecture  %s\nlayers        %d, dim %d, hidden %d, %d heads (%d for keys) of %d\n",
            m->arch, c.n_layers, c.dim, c.hidden_dim, c.n_heads, c.n_kv_heads, c.head_dim);
     print_weights(m);
@@ -4610,10 +4601,9 @@ static void run_info(Session *s)
         print_rope("local layers", &c.local);
         printf("              all but every %dth\n", c.global_every);
     }
-    printf("tokenizer     %s%s, %d tokens, %s; chat format %s\n",
+    printf("tokenizer     %s%s, %d tokens, %s\n",
            t->words ? "byte-level BPE, words as " : "SentencePiece-style",
-           t->words ? t->words->name : "", t->vocab_size, t->add_bos ? "BOS" : "no BOS",
-           template ? what : "unknown");
+           t->words ? t->words->name : "", t->vocab_size, t->add_bos ? "BOS" : "no BOS");
     double row = 2.0 * (c.dim + c.hidden_dim + q_dim(&c) + kv_dim(&c));
     printf("memory        %.1f MB file (mapped), %.1f MB KV cache at -c %lld, %.1f MB besides\n",
            m->size / 1e6, cache.bytes / 1e6, s->ctx, 4 * (opt.chunk * row + c.vocab_size) / 1e6);
@@ -4740,45 +4730,39 @@ static size_t find_field(size_t to)
 static int is_given(size_t to) { return given[find_field(to)].there; }
 #define GIVEN(member) is_given(offsetof(Config, member))
 
-// A program is a name, what it can do, the first row by default, and options of its own.
-typedef struct {
-    const char *name;
-    const Mode *modes;
-    const Option *options;
-    size_t n_options;
-} Program;
-
-static const Mode run_modes[] = {
-    {"generate", run_generate, ENDLESS, NULL}, {"chat", run_chat, ENDLESS | TALKS, NULL},
-    {"info", run_info, NO_STATE, NULL},
-};
-
-static const Option run_options[] = {
-    {'n', "steps", LONG(opt.steps, 0, 1e12), "N", "new tokens (256; chat: 0); 0: no end"},
+// Options of programs that write text.
+static const Option text_options[] = {
+    {'n', "steps", LONG(opt.steps, 0, 1e12), "N", "new tokens (256; chat: no end); 0: no end"},
     {'t', "temp", FLOAT(opt.sampler.temperature, 0, 1e3), "T", "temperature (1); 0: likeliest"},
     {'p', "top-p", FLOAT(opt.sampler.top_p, 0, 1), "P", "from the likeliest tokens up to P (0.9)"},
     {'k', "top-k", INT(opt.sampler.top_k, 0, 1e9), "K", "from the K likeliest; 0: all"},
     {0, "min-p", FLOAT(opt.sampler.min_p, 0, 1), "P", "none below P times the likeliest"},
     {0, "repeat-penalty", FLOAT(opt.sampler.repeat_penalty, 0.1, 10), "R", "of the last 64 tokens"},
-    {'m', "mode", NAME(opt.mode, run_modes), "MODE",
-     "generate, chat or info; what measures is in ./measure"},
     {0, "no-echo", FLAG(opt.no_echo), "", "the prompt is not written out"},
-    {'y', "system", TEXT(opt.system), "TEXT", "chat: the system's text (the model's own)"},
-    {0, "chat-format", TEXT(opt.chat_format), "FORMAT", "(the model's) or SYSTEM|USER|REPLY|END"},
-    {0, "no-think", FLAG(opt.no_think), "", "chat: no thoughts, if the template has that choice"},
-    {0, "keep-all", FLAG(opt.keep_all), "", "chat: refuse turns rather than forget old ones"},
     {0, "show-tokens", FLAG(opt.show_tokens), "", "what the model reads, on stderr"},
 };
-static const Program run_program = {"run", run_modes, run_options, COUNT(run_options)};
-static const Program *program = &run_program;
 
-// The program's own options, then the shared ones; the option behind o, the first behind NULL.
+// A program is a name, what it can do (by default the first), and tables of options.
+typedef struct {
+    const char *name;
+    const Mode *modes;
+    struct {
+        const Option *rows;
+        size_t n;
+    } tables[4]; // the last ones are empty
+} Program;
+#define OPTIONS(table) {table, COUNT(table)}
+static const Program *program;
+
+// The option behind o, the first behind NULL; NULL behind the last.
 static const Option *next_option(const Option *o)
 {
-    if (!o) return program->options;
-    if (++o == program->options + program->n_options) return shared_options;
-    return o == shared_options + COUNT(shared_options) ? NULL : o;
+    size_t k = 0;
+    if (!o) return program->tables->rows;
+    while (o < program->tables[k].rows || o >= program->tables[k].rows + program->tables[k].n) k++;
+    return ++o < program->tables[k].rows + program->tables[k].n ? o : program->tables[k + 1].rows;
 }
+
 static void print_help(void)
 {
     printf("usage: %s CHECKPOINT [options], with defaults in brackets\n", prog);
@@ -5043,6 +5027,17 @@ static int run_main(const Program *p, void (*check)(void), int argc, char **argv
     return 0;
 }
 
+// The engine alone. chat.c and tests/measure.c are programs that can do more.
 #ifndef TESTING
+static const Mode run_modes[] = {
+    {"generate", run_generate, ENDLESS, NULL}, {"info", run_info, NO_STATE, NULL},
+};
+static const Option run_options[] = {
+    {'m', "mode", NAME(opt.mode, run_modes), "MODE",
+     "generate or info; conversations are in chat.c, what measures in tests/measure.c: make"},
+};
+static const Program run_program = {
+    "run", run_modes, {OPTIONS(run_options), OPTIONS(text_options), OPTIONS(shared_options)}};
+
 int main(int argc, char **argv) { return run_main(&run_program, NULL, argc, argv); }
 #endif

@@ -4,12 +4,13 @@
 // fetched at all; retrieval asks for one fact among several and for a chain of them, since passkey
 // saturates early; kv for one pair of a long list; contrast finds the tokens that profit from far
 // text. The rope table shows what a method does to each pair, bench what the machine does. Ctrl-C
-// keeps what was measured. The engine is run.c, which this program includes.
+// keeps what was measured. The engine is run.c, how a model wants a turn to be written is chat.c;
+// this program includes both.
 #ifndef TESTING
 #define TESTING // leaves run.c's main out
 #define MEASURE
 #endif
-#include "../run.c"
+#include "../chat.c"
 
 // What the command line says; the table of options is at the end.
 static struct {
@@ -797,8 +798,8 @@ static const Option measure_options[] = {
     {0, "trials", INT(ask.trials, 1, 1024), "T", "passkey, retrieval, kv: texts a place (5)"},
     {0, "tsv", TEXT(ask.tsv), "PATH", "the measurements as a table"},
 };
-static const Program measure_program = {"measure", measure_modes, measure_options,
-                                        COUNT(measure_options)};
+static const Program measure_program = {
+    "measure", measure_modes, {OPTIONS(measure_options), OPTIONS(shared_options)}};
 
 static void check_measure(void)
 {

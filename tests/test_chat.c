@@ -1,14 +1,14 @@
-// test_chat.c: chat.h and template.h: the language of chat templates, construct by construct; what
+// test_chat.c: chat.c: the language of chat templates, construct by construct; what
 // the named and the written formats and a few models' templates render; which tokens a format
 // makes of a file's; and, with REFERENCE, the public templates in its folder chat. What is wanted
 // was worked out by hand, that of the public ones by Jinja2.
 #define TESTING
-#include "../run.c"
+#include "../chat.c"
 #include "check.h"
 #include "gguf.h"
 #include <dirent.h>
 
-static const char *const talk[] = {"system", "Be\nbrief.", "user", " Hi ", "assistant", "Yo.",
+static const char *const conversation[] = {"system", "Be\nbrief.", "user", " Hi ", "assistant", "Yo.",
                                    "user", "Why?"};
 
 // Messages of pairs of a role and a content.
@@ -93,7 +93,7 @@ static const char *const language[][2] = {
 static void test_language(void)
 {
     for (size_t i = 0; i < COUNT(language); i++)
-        check_render(language[i][0], talk, 4, language[i][1]);
+        check_render(language[i][0], conversation, 4, language[i][1]);
 }
 
 // What could go on for ever, or too deep, comes to an end.
@@ -102,14 +102,14 @@ static void test_limits(void)
     char deep[4000] = "{{ ", *end = deep + 3;
     for (int i = 0; i < 1500; i++) *end++ = "([-"[i % 2];
     strcpy(end, "1 }}");
-    check_render(deep, talk, 4, "!deep");
+    check_render(deep, conversation, 4, "!deep");
     for (end = deep; end < deep + 3000;) end += sprintf(end, "{%% if 1 %%}");
-    check_render(deep, talk, 4, "!deep");
+    check_render(deep, conversation, 4, "!deep");
     for (end = deep; end < deep + 3000;) end += sprintf(end, "{%% for a in messages %%}");
-    check_render(deep, talk, 4, "!");
+    check_render(deep, conversation, 4, "!");
     check_render("{% set ns = namespace(x='ab') %}{% for a in messages %}{% for b in messages %}"
                  "{% for c in messages %}{% set ns.x = ns.x + ns.x %}{% endfor %}{% endfor %}"
-                 "{% endfor %}", talk, 4, "!does not come to an end");
+                 "{% endfor %}", conversation, 4, "!does not come to an end");
 }
 
 // --- formats ------------------------------------------------------------------------------------
@@ -143,7 +143,7 @@ static void test_formats(void)
         int row = FIND_NAME(chat_formats, rendered[k].name);
         CHECK((row >= 0) == (k < COUNT(chat_formats)));
         check_render(row >= 0 ? chat_formats[row].template : compose_template(rendered[k].name),
-                     talk, 4, rendered[k].want);
+                     conversation, 4, rendered[k].want);
     }
     CHECK(!compose_template("nosuch"));
     CHECK(!compose_template("a|b|c"));
@@ -220,9 +220,9 @@ static void test_choice(void)
     CHECK(got == chat_formats[0].template && !strcmp(what, "chatml"));
     s.model.vocab.chat = (Values){own.p, 1};
     CHECK((got = open_template(&s, &what)) && strstr(got, "m.content }}{% endfor %}"));
-    opt.chat_format = "zephyr";
+    talk.format = "zephyr";
     CHECK(open_template(&s, &what) && !strcmp(what, "zephyr"));
-    opt.chat_format = NULL;
+    talk.format = NULL;
     s.model.vocab = (Vocab){0}; // llama2.c's
     CHECK(open_template(&s, &what) && !strcmp(what, "llama2"));
     s.tokenizer.pieces[START].kind = 0;
