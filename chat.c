@@ -1046,11 +1046,12 @@ static char *read_turn(void)
         catch_interrupt(SA_RESTART);
         if (n < 0 && !feof(stdin) && !interrupted)
             die(EXIT_DATA, "standard input", "cannot read (%s)", strerror(errno));
+        if (n < 0 && terminal) fputc('\n', stderr);
         if (n < 0) break;
         check_string("standard input", line, (size_t)n);
         if (terminal && n >= TERMINAL_LINE)
-            fprintf(stderr, "%s: the terminal cut a line to %zd bytes; use rlwrap, -f, or lines "
-                    "that end with a backslash\n", prog, n - 1);
+            fprintf(stderr, "%s: the terminal cut a line to %zd bytes; use -f, a pipe, or shorter "
+                    "lines with a backslash at the end\n", prog, n - 1);
         n -= line[n - 1] == '\n';
         n -= n && line[n - 1] == '\r';
         more = n && line[n - 1] == '\\';

@@ -312,9 +312,8 @@ static void print_layers(const Session *s, const Perplexity *p)
 // the text's ids.
 static int *begin_windows(Session *s, Perplexity *p, size_t stride)
 {
-    const char *mode = program->modes[opt.mode].name;
     size_t n_ids;
-    if (!s->text) die(EXIT_USAGE, mode, "needs a text: -f FILE");
+    if (!s->text) die(EXIT_USAGE, program->modes[opt.mode].name, "needs a text: -f FILE");
     int *ids = encode_text(&s->tokenizer, s->text, NULL, s->len, &n_ids);
     size_t n = min_size(s->ctx, n_ids), step = stride ? stride : n - 1;
     if (n < 2) die(EXIT_DATA, "text", "nothing to predict (got %zu tokens, want 2)", n);

@@ -8,6 +8,7 @@
 //   ^C          press Ctrl-C
 //   ^D          press Ctrl-D
 //   ? text      wait for the text in what came since the last wait, 60 seconds at most
+//   more N      wait for N bytes, whatever they are
 // The exit status is the program's; 99 if what was waited for did not come.
 #define _GNU_SOURCE
 #include <errno.h>
@@ -61,12 +62,12 @@ static void type_many(long n)
     free(text);
 }
 
-static void wait_for(const char *text)
+static void wait_for(const char *text, size_t more)
 {
     for (int tries = 0; tries < 600; tries++) {
         char *at = memmem(seen, n_seen, text, strlen(text));
-        if (at) {
-            size_t used = (size_t)(at - seen) + strlen(text);
+        if (at && n_seen >= more) {
+            size_t used = more ? more : (size_t)(at - seen) + strlen(text);
             memmove(seen, seen + used, n_seen -= used);
             return;
         }
@@ -88,6 +89,7 @@ int main(int argc, char **argv)
         setsid();
         int fd = open(ptsname(terminal), O_RDWR);
         ioctl(fd, TIOCSCTTY, 0);
+        ioctl(fd, TIOCSWINSZ, &(struct winsize){.ws_row = 24, .ws_col = 80});
         for (int i = 0; i < 3; i++) dup2(fd, i);
         execv(argv[2], argv + 2);
         _exit(127);
@@ -98,7 +100,8 @@ int main(int argc, char **argv)
         if (!strncmp(line, "line ", 5)) type_many(atol(line + 5));
         else if (!strcmp(line, "^C")) type("\003", 1);
         else if (!strcmp(line, "^D")) type("\004", 1);
-        else if (!strncmp(line, "? ", 2)) wait_for(line + 2);
+        else if (!strncmp(line, "? ", 2)) wait_for(line + 2, 0);
+        else if (!strncmp(line, "more ", 5)) wait_for("", (size_t)atol(line + 5));
     }
     int status = 0, ended = 0;
     for (int tries = 0; tries < 600 && !ended; tries++) {
