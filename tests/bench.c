@@ -49,7 +49,7 @@ static void multiply_int8(void *arg, size_t begin, size_t end)
     for (size_t i = 0; i < (end - begin) * STEPS; i++)
         for (int k = 0; k < CHAINS; k++) {
             KEEP(a);
-            sum[k] = dot_words(sum[k], a, b);
+            sum[k] = dot_words(8, sum[k], a, b);
         }
     for (int k = 0; k < CHAINS; k++) atomic_fetch_add(&sink, sum[k][0]);
 }
