@@ -1096,24 +1096,75 @@ static void run_chat(Session *s)
     free(c.messages);
 }
 
-// What the model is, and how it talks.
-static void run_chat_info(Session *s)
+// --- info ---------------------------------------------------------------------------------------
+
+static void print_rope(const char *what, const RopeConfig *r)
 {
+    printf("%-14s%s, base %g, L %d, factor %g, attention factor %g", what,
+           rope_methods[r->method].name, r->theta, r->orig_ctx, r->factor, attention_factor(r));
+    if (r->window) printf(", window %d", r->window);
+    printf("\n");
+}
+
+// Parameters and bytes of all matrices, by type.
+static void print_weights(const Model *m)
+{
+    size_t bytes[N_TENSOR_TYPES] = {0}, total = 0, parameters = 0;
+    int n = m->config.n_layers * N_MATRICES;
+    for (int i = m->shared_classifier ? -1 : -2; i < n; i++) {
+        const Tensor *t = i == -2 ? &m->classifier : i == -1 ? &m->tok_emb
+                        : &m->layers[i / N_MATRICES].w[i % N_MATRICES];
+        bytes[t->type - tensor_types] += tensor_bytes(t);
+        parameters += t->rows * t->cols;
+    }
+    printf("weights       ");
+    for (int i = 0; i < N_TENSOR_TYPES; i++) {
+        if (bytes[i]) printf("%s %.1f MB, ", tensor_types[i].name, bytes[i] / 1e6);
+        total += bytes[i];
+    }
+    printf("together %.1f MB, %.1fM parameters\n", total / 1e6, parameters / 1e6);
+}
+
+// What the model is, and what a context of ctx tokens takes.
+static void run_info(Session *s)
+{
+    const Model *m = &s->model;
+    const Tokenizer *t = &s->tokenizer;
+    Config c = m->config;
+    Cache cache = {0};
     const char *what, *template = open_template(s, &what);
-    run_info(s);
+    rope_resolve(&c.rope, c.train_ctx, s->ctx);
+    rope_resolve(&c.local, c.train_ctx, s->ctx);
+    cache_layout(&cache, &c, s->ctx, opt.chunk, opt.exact || opt.kv);
+    printf("architecture  %s\nlayers        %d, dim %d, hidden %d, %d heads (%d for keys) of %d\n",
+           m->arch, c.n_layers, c.dim, c.hidden_dim, c.n_heads, c.n_kv_heads, c.head_dim);
+    print_weights(m);
+    printf("trained       %d tokens\n", c.train_ctx);
+    if (c.encoding == ENC_ROPE) print_rope("RoPE", &c.rope);
+    else printf("positions     %s\n", encodings[c.encoding].name);
+    if (c.global_every) {
+        print_rope("local layers", &c.local);
+        printf("              all but every %dth\n", c.global_every);
+    }
     printf("chat format   %s\n", template ? what : "unknown");
+    printf("tokenizer     %s%s, %d tokens, %s\n",
+           t->words ? "byte-level BPE, words as " : "SentencePiece-style",
+           t->words ? t->words->name : "", t->vocab_size, t->add_bos ? "BOS" : "no BOS");
+    double row = 2.0 * (c.dim + c.hidden_dim + q_dim(&c) + kv_dim(&c));
+    printf("memory        %.1f MB file (mapped), %.1f MB KV cache at -c %lld, %.1f MB besides\n",
+           m->size / 1e6, cache.bytes / 1e6, s->ctx, 4 * (opt.chunk * row + c.vocab_size) / 1e6);
 }
 
 // --- options -------------------------------------------------------------------------------------
 
 static const Mode chat_modes[] = {
     {"generate", run_generate, ENDLESS, NULL}, {"chat", run_chat, ENDLESS | TALKS, NULL},
-    {"info", run_chat_info, NO_STATE, NULL},
+    {"info", run_info, NO_STATE, NULL},
 };
 
 static const Option chat_options[] = {
     {'m', "mode", NAME(opt.mode, chat_modes), "MODE",
-     "generate, chat or info; what measures is in ./measure"},
+     "generate, chat (with rlwrap -a) or info; what measures is in ./measure"},
     {'y', "system", TEXT(talk.system), "TEXT", "chat: the system's text (the model's own)"},
     {0, "chat-format", TEXT(talk.format), "FORMAT", "(the model's) or SYSTEM|USER|REPLY|END"},
     {0, "no-think", FLAG(talk.no_think), "", "chat: no thoughts, if the template has that choice"},

@@ -4552,63 +4552,6 @@ static void read_prompt(Session *s)
     if (opt.file || opt.prompt) s->text = text;
 }
 
-// --- info ---------------------------------------------------------------------------------------
-
-static void print_rope(const char *what, const RopeConfig *r)
-{
-    printf("%-14s%s, base %g, L %d, factor %g, attention factor %g", what,
-           rope_methods[r->method].name, r->theta, r->orig_ctx, r->factor, attention_factor(r));
-    if (r->window) printf(", window %d", r->window);
-    printf("\n");
-}
-
-// Parameters and bytes of all matrices, by type.
-static void print_weights(const Model *m)
-{
-    size_t bytes[N_TENSOR_TYPES] = {0}, total = 0, parameters = 0;
-    int n = m->config.n_layers * N_MATRICES;
-    for (int i = m->shared_classifier ? -1 : -2; i < n; i++) {
-        const Tensor *t = i == -2 ? &m->classifier : i == -1 ? &m->tok_emb
-                        : &m->layers[i / N_MATRICES].w[i % N_MATRICES];
-        bytes[t->type - tensor_types] += tensor_bytes(t);
-        parameters += t->rows * t->cols;
-    }
-    printf("weights       ");
-    for (int i = 0; i < N_TENSOR_TYPES; i++) {
-        if (bytes[i]) printf("%s %.1f MB, ", tensor_types[i].name, bytes[i] / 1e6);
-        total += bytes[i];
-    }
-    printf("together %.1f MB, %.1fM parameters\n", total / 1e6, parameters / 1e6);
-}
-
-// What the model is, and what a context of ctx tokens takes.
-static void run_info(Session *s)
-{
-    const Model *m = &s->model;
-    const Tokenizer *t = &s->tokenizer;
-    Config c = m->config;
-    Cache cache = {0};
-    rope_resolve(&c.rope, c.train_ctx, s->ctx);
-    rope_resolve(&c.local, c.train_ctx, s->ctx);
-    cache_layout(&cache, &c, s->ctx, opt.chunk, opt.exact || opt.kv);
-    printf("architecture  %s\nlayers        %d, dim %d, hidden %d, %d heads (%d for keys) of %d\n",
-           m->arch, c.n_layers, c.dim, c.hidden_dim, c.n_heads, c.n_kv_heads, c.head_dim);
-    print_weights(m);
-    printf("trained       %d tokens\n", c.train_ctx);
-    if (c.encoding == ENC_ROPE) print_rope("RoPE", &c.rope);
-    else printf("positions     %s\n", encodings[c.encoding].name);
-    if (c.global_every) {
-        print_rope("local layers", &c.local);
-        printf("              all but every %dth\n", c.global_every);
-    }
-    printf("tokenizer     %s%s, %d tokens, %s\n",
-           t->words ? "byte-level BPE, words as " : "SentencePiece-style",
-           t->words ? t->words->name : "", t->vocab_size, t->add_bos ? "BOS" : "no BOS");
-    double row = 2.0 * (c.dim + c.hidden_dim + q_dim(&c) + kv_dim(&c));
-    printf("memory        %.1f MB file (mapped), %.1f MB KV cache at -c %lld, %.1f MB besides\n",
-           m->size / 1e6, cache.bytes / 1e6, s->ctx, 4 * (opt.chunk * row + c.vocab_size) / 1e6);
-}
-
 // ================================================================================================
 // 15  Options and main
 //
@@ -4964,21 +4907,15 @@ static void check_context(const Config *c, long long ctx)
                 (c->train_ctx + 1) / 2);
 }
 
-// Item 0 of the loading is the tokenizer. The others map the file's pages, a megabyte each, which
-// the first token would do page by page: the kernel maps 16 pages around the one that is touched.
+// The first token would map the file page by page; threads do it faster, a megabyte each: the
+// kernel maps 16 pages around the one that is touched.
 enum { PIECE = 1 << 20, TOUCHED = 1 << 16 };
 
-static void load_parts(void *arg, size_t begin, size_t end)
+static void touch_pages(void *arg, size_t begin, size_t end)
 {
-    Session *s = arg;
-    const Model *m = &s->model;
-    const char *path = opt.tokenizer;
-    if (!begin && !path && m->vocab.tokens.n)
-        tokenizer_from_vocab(&s->tokenizer, m->path, &m->vocab);
-    else if (!begin)
-        tokenizer_load(&s->tokenizer, path ? path : find_tokenizer(m->path), m->config.vocab_size);
-    size_t at = (max_size(1, begin) - 1) * PIECE, to = min_size((end - 1) * PIECE, m->size);
-    for (; at < to; at += TOUCHED) (void)*(const volatile uint8_t *)(m->map + at);
+    const Model *m = arg;
+    for (size_t at = begin * PIECE, to = min_size(end * PIECE, m->size); at < to; at += TOUCHED)
+        (void)*(const volatile uint8_t *)(m->map + at);
 }
 
 static void open_session(Session *s)
@@ -4989,8 +4926,12 @@ static void open_session(Session *s)
     set_rope(&s->model);
     s->ctx = choose_context(c);
     if (runs) pool_start(opt.threads ? opt.threads : processors());
-    size_t mapped = runs && s->model.size < available_memory() ? s->model.size : 0;
-    parallel_for(1 + ceil_div(mapped, PIECE), 1, load_parts, s);
+    if (runs && s->model.size < available_memory())
+        parallel_for(ceil_div(s->model.size, PIECE), 1, touch_pages, &s->model);
+    const char *path = opt.tokenizer;
+    if (!path && s->model.vocab.tokens.n)
+        tokenizer_from_vocab(&s->tokenizer, opt.checkpoint, &s->model.vocab);
+    else tokenizer_load(&s->tokenizer, path ? path : find_tokenizer(opt.checkpoint), c->vocab_size);
     read_prompt(s);
     if (!runs) return;
     size_t chunk = opt.chunk; // frequencies that always change need Angles for each of its tokens
@@ -5029,12 +4970,10 @@ static int run_main(const Program *p, void (*check)(void), int argc, char **argv
 
 // The engine alone. chat.c and tests/measure.c are programs that can do more.
 #ifndef TESTING
-static const Mode run_modes[] = {
-    {"generate", run_generate, ENDLESS, NULL}, {"info", run_info, NO_STATE, NULL},
-};
+static const Mode run_modes[] = {{"generate", run_generate, ENDLESS, NULL}};
 static const Option run_options[] = {
     {'m', "mode", NAME(opt.mode, run_modes), "MODE",
-     "generate or info; conversations are in chat.c, what measures in tests/measure.c: make"},
+     "generate; conversations are in chat.c, what measures in tests/measure.c: see make"},
 };
 static const Program run_program = {
     "run", run_modes, {OPTIONS(run_options), OPTIONS(text_options), OPTIONS(shared_options)}};

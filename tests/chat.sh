@@ -125,6 +125,21 @@ if [ "$(grep -c ^tokens: "$tmp/err")" -eq 2 ]; then ok; else bad "the turns arou
 chat "a window" 0 "$m" -m chat -t 0 --window 40 --sinks 4 -n 60 --chunk 8 < "$tmp/many"
 silent "forgotten"
 
+# A cache that was cut back gives the text of one that never held more, a window's, too.
+printf 'one\n%s\n/clear\nWhat is it?\n' "$(seq 90 | tr '\n' ' ')" > "$tmp/turns"
+printf 'What is it?\n' > "$tmp/fresh"
+for how in "-c 2000" "-c 2000 --kv f32 --chunk 5" "--window 40 --chunk 8" \
+    "--window 40 --sinks 4 --chunk 8"; do
+    # shellcheck disable=SC2086 # the words of $how are options
+    chat "cut back, $how" 0 "$m" -m chat -t 0 -n 30 $how -y Brief < "$tmp/turns"
+    tail -n 1 "$tmp/out" > "$tmp/text1"
+    # shellcheck disable=SC2086
+    chat "never more, $how" 0 "$m" -m chat -t 0 -n 30 $how -y Brief < "$tmp/fresh"
+    tail -n 1 "$tmp/out" > "$tmp/text2"
+    if [ -s "$tmp/text1" ] && cmp -s "$tmp/text1" "$tmp/text2"; then ok
+    else bad "$how: $(cat "$tmp/text1") is not $(cat "$tmp/text2")"; fi
+done
+
 # The seed that is told gives the text again; without -s there are two.
 for i in 1 2; do
     "$run" "$m" -i Once -n 20 > "$tmp/text$i" 2> "$tmp/err"

@@ -193,6 +193,27 @@ static void test_formats(void)
     CHECK(!compose_template("a|b|c|d|e"));
 }
 
+// Thoughts of an earlier reply leave the conversation, and none are asked for if that is said.
+static void test_thoughts(void)
+{
+    static const char template[] =
+        "{% for m in messages %}{% set text = m.content %}{% if '</think>' in text %}"
+        "{% set text = text.split('</think>')[-1].lstrip('\\n') %}{% endif %}"
+        "<{{ m.role }}>{{ text }}{% endfor %}<assistant>"
+        "{% if enable_thinking is defined and not enable_thinking %}<think></think>{% endif %}";
+    static const char *const texts[] = {"user", "Hi", "assistant", "<think>\nHm.\n</think>\n\nYo.",
+                                        "user", "Why?"};
+    check_render(template, texts, 3, "<user>Hi<assistant>Yo.<user>Why?<assistant>");
+    for (int think = 0; think < 2; think++) {
+        Template t;
+        Term pair[2], turn = make_message(pair, "user", "Hi");
+        run_template(&t, template, &turn, 1, text_term(""), text_term(""), think);
+        const char *want = think ? "<user>Hi<assistant>" : "<user>Hi<assistant><think></think>";
+        CHECK_TEXT(t.out, t.n_out, want, strlen(want));
+        free_template(&t);
+    }
+}
+
 // --- tokens -------------------------------------------------------------------------------------
 
 enum { TYPE_NORMAL = 1, TYPE_CONTROL = 3 };
@@ -440,6 +461,7 @@ int main(void)
     test_limits();
     test_damaged();
     test_formats();
+    test_thoughts();
     test_tokens();
     test_choice();
     test_stream();
