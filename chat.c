@@ -15,6 +15,7 @@
 #define CHAT
 #endif
 #include "run.c"
+#include <poll.h>
 
 // What the command line says beside run.c's options; the table is at the end.
 static struct {
@@ -1032,6 +1033,19 @@ static int answer(Session *s, Conversation *c, const char *text)
     return 1;
 }
 
+// Writes the prompt and waits for a line at the terminal, or for Ctrl-C, which may come at any moment
+// after the prompt is there: it is let through only while the program waits.
+static void wait_for_line(const char *prompt)
+{
+    sigset_t interrupt, before;
+    sigemptyset(&interrupt);
+    sigaddset(&interrupt, SIGINT);
+    sigprocmask(SIG_BLOCK, &interrupt, &before);
+    fputs(prompt, stderr);
+    if (!interrupted) ppoll(&(struct pollfd){STDIN_FILENO, POLLIN, 0}, 1, NULL, &before);
+    sigprocmask(SIG_SETMASK, &before, NULL);
+}
+
 // Reads a turn: a line, and the next one, too, where it ends with a backslash. The caller frees it.
 // NULL at the end, or when Ctrl-C ends the wait for it.
 static char *read_turn(void)
@@ -1039,14 +1053,15 @@ static char *read_turn(void)
     enum { TERMINAL_LINE = 4096 }; // what a terminal hands over at most, with the newline
     char *line = NULL, *turn = NULL;
     size_t room = 0, len = 0;
-    for (int more = 1, terminal = isatty(STDIN_FILENO); more;) {
-        if (terminal) fputs(turn ? "| " : "> ", stderr);
+    int terminal = isatty(STDIN_FILENO);
+    for (int more = 1; more;) {
+        if (terminal) wait_for_line(turn ? "| " : "> ");
+        if (interrupted) break;
         catch_interrupt(0);
         ssize_t n = getline(&line, &room, stdin);
         catch_interrupt(SA_RESTART);
         if (n < 0 && !feof(stdin) && !interrupted)
             die(EXIT_DATA, "standard input", "cannot read (%s)", strerror(errno));
-        if (n < 0 && terminal) fputc('\n', stderr);
         if (n < 0) break;
         check_string("standard input", line, (size_t)n);
         if (terminal && n >= TERMINAL_LINE)
@@ -1060,7 +1075,10 @@ static char *read_turn(void)
         len += (size_t)sprintf(turn + len, more ? "%s\n" : "%s", line);
     }
     free(line);
-    return turn;
+    if (terminal && (interrupted || !turn)) fputc('\n', stderr);
+    if (!interrupted) return turn;
+    free(turn);
+    return NULL;
 }
 
 // Turn by turn on stdin and stdout. The first turn may be given.
