@@ -25,7 +25,7 @@
 //   1  Errors and memory           6  Threads                       11  GGUF
 //   2  Vectors                     7  Cache and attention           12  Tokenizer
 //   3  Shapes                      8  Tensor types and products     13  Sampler
-//   4  Position I: the encodings   9  Forward                       14  Generate and chat
+//   4  Position I: the encodings   9  Forward                       14  Generate
 //   5  Position II: past the      10  Checkpoints                   15  Options and main
 //      trained length
 //
@@ -194,8 +194,10 @@ static size_t available_memory(void)
     return min_size(bytes, read_number("/sys/fs/cgroup/memory/memory.limit_in_bytes", "%zu"));
 }
 
+// A copy that its owner may change and free.
 static char *copy_string(const char *s) { return strcpy(xrealloc(NULL, strlen(s) + 1, 1), s); }
 
+// Since some moment in the past.
 static double seconds(void)
 {
     struct timespec t;
@@ -842,13 +844,19 @@ static int is_rotary(const Config *c) { return encodings[c->encoding].rotates; }
 // ================================================================================================
 // 5  Position II: past the trained length
 //
-// Past L tokens the slow pairs reach angles never seen in training, and the model fails at once.
-// A method can change three things: the frequencies, so that n tokens fit into the angles that L
-// tokens used; the attention factor a, which sharpens scores again that longer text has blurred;
-// or the distance D, so that no distance is larger than a trained one.
+// The fast pairs turn every few tokens: in training they have met every angle. The slow ones have
+// not finished a turn within L tokens; past L their angles are new, the model never learned what
+// those mean, and it fails at once. A method can change four things:
+//   the frequencies theta_m, so that n tokens fit into the angles that L tokens used;
+//   the attention factor a, which sharpens scores again that longer text has blurred;
+//   the distance D, so that no distance is larger than a trained one;
+//   the scale of the query, which sharpens like a, but by position.
+// One of each compose. The attention loop does not know which were chosen.
 //
-// Frequencies: one function a method, all of one shape: the frequency of pair m at current length
-// n. The attention loop does not know which was chosen.
+// --- Frequencies --------------------------------------------------------------------------------
+//
+// One function a method, all of one shape: the frequency of pair m, in radians a token, at the
+// current length n = i + 1. head_dim counts the dimensions that turn.
 
 // theta_m = base^(-2m/d), [RoPE] 3.2.2
 static double frequency(double base, int head_dim, int m)
@@ -856,6 +864,7 @@ static double frequency(double base, int head_dim, int m)
     return pow(base, -2.0 * m / head_dim);
 }
 
+// As trained, whatever the length.
 static double rope_none(const RopeConfig *r, int head_dim, int m, double n)
 {
     (void)n;
@@ -875,6 +884,7 @@ static double ntk_frequency(const RopeConfig *r, double stretch, int head_dim, i
     return frequency(r->theta * pow(stretch, exponent), head_dim, m);
 }
 
+// The stretch is the factor, at any length.
 static double rope_ntk(const RopeConfig *r, int head_dim, int m, double n)
 {
     (void)n;
@@ -913,6 +923,7 @@ static double rope_by_parts(const RopeConfig *r, int head_dim, int m, double n)
     return blend(r, rope_none(r, head_dim, m, n), m, high, low);
 }
 
+// More keys blur the softmax; a larger a makes up for it. Found by fits. [YaRN] eq. 22
 static double yarn_attention(const RopeConfig *r)
 {
     return r->factor <= 1 ? 1 : 0.1 * log(r->factor) + 1;
@@ -932,6 +943,7 @@ static double rope_longrope(const RopeConfig *r, int head_dim, int m, double n)
     return rope_none(r, head_dim, m, n) / list[m];
 }
 
+// The same in LongRoPE's words. [LongRoPE], as Phi-3 computes it
 static double longrope_attention(const RopeConfig *r)
 {
     return r->factor <= 1 || r->orig_ctx < 2 ? 1 : sqrt(1 + log(r->factor) / log(r->orig_ctx));
@@ -953,6 +965,7 @@ static const struct {
     {"longrope", "a factor for each pair, from two lists", rope_longrope, longrope_attention, ONCE},
 };
 
+// a: the given one replaces the method's own.
 static double attention_factor(const RopeConfig *r)
 {
     if (r->attn_factor > 0) return r->attn_factor;
@@ -982,11 +995,13 @@ static int rope_epoch(const RopeConfig *r, int64_t n)
 //                 older ones                B = j mod C    [DCA], as ChunkLlama computes it
 // A query sees the last W tokens (string: S; dual-chunk: its own chunk of C) under map 0.
 
+// How many maps the method has.
 static int n_maps(const RopeConfig *r)
 {
     return r->distance == DIST_FULL ? 1 : r->distance == DIST_DUAL_CHUNK ? 3 : 2;
 }
 
+// B(j), and below it A(i).
 static double key_position(const RopeConfig *r, int map, double j)
 {
     if (!map) return j;
@@ -1020,6 +1035,7 @@ static int64_t first_key(const RopeConfig *r, int map, int64_t i)
     return (i / (int64_t)r->far - map) * (int64_t)r->far;
 }
 
+// D, in tokens; a fraction where positions are interpolated.
 static double map_distance(const RopeConfig *r, int map, int64_t i, int64_t j)
 {
     return query_position(r, map, (double)i) - key_position(r, map, (double)j);
@@ -1060,6 +1076,7 @@ static void rope_resolve(RopeConfig *r, int train_ctx, int64_t ctx)
     if (r->distance == DIST_SINKS) r->near = r->window;
 }
 
+// Room for all tables. A slot is a tile's place in the cache (section 7).
 static void alloc_angles(Angles *a, size_t pairs, int maps, size_t n_slots)
 {
     a->freq = xcalloc(pairs, sizeof *a->freq);
@@ -1583,6 +1600,7 @@ static Rows begin_item(const Attention *a, size_t item)
     return w;
 }
 
+// The position of a row's query.
 static int64_t row_position(const Rows *w, size_t row)
 {
     return w->first + (int64_t)(row / w->group);
@@ -1595,6 +1613,7 @@ static size_t row_index(const Rows *w, size_t row)
     return query * w->a->config.n_heads + head;
 }
 
+// Where a row's softmax is kept until all its parts are merged.
 static size_t total_index(const Rows *w, size_t row)
 {
     return w->part * w->a->config.n_heads + row_index(w, row);
@@ -1637,6 +1656,12 @@ static void score_tile(const Rows *w, int map, int64_t t)
     memset(w->score[map], 0, w->rows * TILE * 4);
     gemm_rows(w->rows, w->qt, d, 1, w->tile, d, TILE, w->score[map]);
 }
+
+// --- What a row sees ----------------------------------------------------------------------------
+//
+// Scores are computed for whole tiles under each map. Which of them a row really sees, and under
+// which map, is told by positions alone: a key belongs to the map whose run it lies in, a key
+// behind the window or to come belongs to none. Runs and windows begin and end anywhere in a tile.
 
 // How many keys of the tile at t0 are before position p.
 static int keys_before(int64_t p, int64_t t0)
@@ -4202,9 +4227,10 @@ static void tokenizer_load(Tokenizer *t, const char *path, int vocab_size)
 // ================================================================================================
 // 13  Sampler
 //
-// From logits to the next token: a penalty on recent tokens, then temperature, top-k, min-p and
-// top-p, each of which drops candidates, then one draw from what is left. The same seed gives the
-// same text.
+// From logits to the next token. The model's opinion is p = softmax(logits / temperature): below 1
+// it becomes surer, above 1 more daring, at 0 the likeliest token is all that is left. Before that
+// a penalty makes recent tokens less likely; after it top-k, min-p and top-p drop what is unlikely,
+// and one draw from what is left decides. The same seed gives the same text.
 
 typedef struct {
     double temperature; // 0: always the most likely token
@@ -4215,6 +4241,7 @@ typedef struct {
     uint64_t rng;
 } Sampler;
 
+// A token that may be drawn; p is its probability by that of the likeliest one.
 typedef struct {
     float p;
     int id;
@@ -4222,7 +4249,8 @@ typedef struct {
 
 enum { REPEAT_WINDOW = 64 }; // how many tokens are "recent"
 
-static uint64_t next_random(uint64_t *state) // xorshift64*
+// xorshift64*: 64 bits, the upper ones the better.
+static uint64_t next_random(uint64_t *state)
 {
     *state ^= *state >> 12;
     *state ^= *state << 25;
@@ -4230,6 +4258,7 @@ static uint64_t next_random(uint64_t *state) // xorshift64*
     return *state * 0x2545f4914f6cdd1d;
 }
 
+// At least 0 and below 1: as many bits as a float holds.
 static float random_unit(uint64_t *state) { return (float)(next_random(state) >> 40) * 0x1p-24f; }
 
 // Never zero, whatever the seed: zero is the generator's fixed point.
@@ -4241,7 +4270,8 @@ static uint64_t seed_random(uint64_t seed)
     return (z ^ z >> 31) | 1;
 }
 
-static long long new_seed(void) // short enough to be typed, and another one each time
+// A seed for who gives none: short enough to be typed, and another one each time.
+static long long new_seed(void)
 {
     struct timespec now;
     clock_gettime(CLOCK_REALTIME, &now);
@@ -4249,6 +4279,7 @@ static long long new_seed(void) // short enough to be typed, and another one eac
     return (long long)((next_random(&state) ^ (uint64_t)getpid()) >> 34);
 }
 
+// Where the largest number is, the first one among equals.
 static int argmax(const float *v, size_t n)
 {
     size_t best = 0;
@@ -4257,6 +4288,8 @@ static int argmax(const float *v, size_t n)
     return (int)best;
 }
 
+// qsort's order: the likelier first, the smaller id among equals, so that it is the same
+// everywhere.
 static int more_likely(const void *a, const void *b)
 {
     const Candidate *x = a, *y = b;
@@ -4264,6 +4297,7 @@ static int more_likely(const void *a, const void *b)
     return x->id - y->id;
 }
 
+// Makes recent tokens less likely, whichever sign their logits have.
 static void penalize(float *logits, float penalty, const int *recent, int n)
 {
     for (int i = 0; i < n; i++) {
@@ -4281,7 +4315,8 @@ static int sample(Sampler *s, float *logits, size_t n, const int *recent, int n_
     if (s->repeat_penalty != 1) penalize(logits, s->repeat_penalty, recent, n_recent);
     int best = argmax(logits, n);
     if (s->temperature == 0) return best;
-    // p relative to the best token's; what is below floor can matter to no cut.
+    // All p are relative to the best token's, so that its own is 1 and none overflows. What is
+    // below the floor can matter to no cut.
     float top = logits[best], floor = fmaxf(s->min_p, 1e-9f), total = 0, sum = 0;
     Candidate *c = xrealloc(NULL, n, sizeof *c);
     size_t left = 0, keep = 0, i = 0;
@@ -4294,6 +4329,8 @@ static int sample(Sampler *s, float *logits, size_t n, const int *recent, int n_
     if (s->top_k || s->top_p < 1) qsort(c, left, sizeof *c, more_likely);
     if (s->top_k) left = min_size(left, (size_t)s->top_k);
     for (size_t k = 0; k < left; k++) total += c[k].p;
+    // top-p keeps candidates until they have that share of the total; the draw falls on a point of
+    // what they have together.
     float enough = s->top_p < 1 ? (float)s->top_p * total : INFINITY;
     while (keep < left && sum <= enough) sum += c[keep++].p;
     float draw = random_unit(&s->rng) * sum;
@@ -4304,10 +4341,12 @@ static int sample(Sampler *s, float *logits, size_t n, const int *recent, int n_
 }
 
 // ================================================================================================
-// 14  Generate and chat
+// 14  Generate
 //
-// A Session is a loaded model with its tokenizer and what it has read. Text goes to stdout and
-// nothing else does; what a person may want to know about the run goes to stderr.
+// A Session is a loaded model with its tokenizer and what it has read. To generate is to read a
+// prompt, draw the next token from the logits, read that, too, and so on; conversations (chat.c)
+// and instruments (tests/measure.c) are made of the same steps. Text goes to stdout and nothing
+// else does; what a person may want to know about the run goes to stderr.
 
 // What the command line says; section 15 has a row for each option.
 static struct {
@@ -4338,7 +4377,7 @@ typedef struct {
     double read_s, made_s;     // and the seconds they took
 } Session;
 
-static volatile sig_atomic_t interrupted;
+static volatile sig_atomic_t interrupted; // how often, by Ctrl-C
 
 // The first Ctrl-C ends the text cleanly, the second ends the program, as other signals do.
 static void on_interrupt(int sig)
@@ -4407,6 +4446,7 @@ typedef struct {
     size_t n;
 } Stream;
 
+// Writes the held character, whole or not.
 static void stream_flush(Stream *s)
 {
     uint8_t c = s->n ? (uint8_t)s->held[s->n - 1] : 0;
@@ -4418,6 +4458,8 @@ static void stream_flush(Stream *s)
     s->n = 0;
 }
 
+// Writes all characters that are complete by now. Control characters were told apart by their first
+// byte, or as the two bytes of U+0080 to U+009F.
 static void stream_write(Stream *s, const char *bytes, size_t len)
 {
     for (size_t i = 0; i < len; i++) {
@@ -4428,6 +4470,7 @@ static void stream_write(Stream *s, const char *bytes, size_t len)
     check_written(s->out, "stdout"); // not when hours of text went to a full disk or a closed pipe
 }
 
+// The token at the last position that the cache holds.
 static int last_token(const Session *s) { return s->ids[s->pos - 1]; }
 
 // Control tokens are no text for the reader, but they are for a template that is shown the reply.
@@ -4503,6 +4546,7 @@ static int reply(Session *s, const int *ids, size_t n, FILE *said)
     return end;
 }
 
+// The last line of a run, with all that is needed to have the text again.
 static void say_speed(const Session *s, const char *ending)
 {
     fprintf(stderr, "prompt: %zu tokens, %.1f tok/s; generated: %zu tokens, %.1f tok/s; seed %lld; "
@@ -4524,6 +4568,7 @@ static int *encode_text(const Tokenizer *t, const char *text, const char *templa
     return ids;
 }
 
+// Mode generate: continues the prompt.
 static void run_generate(Session *s)
 {
     size_t n;
