@@ -81,7 +81,7 @@ static void wait_for(const char *text, size_t more)
 int main(int argc, char **argv)
 {
     char line[4096];
-    terminal = posix_openpt(O_RDWR | O_NOCTTY);
+    terminal = posix_openpt(O_RDWR | O_NOCTTY | O_CLOEXEC);
     if (argc < 3 || terminal < 0 || grantpt(terminal) || unlockpt(terminal)) return 98;
     out = fopen(argv[1], "w");
     child = fork();
