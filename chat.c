@@ -875,7 +875,7 @@ static const char *find_template(const Session *s, const char **what)
         return text;
     }
     if (!name && v->chat.n) {
-        text = next_string(&(Values){v->chat.at, 1}, &len);
+        text = next_string(&(Values){.at = v->chat.at, .n = 1}, &len);
         *what = memchr(text, 0, len) ? "a zero byte in it" : "the model's own";
         return memchr(text, 0, len) ? NULL : memcpy(xcalloc(len + 1, 1), text, len);
     }
@@ -1132,6 +1132,7 @@ static void print_weights(const Model *m)
     for (int i = m->shared_classifier ? -1 : -2; i < n; i++) {
         const Tensor *t = i == -2 ? &m->classifier : i == -1 ? &m->tok_emb
                         : &m->layers[i / N_MATRICES].w[i % N_MATRICES];
+        if (!t->data) continue; // the gate of a net that has none
         bytes[t->type - tensor_types] += tensor_bytes(t);
         parameters += t->rows * t->cols;
     }
@@ -1160,10 +1161,11 @@ static void run_info(Session *s)
     printf("trained       %d tokens\n", c.train_ctx);
     if (c.encoding == ENC_ROPE) print_rope("RoPE", &c.rope);
     else printf("positions     %s\n", encodings[c.encoding].name);
-    if (c.global_every) {
-        print_rope("local layers", &c.local);
-        printf("              all but every %dth\n", c.global_every);
-    }
+    int n_local = 0;
+    for (int l = 0; l < c.n_layers; l++) n_local += m->layers[l].local;
+    if (n_local && c.local.still) printf("no position   in %d layers\n", n_local);
+    else if (n_local) print_rope("local layers", &c.local);
+    if (n_local && !c.local.still) printf("              %d of %d\n", n_local, c.n_layers);
     printf("chat format   %s\n", template ? what : "unknown");
     printf("tokenizer     %s%s, %d tokens, %s\n",
            t->words ? "byte-level BPE, words as " : "SentencePiece-style",

@@ -290,9 +290,10 @@ static void use_text(const uint8_t *data, size_t size)
         }
         add_string(&merges, both, len);
     }
-    Vocab v = {.tokens = {tokens.p, n}, .merges = {merges.p, n_merges}, .bpe = bpe,
+    Vocab v = {.tokens = {tokens.p, n, G_STRING}, .merges = {merges.p, n_merges, G_STRING}, .bpe = bpe,
                .bos = bpe ? -1 : data[0] & 32 ? (int)n - 1 : 1, .eos = -1, .eot = -1,
-               .types = {(uint8_t *)types, n}, .scores = {bpe ? NULL : (uint8_t *)scores, n},
+               .types = {(uint8_t *)types, n, G_I32},
+               .scores = {bpe ? NULL : (uint8_t *)scores, n, G_F32},
                .space_prefix = data[0] >> 4 & 1};
     strcpy(v.pre, styles[data[0] >> 1 & 3]);
     tokenizer_from_vocab(&tokenizer, "fuzz", &v);

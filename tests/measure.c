@@ -175,6 +175,7 @@ static size_t window_losses(Session *s, Perplexity *p, const int *ids, size_t n,
                             double *nll, double (*extra)[N_EXTRAS])
 {
     size_t at = 0;
+    s->state.attn.text = (int64_t)n + 1;
     for (size_t step; at < n && !interrupted; at += step) {
         step = min_size(n - at, s->state.chunk);
         forward(&s->state, ids + at, step, at);
@@ -743,6 +744,7 @@ static void run_bench(Session *s)
     for (size_t depth = 0; depth < 4 * quarter; depth += quarter) {
         double start = seconds();
         s->pos = depth;
+        s->state.attn.text = s->ctx; // as if all of it had been read
         feed(s, ids, quarter);
         double middle = seconds(), read = quarter / (middle - start);
         s->pos = depth;

@@ -230,7 +230,7 @@ static Tokenizer make_vocabulary(int type, int add_bos)
         put_string(&tokens, id < BYTES ? names[id] : name);
         put_u32(&types, id > EOS && id < BYTES ? (uint32_t)type : TYPE_NORMAL);
     }
-    Vocab v = {.tokens = {tokens.p, VOCAB}, .types = {types.p, VOCAB}, .bos = BOS, .eos = EOS,
+    Vocab v = {.tokens = {tokens.p, VOCAB, G_STRING}, .types = {types.p, VOCAB, G_I32}, .bos = BOS, .eos = EOS,
                .eot = -1, .add_bos = add_bos};
     Tokenizer t;
     tokenizer_from_vocab(&t, "test", &v);
@@ -283,7 +283,7 @@ static void test_choice(void)
     Session s = {.tokenizer = make_vocabulary(TYPE_CONTROL, 0), .model.vocab.tokens.n = VOCAB};
     got = open_template(&s, &what);
     CHECK(got == chat_formats[0].template && !strcmp(what, "chatml"));
-    s.model.vocab.chat = (Values){own.p, 1};
+    s.model.vocab.chat = (Values){own.p, 1, G_STRING};
     CHECK((got = open_template(&s, &what)) && strstr(got, "m.content }}{% endfor %}"));
     talk.format = "zephyr";
     CHECK(open_template(&s, &what) && !strcmp(what, "zephyr"));
