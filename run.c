@@ -2091,6 +2091,50 @@ static void scales_q6_k(const TensorType *type, const uint8_t *rows, size_t pitc
     }
 }
 
+// Words are four codes that are multiplied together with four int8 of x: dot_words() adds their
+// products, lane by lane, to a running sum, and widen() makes of that the sum in 32 bits. VNNI and
+// NEON add in 32 bits at once. AVX2 adds neighbouring products in 16 bits, where some such pairs of
+// short codes can be added before they must be widened: 15 * 127 * 2 goes 8 times into 32767, 31 *
+// 127 * 2 4 times, 63 * 127 * 2 twice: PAIRS(bits). Codes of 8 bits are signed: x gets their sign.
+// VNNI multiplies unsigned by signed bytes: there FLIP turns an int8 w into w + 128, a code whose
+// zero is ZERO.
+#if LANES == 16 || (LANES == 8 && defined(__AVXVNNI__))
+enum { HAVE_DOT = 1, NARROW = 0, FLIP = (int32_t)0x80808080, ZERO = 128 };
+#elif LANES == 8
+enum { HAVE_DOT = 1, NARROW = 1, FLIP = 0, ZERO = 0 };
+#elif defined(NEON) && defined(__ARM_FEATURE_DOTPROD)
+enum { HAVE_DOT = 1, NARROW = 0, FLIP = 0, ZERO = 0 };
+#else
+enum { HAVE_DOT = 0, NARROW = 0, FLIP = 0, ZERO = 0 };
+#endif
+#define PAIRS(bits) ((bits) < 8 ? 8 >> ((bits) - 4) : 1)
+INLINE vi dot_words(int bits, vi sum, vi w, vi x)
+{
+    (void)bits;
+#if LANES == 16
+    return (vi)_mm512_dpbusd_epi32((mi)sum, (mi)w, (mi)x);
+#elif LANES == 8 && defined(__AVXVNNI__)
+    return (vi)_mm256_dpbusd_avx_epi32((mi)sum, (mi)w, (mi)x);
+#elif LANES == 8
+    if (bits < 8) return (vi)MM(add_epi16)((mi)sum, MM(maddubs_epi16)((mi)w, (mi)x));
+    mi pairs = MM(maddubs_epi16)(MM(abs_epi8)((mi)w), MM(sign_epi8)((mi)x, (mi)w));
+    return sum + (vi)MM(madd_epi16)(pairs, MM(set1_epi16)(1));
+#elif defined(NEON) && defined(__ARM_FEATURE_DOTPROD)
+    return vdotq_s32(sum, vreinterpretq_s8_s32(w), vreinterpretq_s8_s32(x));
+#else
+    return sum + w * x; // not used
+#endif
+}
+
+INLINE vi widen(int bits, vi sum)
+{
+    (void)bits;
+#if LANES == 8
+    if (NARROW && bits < 8) return (vi)MM(madd_epi16)((mi)sum, MM(set1_epi16)(1));
+#endif
+    return sum;
+}
+
 // --- codes --------------------------------------------------------------------------------------
 // A piece is 16 values that follow each other in a row. Codes of 4 to 6 bits are stored as nibbles
 // and the bits above the fourth apart from them. Unit u of a block is its u-th 16 bytes of nibbles:
@@ -2099,43 +2143,51 @@ static void scales_q6_k(const TensorType *type, const uint8_t *rows, size_t pitc
 // next 32; 4 in Q6_K, whose every four units hold 64 values and the next 64.
 INLINE size_t low_piece(size_t apart, size_t u) { return u / apart * 2 * apart + u % apart; }
 
-// The bits above the fourth of piece p of rows i, i + 4, ..., each at its place in its code's byte.
-// Blocks of 256 keep them in planes of 32 bytes: the lowest bits (one of Q5_K, two of Q6_K) of each
-// byte belong to the plane's first 32 values, the next to the next 32. Blocks of 32 have 32 single
-// bits. These are spread: a word takes its four, and a product with four bits set makes copies of
-// them, of which one lies, as the mask wants it, at bit 4 of each byte.
-INLINE vi high_bits(int bits, size_t apart, const TensorType *type, const char *block,
-                    size_t pitch, int i, size_t p)
+// Bits above the fourth are kept, in blocks of 256, in planes of 32 bytes: the lowest bits of each
+// byte (one in Q5_K, two in Q6_K) are those of the plane's first 32 values, the next bits those of
+// the next 32, and a unit's two pieces share their 16 bytes. Blocks of 32 have 32 single bits.
+// These are spread: a word takes its four, and a product with four bits set makes copies of them,
+// of which one lies, as the mask wants it, at bit 4 of each byte.
+INLINE vi load_high(int bits, size_t apart, const char *high, size_t pitch, int i, size_t u)
 {
-    const char *at = block + type->high;
-    if (apart == 1) {
-        vu single = (vu)SHUFFLE(load_rows(at, pitch, i), (vi){0}, FIRST_WORDS);
-        vu four = single >> ((vu){WORD_NUMBERS} * 4 + 16 * (uint32_t)p) & 15;
-        return (vi)(four * 0x02040810 & 0x10101010);
-    }
-    size_t each = (size_t)bits - 4, chunk = p / 2, chunks = 8 / each;
-    vi plane = load_rows(at + chunk / chunks * 32 + p % 2 * 16, pitch, i);
-    return (plane >> (int)(chunk % chunks * each) & (each == 1 ? 0x01010101 : 0x03030303)) << 4;
+    size_t planes = low_piece(apart, u) / 2 * ((size_t)bits - 4) / 8;
+    return load_rows(high + (apart == 1 ? 0 : planes * 32 + u % 2 * 16), pitch, i);
 }
 
-// The codes of unit u, of rows i, i + 4, ...: the low piece's and the high piece's. bits and apart
-// are the type's, as constants wherever this is inlined.
+INLINE vi high_bits(int bits, size_t apart, vi high, size_t piece)
+{
+    int each = bits - 4, shift = (int)piece / 2 * each % 8;
+    if (apart > 1) return (high >> shift & (each == 1 ? 0x01010101 : 0x03030303)) << 4;
+    vu single = (vu)SHUFFLE(high, high, FIRST_WORDS);
+    vu four = single >> ((vu){WORD_NUMBERS} * 4 + 16 * (uint32_t)piece) & 15;
+    return (vi)(four * 0x02040810 & 0x10101010);
+}
+
+// The codes of unit u, of rows i, i + 4, ...: the low piece's and the high piece's. A unit of bytes
+// is two pieces that follow each other. bits and apart are the type's, as constants wherever this
+// is inlined.
 INLINE void read_codes(int bits, size_t apart, const TensorType *type, const char *block,
                        size_t pitch, int i, size_t u, vi codes[2])
 {
+    if (bits == 8) {
+        for (size_t h = 0; h < 2; h++)
+            codes[h] = load_rows(block + type->at + 32 * u + 16 * h, pitch, i) ^ FLIP;
+        return;
+    }
     vi nibbles = load_rows(block + type->at + 16 * u, pitch, i);
     codes[0] = nibbles & 0x0f0f0f0f;
     codes[1] = nibbles >> 4 & 0x0f0f0f0f;
-    for (size_t h = 0; bits > 4 && h < 2; h++)
-        codes[h] |= high_bits(bits, apart, type, block, pitch, i, low_piece(apart, u) + h * apart);
+    if (bits == 4) return;
+    vi high = load_high(bits, apart, block + type->high, pitch, i, u);
+    for (size_t h = 0; h < 2; h++)
+        codes[h] |= high_bits(bits, apart, high, low_piece(apart, u) + h * apart);
 }
 
 // Codes less the type's zero of n blocks of one row: q[n][block].
 static void block_codes(const TensorType *type, const uint8_t *b, size_t n, int8_t *q)
 {
-    for (; n; n--, b += type->bytes, q += type->block) {
-        if (type->bits == 8) memcpy(q, b + type->at, type->block);
-        for (size_t u = 0; type->bits < 8 && u < type->block / 32; u++) {
+    for (; n; n--, b += type->bytes, q += type->block)
+        for (size_t u = 0; u < type->block / 32; u++) {
             vi codes[2];
             read_codes(type->bits, type->apart, type, (const char *)b, 0, 0, u, codes);
             for (size_t h = 0; h < 2; h++) {
@@ -2145,7 +2197,6 @@ static void block_codes(const TensorType *type, const uint8_t *b, size_t n, int8
                 memcpy(q + 16 * (low_piece(type->apart, u) + h * type->apart), &bytes, 16);
             }
         }
-    }
 }
 
 static void unpack_blocks(const Tensor *t, size_t row, float *out)
@@ -2254,55 +2305,6 @@ static void tile_plain(const Panel *p, const Quantized *x, size_t n, float *out,
     }
 }
 
-// Words are four codes that are multiplied together with four int8 of x: dot_words() adds their
-// products, lane by lane, to a running sum, and widen() makes of that the sum in 32 bits. VNNI and
-// NEON add in 32 bits at once. AVX2 adds neighbouring products in 16 bits, where some such pairs of
-// short codes can be added before they must be widened: 15 * 127 * 2 goes 8 times into 32767, 31 *
-// 127 * 2 4 times, 63 * 127 * 2 twice: PAIRS(bits). Codes of 8 bits are signed: x gets their sign.
-// VNNI multiplies unsigned by signed bytes: there FLIP turns an int8 w into w + 128.
-#if LANES == 16 || (LANES == 8 && defined(__AVXVNNI__))
-enum { HAVE_DOT = 1, NARROW = 0, FLIP = (int32_t)0x80808080 };
-#elif LANES == 8
-enum { HAVE_DOT = 1, NARROW = 1, FLIP = 0 };
-#elif defined(NEON) && defined(__ARM_FEATURE_DOTPROD)
-enum { HAVE_DOT = 1, NARROW = 0, FLIP = 0 };
-#else
-enum { HAVE_DOT = 0, NARROW = 0, FLIP = 0 };
-#endif
-#define PAIRS(bits) ((bits) < 8 ? 8 >> ((bits) - 4) : 1)
-INLINE vi dot_words(int bits, vi sum, vi w, vi x)
-{
-    (void)bits;
-#if LANES == 16
-    return (vi)_mm512_dpbusd_epi32((mi)sum, (mi)w, (mi)x);
-#elif LANES == 8 && defined(__AVXVNNI__)
-    return (vi)_mm256_dpbusd_avx_epi32((mi)sum, (mi)w, (mi)x);
-#elif LANES == 8
-    if (bits < 8) return (vi)MM(add_epi16)((mi)sum, MM(maddubs_epi16)((mi)w, (mi)x));
-    mi pairs = MM(maddubs_epi16)(MM(abs_epi8)((mi)w), MM(sign_epi8)((mi)x, (mi)w));
-    return sum + (vi)MM(madd_epi16)(pairs, MM(set1_epi16)(1));
-#elif defined(NEON) && defined(__ARM_FEATURE_DOTPROD)
-    return vdotq_s32(sum, vreinterpretq_s8_s32(w), vreinterpretq_s8_s32(x));
-#else
-    return sum + w * x; // not used
-#endif
-}
-
-INLINE vi widen(int bits, vi sum)
-{
-    (void)bits;
-#if LANES == 8
-    if (NARROW && bits < 8) return (vi)MM(madd_epi16)((mi)sum, MM(set1_epi16)(1));
-#endif
-    return sum;
-}
-
-// A code whose zero is not 0 adds that many times the sum of x.
-INLINE int32_t code_zero(int bits, const Panel *p)
-{
-    return bits < 8 ? p->type->zero : FLIP ? 128 : 0;
-}
-
 INLINE void prefetch_next(const Panel *p, size_t g)
 {
     const uint8_t *next = p->next + g * p->next_bytes;
@@ -2310,18 +2312,19 @@ INLINE void prefetch_next(const Panel *p, size_t g)
 }
 
 // d[g], lane r: the dot product of group g of row r's block with that of x. For one token it is
-// cheaper to multiply rows as they lie, and to transpose the sums. bits, apart and group are
-// constants wherever this is inlined.
-INLINE void dot_block(int bits, size_t apart, size_t group, const Panel *p, const char *block,
-                      const int8_t *x, vi *d)
+// cheaper to multiply rows as they lie, and to transpose the sums. A unit's two pieces belong to
+// one group or to two, and `step` units together make them whole. bits, apart, group and block, the
+// values in a block, are constants wherever this is inlined.
+INLINE void dot_block(int bits, size_t apart, size_t group, size_t block, const Panel *p,
+                      const char *at, const int8_t *x, vi *d)
 {
-    size_t step = apart == 2 ? 2 : 1, sides = apart > 1 ? 2 : 1; // of units; of groups at once
-    for (size_t u = 0; u < (apart == 1 ? 1 : 8); u += step) {
+    size_t sides = 16 * apart < group ? 1 : 2, step = group / 32 * sides + (group == 16);
+    for (size_t u = 0; u < block / 32; u += step) {
         vi sum[2][4] = {{{0}}};
         for (int i = 0; i < 4; i++)
             for (size_t v = u; v < u + step; v++) {
                 vi codes[2];
-                read_codes(bits, apart, p->type, block, p->pitch, i, v, codes);
+                read_codes(bits, apart, p->type, at, p->pitch, i, v, codes);
                 for (size_t h = 0; h < 2; h++) {
                     vi xh = load_all_quarters(x + 16 * (low_piece(apart, v) + h * apart));
                     sum[h % sides][i] = dot_words(bits, sum[h % sides][i], codes[h], xh);
@@ -2335,33 +2338,19 @@ INLINE void dot_block(int bits, size_t apart, size_t group, const Panel *p, cons
     }
 }
 
-// The same for codes of 8 bits, a group of them.
-INLINE vi dot_bytes(const Panel *p, const char *codes, const int8_t *x, size_t group)
-{
-    vi sum[4] = {{0}};
-    for (int i = 0; i < 4; i++)
-        for (size_t k = 0; k < group; k += 16)
-            sum[i] = dot_words(8, sum[i], load_rows(codes + k, p->pitch, i) ^ FLIP,
-                               load_all_quarters(x + k));
-    return add_zips(add_zips(sum[0], sum[2]), add_zips(sum[1], sum[3]));
-}
-
-// One token.
-INLINE void tile_one(int bits, size_t apart, size_t group, const Panel *p, const Quantized *x,
-                     float *out, size_t n_rows)
+// One token. A code whose zero is not 0 has added that many times the sum of x.
+INLINE void tile_one(int bits, size_t apart, size_t group, size_t block, const Panel *p,
+                     const Quantized *x, float *out, size_t n_rows)
 {
     vf sum = {0};
-    size_t groups = (bits == 8 ? group : apart == 1 ? 32 : 256) / group; // in a block
-    const char *block = p->rows + p->type->at;
-    if (bits < 8) block = p->rows;
-    for (size_t g = 0; g < x->n_groups; g += groups, block += p->stride) {
-        vi d[16];
+    const char *at = p->rows;
+    for (size_t g = 0, groups = block / group; g < x->n_groups; g += groups, at += p->stride) {
+        vi d[16] = {{0}};
         for (size_t k = 0; k < groups; k++) prefetch_next(p, g + k);
-        if (bits == 8) d[0] = dot_bytes(p, block, x->q + g * group, group);
-        else dot_block(bits, apart, group, p, block, x->q + g * group, d);
+        dot_block(bits, apart, group, block, p, at, x->q + g * group, d);
         for (size_t k = 0; k < groups; k++) {
             int32_t minus_sum = x->minus_sum[g + k];
-            sum = add_group(sum, p, g + k, d[k] + minus_sum * code_zero(bits, p), minus_sum,
+            sum = add_group(sum, p, g + k, d[k] + minus_sum * p->type->zero, minus_sum,
                             x->scale[g + k]);
         }
     }
@@ -2369,12 +2358,12 @@ INLINE void tile_one(int bits, size_t apart, size_t group, const Panel *p, const
 }
 
 // words[cols / 4]: four neighbouring codes of every row in that row's lane.
-INLINE void pack_words(int bits, size_t apart, const Panel *p, const Quantized *x, vi *words)
+INLINE void pack_words(int bits, size_t apart, size_t block, const Panel *p, const Quantized *x,
+                       vi *words)
 {
-    size_t cols = x->n_groups * x->group, block = bits == 8 ? x->group : apart == 1 ? 32 : 256;
     const char *at = p->rows;
-    for (size_t k = 0; k < cols; k += block, at += p->stride, words += block / 4) {
-        for (size_t u = 0; bits < 8 && u < block / 32; u++) {
+    for (size_t k = 0; k < x->n_groups * x->group; k += block, at += p->stride, words += block / 4)
+        for (size_t u = 0; u < block / 32; u++) {
             vi codes[4][2], piece[4];
             for (int i = 0; i < 4; i++)
                 read_codes(bits, apart, p->type, at, p->pitch, i, u, codes[i]);
@@ -2383,11 +2372,6 @@ INLINE void pack_words(int bits, size_t apart, const Panel *p, const Quantized *
                 transpose_words(piece, words + 4 * (low_piece(apart, u) + h * apart));
             }
         }
-        for (size_t b = 0; bits == 8 && b < block; b += 16) {
-            transpose_rows(at + p->type->at + b, p->pitch, words + b / 4);
-            for (size_t i = 0; i < 4; i++) words[b / 4 + i] ^= FLIP;
-        }
-    }
 }
 
 // One packed panel against tokens t .. t + nt - 1, of which those below n are wanted. quads: of
@@ -2405,7 +2389,7 @@ INLINE void tile_some(size_t nt, int bits, size_t quads, const vi *words, const 
         const int32_t *minus_sum = x->minus_sum + t * n_groups + g;
         vi d[Q8_TOKENS];
         if (!t) prefetch_next(p, g);
-        for (size_t i = 0; i < nt; i++) d[i] = minus_sum[i * n_groups] * code_zero(bits, p) - (vi){0};
+        for (size_t i = 0; i < nt; i++) d[i] = minus_sum[i * n_groups] * p->type->zero - (vi){0};
         for (size_t begin = 0; begin < quads; begin += run) {
             vi part[Q8_TOKENS];
             for (size_t i = 0; i < nt; i++) part[i] = run < quads || NARROW ? (vi){0} : d[i];
@@ -2437,38 +2421,36 @@ INLINE void tile_many(int bits, size_t quads, const vi *words, const Panel *p, c
 // A tile for each kind of codes: with constants for their bits, their layout and their group
 // compilers unroll everything. (In functions of their own, since packing, inlined, makes gcc lay
 // out the loops behind it in a way that costs prompts 10 %.)
-#define TILE_KIND(name, bits, apart, group)                                                       \
-    __attribute__((noinline)) static void pack_##name(const Panel *p, const Quantized *x, vi *words) \
-    {                                                                                             \
-        pack_words(bits, apart, p, x, words);                                                     \
-    }                                                                                             \
-    static void tile_##name(const Panel *p, const Quantized *x, size_t n, float *out,             \
-                            size_t stride, size_t n_rows, vi *words)                              \
-    {                                                                                             \
-        if (n == 1) {                                                                             \
-            tile_one(bits, apart, group, p, x, out, n_rows);                                      \
-            return;                                                                               \
-        }                                                                                         \
-        pack_##name(p, x, words);                                                                 \
-        tile_many(bits, (group) / 4, words, p, x, n, out, stride, n_rows);                        \
+#define TILE_KIND(name, bits, apart, group, block)                                              \
+    __attribute__((noinline)) static void pack_##name(const Panel *p, const Quantized *x, vi *w) \
+    {                                                                                           \
+        pack_words(bits, apart, block, p, x, w);                                                \
+    }                                                                                           \
+    static void tile_##name(const Panel *p, const Quantized *x, size_t n, float *out,           \
+                            size_t stride, size_t n_rows, vi *words)                            \
+    {                                                                                           \
+        if (n > 1) pack_##name(p, x, words);                                                    \
+        if (n > 1) tile_many(bits, (group) / 4, words, p, x, n, out, stride, n_rows);           \
+        else tile_one(bits, apart, group, block, p, x, out, n_rows);                            \
     }
-TILE_KIND(bytes_16, 8, 0, 16)
-TILE_KIND(bytes_32, 8, 0, 32)
-TILE_KIND(bytes_64, 8, 0, 64)
-TILE_KIND(bytes_any, 8, 0, x->group)
-TILE_KIND(q4, 4, 1, 32)
-TILE_KIND(q5, 5, 1, 32)
-TILE_KIND(q4_k, 4, 2, 32)
-TILE_KIND(q5_k, 5, 2, 32)
-TILE_KIND(q6_k, 6, 4, 16)
+TILE_KIND(bytes_16, 8, 1, 16, 32)
+TILE_KIND(bytes_32, 8, 1, 32, 32)
+TILE_KIND(bytes_64, 8, 1, 64, 64)
+TILE_KIND(bytes_any, 8, 1, x->group, x->group)
+TILE_KIND(q4, 4, 1, 32, 32)
+TILE_KIND(q5, 5, 1, 32, 32)
+TILE_KIND(q4_k, 4, 2, 32, 256)
+TILE_KIND(q5_k, 5, 2, 32, 256)
+TILE_KIND(q6_k, 6, 4, 16, 256)
 
-// Planar rows, whose groups have any size.
+// Planar rows, whose groups have any size: units of 32 bytes have to fit.
 static void tile_bytes(const Panel *p, const Quantized *x, size_t n, float *out, size_t stride,
                        size_t n_rows, vi *words)
 {
-    size_t group = x->group;
-    Tile tile = !HAVE_DOT || group % 16 ? tile_plain : group == 16 ? tile_bytes_16
-              : group == 32 ? tile_bytes_32 : group == 64 ? tile_bytes_64 : tile_bytes_any;
+    size_t group = x->group, cols = x->n_groups * group;
+    Tile tile = !HAVE_DOT || cols % 32 ? tile_plain : group == 16 ? tile_bytes_16
+              : group == 32 ? tile_bytes_32 : group == 64 ? tile_bytes_64
+              : group % 32 ? tile_plain : tile_bytes_any;
     tile(p, x, n, out, stride, n_rows, words);
 }
 
@@ -2477,8 +2459,8 @@ static const TensorType tensor_types[] = {
     [T_F32] = {.name = "f32", .gguf = AS_F32, .block = 1, .bytes = 4, .unpack = unpack_floats},
     [T_F16] = {.name = "f16", .gguf = AS_F16, .block = 1, .bytes = 2, .unpack = unpack_floats},
     [T_BF16] = {.name = "bf16", .gguf = AS_BF16, .block = 1, .bytes = 2, .unpack = unpack_floats},
-    [T_Q8] = {"q8_0 (planar)", -1, 1, 1, unpack_q8, tile_bytes, 0, 0, NULL, 8, 0, 0, 0, 0},
-    [T_BLOCKS] = {"q8_0", 8, 32, 34, unpack_blocks, tile_bytes, 32, 0, scales_32, 8, 0, 0, 2, 0},
+    [T_Q8] = {"q8_0 (planar)", -1, 1, 1, unpack_q8, tile_bytes, 0, 0, NULL, 8, ZERO, 1, 0, 0},
+    [T_BLOCKS] = {"q8_0", 8, 32, 34, unpack_blocks, tile_bytes, 32, 0, scales_32, 8, ZERO, 1, 2, 0},
     {"q4_0", 2, 32, 18, unpack_blocks, tile_q4, 32, 0, scales_32, 4, 8, 1, 2, 0},
     {"q4_1", 3, 32, 20, unpack_blocks, tile_q4, 32, 1, scales_32, 4, 0, 1, 4, 0},
     {"q5_0", 6, 32, 22, unpack_blocks, tile_q5, 32, 0, scales_32, 5, 16, 1, 6, 2},
@@ -2598,7 +2580,7 @@ static void product_q8(const Matmul *m, const Product *p, size_t r0, size_t n_ro
         rows = memcpy(codes + PANEL * cols, rows, n_rows * pitch);
     }
     Panel panel = {.type = type, .rows = (const char *)rows, .pitch = pitch,
-                   .stride = planar ? w->group : type->bytes,
+                   .stride = planar ? max_size(w->group, 32) : type->bytes,
                    .scales = scales, .mins = type->has_min ? mins : NULL,
                    .next = rows + 2 * PANEL * pitch, .next_bytes = PANEL * pitch / n_groups};
     for (size_t i = 0; planar && i < n; i += 16) __builtin_prefetch(planar + 2 * n + i, 0, 2);
