@@ -211,7 +211,8 @@ static double seconds(void)
 // The words in which everything that runs over many numbers is written: LANES floats or integers at
 // once, as the compiler's vector extensions have them (gcc and clang turn them into SSE, AVX or
 // NEON). What these cannot say has a plain form and, beside it, one in the machine's own
-// instructions: MM(op) is x86's instruction op for vectors of LANES words.
+// instructions: MM(op) is x86's instruction op for vectors of LANES words. The plain form says what
+// the result is, to the last bit; -DPLAIN compiles it alone.
 
 #if defined(X86_V3) && defined(__AVX512VNNI__)
 #define LANES 16
@@ -1887,7 +1888,14 @@ static void attention(Attention *a)
 // code of 4, 5, 6 or 8 bits, zero that of the type, and scale and min those of the value's group.
 //
 // Two products of a weight matrix with activations are all that a Transformer needs beside
-// attention's own: one in float and one in int8. Both take a panel of rows at a time.
+// attention's own: one in float and one in int8. Both take a panel of rows at a time, a lane for
+// each row, and a tile of its products with a few tokens, as many as leave their sums in registers.
+//
+// What makes them fast is the same in both. One token (decoding) is bound by memory: weights are
+// read once, where they lie, in the order in which they lie, and what will be wanted is asked for
+// early. Many tokens (a prompt) are bound by the multipliers: a panel is rearranged once so that a
+// vector holds the same column of all rows, and then meets each token's value in every lane, with
+// nothing to be moved or added up between lanes. Both ways add in the same order.
 
 typedef struct Panel Panel;
 typedef struct Quantized Quantized;
@@ -1942,8 +1950,11 @@ static void unpack_q8(const Tensor *t, size_t row, float *out)
         out[i] = (float)(int8_t)t->data[flat] * t->scales[flat / t->group];
 }
 
-// Vectors consist of quarters of 16 bytes: LANES / 4 of them, whatever the name says. Moving words
-// within quarters is cheap on every processor.
+// Vectors consist of quarters of 16 bytes: LANES / 4 of them, whatever the name says. Processors
+// move words (4 bytes) within quarters at once, and between quarters slowly. So rows are loaded
+// into quarters from the start, row i in the first and rows i + 4, i + 8, ... in the others: four
+// such vectors, i = 0..3, are a panel, and moving words within quarters alone brings row r to
+// lane r.
 #define ZIP(at) (at), LANES + (at), (at) + 1, LANES + (at) + 1
 #if LANES == 16
 #define FIRST_WORDS 0, 0, 0, 0, 4, 4, 4, 4, 8, 8, 8, 8, 12, 12, 12, 12
@@ -1965,7 +1976,10 @@ static void unpack_q8(const Tensor *t, size_t row, float *out)
 #endif
 INLINE vi zip_low(vi a, vi b) { return SHUFFLE(a, b, ZIPS(0)); } // a0 b0 a1 b1 in each quarter
 INLINE vi zip_high(vi a, vi b) { return SHUFFLE(a, b, ZIPS(2)); } // a2 b2 a3 b3
+// In each quarter the sums a0 + a2, b0 + b2, a1 + a3, b1 + b3: twice, of pairs, they are the sums
+// of the four words of four vectors, each in its lane.
 INLINE vi add_zips(vi a, vi b) { return zip_low(a, b) + zip_high(a, b); }
+
 // A panel is as many rows of a matrix as there are lanes, a lane for each; they lie at one pitch,
 // the bytes from a row to the next.
 enum { PANEL = LANES };
@@ -2092,7 +2106,8 @@ static void scales_q6_k(const TensorType *type, const uint8_t *rows, size_t pitc
 }
 
 // Words are four codes that are multiplied together with four int8 of x: dot_words() adds their
-// products, lane by lane, to a running sum, and widen() makes of that the sum in 32 bits. VNNI and
+// products, lane by lane, to a running sum, and widen() makes of that the sum in 32 bits. All of it
+// is exact, so every machine gets the same integers, whatever its instructions. VNNI and
 // NEON add in 32 bits at once. AVX2 adds neighbouring products in 16 bits, where some such pairs of
 // short codes can be added before they must be widened: 15 * 127 * 2 goes 8 times into 32767, 31 *
 // 127 * 2 4 times, 63 * 127 * 2 twice: PAIRS(bits). Codes of 8 bits are signed: x gets their sign.
@@ -2235,7 +2250,7 @@ struct Quantized {
     size_t group, n_groups; // values in a group, groups in a row
     int8_t *q;              // [n][cols]; there is room for Q8_TOKENS - 1 more rows, for
     float *scale;           // [n][n_groups]    tiles that are not full
-    int32_t *minus_sum;     // [n][n_groups]: of the group's q
+    float *minus_sum;       // [n][n_groups]: of the group's q, a whole number
 };
 
 // Rounds x[cols] to row t of a: q = round(x / scale), scale = max|x| / 127 in each group.
@@ -2259,7 +2274,7 @@ static void quantize_row(const float *x, size_t t, Quantized *a)
         float total = vsum(sum); // exact: groups are short of 2^17 values
         int finite = fabsf(total) < 1e9f;
         a->scale[g] = finite ? largest / 127 : NAN; // NaN and infinity are not lost
-        a->minus_sum[g] = finite ? -(int32_t)total : 0;
+        a->minus_sum[g] = finite ? -total : 0;
     }
 }
 
@@ -2274,12 +2289,17 @@ struct Panel {
     size_t next_bytes;          // how much of it there is for each group
 };
 
-// sum + what group g adds: of d, the sums of products, and of x's group, its sum and scale.
-INLINE vf add_group(vf sum, const Panel *p, size_t g, vi d, int32_t minus_sum, float scale)
+// sum + what group g adds: of d, the sums of products, and of x's group, its sum and scale. A code
+// whose zero is not 0 has added that many times the sum of x to d; that is taken off exactly, since
+// d is a whole number below 2^24.
+INLINE vf add_group(vf sum, const Panel *p, size_t g, vi d, float zero, float minus_sum,
+                    float scale)
 {
-    sum = vmuladd(__builtin_convertvector(d, vf), vload(p->scales + g * PANEL) * vset(scale), sum);
+    vf products = __builtin_convertvector(d, vf);
+    if (zero > 0) products = vmuladd(vset(minus_sum), vset(zero), products);
+    sum = vmuladd(products, vload(p->scales + g * PANEL) * vset(scale), sum);
     if (!p->mins) return sum;
-    return vmuladd(vset((float)minus_sum), vload(p->mins + g * PANEL) * vset(scale), sum);
+    return vmuladd(vset(minus_sum), vload(p->mins + g * PANEL) * vset(scale), sum);
 }
 
 // The plain version of every tile: codes are int8, [cols] in each row.
@@ -2299,12 +2319,15 @@ static void tile_plain(const Panel *p, const Quantized *x, size_t n, float *out,
                 for (size_t k = 0; k < x->group; k++) dot += w[k] * q[k];
                 d[r] = dot;
             }
-            sum = add_group(sum, p, g, d, x->minus_sum[at], x->scale[at]);
+            sum = add_group(sum, p, g, d, 0, x->minus_sum[at], x->scale[at]);
         }
         vstore_part(out + t * stride, sum, n_rows);
     }
 }
 
+// Asks, while group g is worked on, for its share of the panel after the next: by the time the
+// thread is there, it will have come. (Rows of a panel lie far apart, which the processor's own
+// prefetching does not follow.)
 INLINE void prefetch_next(const Panel *p, size_t g)
 {
     const uint8_t *next = p->next + g * p->next_bytes;
@@ -2338,21 +2361,19 @@ INLINE void dot_block(int bits, size_t apart, size_t group, size_t block, const 
     }
 }
 
-// One token. A code whose zero is not 0 has added that many times the sum of x.
+// One token.
 INLINE void tile_one(int bits, size_t apart, size_t group, size_t block, const Panel *p,
                      const Quantized *x, float *out, size_t n_rows)
 {
     vf sum = {0};
+    float zero = (float)p->type->zero;
     const char *at = p->rows;
     for (size_t g = 0, groups = block / group; g < x->n_groups; g += groups, at += p->stride) {
         vi d[16] = {{0}};
         for (size_t k = 0; k < groups; k++) prefetch_next(p, g + k);
         dot_block(bits, apart, group, block, p, at, x->q + g * group, d);
-        for (size_t k = 0; k < groups; k++) {
-            int32_t minus_sum = x->minus_sum[g + k];
-            sum = add_group(sum, p, g + k, d[k] + minus_sum * p->type->zero, minus_sum,
-                            x->scale[g + k]);
-        }
+        for (size_t k = 0; k < groups; k++)
+            sum = add_group(sum, p, g + k, d[k], zero, x->minus_sum[g + k], x->scale[g + k]);
     }
     vstore_part(out, sum, n_rows);
 }
@@ -2374,8 +2395,10 @@ INLINE void pack_words(int bits, size_t apart, size_t block, const Panel *p, con
         }
 }
 
-// One packed panel against tokens t .. t + nt - 1, of which those below n are wanted. quads: of
-// words in a group.
+// One packed panel against tokens t .. t + nt - 1, of which those below n are wanted: a word of
+// codes of each row (a vector of `words`) times the same four values of x in all lanes. quads: of
+// words in a group. Where sums are narrow they are widened after `run` words, before they can
+// overflow.
 INLINE void tile_some(size_t nt, int bits, size_t quads, const vi *words, const Panel *p,
                       const Quantized *x, size_t t, size_t n, float *out, size_t stride,
                       size_t n_rows)
@@ -2383,27 +2406,26 @@ INLINE void tile_some(size_t nt, int bits, size_t quads, const vi *words, const 
     vf sum[Q8_TOKENS] = {{0}};
     size_t n_groups = x->n_groups, cols = n_groups * x->group;
     size_t run = NARROW && bits < 8 ? min_size(quads, PAIRS(bits)) : quads;
+    float zero = (float)p->type->zero;
     const int8_t *q = x->q + t * cols;
     for (size_t g = 0; g < n_groups; g++, words += quads, q += x->group) {
         const float *scale = x->scale + t * n_groups + g;
-        const int32_t *minus_sum = x->minus_sum + t * n_groups + g;
-        vi d[Q8_TOKENS];
+        const float *minus_sum = x->minus_sum + t * n_groups + g;
+        vi d[Q8_TOKENS] = {{0}};
         if (!t) prefetch_next(p, g);
-        for (size_t i = 0; i < nt; i++) d[i] = minus_sum[i * n_groups] * p->type->zero - (vi){0};
         for (size_t begin = 0; begin < quads; begin += run) {
-            vi part[Q8_TOKENS];
-            for (size_t i = 0; i < nt; i++) part[i] = run < quads || NARROW ? (vi){0} : d[i];
+            vi part[Q8_TOKENS] = {{0}};
             for (size_t k = begin; k < begin + run; k++)
                 for (size_t i = 0; i < nt; i++) {
                     int32_t four;
                     memcpy(&four, q + i * cols + 4 * k, 4);
                     part[i] = dot_words(bits, part[i], words[k], four - (vi){0});
                 }
-            for (size_t i = 0; i < nt; i++)
-                d[i] = NARROW ? d[i] + widen(bits, part[i]) : part[i];
+            for (size_t i = 0; i < nt; i++) d[i] += widen(bits, part[i]);
         }
         for (size_t i = 0; i < nt; i++)
-            sum[i] = add_group(sum[i], p, g, d[i], minus_sum[i * n_groups], scale[i * n_groups]);
+            sum[i] = add_group(sum[i], p, g, d[i], zero, minus_sum[i * n_groups],
+                               scale[i * n_groups]);
     }
     for (size_t i = 0; i < nt && t + i < n; i++)
         vstore_part(out + (t + i) * stride, sum[i], n_rows);
@@ -2443,14 +2465,15 @@ TILE_KIND(q4_k, 4, 2, 32, 256)
 TILE_KIND(q5_k, 5, 2, 32, 256)
 TILE_KIND(q6_k, 6, 4, 16, 256)
 
-// Planar rows, whose groups have any size: units of 32 bytes have to fit.
+// Planar rows, whose groups have any size: units of 32 bytes have to fit, and sums of products have
+// to be exact as floats.
 static void tile_bytes(const Panel *p, const Quantized *x, size_t n, float *out, size_t stride,
                        size_t n_rows, vi *words)
 {
     size_t group = x->group, cols = x->n_groups * group;
     Tile tile = !HAVE_DOT || cols % 32 ? tile_plain : group == 16 ? tile_bytes_16
               : group == 32 ? tile_bytes_32 : group == 64 ? tile_bytes_64
-              : group % 32 ? tile_plain : tile_bytes_any;
+              : group % 32 || group > 256 ? tile_plain : tile_bytes_any;
     tile(p, x, n, out, stride, n_rows, words);
 }
 
@@ -2507,24 +2530,6 @@ INLINE void dot_rows(int as, const uint8_t *rows, size_t pitch, const float *x, 
             sum[r][i] = vmuladd(load_floats(as, rows + r * pitch, k, cols - k),
                                 vload_part(x + k, cols - k), sum[r][i]);
     for (size_t r = 0; r < DOT_ROWS; r++) out[r] = vsum(sum[r]);
-}
-
-// out[t][r] = rows[r] . x[t] for n tokens and n_rows rows. The last DOT_ROWS may overlap the ones
-// before; where there are fewer, each is taken as often as that.
-static void dot_tile(int as, const uint8_t *rows, size_t n_rows, const float *x, size_t n,
-                     size_t cols, float *out, size_t stride)
-{
-    size_t row_bytes = cols * (as == AS_F32 ? 4 : 2), step = n_rows < DOT_ROWS ? 1 : DOT_ROWS;
-    for (size_t r = 0; r < n_rows; r += step)
-        for (size_t t = 0; t < n; t++) {
-            size_t first = min_size(r, n_rows - step), pitch = step > 1 ? row_bytes : 0;
-            const uint8_t *at = rows + first * row_bytes;
-            float y[DOT_ROWS];
-            if (as == AS_F16) dot_rows(AS_F16, at, pitch, x + t * cols, cols, y);
-            else if (as == AS_BF16) dot_rows(AS_BF16, at, pitch, x + t * cols, cols, y);
-            else dot_rows(AS_F32, at, pitch, x + t * cols, cols, y);
-            memcpy(out + t * stride + first, y, step * sizeof *y);
-        }
 }
 
 // out[i][r] = rows[r][i], rows: [PANEL][n]; the last four may be a part of the four before.
@@ -2597,18 +2602,27 @@ static void product_q8(const Matmul *m, const Product *p, size_t r0, size_t n_ro
 }
 
 // The same in float for a few tokens. Rows of floats are used where they lie, those of other types
-// are unpacked first, exactly.
+// are unpacked first, exactly. The last DOT_ROWS may overlap the ones before; where there are fewer
+// in all, one row stands for DOT_ROWS.
 static void product_few(const Matmul *m, const Product *p, size_t r0, size_t n_rows)
 {
     const Tensor *w = p->w;
-    const TensorType *type = w->type;
-    size_t cols = w->cols, pitch = cols / type->block * type->bytes;
-    int floats = type->unpack == unpack_floats;
-    const uint8_t *rows = w->data + r0 * pitch;
-    float *unpacked = floats ? NULL : scratch(n_rows * cols * 4);
-    for (size_t r = 0; unpacked && r < n_rows; r++) type->unpack(w, r0 + r, unpacked + r * cols);
-    dot_tile(floats ? type->gguf : AS_F32, floats ? rows : (const void *)unpacked, n_rows, m->x,
-             m->n, cols, p->out + r0, w->rows);
+    int floats = w->type->unpack == unpack_floats, as = floats ? w->type->gguf : AS_F32;
+    size_t cols = w->cols, row_bytes = cols * (as == AS_F32 ? 4 : 2);
+    size_t step = n_rows < DOT_ROWS ? 1 : DOT_ROWS, pitch = step > 1 ? row_bytes : 0;
+    float *unpacked = floats ? NULL : scratch(n_rows * row_bytes), y[DOT_ROWS];
+    for (size_t r = 0; !floats && r < n_rows; r++) w->type->unpack(w, r0 + r, unpacked + r * cols);
+    for (size_t r = 0; r < n_rows; r += step)
+        for (size_t t = 0; t < m->n; t++) {
+            size_t first = min_size(r, n_rows - step);
+            const uint8_t *rows = floats ? w->data + r0 * row_bytes : (const uint8_t *)unpacked;
+            const float *x = m->x + t * cols;
+            rows += first * row_bytes;
+            if (as == AS_F16) dot_rows(AS_F16, rows, pitch, x, cols, y);
+            else if (as == AS_BF16) dot_rows(AS_BF16, rows, pitch, x, cols, y);
+            else dot_rows(AS_F32, rows, pitch, x, cols, y);
+            memcpy(p->out + t * w->rows + r0 + first, y, step * sizeof *y);
+        }
 }
 
 // chains[s][k][GEMM_ROWS] = column s + SUMS k of the rows, [GEMM_ROWS] at a pitch in floats.
@@ -2652,9 +2666,11 @@ static void product_many(const Matmul *m, const Product *p, size_t r0, size_t n_
     }
 }
 
-// Work items are panels of rows. Stretches of them are dealt to the threads like cards, so that the
-// next one a thread takes lies behind its last, as a rule: what it has asked for in advance is then
-// its own. Panels are numbered through all products.
+// Work items are panels of rows, numbered through all products. A thread prefetches behind the
+// stretch of panels that it works on, so the next stretch it takes should be the one behind: items
+// are numbered so that taking them in turn deals each thread (of `ways`) stretches that follow each
+// other: item stretch k is panel stretch k / ways of the share of thread k % ways. A thread that is
+// late loses some to others, which costs a prefetch and changes no result.
 static void matmul_panels(void *arg, size_t begin, size_t end)
 {
     const Matmul *m = arg;
@@ -2677,8 +2693,8 @@ static void quantize_rows(void *arg, size_t begin, size_t end)
 }
 
 // jobs[k].out[n][rows] = x[n][cols] w_k^T for products that share x. act: room for x in int8, or
-// NULL to compute exactly. For few tokens, where memory is the limit, each
-// thread's share is cut into no more than STRETCHES.
+// NULL to compute exactly. For few tokens, where memory is the limit, each thread's share is cut
+// into no more than STRETCHES: long ones prefetch better, but the last one is waited for.
 enum { STRETCHES = 4 };
 
 static void matmul(Quantized *act, const Product *jobs, int n_jobs, const float *x, size_t n)
