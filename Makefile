@@ -24,15 +24,16 @@ ALL_CFLAGS = -std=gnu11 -Wall -Wextra -ffp-contract=off $(CFLAGS)
 PART_CFLAGS = $(ALL_CFLAGS) -Wno-unused-function -Wno-psabi
 LDLIBS = -lm -lpthread
 
-SOURCE = run.c chat.h template.h
+SOURCE = run.c chat.c
 UNITS = $(patsubst tests/%.c,$(BUILD)/%,$(sort $(wildcard tests/test_*.c)))
 TOOLS = $(patsubst models/%.c,$(BUILD)/%,$(wildcard models/*.c)) \
         $(patsubst tests/%.c,$(BUILD)/%,$(wildcard tests/oracle.c))
 
 all: run measure
 
+# run.c is whole by itself (cc run.c); with chat.c it holds conversations, too.
 run: $(SOURCE)
-	$(CC) $(ALL_CFLAGS) -o $@ run.c $(LDLIBS)
+	$(CC) $(ALL_CFLAGS) -o $@ chat.c $(LDLIBS)
 
 measure: tests/measure.c $(SOURCE)
 	$(CC) $(PART_CFLAGS) -o $@ tests/measure.c $(LDLIBS)
@@ -44,14 +45,15 @@ tools: $(TOOLS)
 
 # Every suite leaves a log, whose last line says how many checks passed; their sum is the last line.
 # The shell suites wait a lot, and begin first.
-SCRIPTS = $(patsubst %,$(BUILD)/%.log,cli encodings reference)
+SCRIPTS = $(patsubst %,$(BUILD)/%.log,cli chat encodings reference)
 SUITES = $(SCRIPTS) $(UNITS:=.log)
 
 test: $(SUITES) $(TOOLS)
 	@tail -q -n 1 $(SUITES) | awk '{ passed += $$(NF - 3); failed += $$(NF - 1) } \
 	    END { printf "%d passed, %d failed\n", passed, failed; exit failed > 0 }'
 
-$(SCRIPTS): $(BUILD)/%.log: $(addprefix $(BUILD)/,run measure make_model mutate oracle) always
+$(SCRIPTS): $(BUILD)/%.log: $(addprefix $(BUILD)/,run engine measure make_model \
+            make_gguf mutate oracle terminal) always
 	@sh tests/suite.sh $@ sh tests/$*.sh $(BUILD)
 
 $(UNITS:=.log): %.log: % always
@@ -59,6 +61,9 @@ $(UNITS:=.log): %.log: % always
 
 # The tests use copies of run and measure of their own, so that a warning is an error there.
 $(BUILD)/run: $(SOURCE) | $(BUILD)
+	$(CC) $(ALL_CFLAGS) -Werror -o $@ chat.c $(LDLIBS)
+
+$(BUILD)/engine: run.c | $(BUILD)
 	$(CC) $(ALL_CFLAGS) -Werror -o $@ run.c $(LDLIBS)
 
 $(BUILD)/test_%: tests/test_%.c $(wildcard tests/*.h models/*.c) tests/measure.c $(SOURCE) | $(BUILD)
@@ -93,7 +98,7 @@ portable: $(LEVELS) tests/portable.c
 
 $(BUILD)/run_v4.o: LEVEL = -march=x86-64-v4 -mavx512vnni
 $(BUILD)/run_%.o: $(SOURCE) | $(BUILD)
-	$(CC) $(ALL_CFLAGS) $(or $(LEVEL),-march=x86-64-$*) -Dmain=main_$* -c -o $@ run.c
+	$(CC) $(ALL_CFLAGS) $(or $(LEVEL),-march=x86-64-$*) -Dmain=main_$* -c -o $@ chat.c
 else
 portable: run
 endif

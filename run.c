@@ -25,7 +25,7 @@
 //   1  Errors and memory           6  Threads                       11  GGUF
 //   2  Vectors                     7  Cache and attention           12  Tokenizer
 //   3  Shapes                      8  Tensor types and products     13  Sampler
-//   4  Position I: the encodings   9  Forward                       14  Generate and chat
+//   4  Position I: the encodings   9  Forward                       14  Generate
 //   5  Position II: past the      10  Checkpoints                   15  Options and main
 //      trained length
 //
@@ -194,8 +194,10 @@ static size_t available_memory(void)
     return min_size(bytes, read_number("/sys/fs/cgroup/memory/memory.limit_in_bytes", "%zu"));
 }
 
+// A copy that its owner may change and free.
 static char *copy_string(const char *s) { return strcpy(xrealloc(NULL, strlen(s) + 1, 1), s); }
 
+// Since some moment in the past.
 static double seconds(void)
 {
     struct timespec t;
@@ -209,7 +211,8 @@ static double seconds(void)
 // The words in which everything that runs over many numbers is written: LANES floats or integers at
 // once, as the compiler's vector extensions have them (gcc and clang turn them into SSE, AVX or
 // NEON). What these cannot say has a plain form and, beside it, one in the machine's own
-// instructions: MM(op) is x86's instruction op for vectors of LANES words.
+// instructions: MM(op) is x86's instruction op for vectors of LANES words. The plain form says what
+// the result is, to the last bit; -DPLAIN compiles it alone.
 
 #if defined(X86_V3) && defined(__AVX512VNNI__)
 #define LANES 16
@@ -352,6 +355,15 @@ INLINE vf vlog(vf x)
     return vmuladd(__builtin_convertvector(n, vf), vset(0.69314718f), p);
 }
 
+// x[n] = c tanh(x / c), which never passes c; tanh y = 1 - 2 / (e^2y + 1).
+static void soft_cap(float *x, size_t n, float c)
+{
+    for (size_t i = 0; i < n; i += LANES) {
+        vf y = vload_part(x + i, n - i), e = vexp(y * vset(2 / c));
+        vstore_part(x + i, vset(c) - vset(2 * c) / (e + vset(1)) + vset(0) * y, n - i);
+    }
+}
+
 // IEEE half precision to float, by bits: the plain version of what F16C and NEON do in hardware.
 __attribute__((unused)) static float half_to_float(uint16_t h)
 {
@@ -468,7 +480,8 @@ typedef struct {
     double factor;     // s
     double attn_factor;
     double beta_fast, beta_slow, low_freq_factor, high_freq_factor;
-    const float *short_factors, *long_factors; // longrope: [head_dim / 2]
+    const float *short_factors, *long_factors; // longrope: [n_rot / 2]
+    const float *own_factors; // of the wavelengths, whatever the method: [n_rot / 2], or NULL
     double fraction;   // P: pairs from floor(P * pairs) on do not turn; 0: all do [p-RoPE]
     int orig_ctx;      // L
     int window, sinks; // W, S
@@ -476,8 +489,10 @@ typedef struct {
     int near;          // W of self-extend, rerope and leaky-rerope, S of string, W of dual-chunk
     double far;        // G of self-extend, k of leaky-rerope, W of string, C of dual-chunk
     int logn;
+    int still;         // nothing turns
     double temp;       // B of the attention temperature
     int temp_ctx;      // its L0
+    int temp_from_0;   // i in place of i + 1 there
 } RopeConfig;
 
 // The numbers of a model. For every field from n_rot on, 0 is what llama2.c's models have.
@@ -492,14 +507,22 @@ typedef struct {
     RopeConfig rope;
     int n_rot;         // dimensions of a head that turn; 0: all
     int rope_split;    // their pairs are (m, m + n_rot / 2), not (2m, 2m + 1)
-    int gelu;          // the feed-forward gate's activation: gelu, not silu
+    int gelu;          // the feed-forward net's activation: gelu, not silu
+    int no_gate;       // it has no gate: the activation is that of w3's output
+    int layer_norm;    // norms take the mean away first
+    int wide_qk_norm;  // q_norm and k_norm are of all heads together
+    int parallel;      // the feed-forward net reads x as attention did, without its result
     float emb_scale;   // embeddings are multiplied by it, unless 0
     float score_scale; // scores are multiplied by it; 0: 1 / sqrt(head_dim)
+    float branch_scale;         // what joins the residual stream is multiplied by it, unless 0
+    float logit_scale;          // logits are divided by it, unless 0
+    float score_cap, logit_cap; // c: x becomes c tanh(x / c), unless 0
     int global_every;  // every so many layers one is global, the others are local; 0: all global
+    int nope_every;    // every so many layers one knows no position
     RopeConfig local;  // positions in local layers
 } Config;
 
-enum { N_MATRICES = 7, N_VECTORS = 9 };
+enum { N_MATRICES = 7, N_NORMS = 6, N_OF_LAYER = N_MATRICES + N_NORMS };
 
 // A layer's weights by name, and as arrays in the same order. NULL: the model has no such vector.
 typedef struct {
@@ -515,27 +538,33 @@ typedef struct {
             const float *att_norm, *ffn_norm;           // [dim]
             const float *post_att_norm, *post_ffn_norm; // [dim], of what joins the residual stream
             const float *q_norm, *k_norm;               // [head_dim], of each head before rotation
-            const float *bq, *bk, *bv;                  // biases, as long as wq, wk, wv have rows
         };
-        const float *vec[N_VECTORS];
+        const float *norm[N_NORMS];
     };
+    union { // what is added to what a matrix or a norm gives
+        struct { const float *bq, *bk, *bv, *bo, *b1, *b2, *b3, *att_norm_bias, *ffn_norm_bias; };
+        const float *bias[N_OF_LAYER];
+    };
+    int local; // positions are Config's local ones
 } Layer;
 
 // n values of one type, one after the other in the file; strings each behind its length in 64 bits.
 typedef struct {
     const uint8_t *at; // NULL: none
     size_t n;
+    uint32_t type;     // as GGUF numbers it
 } Values;
 
 // The tokenizer that came with the model, raw; section 12 makes use of it. tokens.n 0: none did.
 typedef struct {
     Values tokens, merges; // strings
-    Values scores, types;  // floats, int32: as many as tokens, or none
+    Values scores, types;  // numbers: as many as tokens, or none
     Values chat;           // the chat template's text, one string, or none
     int bpe;               // merges by rank over bytes (GPT-2), not pieces by score (SentencePiece)
     int plain;             // tokens are written as the text that they are
     char pre[32];          // bpe: how text is cut into words
     int bos, eos, eot;     // ids, or -1
+    Values ends;           // all EOS
     int add_bos, space_prefix;
 } Vocab;
 
@@ -545,7 +574,7 @@ typedef struct {
     Config config;
     Vocab vocab;
     Tensor tok_emb, classifier; // [vocab_size][dim]
-    const float *final_norm;    // [dim]
+    const float *final_norm, *final_norm_bias, *emb_norm, *emb_norm_bias; // [dim]
     Layer *layers;              // [n_layers]
     int version;                // of the file
     size_t group;               // version 2
@@ -842,13 +871,19 @@ static int is_rotary(const Config *c) { return encodings[c->encoding].rotates; }
 // ================================================================================================
 // 5  Position II: past the trained length
 //
-// Past L tokens the slow pairs reach angles never seen in training, and the model fails at once.
-// A method can change three things: the frequencies, so that n tokens fit into the angles that L
-// tokens used; the attention factor a, which sharpens scores again that longer text has blurred;
-// or the distance D, so that no distance is larger than a trained one.
+// The fast pairs turn every few tokens: in training they have met every angle. The slow ones have
+// not finished a turn within L tokens; past L their angles are new, the model never learned what
+// those mean, and it fails at once. A method can change four things:
+//   the frequencies theta_m, so that n tokens fit into the angles that L tokens used;
+//   the attention factor a, which sharpens scores again that longer text has blurred;
+//   the distance D, so that no distance is larger than a trained one;
+//   the scale of the query, which sharpens like a, but by position.
+// One of each compose. The attention loop does not know which were chosen.
 //
-// Frequencies: one function a method, all of one shape: the frequency of pair m at current length
-// n. The attention loop does not know which was chosen.
+// --- Frequencies --------------------------------------------------------------------------------
+//
+// One function a method, all of one shape: the frequency of pair m, in radians a token, at the
+// current length n = i + 1. head_dim counts the dimensions that turn.
 
 // theta_m = base^(-2m/d), [RoPE] 3.2.2
 static double frequency(double base, int head_dim, int m)
@@ -856,6 +891,7 @@ static double frequency(double base, int head_dim, int m)
     return pow(base, -2.0 * m / head_dim);
 }
 
+// As trained, whatever the length.
 static double rope_none(const RopeConfig *r, int head_dim, int m, double n)
 {
     (void)n;
@@ -875,6 +911,7 @@ static double ntk_frequency(const RopeConfig *r, double stretch, int head_dim, i
     return frequency(r->theta * pow(stretch, exponent), head_dim, m);
 }
 
+// The stretch is the factor, at any length.
 static double rope_ntk(const RopeConfig *r, int head_dim, int m, double n)
 {
     (void)n;
@@ -913,6 +950,7 @@ static double rope_by_parts(const RopeConfig *r, int head_dim, int m, double n)
     return blend(r, rope_none(r, head_dim, m, n), m, high, low);
 }
 
+// More keys blur the softmax; a larger a makes up for it. Found by fits. [YaRN] eq. 22
 static double yarn_attention(const RopeConfig *r)
 {
     return r->factor <= 1 ? 1 : 0.1 * log(r->factor) + 1;
@@ -925,13 +963,16 @@ static double rope_llama3(const RopeConfig *r, int head_dim, int m, double n)
     return blend(r, theta, turns, r->low_freq_factor, r->high_freq_factor);
 }
 
-// A factor for each pair, found by search; one list up to L, another past it. [LongRoPE]
+// A factor for each pair, found by search; one list for texts up to L, another for longer ones. Its
+// models are trained with the long list from the first token of a long text on, so n is the whole
+// text's length here, and one that grows past L must be read again. [LongRoPE]
 static double rope_longrope(const RopeConfig *r, int head_dim, int m, double n)
 {
     const float *list = n > r->orig_ctx ? r->long_factors : r->short_factors;
     return rope_none(r, head_dim, m, n) / list[m];
 }
 
+// The same in LongRoPE's words. [LongRoPE], as Phi-3 computes it
 static double longrope_attention(const RopeConfig *r)
 {
     return r->factor <= 1 || r->orig_ctx < 2 ? 1 : sqrt(1 + log(r->factor) / log(r->orig_ctx));
@@ -941,7 +982,8 @@ static const struct {
     const char *name, *what;
     double (*frequency)(const RopeConfig *r, int head_dim, int m, double n);
     double (*attention)(const RopeConfig *r); // NULL: a = 1
-    enum { NEVER, ONCE, ALWAYS } changes;     // of the frequencies, once n > L
+    enum { NEVER, ONCE, ALWAYS } changes;     // of the frequencies if n > L: with the text's
+                                              // length, or with every token
 } rope_methods[N_ROPE_METHODS] = {
     {"none", "as trained", rope_none, NULL, NEVER},
     {"linear", "all frequencies / s (position interpolation; also: pi)", rope_linear, NULL, NEVER},
@@ -953,6 +995,7 @@ static const struct {
     {"longrope", "a factor for each pair, from two lists", rope_longrope, longrope_attention, ONCE},
 };
 
+// a: the given one replaces the method's own.
 static double attention_factor(const RopeConfig *r)
 {
     if (r->attn_factor > 0) return r->attn_factor;
@@ -982,11 +1025,13 @@ static int rope_epoch(const RopeConfig *r, int64_t n)
 //                 older ones                B = j mod C    [DCA], as ChunkLlama computes it
 // A query sees the last W tokens (string: S; dual-chunk: its own chunk of C) under map 0.
 
+// How many maps the method has.
 static int n_maps(const RopeConfig *r)
 {
     return r->distance == DIST_FULL ? 1 : r->distance == DIST_DUAL_CHUNK ? 3 : 2;
 }
 
+// B(j), and below it A(i).
 static double key_position(const RopeConfig *r, int map, double j)
 {
     if (!map) return j;
@@ -1020,6 +1065,7 @@ static int64_t first_key(const RopeConfig *r, int map, int64_t i)
     return (i / (int64_t)r->far - map) * (int64_t)r->far;
 }
 
+// D, in tokens; a fraction where positions are interpolated.
 static double map_distance(const RopeConfig *r, int map, int64_t i, int64_t j)
 {
     return query_position(r, map, (double)i) - key_position(r, map, (double)j);
@@ -1041,7 +1087,8 @@ static double query_scale(const RopeConfig *r, int64_t i)
 {
     double n = (double)i + 1, scale = 1;
     if (r->logn && r->orig_ctx > 1) scale = fmax(1, log(n) / log(r->orig_ctx));
-    return r->temp > 0 ? scale * (1 + r->temp * log(1 + floor(n / r->temp_ctx))) : scale;
+    double steps = r->temp > 0 ? floor((n - r->temp_from_0) / r->temp_ctx) : 0;
+    return scale * (1 + r->temp * log(1 + steps));
 }
 
 // --- What a model needs of all this -------------------------------------------------------------
@@ -1050,6 +1097,7 @@ static double query_scale(const RopeConfig *r, int64_t i)
 static void rope_resolve(RopeConfig *r, int train_ctx, int64_t ctx)
 {
     if (!r->orig_ctx) r->orig_ctx = train_ctx;
+    if (!r->temp_ctx) r->temp_ctx = r->orig_ctx;
     if (!(r->factor > 0))
         r->factor = r->method == ROPE_DYNAMIC ? 1 : fmax(1, (double)ctx / r->orig_ctx);
     if (!(r->beta_fast > 0)) r->beta_fast = 32;
@@ -1060,6 +1108,7 @@ static void rope_resolve(RopeConfig *r, int train_ctx, int64_t ctx)
     if (r->distance == DIST_SINKS) r->near = r->window;
 }
 
+// Room for all tables. A slot is a tile's place in the cache (section 7).
 static void alloc_angles(Angles *a, size_t pairs, int maps, size_t n_slots)
 {
     a->freq = xcalloc(pairs, sizeof *a->freq);
@@ -1086,10 +1135,11 @@ static void set_angles(Angles *a, const Config *c, const RopeConfig *r, size_t n
     if (!a->freq) alloc_angles(a, pairs, n_maps(r), n_slots);
     a->epoch = epoch;
     for (size_t m = 0; m < pairs; m++) {
-        int turns = is_rotary(c) && m < last;
+        int turns = is_rotary(c) && !r->still && m < last;
         a->freq[m] = 0;
         if (turns)
             a->freq[m] = rope_methods[r->method].frequency(r, rotary_dims(c), (int)m, (double)n);
+        if (r->own_factors) a->freq[m] /= r->own_factors[m < turning ? m : 0];
         if (encodings[c->encoding].decay)
             a->decay[m] = (float)encodings[c->encoding].decay(c->head_dim, (int)m);
         a->gain[m] = m < turning ? factor * factor : 1;
@@ -1442,6 +1492,7 @@ typedef struct {
     float *out;             // [chunk][n_heads * head_dim]
     float *prepared;        // of the encoding (section 4)
     Watch *watch;           // [n_layers][n]; NULL: nobody looks
+    int64_t text;           // tokens of the whole text as far as is known; 0: up to here
     int64_t pos;            // the chunk's first position, and
     size_t n;               // its tokens
     int layer;              // the current one, and
@@ -1540,13 +1591,15 @@ static void plan_positions(const Attention *a, Positions *p)
     size_t d = c->head_dim, n_kv = c->n_kv_heads, group = c->n_heads / n_kv;
     size_t fair = ceil_div(a->n * n_kv, 3 * pool.n_threads);
     double scale = c->score_scale > 0 ? c->score_scale : 1 / sqrt(c->head_dim);
-    p->each = rope_epoch(r, a->pos + 1) != rope_epoch(r, a->pos + (int64_t)a->n);
+    int64_t end = a->pos + (int64_t)a->n, length = a->text > end ? a->text : end;
+    int whole = rope_methods[r->method].changes == ONCE; // with the text, not within it
+    p->each = !whole && rope_epoch(r, a->pos + 1) != rope_epoch(r, end);
     p->batch = p->each ? 1 : max_size(1, min_size(BATCH_ROWS / group, fair));
     for (size_t t = 0; t < a->n; t++) {
         int64_t i = a->pos + (int64_t)t;
         Angles *angles = p->angles + t * p->each;
         if (!t || p->each) {
-            set_angles(angles, c, r, a->cache.n_slots, i + 1);
+            set_angles(angles, c, r, a->cache.n_slots, whole ? length : i + 1);
             plan_tiles(a, r, angles);
         }
         for (int map = 0; map < n_maps(r); map++)
@@ -1583,6 +1636,7 @@ static Rows begin_item(const Attention *a, size_t item)
     return w;
 }
 
+// The position of a row's query.
 static int64_t row_position(const Rows *w, size_t row)
 {
     return w->first + (int64_t)(row / w->group);
@@ -1595,6 +1649,7 @@ static size_t row_index(const Rows *w, size_t row)
     return query * w->a->config.n_heads + head;
 }
 
+// Where a row's softmax is kept until all its parts are merged.
 static size_t total_index(const Rows *w, size_t row)
 {
     return w->part * w->a->config.n_heads + row_index(w, row);
@@ -1636,7 +1691,15 @@ static void score_tile(const Rows *w, int map, int64_t t)
     }
     memset(w->score[map], 0, w->rows * TILE * 4);
     gemm_rows(w->rows, w->qt, d, 1, w->tile, d, TILE, w->score[map]);
+    if (w->a->config.score_cap > 0)
+        soft_cap(w->score[map], w->rows * TILE, w->a->config.score_cap);
 }
+
+// --- What a row sees ----------------------------------------------------------------------------
+//
+// Scores are computed for whole tiles under each map. Which of them a row really sees, and under
+// which map, is told by positions alone: a key belongs to the map whose run it lies in, a key
+// behind the window or to come belongs to none. Runs and windows begin and end anywhere in a tile.
 
 // How many keys of the tile at t0 are before position p.
 static int keys_before(int64_t p, int64_t t0)
@@ -1825,7 +1888,14 @@ static void attention(Attention *a)
 // code of 4, 5, 6 or 8 bits, zero that of the type, and scale and min those of the value's group.
 //
 // Two products of a weight matrix with activations are all that a Transformer needs beside
-// attention's own: one in float and one in int8. Both take a panel of rows at a time.
+// attention's own: one in float and one in int8. Both take a panel of rows at a time, a lane for
+// each row, and a tile of its products with a few tokens, as many as leave their sums in registers.
+//
+// What makes them fast is the same in both. One token (decoding) is bound by memory: weights are
+// read once, where they lie, in the order in which they lie, and what will be wanted is asked for
+// early. Many tokens (a prompt) are bound by the multipliers: a panel is rearranged once so that a
+// vector holds the same column of all rows, and then meets each token's value in every lane, with
+// nothing to be moved or added up between lanes. Both ways add in the same order.
 
 typedef struct Panel Panel;
 typedef struct Quantized Quantized;
@@ -1880,8 +1950,11 @@ static void unpack_q8(const Tensor *t, size_t row, float *out)
         out[i] = (float)(int8_t)t->data[flat] * t->scales[flat / t->group];
 }
 
-// Vectors consist of quarters of 16 bytes: LANES / 4 of them, whatever the name says. Moving words
-// within quarters is cheap on every processor.
+// Vectors consist of quarters of 16 bytes: LANES / 4 of them, whatever the name says. Processors
+// move words (4 bytes) within quarters at once, and between quarters slowly. So rows are loaded
+// into quarters from the start, row i in the first and rows i + 4, i + 8, ... in the others: four
+// such vectors, i = 0..3, are a panel, and moving words within quarters alone brings row r to
+// lane r.
 #define ZIP(at) (at), LANES + (at), (at) + 1, LANES + (at) + 1
 #if LANES == 16
 #define FIRST_WORDS 0, 0, 0, 0, 4, 4, 4, 4, 8, 8, 8, 8, 12, 12, 12, 12
@@ -1903,7 +1976,10 @@ static void unpack_q8(const Tensor *t, size_t row, float *out)
 #endif
 INLINE vi zip_low(vi a, vi b) { return SHUFFLE(a, b, ZIPS(0)); } // a0 b0 a1 b1 in each quarter
 INLINE vi zip_high(vi a, vi b) { return SHUFFLE(a, b, ZIPS(2)); } // a2 b2 a3 b3
+// In each quarter the sums a0 + a2, b0 + b2, a1 + a3, b1 + b3: twice, of pairs, they are the sums
+// of the four words of four vectors, each in its lane.
 INLINE vi add_zips(vi a, vi b) { return zip_low(a, b) + zip_high(a, b); }
+
 // A panel is as many rows of a matrix as there are lanes, a lane for each; they lie at one pitch,
 // the bytes from a row to the next.
 enum { PANEL = LANES };
@@ -2029,6 +2105,51 @@ static void scales_q6_k(const TensorType *type, const uint8_t *rows, size_t pitc
     }
 }
 
+// Words are four codes that are multiplied together with four int8 of x: dot_words() adds their
+// products, lane by lane, to a running sum, and widen() makes of that the sum in 32 bits. All of it
+// is exact, so every machine gets the same integers, whatever its instructions. VNNI and
+// NEON add in 32 bits at once. AVX2 adds neighbouring products in 16 bits, where some such pairs of
+// short codes can be added before they must be widened: 15 * 127 * 2 goes 8 times into 32767, 31 *
+// 127 * 2 4 times, 63 * 127 * 2 twice: PAIRS(bits). Codes of 8 bits are signed: x gets their sign.
+// VNNI multiplies unsigned by signed bytes: there FLIP turns an int8 w into w + 128, a code whose
+// zero is ZERO.
+#if LANES == 16 || (LANES == 8 && defined(__AVXVNNI__))
+enum { HAVE_DOT = 1, NARROW = 0, FLIP = (int32_t)0x80808080, ZERO = 128 };
+#elif LANES == 8
+enum { HAVE_DOT = 1, NARROW = 1, FLIP = 0, ZERO = 0 };
+#elif defined(NEON) && defined(__ARM_FEATURE_DOTPROD)
+enum { HAVE_DOT = 1, NARROW = 0, FLIP = 0, ZERO = 0 };
+#else
+enum { HAVE_DOT = 0, NARROW = 0, FLIP = 0, ZERO = 0 };
+#endif
+#define PAIRS(bits) ((bits) < 8 ? 8 >> ((bits) - 4) : 1)
+INLINE vi dot_words(int bits, vi sum, vi w, vi x)
+{
+    (void)bits;
+#if LANES == 16
+    return (vi)_mm512_dpbusd_epi32((mi)sum, (mi)w, (mi)x);
+#elif LANES == 8 && defined(__AVXVNNI__)
+    return (vi)_mm256_dpbusd_avx_epi32((mi)sum, (mi)w, (mi)x);
+#elif LANES == 8
+    if (bits < 8) return (vi)MM(add_epi16)((mi)sum, MM(maddubs_epi16)((mi)w, (mi)x));
+    mi pairs = MM(maddubs_epi16)(MM(abs_epi8)((mi)w), MM(sign_epi8)((mi)x, (mi)w));
+    return sum + (vi)MM(madd_epi16)(pairs, MM(set1_epi16)(1));
+#elif defined(NEON) && defined(__ARM_FEATURE_DOTPROD)
+    return vdotq_s32(sum, vreinterpretq_s8_s32(w), vreinterpretq_s8_s32(x));
+#else
+    return sum + w * x; // not used
+#endif
+}
+
+INLINE vi widen(int bits, vi sum)
+{
+    (void)bits;
+#if LANES == 8
+    if (NARROW && bits < 8) return (vi)MM(madd_epi16)((mi)sum, MM(set1_epi16)(1));
+#endif
+    return sum;
+}
+
 // --- codes --------------------------------------------------------------------------------------
 // A piece is 16 values that follow each other in a row. Codes of 4 to 6 bits are stored as nibbles
 // and the bits above the fourth apart from them. Unit u of a block is its u-th 16 bytes of nibbles:
@@ -2037,43 +2158,51 @@ static void scales_q6_k(const TensorType *type, const uint8_t *rows, size_t pitc
 // next 32; 4 in Q6_K, whose every four units hold 64 values and the next 64.
 INLINE size_t low_piece(size_t apart, size_t u) { return u / apart * 2 * apart + u % apart; }
 
-// The bits above the fourth of piece p of rows i, i + 4, ..., each at its place in its code's byte.
-// Blocks of 256 keep them in planes of 32 bytes: the lowest bits (one of Q5_K, two of Q6_K) of each
-// byte belong to the plane's first 32 values, the next to the next 32. Blocks of 32 have 32 single
-// bits. These are spread: a word takes its four, and a product with four bits set makes copies of
-// them, of which one lies, as the mask wants it, at bit 4 of each byte.
-INLINE vi high_bits(int bits, size_t apart, const TensorType *type, const char *block,
-                    size_t pitch, int i, size_t p)
+// Bits above the fourth are kept, in blocks of 256, in planes of 32 bytes: the lowest bits of each
+// byte (one in Q5_K, two in Q6_K) are those of the plane's first 32 values, the next bits those of
+// the next 32, and a unit's two pieces share their 16 bytes. Blocks of 32 have 32 single bits.
+// These are spread: a word takes its four, and a product with four bits set makes copies of them,
+// of which one lies, as the mask wants it, at bit 4 of each byte.
+INLINE vi load_high(int bits, size_t apart, const char *high, size_t pitch, int i, size_t u)
 {
-    const char *at = block + type->high;
-    if (apart == 1) {
-        vu single = (vu)SHUFFLE(load_rows(at, pitch, i), (vi){0}, FIRST_WORDS);
-        vu four = single >> ((vu){WORD_NUMBERS} * 4 + 16 * (uint32_t)p) & 15;
-        return (vi)(four * 0x02040810 & 0x10101010);
-    }
-    size_t each = (size_t)bits - 4, chunk = p / 2, chunks = 8 / each;
-    vi plane = load_rows(at + chunk / chunks * 32 + p % 2 * 16, pitch, i);
-    return (plane >> (int)(chunk % chunks * each) & (each == 1 ? 0x01010101 : 0x03030303)) << 4;
+    size_t planes = low_piece(apart, u) / 2 * ((size_t)bits - 4) / 8;
+    return load_rows(high + (apart == 1 ? 0 : planes * 32 + u % 2 * 16), pitch, i);
 }
 
-// The codes of unit u, of rows i, i + 4, ...: the low piece's and the high piece's. bits and apart
-// are the type's, as constants wherever this is inlined.
+INLINE vi high_bits(int bits, size_t apart, vi high, size_t piece)
+{
+    int each = bits - 4, shift = (int)piece / 2 * each % 8;
+    if (apart > 1) return (high >> shift & (each == 1 ? 0x01010101 : 0x03030303)) << 4;
+    vu single = (vu)SHUFFLE(high, high, FIRST_WORDS);
+    vu four = single >> ((vu){WORD_NUMBERS} * 4 + 16 * (uint32_t)piece) & 15;
+    return (vi)(four * 0x02040810 & 0x10101010);
+}
+
+// The codes of unit u, of rows i, i + 4, ...: the low piece's and the high piece's. A unit of bytes
+// is two pieces that follow each other. bits and apart are the type's, as constants wherever this
+// is inlined.
 INLINE void read_codes(int bits, size_t apart, const TensorType *type, const char *block,
                        size_t pitch, int i, size_t u, vi codes[2])
 {
+    if (bits == 8) {
+        for (size_t h = 0; h < 2; h++)
+            codes[h] = load_rows(block + type->at + 32 * u + 16 * h, pitch, i) ^ FLIP;
+        return;
+    }
     vi nibbles = load_rows(block + type->at + 16 * u, pitch, i);
     codes[0] = nibbles & 0x0f0f0f0f;
     codes[1] = nibbles >> 4 & 0x0f0f0f0f;
-    for (size_t h = 0; bits > 4 && h < 2; h++)
-        codes[h] |= high_bits(bits, apart, type, block, pitch, i, low_piece(apart, u) + h * apart);
+    if (bits == 4) return;
+    vi high = load_high(bits, apart, block + type->high, pitch, i, u);
+    for (size_t h = 0; h < 2; h++)
+        codes[h] |= high_bits(bits, apart, high, low_piece(apart, u) + h * apart);
 }
 
 // Codes less the type's zero of n blocks of one row: q[n][block].
 static void block_codes(const TensorType *type, const uint8_t *b, size_t n, int8_t *q)
 {
-    for (; n; n--, b += type->bytes, q += type->block) {
-        if (type->bits == 8) memcpy(q, b + type->at, type->block);
-        for (size_t u = 0; type->bits < 8 && u < type->block / 32; u++) {
+    for (; n; n--, b += type->bytes, q += type->block)
+        for (size_t u = 0; u < type->block / 32; u++) {
             vi codes[2];
             read_codes(type->bits, type->apart, type, (const char *)b, 0, 0, u, codes);
             for (size_t h = 0; h < 2; h++) {
@@ -2083,7 +2212,6 @@ static void block_codes(const TensorType *type, const uint8_t *b, size_t n, int8
                 memcpy(q + 16 * (low_piece(type->apart, u) + h * type->apart), &bytes, 16);
             }
         }
-    }
 }
 
 static void unpack_blocks(const Tensor *t, size_t row, float *out)
@@ -2122,7 +2250,7 @@ struct Quantized {
     size_t group, n_groups; // values in a group, groups in a row
     int8_t *q;              // [n][cols]; there is room for Q8_TOKENS - 1 more rows, for
     float *scale;           // [n][n_groups]    tiles that are not full
-    int32_t *minus_sum;     // [n][n_groups]: of the group's q
+    float *minus_sum;       // [n][n_groups]: of the group's q, a whole number
 };
 
 // Rounds x[cols] to row t of a: q = round(x / scale), scale = max|x| / 127 in each group.
@@ -2146,7 +2274,7 @@ static void quantize_row(const float *x, size_t t, Quantized *a)
         float total = vsum(sum); // exact: groups are short of 2^17 values
         int finite = fabsf(total) < 1e9f;
         a->scale[g] = finite ? largest / 127 : NAN; // NaN and infinity are not lost
-        a->minus_sum[g] = finite ? -(int32_t)total : 0;
+        a->minus_sum[g] = finite ? -total : 0;
     }
 }
 
@@ -2161,12 +2289,17 @@ struct Panel {
     size_t next_bytes;          // how much of it there is for each group
 };
 
-// sum + what group g adds: of d, the sums of products, and of x's group, its sum and scale.
-INLINE vf add_group(vf sum, const Panel *p, size_t g, vi d, int32_t minus_sum, float scale)
+// sum + what group g adds: of d, the sums of products, and of x's group, its sum and scale. A code
+// whose zero is not 0 has added that many times the sum of x to d; that is taken off exactly, since
+// d is a whole number below 2^24.
+INLINE vf add_group(vf sum, const Panel *p, size_t g, vi d, float zero, float minus_sum,
+                    float scale)
 {
-    sum = vmuladd(__builtin_convertvector(d, vf), vload(p->scales + g * PANEL) * vset(scale), sum);
+    vf products = __builtin_convertvector(d, vf);
+    if (zero > 0) products = vmuladd(vset(minus_sum), vset(zero), products);
+    sum = vmuladd(products, vload(p->scales + g * PANEL) * vset(scale), sum);
     if (!p->mins) return sum;
-    return vmuladd(vset((float)minus_sum), vload(p->mins + g * PANEL) * vset(scale), sum);
+    return vmuladd(vset(minus_sum), vload(p->mins + g * PANEL) * vset(scale), sum);
 }
 
 // The plain version of every tile: codes are int8, [cols] in each row.
@@ -2186,61 +2319,15 @@ static void tile_plain(const Panel *p, const Quantized *x, size_t n, float *out,
                 for (size_t k = 0; k < x->group; k++) dot += w[k] * q[k];
                 d[r] = dot;
             }
-            sum = add_group(sum, p, g, d, x->minus_sum[at], x->scale[at]);
+            sum = add_group(sum, p, g, d, 0, x->minus_sum[at], x->scale[at]);
         }
         vstore_part(out + t * stride, sum, n_rows);
     }
 }
 
-// Words are four codes that are multiplied together with four int8 of x: dot_words() adds their
-// products, lane by lane, to a running sum, and widen() makes of that the sum in 32 bits. VNNI and
-// NEON add in 32 bits at once. AVX2 adds neighbouring products in 16 bits, where some such pairs of
-// short codes can be added before they must be widened: 15 * 127 * 2 goes 8 times into 32767, 31 *
-// 127 * 2 4 times, 63 * 127 * 2 twice: PAIRS(bits). Codes of 8 bits are signed: x gets their sign.
-// VNNI multiplies unsigned by signed bytes: there FLIP turns an int8 w into w + 128.
-#if LANES == 16 || (LANES == 8 && defined(__AVXVNNI__))
-enum { HAVE_DOT = 1, NARROW = 0, FLIP = (int32_t)0x80808080 };
-#elif LANES == 8
-enum { HAVE_DOT = 1, NARROW = 1, FLIP = 0 };
-#elif defined(NEON) && defined(__ARM_FEATURE_DOTPROD)
-enum { HAVE_DOT = 1, NARROW = 0, FLIP = 0 };
-#else
-enum { HAVE_DOT = 0, NARROW = 0, FLIP = 0 };
-#endif
-#define PAIRS(bits) ((bits) < 8 ? 8 >> ((bits) - 4) : 1)
-INLINE vi dot_words(int bits, vi sum, vi w, vi x)
-{
-    (void)bits;
-#if LANES == 16
-    return (vi)_mm512_dpbusd_epi32((mi)sum, (mi)w, (mi)x);
-#elif LANES == 8 && defined(__AVXVNNI__)
-    return (vi)_mm256_dpbusd_avx_epi32((mi)sum, (mi)w, (mi)x);
-#elif LANES == 8
-    if (bits < 8) return (vi)MM(add_epi16)((mi)sum, MM(maddubs_epi16)((mi)w, (mi)x));
-    mi pairs = MM(maddubs_epi16)(MM(abs_epi8)((mi)w), MM(sign_epi8)((mi)x, (mi)w));
-    return sum + (vi)MM(madd_epi16)(pairs, MM(set1_epi16)(1));
-#elif defined(NEON) && defined(__ARM_FEATURE_DOTPROD)
-    return vdotq_s32(sum, vreinterpretq_s8_s32(w), vreinterpretq_s8_s32(x));
-#else
-    return sum + w * x; // not used
-#endif
-}
-
-INLINE vi widen(int bits, vi sum)
-{
-    (void)bits;
-#if LANES == 8
-    if (NARROW && bits < 8) return (vi)MM(madd_epi16)((mi)sum, MM(set1_epi16)(1));
-#endif
-    return sum;
-}
-
-// A code whose zero is not 0 adds that many times the sum of x.
-INLINE int32_t code_zero(int bits, const Panel *p)
-{
-    return bits < 8 ? p->type->zero : FLIP ? 128 : 0;
-}
-
+// Asks, while group g is worked on, for its share of the panel after the next: by the time the
+// thread is there, it will have come. (Rows of a panel lie far apart, which the processor's own
+// prefetching does not follow.)
 INLINE void prefetch_next(const Panel *p, size_t g)
 {
     const uint8_t *next = p->next + g * p->next_bytes;
@@ -2248,18 +2335,19 @@ INLINE void prefetch_next(const Panel *p, size_t g)
 }
 
 // d[g], lane r: the dot product of group g of row r's block with that of x. For one token it is
-// cheaper to multiply rows as they lie, and to transpose the sums. bits, apart and group are
-// constants wherever this is inlined.
-INLINE void dot_block(int bits, size_t apart, size_t group, const Panel *p, const char *block,
-                      const int8_t *x, vi *d)
+// cheaper to multiply rows as they lie, and to transpose the sums. A unit's two pieces belong to
+// one group or to two, and `step` units together make them whole. bits, apart, group and block, the
+// values in a block, are constants wherever this is inlined.
+INLINE void dot_block(int bits, size_t apart, size_t group, size_t block, const Panel *p,
+                      const char *at, const int8_t *x, vi *d)
 {
-    size_t step = apart == 2 ? 2 : 1, sides = apart > 1 ? 2 : 1; // of units; of groups at once
-    for (size_t u = 0; u < (apart == 1 ? 1 : 8); u += step) {
+    size_t sides = 16 * apart < group ? 1 : 2, step = group / 32 * sides + (group == 16);
+    for (size_t u = 0; u < block / 32; u += step) {
         vi sum[2][4] = {{{0}}};
         for (int i = 0; i < 4; i++)
             for (size_t v = u; v < u + step; v++) {
                 vi codes[2];
-                read_codes(bits, apart, p->type, block, p->pitch, i, v, codes);
+                read_codes(bits, apart, p->type, at, p->pitch, i, v, codes);
                 for (size_t h = 0; h < 2; h++) {
                     vi xh = load_all_quarters(x + 16 * (low_piece(apart, v) + h * apart));
                     sum[h % sides][i] = dot_words(bits, sum[h % sides][i], codes[h], xh);
@@ -2273,46 +2361,30 @@ INLINE void dot_block(int bits, size_t apart, size_t group, const Panel *p, cons
     }
 }
 
-// The same for codes of 8 bits, a group of them.
-INLINE vi dot_bytes(const Panel *p, const char *codes, const int8_t *x, size_t group)
-{
-    vi sum[4] = {{0}};
-    for (int i = 0; i < 4; i++)
-        for (size_t k = 0; k < group; k += 16)
-            sum[i] = dot_words(8, sum[i], load_rows(codes + k, p->pitch, i) ^ FLIP,
-                               load_all_quarters(x + k));
-    return add_zips(add_zips(sum[0], sum[2]), add_zips(sum[1], sum[3]));
-}
-
 // One token.
-INLINE void tile_one(int bits, size_t apart, size_t group, const Panel *p, const Quantized *x,
-                     float *out, size_t n_rows)
+INLINE void tile_one(int bits, size_t apart, size_t group, size_t block, const Panel *p,
+                     const Quantized *x, float *out, size_t n_rows)
 {
     vf sum = {0};
-    size_t groups = (bits == 8 ? group : apart == 1 ? 32 : 256) / group; // in a block
-    const char *block = p->rows + p->type->at;
-    if (bits < 8) block = p->rows;
-    for (size_t g = 0; g < x->n_groups; g += groups, block += p->stride) {
-        vi d[16];
+    float zero = (float)p->type->zero;
+    const char *at = p->rows;
+    for (size_t g = 0, groups = block / group; g < x->n_groups; g += groups, at += p->stride) {
+        vi d[16] = {{0}};
         for (size_t k = 0; k < groups; k++) prefetch_next(p, g + k);
-        if (bits == 8) d[0] = dot_bytes(p, block, x->q + g * group, group);
-        else dot_block(bits, apart, group, p, block, x->q + g * group, d);
-        for (size_t k = 0; k < groups; k++) {
-            int32_t minus_sum = x->minus_sum[g + k];
-            sum = add_group(sum, p, g + k, d[k] + minus_sum * code_zero(bits, p), minus_sum,
-                            x->scale[g + k]);
-        }
+        dot_block(bits, apart, group, block, p, at, x->q + g * group, d);
+        for (size_t k = 0; k < groups; k++)
+            sum = add_group(sum, p, g + k, d[k], zero, x->minus_sum[g + k], x->scale[g + k]);
     }
     vstore_part(out, sum, n_rows);
 }
 
 // words[cols / 4]: four neighbouring codes of every row in that row's lane.
-INLINE void pack_words(int bits, size_t apart, const Panel *p, const Quantized *x, vi *words)
+INLINE void pack_words(int bits, size_t apart, size_t block, const Panel *p, const Quantized *x,
+                       vi *words)
 {
-    size_t cols = x->n_groups * x->group, block = bits == 8 ? x->group : apart == 1 ? 32 : 256;
     const char *at = p->rows;
-    for (size_t k = 0; k < cols; k += block, at += p->stride, words += block / 4) {
-        for (size_t u = 0; bits < 8 && u < block / 32; u++) {
+    for (size_t k = 0; k < x->n_groups * x->group; k += block, at += p->stride, words += block / 4)
+        for (size_t u = 0; u < block / 32; u++) {
             vi codes[4][2], piece[4];
             for (int i = 0; i < 4; i++)
                 read_codes(bits, apart, p->type, at, p->pitch, i, u, codes[i]);
@@ -2321,15 +2393,12 @@ INLINE void pack_words(int bits, size_t apart, const Panel *p, const Quantized *
                 transpose_words(piece, words + 4 * (low_piece(apart, u) + h * apart));
             }
         }
-        for (size_t b = 0; bits == 8 && b < block; b += 16) {
-            transpose_rows(at + p->type->at + b, p->pitch, words + b / 4);
-            for (size_t i = 0; i < 4; i++) words[b / 4 + i] ^= FLIP;
-        }
-    }
 }
 
-// One packed panel against tokens t .. t + nt - 1, of which those below n are wanted. quads: of
-// words in a group.
+// One packed panel against tokens t .. t + nt - 1, of which those below n are wanted: a word of
+// codes of each row (a vector of `words`) times the same four values of x in all lanes. quads: of
+// words in a group. Where sums are narrow they are widened after `run` words, before they can
+// overflow.
 INLINE void tile_some(size_t nt, int bits, size_t quads, const vi *words, const Panel *p,
                       const Quantized *x, size_t t, size_t n, float *out, size_t stride,
                       size_t n_rows)
@@ -2337,27 +2406,26 @@ INLINE void tile_some(size_t nt, int bits, size_t quads, const vi *words, const 
     vf sum[Q8_TOKENS] = {{0}};
     size_t n_groups = x->n_groups, cols = n_groups * x->group;
     size_t run = NARROW && bits < 8 ? min_size(quads, PAIRS(bits)) : quads;
+    float zero = (float)p->type->zero;
     const int8_t *q = x->q + t * cols;
     for (size_t g = 0; g < n_groups; g++, words += quads, q += x->group) {
         const float *scale = x->scale + t * n_groups + g;
-        const int32_t *minus_sum = x->minus_sum + t * n_groups + g;
-        vi d[Q8_TOKENS];
+        const float *minus_sum = x->minus_sum + t * n_groups + g;
+        vi d[Q8_TOKENS] = {{0}};
         if (!t) prefetch_next(p, g);
-        for (size_t i = 0; i < nt; i++) d[i] = minus_sum[i * n_groups] * code_zero(bits, p) - (vi){0};
         for (size_t begin = 0; begin < quads; begin += run) {
-            vi part[Q8_TOKENS];
-            for (size_t i = 0; i < nt; i++) part[i] = run < quads || NARROW ? (vi){0} : d[i];
+            vi part[Q8_TOKENS] = {{0}};
             for (size_t k = begin; k < begin + run; k++)
                 for (size_t i = 0; i < nt; i++) {
                     int32_t four;
                     memcpy(&four, q + i * cols + 4 * k, 4);
                     part[i] = dot_words(bits, part[i], words[k], four - (vi){0});
                 }
-            for (size_t i = 0; i < nt; i++)
-                d[i] = NARROW ? d[i] + widen(bits, part[i]) : part[i];
+            for (size_t i = 0; i < nt; i++) d[i] += widen(bits, part[i]);
         }
         for (size_t i = 0; i < nt; i++)
-            sum[i] = add_group(sum[i], p, g, d[i], minus_sum[i * n_groups], scale[i * n_groups]);
+            sum[i] = add_group(sum[i], p, g, d[i], zero, minus_sum[i * n_groups],
+                               scale[i * n_groups]);
     }
     for (size_t i = 0; i < nt && t + i < n; i++)
         vstore_part(out + (t + i) * stride, sum[i], n_rows);
@@ -2375,38 +2443,37 @@ INLINE void tile_many(int bits, size_t quads, const vi *words, const Panel *p, c
 // A tile for each kind of codes: with constants for their bits, their layout and their group
 // compilers unroll everything. (In functions of their own, since packing, inlined, makes gcc lay
 // out the loops behind it in a way that costs prompts 10 %.)
-#define TILE_KIND(name, bits, apart, group)                                                       \
-    __attribute__((noinline)) static void pack_##name(const Panel *p, const Quantized *x, vi *words) \
-    {                                                                                             \
-        pack_words(bits, apart, p, x, words);                                                     \
-    }                                                                                             \
-    static void tile_##name(const Panel *p, const Quantized *x, size_t n, float *out,             \
-                            size_t stride, size_t n_rows, vi *words)                              \
-    {                                                                                             \
-        if (n == 1) {                                                                             \
-            tile_one(bits, apart, group, p, x, out, n_rows);                                      \
-            return;                                                                               \
-        }                                                                                         \
-        pack_##name(p, x, words);                                                                 \
-        tile_many(bits, (group) / 4, words, p, x, n, out, stride, n_rows);                        \
+#define TILE_KIND(name, bits, apart, group, block)                                              \
+    __attribute__((noinline)) static void pack_##name(const Panel *p, const Quantized *x, vi *w) \
+    {                                                                                           \
+        pack_words(bits, apart, block, p, x, w);                                                \
+    }                                                                                           \
+    static void tile_##name(const Panel *p, const Quantized *x, size_t n, float *out,           \
+                            size_t stride, size_t n_rows, vi *words)                            \
+    {                                                                                           \
+        if (n > 1) pack_##name(p, x, words);                                                    \
+        if (n > 1) tile_many(bits, (group) / 4, words, p, x, n, out, stride, n_rows);           \
+        else tile_one(bits, apart, group, block, p, x, out, n_rows);                            \
     }
-TILE_KIND(bytes_16, 8, 0, 16)
-TILE_KIND(bytes_32, 8, 0, 32)
-TILE_KIND(bytes_64, 8, 0, 64)
-TILE_KIND(bytes_any, 8, 0, x->group)
-TILE_KIND(q4, 4, 1, 32)
-TILE_KIND(q5, 5, 1, 32)
-TILE_KIND(q4_k, 4, 2, 32)
-TILE_KIND(q5_k, 5, 2, 32)
-TILE_KIND(q6_k, 6, 4, 16)
+TILE_KIND(bytes_16, 8, 1, 16, 32)
+TILE_KIND(bytes_32, 8, 1, 32, 32)
+TILE_KIND(bytes_64, 8, 1, 64, 64)
+TILE_KIND(bytes_any, 8, 1, x->group, x->group)
+TILE_KIND(q4, 4, 1, 32, 32)
+TILE_KIND(q5, 5, 1, 32, 32)
+TILE_KIND(q4_k, 4, 2, 32, 256)
+TILE_KIND(q5_k, 5, 2, 32, 256)
+TILE_KIND(q6_k, 6, 4, 16, 256)
 
-// Planar rows, whose groups have any size.
+// Planar rows, whose groups have any size: units of 32 bytes have to fit, and sums of products have
+// to be exact as floats.
 static void tile_bytes(const Panel *p, const Quantized *x, size_t n, float *out, size_t stride,
                        size_t n_rows, vi *words)
 {
-    size_t group = x->group;
-    Tile tile = !HAVE_DOT || group % 16 ? tile_plain : group == 16 ? tile_bytes_16
-              : group == 32 ? tile_bytes_32 : group == 64 ? tile_bytes_64 : tile_bytes_any;
+    size_t group = x->group, cols = x->n_groups * group;
+    Tile tile = !HAVE_DOT || cols % 32 ? tile_plain : group == 16 ? tile_bytes_16
+              : group == 32 ? tile_bytes_32 : group == 64 ? tile_bytes_64
+              : group % 32 || group > 256 ? tile_plain : tile_bytes_any;
     tile(p, x, n, out, stride, n_rows, words);
 }
 
@@ -2415,8 +2482,8 @@ static const TensorType tensor_types[] = {
     [T_F32] = {.name = "f32", .gguf = AS_F32, .block = 1, .bytes = 4, .unpack = unpack_floats},
     [T_F16] = {.name = "f16", .gguf = AS_F16, .block = 1, .bytes = 2, .unpack = unpack_floats},
     [T_BF16] = {.name = "bf16", .gguf = AS_BF16, .block = 1, .bytes = 2, .unpack = unpack_floats},
-    [T_Q8] = {"q8_0 (planar)", -1, 1, 1, unpack_q8, tile_bytes, 0, 0, NULL, 8, 0, 0, 0, 0},
-    [T_BLOCKS] = {"q8_0", 8, 32, 34, unpack_blocks, tile_bytes, 32, 0, scales_32, 8, 0, 0, 2, 0},
+    [T_Q8] = {"q8_0 (planar)", -1, 1, 1, unpack_q8, tile_bytes, 0, 0, NULL, 8, ZERO, 1, 0, 0},
+    [T_BLOCKS] = {"q8_0", 8, 32, 34, unpack_blocks, tile_bytes, 32, 0, scales_32, 8, ZERO, 1, 2, 0},
     {"q4_0", 2, 32, 18, unpack_blocks, tile_q4, 32, 0, scales_32, 4, 8, 1, 2, 0},
     {"q4_1", 3, 32, 20, unpack_blocks, tile_q4, 32, 1, scales_32, 4, 0, 1, 4, 0},
     {"q5_0", 6, 32, 22, unpack_blocks, tile_q5, 32, 0, scales_32, 5, 16, 1, 6, 2},
@@ -2463,24 +2530,6 @@ INLINE void dot_rows(int as, const uint8_t *rows, size_t pitch, const float *x, 
             sum[r][i] = vmuladd(load_floats(as, rows + r * pitch, k, cols - k),
                                 vload_part(x + k, cols - k), sum[r][i]);
     for (size_t r = 0; r < DOT_ROWS; r++) out[r] = vsum(sum[r]);
-}
-
-// out[t][r] = rows[r] . x[t] for n tokens and n_rows rows. The last DOT_ROWS may overlap the ones
-// before; where there are fewer, each is taken as often as that.
-static void dot_tile(int as, const uint8_t *rows, size_t n_rows, const float *x, size_t n,
-                     size_t cols, float *out, size_t stride)
-{
-    size_t row_bytes = cols * (as == AS_F32 ? 4 : 2), step = n_rows < DOT_ROWS ? 1 : DOT_ROWS;
-    for (size_t r = 0; r < n_rows; r += step)
-        for (size_t t = 0; t < n; t++) {
-            size_t first = min_size(r, n_rows - step), pitch = step > 1 ? row_bytes : 0;
-            const uint8_t *at = rows + first * row_bytes;
-            float y[DOT_ROWS];
-            if (as == AS_F16) dot_rows(AS_F16, at, pitch, x + t * cols, cols, y);
-            else if (as == AS_BF16) dot_rows(AS_BF16, at, pitch, x + t * cols, cols, y);
-            else dot_rows(AS_F32, at, pitch, x + t * cols, cols, y);
-            memcpy(out + t * stride + first, y, step * sizeof *y);
-        }
 }
 
 // out[i][r] = rows[r][i], rows: [PANEL][n]; the last four may be a part of the four before.
@@ -2536,7 +2585,7 @@ static void product_q8(const Matmul *m, const Product *p, size_t r0, size_t n_ro
         rows = memcpy(codes + PANEL * cols, rows, n_rows * pitch);
     }
     Panel panel = {.type = type, .rows = (const char *)rows, .pitch = pitch,
-                   .stride = planar ? w->group : type->bytes,
+                   .stride = planar ? max_size(w->group, 32) : type->bytes,
                    .scales = scales, .mins = type->has_min ? mins : NULL,
                    .next = rows + 2 * PANEL * pitch, .next_bytes = PANEL * pitch / n_groups};
     for (size_t i = 0; planar && i < n; i += 16) __builtin_prefetch(planar + 2 * n + i, 0, 2);
@@ -2553,18 +2602,27 @@ static void product_q8(const Matmul *m, const Product *p, size_t r0, size_t n_ro
 }
 
 // The same in float for a few tokens. Rows of floats are used where they lie, those of other types
-// are unpacked first, exactly.
+// are unpacked first, exactly. The last DOT_ROWS may overlap the ones before; where there are fewer
+// in all, one row stands for DOT_ROWS.
 static void product_few(const Matmul *m, const Product *p, size_t r0, size_t n_rows)
 {
     const Tensor *w = p->w;
-    const TensorType *type = w->type;
-    size_t cols = w->cols, pitch = cols / type->block * type->bytes;
-    int floats = type->unpack == unpack_floats;
-    const uint8_t *rows = w->data + r0 * pitch;
-    float *unpacked = floats ? NULL : scratch(n_rows * cols * 4);
-    for (size_t r = 0; unpacked && r < n_rows; r++) type->unpack(w, r0 + r, unpacked + r * cols);
-    dot_tile(floats ? type->gguf : AS_F32, floats ? rows : (const void *)unpacked, n_rows, m->x,
-             m->n, cols, p->out + r0, w->rows);
+    int floats = w->type->unpack == unpack_floats, as = floats ? w->type->gguf : AS_F32;
+    size_t cols = w->cols, row_bytes = cols * (as == AS_F32 ? 4 : 2);
+    size_t step = n_rows < DOT_ROWS ? 1 : DOT_ROWS, pitch = step > 1 ? row_bytes : 0;
+    float *unpacked = floats ? NULL : scratch(n_rows * row_bytes), y[DOT_ROWS];
+    for (size_t r = 0; !floats && r < n_rows; r++) w->type->unpack(w, r0 + r, unpacked + r * cols);
+    for (size_t r = 0; r < n_rows; r += step)
+        for (size_t t = 0; t < m->n; t++) {
+            size_t first = min_size(r, n_rows - step);
+            const uint8_t *rows = floats ? w->data + r0 * row_bytes : (const uint8_t *)unpacked;
+            const float *x = m->x + t * cols;
+            rows += first * row_bytes;
+            if (as == AS_F16) dot_rows(AS_F16, rows, pitch, x, cols, y);
+            else if (as == AS_BF16) dot_rows(AS_BF16, rows, pitch, x, cols, y);
+            else dot_rows(AS_F32, rows, pitch, x, cols, y);
+            memcpy(p->out + t * w->rows + r0 + first, y, step * sizeof *y);
+        }
 }
 
 // chains[s][k][GEMM_ROWS] = column s + SUMS k of the rows, [GEMM_ROWS] at a pitch in floats.
@@ -2608,9 +2666,11 @@ static void product_many(const Matmul *m, const Product *p, size_t r0, size_t n_
     }
 }
 
-// Work items are panels of rows. Stretches of them are dealt to the threads like cards, so that the
-// next one a thread takes lies behind its last, as a rule: what it has asked for in advance is then
-// its own. Panels are numbered through all products.
+// Work items are panels of rows, numbered through all products. A thread prefetches behind the
+// stretch of panels that it works on, so the next stretch it takes should be the one behind: items
+// are numbered so that taking them in turn deals each thread (of `ways`) stretches that follow each
+// other: item stretch k is panel stretch k / ways of the share of thread k % ways. A thread that is
+// late loses some to others, which costs a prefetch and changes no result.
 static void matmul_panels(void *arg, size_t begin, size_t end)
 {
     const Matmul *m = arg;
@@ -2633,8 +2693,8 @@ static void quantize_rows(void *arg, size_t begin, size_t end)
 }
 
 // jobs[k].out[n][rows] = x[n][cols] w_k^T for products that share x. act: room for x in int8, or
-// NULL to compute exactly. For few tokens, where memory is the limit, each
-// thread's share is cut into no more than STRETCHES.
+// NULL to compute exactly. For few tokens, where memory is the limit, each thread's share is cut
+// into no more than STRETCHES: long ones prefetch better, but the last one is waited for.
 enum { STRETCHES = 4 };
 
 static void matmul(Quantized *act, const Product *jobs, int n_jobs, const float *x, size_t n)
@@ -2666,11 +2726,18 @@ static void matmul(Quantized *act, const Product *jobs, int n_jobs, const float 
 // the same path; arrays have a row for each token of the chunk. Logits are computed only for the
 // tokens that need them, by classify(): for a prompt that is its last one.
 
-// out[dim] = x / sqrt(mean(x^2) + eps) * weight
-static void rmsnorm(float *out, const float *x, const float *weight, size_t dim, float eps)
+// out[dim] = (x - mean) / sqrt(mean((x - mean)^2) + eps) * weight + bias. For RMSNorm, which most
+// models have, the mean is taken to be 0 and there is no bias.
+static void normalize(float *out, const float *x, const float *weight, const float *bias,
+                      size_t dim, float eps, int centred)
 {
-    float scale = 1 / sqrtf(dot(x, x, dim) / (float)dim + eps);
-    for (size_t i = 0; i < dim; i++) out[i] = x[i] * scale * weight[i];
+    double sum = 0;
+    for (size_t i = 0; centred && i < dim; i++) sum += x[i];
+    float mean = (float)(sum / (double)dim);
+    for (size_t i = 0; i < dim; i++) out[i] = x[i] - mean;
+    float scale = 1 / sqrtf(dot(out, out, dim) / (float)dim + eps);
+    for (size_t i = 0; i < dim; i++) out[i] = out[i] * scale * weight[i];
+    for (size_t i = 0; bias && i < dim; i++) out[i] += bias[i];
 }
 
 // silu(x) = x / (1 + e^-x), or gelu(x) = x / (1 + e^-z) with z = sqrt(8/pi) (x + 0.044715 x^3),
@@ -2681,12 +2748,13 @@ INLINE vf activate(vf x, int gelu)
     return x / (vset(1) + vexp(-z));
 }
 
-// gate[n] = silu(gate) * up, or with gelu in its place: the gated unit of the feed-forward net.
+// gate[n] = silu(gate) * up, or with gelu in its place: the gated unit of the feed-forward net. up
+// may be NULL: there is no gate, and what its place holds is activated by itself.
 static void gated(float *gate, const float *up, size_t n, int gelu)
 {
     for (size_t i = 0; i < n; i += LANES) {
-        vf g = activate(vload_part(gate + i, n - i), gelu) * vload_part(up + i, n - i);
-        vstore_part(gate + i, g, n - i);
+        vf g = activate(vload_part(gate + i, n - i), gelu);
+        vstore_part(gate + i, up ? g * vload_part(up + i, n - i) : g, n - i);
     }
 }
 
@@ -2701,6 +2769,7 @@ typedef struct {
     size_t chunk;     // tokens at most in one forward pass
     Attention attn;
     float *x, *xb;    // [chunk][dim]: the residual stream, and its normed copy
+    float *y;         // [chunk][dim]: what joins the stream
     float *gate, *up; // [chunk][hidden_dim]
     Quantized *act;   // room for activations in int8; NULL: exact
 } State;
@@ -2727,15 +2796,17 @@ static void state_init(State *s, const Model *m, int64_t max_seq_len, size_t chu
     rope_resolve(local, c->train_ctx, max_seq_len);
     if (encodings[c->encoding].prepare) a->prepared = encodings[c->encoding].prepare(c);
     positions_init(&a->positions[0], rope, chunk, c->head_dim);
-    if (c->global_every) positions_init(&a->positions[1], local, chunk, c->head_dim);
+    if (c->global_every || c->nope_every)
+        positions_init(&a->positions[1], local, chunk, c->head_dim);
     cache_layout(&a->cache, &a->config, max_seq_len, chunk, f32_cache || exact);
     cache_reserve(&a->cache, max_seq_len);
     size_t parts = max_size(chunk, rope->window ? 1 : ceil_div(max_seq_len, SEGMENT)) * c->n_heads;
     a->total = reserve(mul_size(parts, a->cache.v_dim * 4));
     a->sums = reserve(mul_size(parts, sizeof *a->sums));
-    float **rooms[] = {&s->x, &s->xb, &a->q, &a->out, &a->k, &a->v, &s->gate, &s->up};
-    size_t sizes[] = {dim, dim, q, q, kv, kv, hidden, hidden};
-    for (int i = 0; i < 8; i++) *rooms[i] = reserve(mul_size(mul_size(chunk, sizes[i]), 4));
+    float **rooms[] = {&s->x, &s->xb, &a->q, &a->out, &a->k, &a->v, &s->gate, &s->up,
+                       &s->y};
+    size_t sizes[] = {dim, dim, q, q, kv, kv, hidden, hidden, dim};
+    for (int i = 0; i < 9; i++) *rooms[i] = reserve(mul_size(mul_size(chunk, sizes[i]), 4));
     if (exact) return;
     size_t widest = mul_size(chunk + Q8_TOKENS - 1, max_size(dim, max_size(q, hidden)));
     s->act = xcalloc(1, sizeof *s->act);
@@ -2746,24 +2817,27 @@ static void state_init(State *s, const Model *m, int64_t max_seq_len, size_t chu
 
 typedef struct {
     float *out;
-    const float *in, *weight; // rmsnorm's
+    const float *in, *weight, *bias; // normalize()'s
     size_t dim;
-    float eps;
+    const Config *config;
 } Norm;
 
 static void norm_rows(void *arg, size_t begin, size_t end)
 {
     const Norm *a = arg;
     for (size_t t = begin; t < end; t++)
-        rmsnorm(a->out + t * a->dim, a->in + t * a->dim, a->weight, a->dim, a->eps);
+        normalize(a->out + t * a->dim, a->in + t * a->dim, a->weight, a->bias, a->dim,
+                  a->config->norm_eps, a->config->layer_norm);
 }
 
-// out[n][dim] = rmsnorm of the rows of in, if the model has this norm; out may be in.
-static void norm(const State *s, float *out, const float *in, const float *weight, size_t n,
-                 int dim)
+// out[n][dim] = the normed rows of in, or the rows themselves if the model does not have this norm;
+// out may be in.
+static void norm(const State *s, float *out, const float *in, const float *weight,
+                 const float *bias, size_t n, size_t dim)
 {
-    Norm arg = {out, in, weight, (size_t)dim, s->attn.config.norm_eps};
-    if (weight) parallel_for(n, ceil_div(MIN_SHARE / 8, arg.dim), norm_rows, &arg);
+    Norm arg = {out, in, weight, bias, dim, &s->attn.config};
+    if (weight) parallel_for(n, ceil_div(MIN_SHARE / 8, dim), norm_rows, &arg);
+    else if (out != in) memcpy(out, in, n * dim * sizeof *out);
 }
 
 static void gate_rows(void *arg, size_t begin, size_t end)
@@ -2771,7 +2845,8 @@ static void gate_rows(void *arg, size_t begin, size_t end)
     const State *s = arg;
     size_t hidden = s->attn.config.hidden_dim;
     for (size_t t = begin; t < end; t++)
-        gated(s->gate + t * hidden, s->up + t * hidden, hidden, s->attn.config.gelu);
+        gated(s->gate + t * hidden, s->attn.config.no_gate ? NULL : s->up + t * hidden, hidden,
+              s->attn.config.gelu);
 }
 
 // x[n][dim] += bias[dim] in each row, if there is one.
@@ -2794,6 +2869,7 @@ static void embed_tokens(State *s, const int *tokens)
         double p = (double)(a->pos + (int64_t)t) / position_stretch(c);
         if (encodings[c->encoding].add) encodings[c->encoding].add(c, p, x);
     }
+    norm(s, s->x, s->x, s->model->emb_norm, s->model->emb_norm_bias, a->n, table->cols);
 }
 
 // q, k and v of the chunk from xb, k and v into the cache. A single token's are stored by one
@@ -2806,9 +2882,32 @@ static void project(State *s, const Layer *l)
     add_bias(a->q, l->bq, n, l->wq.rows);
     add_bias(a->k, l->bk, n, l->wk.rows);
     add_bias(a->v, l->bv, n, l->wv.rows);
-    norm(s, a->q, a->q, l->q_norm, n * n_heads, a->config.head_dim);
-    norm(s, a->k, a->k, l->k_norm, n * n_kv, a->config.head_dim);
+    size_t d = a->config.head_dim, wide = a->config.wide_qk_norm;
+    norm(s, a->q, a->q, l->q_norm, NULL, wide ? n : n * n_heads, wide ? l->wq.rows : d);
+    norm(s, a->k, a->k, l->k_norm, NULL, wide ? n : n * n_kv, wide ? l->wk.rows : d);
     parallel_for(n_kv, n > 1 ? 1 : n_kv, store_kv, a);
+}
+
+// y = what the feed-forward net makes of xb: w2 (act(w1 xb) * w3 xb), or w2 act(w3 xb).
+static void feed_forward(State *s, const Layer *l)
+{
+    size_t n = s->attn.n, hidden = s->attn.config.hidden_dim;
+    int no_gate = s->attn.config.no_gate;
+    Product products[] = {{&l->w1, s->gate}, {&l->w3, no_gate ? s->gate : s->up}};
+    matmul(s->act, products + no_gate, 2 - no_gate, s->xb, n);
+    add_bias(s->gate, l->b1, n, hidden);
+    add_bias(products[1].out, l->b3, n, hidden);
+    parallel_for(n, ceil_div(MIN_SHARE / 8, hidden), gate_rows, s);
+    matmul(s->act, &(Product){&l->w2, s->y}, 1, s->gate, n);
+    add_bias(s->y, l->b2, n, l->w2.rows);
+}
+
+// x += y: what a branch made of the residual stream joins it.
+static void join_stream(State *s)
+{
+    const Config *c = &s->attn.config;
+    float scale = c->branch_scale > 0 ? c->branch_scale : 1;
+    for (size_t i = 0; i < s->attn.n * c->dim; i++) s->x[i] += scale * s->y[i];
 }
 
 // Runs tokens[n <= chunk] at positions pos .. pos + n - 1, all of whose predecessors are in the
@@ -2819,37 +2918,40 @@ static void forward(State *s, const int *tokens, size_t n, int64_t pos)
     const Model *m = s->model;
     Attention *a = &s->attn;
     const Config *c = &a->config;
-    int every = c->global_every;
-    size_t dim = c->dim, hidden = c->hidden_dim;
+    size_t dim = c->dim;
     a->pos = pos;
     a->n = n;
     embed_tokens(s, tokens);
-    for (int kind = 0; kind < (every ? 2 : 1); kind++) plan_positions(a, &a->positions[kind]);
+    for (int kind = 0; kind < 2; kind++)
+        if (a->positions[kind].angles) plan_positions(a, &a->positions[kind]);
     for (a->layer = 0; a->layer < c->n_layers; a->layer++) {
         const Layer *l = &m->layers[a->layer];
-        a->p = &a->positions[every && (a->layer + 1) % every]; // local, but for each `every`th
-        norm(s, s->xb, s->x, l->att_norm, n, dim);
+        a->p = &a->positions[l->local];
+        norm(s, s->xb, s->x, l->att_norm, l->att_norm_bias, n, dim);
         project(s, l);
         attention(a);
-        matmul(s->act, &(Product){&l->wo, s->xb}, 1, a->out, n);
-        norm(s, s->xb, s->xb, l->post_att_norm, n, dim);
-        add_rows(s->x, s->xb, n * dim);
+        matmul(s->act, &(Product){&l->wo, s->y}, 1, a->out, n);
+        add_bias(s->y, l->bo, n, dim);
+        norm(s, s->y, s->y, l->post_att_norm, NULL, n, dim);
+        if (!c->parallel) join_stream(s);
 
-        norm(s, s->xb, s->x, l->ffn_norm, n, dim);
-        matmul(s->act, (Product[]){{&l->w1, s->gate}, {&l->w3, s->up}}, 2, s->xb, n);
-        parallel_for(n, ceil_div(MIN_SHARE / 8, hidden), gate_rows, s);
-        matmul(s->act, &(Product){&l->w2, s->xb}, 1, s->gate, n);
-        norm(s, s->xb, s->xb, l->post_ffn_norm, n, dim);
-        add_rows(s->x, s->xb, n * dim);
+        norm(s, s->xb, s->x, l->ffn_norm, l->ffn_norm_bias, n, dim);
+        if (c->parallel) join_stream(s);
+        feed_forward(s, l);
+        norm(s, s->y, s->y, l->post_ffn_norm, NULL, n, dim);
+        join_stream(s);
     }
-    norm(s, s->xb, s->x, m->final_norm, n, dim);
+    norm(s, s->xb, s->x, m->final_norm, m->final_norm_bias, n, dim);
 }
 
 // logits[count][vocab_size] for tokens [first, first + count) of the last chunk.
 static void classify(State *s, size_t first, size_t count, float *logits)
 {
-    const float *x = s->xb + first * s->attn.config.dim;
-    matmul(s->act, &(Product){&s->model->classifier, logits}, 1, x, count);
+    const Config *c = &s->attn.config;
+    size_t n = count * s->model->classifier.rows;
+    matmul(s->act, &(Product){&s->model->classifier, logits}, 1, s->xb + first * c->dim, count);
+    for (size_t i = 0; c->logit_scale > 0 && i < n; i++) logits[i] /= c->logit_scale;
+    if (c->logit_cap > 0) soft_cap(logits, n, c->logit_cap);
 }
 
 // ================================================================================================
@@ -2910,6 +3012,23 @@ typedef float file_f32 __attribute__((aligned(1), may_alias));
 static int32_t read_i32(const uint8_t *p) { return *(const file_i32 *)p; }
 static float read_f32(const uint8_t *p) { return *(const file_f32 *)p; }
 
+// A value's bytes and what it is, by GGUF's number of its type: u unsigned, i signed, f float, s
+// string. A boolean is a number, 0 or 1.
+static const uint8_t value_bytes[] = {1, 1, 2, 2, 4, 4, 4, 1, 0, 0, 8, 8, 8};
+static const char value_kinds[] = "uiuiuifus-uif";
+enum { G_I32 = 5, G_F32 = 6, G_STRING = 8, G_ARRAY = 9 };
+
+// Number i of a list, whatever they are.
+static double number_at(Values list, size_t i)
+{
+    union { uint64_t u; float f; double d; } v = {0};
+    size_t bytes = value_bytes[list.type], unused = 64 - 8 * bytes;
+    memcpy(&v, list.at + i * bytes, bytes);
+    if (value_kinds[list.type] == 'u') return (double)v.u;
+    if (value_kinds[list.type] == 'f') return bytes == 4 ? v.f : v.d;
+    return (double)((int64_t)(v.u << unused) >> unused);
+}
+
 // The next of a list of strings.
 static const char *next_string(Values *list, size_t *len)
 {
@@ -2955,7 +3074,8 @@ static const Field config_fields[] = {
     {FIELD(encoding), 68, NULL, 0, 0, N_ENCODINGS - 1},
     {FIELD(train_ctx), 72, NULL, 0, 1, 1 << 28},
     {FIELD(rope.theta), 76, ".rope.freq_base", 0, 1.5, 1e12},
-    {FIELD(norm_eps), 80, ".attention.layer_norm_rms_epsilon", 1, 1e-12, 1},
+    {FIELD(norm_eps), 80, ".attention.layer_norm_rms_epsilon", 0, 1e-12, 1},
+    {FIELD(norm_eps), 0, ".attention.layer_norm_epsilon", 0, 1e-12, 1},
     {FIELD(rope.method), 84, NULL, 0, 0, N_ROPE_METHODS - 1},
     {FIELD(rope.factor), 0, ".rope.scale_linear", 0, 1, 1e6}, // its name in old files
     {FIELD(rope.factor), 88, ".rope.scaling.factor", 0, 1, 1e6},
@@ -2971,15 +3091,22 @@ static const Field config_fields[] = {
     {FIELD(rope.logn), 124, NULL, 0, 0, 1},
     {FIELD(rows), 128, NULL, 0, 0, 1 << 24},
     {FIELD(max_distance), 132, NULL, 0, 0, 1 << 28},
-    {FIELD(global_every), 0, ".attention.sliding_window_pattern", 0, 1, 4096},
     {FIELD(local.theta), 0, ".rope.freq_base_swa", 0, 1.5, 1e12},
+    {FIELD(n_rot), 0, ".rope.dimension_count", 0, 2, 1 << 14},
+    {FIELD(rope.temp), 0, ".attention.temperature_scale", 0, 1e-3, 1e3},
+    {FIELD(parallel), 0, ".use_parallel_residual", 0, 0, 1},
+    {FIELD(emb_scale), 0, ".embedding_scale", 0, 1e-6, 1e6},
+    {FIELD(branch_scale), 0, ".residual_scale", 0, 1e-6, 1e6},
+    {FIELD(logit_scale), 0, ".logit_scale", 0, 1e-6, 1e6},
+    {FIELD(score_scale), 0, ".attention.scale", 0, 1e-6, 1e6},
+    {FIELD(score_cap), 0, ".attn_logit_softcapping", 0, 1e-3, 1e6},
+    {FIELD(logit_cap), 0, ".final_logit_softcapping", 0, 1e-3, 1e6},
 };
 
 static double check_range(const Model *m, const char *name, double v, double lo, double hi)
 {
     if (!(v >= lo && v <= hi))
-        REFUSE(m, "%s%s (got %.10g, want %.10g to %.10g)", *name == '.' ? m->arch : "", name, v,
-               lo, hi);
+        REFUSE(m, "%s (got %.10g, want %.10g to %.10g)", name + (*name == '.'), v, lo, hi);
     return v;
 }
 
@@ -2988,6 +3115,7 @@ static void set_field(Model *m, const Field *f, const char *name, double v)
 {
     uint8_t *to = (uint8_t *)&m->config + f->to;
     check_range(m, name, v, f->lo, f->hi);
+    if (f->kind == 'i' && v != rint(v)) REFUSE(m, "%s (got %g, want a whole number)", name, v);
     if (f->kind == 'i') *(int *)to = (int)v;
     else if (f->kind == 'f') *(float *)to = (float)v;
     else *(double *)to = v;
@@ -3018,12 +3146,14 @@ static void complete_config(Model *m)
         REFUSE(m, "dim is no multiple of n_heads (got %d, %d)", c->dim, c->n_heads);
     if (!c->head_dim) c->head_dim = c->dim / c->n_heads;
     if (c->head_dim % 2) REFUSE(m, "odd head size (got %d, want an even one)", c->head_dim);
+    if (c->n_rot % 2 || c->n_rot > c->head_dim)
+        REFUSE(m, "of a head's %d dimensions %d turn (want an even number)", c->head_dim, c->n_rot);
+    if (!(c->norm_eps > 0)) REFUSE(m, "no epsilon of its norms is given");
     if (c->vocab_size < 1) REFUSE(m, "vocab_size (got %d)", c->vocab_size);
     if (c->rows < least || c->rows > most)
         REFUSE(m, "the encoding's table (got %d rows, want %d to %d)", c->rows, least, most);
     if (t5 && (c->rows % 2 || c->max_distance <= c->rows / 2))
-        REFUSE(m, "t5 (got %d buckets, max_distance %d, want an even number, and over half of it)",
-               c->rows, c->max_distance);
+        REFUSE(m, "t5's %d buckets or max_distance %d", c->rows, c->max_distance);
 }
 
 // Refuses positions that mean nothing, together or for the model's encoding. It looks at what a
@@ -3038,20 +3168,16 @@ static void check_rope(const Config *c, const char *path)
     rope_resolve(&full, c->train_ctx, c->train_ctx);
 #define WRONG(option, ...) die(path ? EXIT_DATA : EXIT_USAGE, path ? path : option, __VA_ARGS__)
     if (r->method == ROPE_LONGROPE && !(r->long_factors && r->short_factors))
-        WRONG("--rope-scaling", "longrope needs two lists of factors; see --long-factors and "
-              "--short-factors");
+        WRONG("--rope-scaling", "longrope needs --long-factors and --short-factors");
     if (r->sinks && !r->window) WRONG("--sinks", "sinks (got %d) need a window", r->sinks);
-    if (r->sinks && r->distance)
-        WRONG("--sinks", "cannot be used with another distance method");
+    if (r->sinks && r->distance) WRONG("--sinks", "not with another distance method");
     if (full.beta_fast < full.beta_slow)
         WRONG("--beta-fast", "below --beta-slow (got %g, %g)", full.beta_fast, full.beta_slow);
     if (full.high_freq_factor < full.low_freq_factor)
-        WRONG("--high-freq-factor", "below --low-freq-factor (got %g, %g)", full.high_freq_factor,
-              full.low_freq_factor);
+        WRONG("--high-freq-factor", "below --low-freq-factor");
     if (is_rotary(c)) return;
     if (r->method && !linear)
-        WRONG("--rope-scaling", "%s is not defined for the model's encoding (got %s)", method,
-              encoding);
+        WRONG("--rope-scaling", "%s is not defined for encoding %s", method, encoding);
     if (r->distance && !encodings[c->encoding].bias)
         WRONG("distance method", "the model knows no distances (its encoding is %s)", encoding);
 }
@@ -3062,13 +3188,11 @@ static void check_rope(const Config *c, const char *path)
 typedef struct {
     const char *name; // no zero behind its len bytes; NULL: the end of a list
     size_t len;
-    uint32_t number;  // of the type, in GGUF: a tensor's, or of a key's values
-    const TensorType *type; // of a tensor; NULL: unknown
-    size_t rows, cols;      // dimensions behind the second count as rows
-    size_t offset;          // in the file
-    int used;               // by the model
-    const char *kind; // of a key, and
-    Values values;    // what it holds
+    const TensorType *type; // of a tensor; NULL: unknown, and
+    uint32_t number;        // its number in GGUF
+    size_t rows, cols, offset; // dimensions behind the second count as rows; where in the file
+    int used;               // by the model, that is read
+    Values values;          // of a key: what it holds
     char own[48];     // the name, if the file has none
 } FileItem;
 
@@ -3095,7 +3219,7 @@ static Tensor take_tensor(ModelFile *s, const char *name, size_t rows, size_t co
     if (!e && needed) REFUSE(m, "no tensor %s", name);
     if (!e) return (Tensor){0};
     if (!e->type || e->rows != rows || e->cols != cols || cols % e->type->block)
-        REFUSE(m, "tensor %s (got type %u, %zu x %zu, want a known one in whole blocks, %zu x %zu)",
+        REFUSE(m, "tensor %s (got type %u, %zu x %zu, want one that is known, %zu x %zu)",
                name, e->number, e->rows, e->cols, rows, cols);
     int planar = e->type == &tensor_types[T_Q8];
     Tensor t = {e->type, m->map, NULL, planar ? m->group : e->type->group, rows, cols};
@@ -3103,36 +3227,40 @@ static Tensor take_tensor(ModelFile *s, const char *name, size_t rows, size_t co
     if (planar && (values % m->group || values % 4))
         REFUSE(m, "a matrix of %zu values is not whole groups of %zu", values, m->group);
     if (e->offset > m->size || bytes > m->size - e->offset || e->offset % 4)
-        REFUSE(m, "tensor %s (got %zu bytes at %zu, want a multiple of 4, and an end at %zu or "
-               "before)", name, bytes, e->offset, m->size);
+        REFUSE(m, "tensor %s: %zu bytes at %zu are not in the file", name, bytes, e->offset);
     t.data += e->offset;
     if (planar) t.scales = (const float *)(t.data + values);
     e->used = 1;
-    m->weight_bytes += bytes;
     return t;
 }
 
-// A vector, as floats; NULL if there is none and none is needed.
-static const float *take_floats(ModelFile *s, const char *name, size_t n, int needed)
+// Floats in memory: of f32 those in the file, of other types their values; NULL if there is no such
+// tensor.
+static const float *to_floats(const Model *m, Tensor t)
 {
-    Tensor t = take_tensor(s, name, 1, n, needed);
     if (t.data && t.type->unpack != unpack_floats)
-        REFUSE(s->m, "vector %s (got %s, want f32, f16 or bf16)", name, t.type->name);
+        REFUSE(m, "a vector of %s (want f32, f16 or bf16)", t.type->name);
     if (!t.data || t.type == &tensor_types[T_F32]) return (const float *)t.data;
-    float *floats = xcalloc(n, 4);
-    t.type->unpack(&t, 0, floats);
+    float *floats = xcalloc(t.rows * t.cols, 4);
+    for (size_t r = 0; r < t.rows; r++) t.type->unpack(&t, r, floats + r * t.cols);
     return floats;
 }
 
-// What architectures differ in. All of them are pre-norm Transformers with RMSNorm, grouped-query
-// attention, RoPE and a gated feed-forward layer.
+static const float *take_floats(ModelFile *s, const char *name, size_t n, int needed)
+{
+    return to_floats(s->m, take_tensor(s, name, 1, n, needed));
+}
+
+// What architectures differ in. Biases are optional in all of them.
 typedef struct {
     const char *name;
-    int vectors;   // of a layer: bit k says that it has Layer's vec[k]
+    int norms;     // bit k: layers have norm[k]; NO_WINDOW: the window that the file names
+                   // is not applied
+    int odd_size;  // the number of layers of the model that divides scores by sqrt(dim / n_heads)
     Config config; // where the file does not say otherwise
 } Arch;
 
-enum { NORMS = 3, POST_NORMS = 3 << 2, QK_NORMS = 3 << 4, BIASES = 7 << 6 };
+enum { NORMS = 3, POST_NORMS = 3 << 2, QK_NORMS = 3 << 4, NO_WINDOW = 1 << 6 };
 
 // Numbers in the encoding's table.
 static size_t table_size(const Config *c)
@@ -3149,48 +3277,78 @@ static size_t table_size(const Config *c)
 }
 
 // Sizes that shapes are made of; 0: of what the model does not have.
-enum { S_ONE, S_DIM, S_HIDDEN, S_Q_DIM, S_KV_DIM, S_HEAD_DIM, S_VOCAB, S_CLASSES, S_TABLE, S_FACTORS, S_ANGLES };
+enum { S_ONE, S_DIM, S_HIDDEN, S_Q_DIM, S_KV_DIM, S_Q_NORM, S_K_NORM, S_VOCAB, S_CLASSES,
+       S_TABLE, S_FACTORS, S_ANGLES };
 static size_t size_of(const Model *m, int k)
 {
     const Config *c = &m->config;
-    size_t vocab = c->vocab_size, factors = c->rope.method == ROPE_LONGROPE ? c->head_dim / 2 : 0;
-    return ((size_t[]){1, c->dim, c->hidden_dim, q_dim(c), kv_dim(c), c->head_dim, vocab,
-                       m->shared_classifier ? 0 : vocab, table_size(c), factors,
-                       mul_size(c->train_ctx, c->head_dim)})[k];
+    size_t vocab = c->vocab_size, q = q_dim(c), kv = kv_dim(c), d = c->head_dim;
+    size_t factors = c->rope.method == ROPE_LONGROPE ? rotary_dims(c) / 2 : 0;
+    return ((size_t[]){1, c->dim, c->hidden_dim, q, kv, c->wide_qk_norm ? q : d,
+                       c->wide_qk_norm ? kv : d, vocab, m->shared_classifier ? 0 : vocab,
+                       table_size(c), factors, mul_size(c->train_ctx, d)})[k];
 }
 
 // Every tensor, [rows][cols]: a layer's in Layer's order, whose names stand behind "blk.N.", then
-// the model's. Angles are cosines and sines in llama2.c's files, which nobody reads.
+// the model's. Those with the same second name may be one tensor of that name, one behind the
+// other. Angles are cosines and sines in llama2.c's files, which nobody reads.
 static const struct {
     const char *name;
     uint8_t rows, cols;
+    const char *fused;
 } tensor_shapes[] = {
-    {"attn_q.weight", S_Q_DIM, S_DIM}, {"attn_k.weight", S_KV_DIM, S_DIM}, {"attn_v.weight", S_KV_DIM, S_DIM},
-    {"attn_output.weight", S_DIM, S_Q_DIM}, {"ffn_gate.weight", S_HIDDEN, S_DIM},
-    {"ffn_down.weight", S_DIM, S_HIDDEN}, {"ffn_up.weight", S_HIDDEN, S_DIM},
-    {"attn_norm.weight", S_ONE, S_DIM}, {"ffn_norm.weight", S_ONE, S_DIM},
-    {"post_attention_norm.weight", S_ONE, S_DIM}, {"post_ffw_norm.weight", S_ONE, S_DIM},
-    {"attn_q_norm.weight", S_ONE, S_HEAD_DIM}, {"attn_k_norm.weight", S_ONE, S_HEAD_DIM},
-    {"attn_q.bias", S_ONE, S_Q_DIM}, {"attn_k.bias", S_ONE, S_KV_DIM}, {"attn_v.bias", S_ONE, S_KV_DIM},
-    {"token_embd.weight", S_VOCAB, S_DIM}, {"output.weight", S_CLASSES, S_DIM},
-    {"output_norm.weight", S_ONE, S_DIM}, {"position.weight", S_ONE, S_TABLE},
-    {"rope_factors_short.weight", S_ONE, S_FACTORS}, {"rope_factors_long.weight", S_ONE, S_FACTORS},
-    {"angles", S_ONE, S_ANGLES},
+    {"attn_q", S_Q_DIM, S_DIM, "attn_qkv"}, {"attn_k", S_KV_DIM, S_DIM, "attn_qkv"},
+    {"attn_v", S_KV_DIM, S_DIM, "attn_qkv"}, {"attn_output", S_DIM, S_Q_DIM, ""},
+    {"ffn_gate", S_HIDDEN, S_DIM, "ffn_up"}, {"ffn_down", S_DIM, S_HIDDEN, ""},
+    {"ffn_up", S_HIDDEN, S_DIM, "ffn_up"},
+    {"attn_norm", S_ONE, S_DIM, ""}, {"ffn_norm", S_ONE, S_DIM, ""},
+    {"post_attention_norm", S_ONE, S_DIM, ""}, {"post_ffw_norm", S_ONE, S_DIM, ""},
+    {"attn_q_norm", S_ONE, S_Q_NORM, ""}, {"attn_k_norm", S_ONE, S_K_NORM, ""},
+    {"token_embd", S_VOCAB, S_DIM, ""}, {"output", S_CLASSES, S_DIM, ""},
+    {"output_norm", S_ONE, S_DIM, ""}, {"position", S_ONE, S_TABLE, ""},
+    {"rope_factors_short", S_ONE, S_FACTORS, ""}, {"rope_factors_long", S_ONE, S_FACTORS, ""},
+    {"angles", S_ONE, S_ANGLES, ""},
 };
-enum { N_OF_LAYER = N_MATRICES + N_VECTORS };
 
-// Layer i: all that its architecture has.
+// Tensor k of layer i, its weight, or the bias that is added to what it gives: under its own name,
+// or as a part of a fused one, which is known by its size.
+static Tensor take_of_layer(ModelFile *s, int i, int k, const char *what, int needed)
+{
+    int is_vector = *what == 'b' || tensor_shapes[k].rows == S_ONE;
+    size_t all = 0, before = 0, size[N_OF_LAYER], cols = size_of(s->m, tensor_shapes[k].cols);
+    const char *fused = tensor_shapes[k].fused;
+    char name[64];
+    for (int j = 0; j < N_OF_LAYER; j++) {
+        int norm = tensor_shapes[j].rows == S_ONE;
+        size[j] = size_of(s->m, norm ? tensor_shapes[j].cols : tensor_shapes[j].rows);
+        if (j == k) before = all;
+        if (!strcmp(tensor_shapes[j].fused, fused)) all += size[j];
+    }
+    snprintf(name, sizeof name, "blk.%d.%s.%s", i, fused, what);
+    const FileItem *e = find_entry(s->tensors, name, strlen(name));
+    if (!e || (is_vector ? e->cols : e->rows) != all) {
+        snprintf(name, sizeof name, "blk.%d.%s.%s", i, tensor_shapes[k].name, what);
+        return take_tensor(s, name, is_vector ? 1 : size[k], is_vector ? size[k] : cols, needed);
+    }
+    Tensor t = take_tensor(s, name, is_vector ? 1 : all, is_vector ? all : cols, 1);
+    t.data += before * (is_vector ? 1 : cols / t.type->block) * t.type->bytes;
+    *(is_vector ? &t.cols : &t.rows) = size[k];
+    return t;
+}
+
+// Layer i: all that its architecture has, and biases as there are.
 static void take_layer(ModelFile *s, const Arch *a, int i)
 {
-    Layer *l = &s->m->layers[i];
+    Model *m = s->m;
+    Layer *l = &m->layers[i];
     for (int k = 0; k < N_OF_LAYER; k++) {
-        size_t rows = size_of(s->m, tensor_shapes[k].rows);
-        size_t cols = size_of(s->m, tensor_shapes[k].cols);
-        int v = k - N_MATRICES;
-        char name[64];
-        snprintf(name, sizeof name, "blk.%d.%s", i, tensor_shapes[k].name);
-        if (v < 0) l->w[k] = take_tensor(s, name, rows, cols, 1);
-        else if (a->vectors >> v & 1) l->vec[v] = take_floats(s, name, cols, 1);
+        int norm = k - N_MATRICES;
+        if (norm < 0 && !(m->config.no_gate && &l->w[k] == &l->w1)) {
+            l->w[k] = take_of_layer(s, i, k, "weight", 1);
+            m->weight_bytes += tensor_bytes(&l->w[k]);
+        } else if (norm >= 0 && a->norms >> norm & 1)
+            l->norm[norm] = to_floats(m, take_of_layer(s, i, k, "weight", 1));
+        if (norm < 2) l->bias[k] = to_floats(m, take_of_layer(s, i, k, "bias", 0));
     }
 }
 
@@ -3201,57 +3359,44 @@ static void take_weights(ModelFile *s, const Arch *a)
     size_t dim = m->config.dim, vocab = m->config.vocab_size;
     m->layers = xcalloc(m->config.n_layers, sizeof *m->layers);
     m->final_norm = take_floats(s, "output_norm.weight", dim, 1);
+    m->final_norm_bias = take_floats(s, "output_norm.bias", dim, 0);
+    m->emb_norm = take_floats(s, "token_embd_norm.weight", dim, 0);
+    m->emb_norm_bias = take_floats(s, "token_embd_norm.bias", dim, 0);
     m->tok_emb = take_tensor(s, "token_embd.weight", vocab, dim, 1);
     m->classifier = take_tensor(s, "output.weight", vocab, dim, 0);
     m->shared_classifier = !m->classifier.data;
     if (m->shared_classifier) m->classifier = m->tok_emb;
-    else m->weight_bytes -= tensor_bytes(&m->tok_emb);
+    m->weight_bytes = tensor_bytes(&m->classifier);
     for (int l = 0; l < m->config.n_layers; l++) take_layer(s, a, l);
 }
 
-static void check_floats(const Model *m, const char *what, const float *f, size_t n, double lo,
-                         double hi)
+// Floats that are each held against a range, so that an infinite one is found that would not show
+// in the logits; NULL: there are none.
+static const float *take_checked(ModelFile *s, const char *name, size_t n, double lo, double hi)
 {
-    for (size_t i = 0; i < n; i++) check_range(m, what, f[i], lo, hi);
+    const float *f = take_floats(s, name, n, 0);
+    for (size_t i = 0; f && i < n; i++) check_range(s->m, name, f[i], lo, hi);
+    return f;
 }
 
 // Factors of the wavelengths, one a pair, or NULL.
 static const float *take_factors(ModelFile *s, const char *name)
 {
-    size_t pairs = s->m->config.head_dim / 2;
-    const float *f = take_floats(s, name, pairs, 0);
-    check_floats(s->m, name, f, f ? pairs : 0, 1e-6, 1e6);
-    return f;
+    return take_checked(s, name, rotary_dims(&s->m->config) / 2, 1e-6, 1e6);
 }
 
 // --- llama2.c's files ---------------------------------------------------------------------------
-
-// What the encoding learned, of which kerple's r1, r2 and fire's c, T must be positive. An
-// infinite bias, say, would never show in the logits.
-static const float *take_table(ModelFile *s, const char *name)
-{
-    const Config *c = &s->m->config;
-    size_t n = table_size(c);
-    size_t above_0 = c->encoding == ENC_KERPLE ? n : c->encoding == ENC_FIRE ? 2 : 0;
-    const float *table = take_floats(s, name, n, n > 0);
-    if (!table) return NULL;
-    check_floats(s->m, "the encoding's table", table, above_0, 1e-6, 1e9);
-    check_floats(s->m, "the encoding's table", table + above_0, n - above_0, -1e9, 1e9);
-    return table;
-}
 
 // What lies in a file of version 0, and of the others, by GGUF's names; a layer's tensor stands for
 // those of all layers.
 enum { ORDERED = 16 };
 static const char *const order_0[ORDERED] = {
-    "token_embd.weight", "attn_norm.weight", "attn_q.weight", "attn_k.weight", "attn_v.weight",
-    "attn_output.weight", "ffn_norm.weight", "ffn_gate.weight", "ffn_down.weight", "ffn_up.weight",
-    "output_norm.weight", "angles", "output.weight"};
+    "token_embd", "attn_norm", "attn_q", "attn_k", "attn_v", "attn_output", "ffn_norm", "ffn_gate",
+    "ffn_down", "ffn_up", "output_norm", "angles", "output"};
 static const char *const order_1[ORDERED] = {
-    "attn_norm.weight", "ffn_norm.weight", "output_norm.weight", "token_embd.weight",
-    "attn_q.weight", "attn_k.weight", "attn_v.weight", "attn_output.weight", "ffn_gate.weight",
-    "ffn_down.weight", "ffn_up.weight", "output.weight", "position.weight",
-    "rope_factors_short.weight", "rope_factors_long.weight"};
+    "attn_norm", "ffn_norm", "output_norm", "token_embd", "attn_q", "attn_k", "attn_v",
+    "attn_output", "ffn_gate", "ffn_down", "ffn_up", "output", "position", "rope_factors_short",
+    "rope_factors_long"};
 
 // Lays out the file by its header: the directory that a GGUF file would have brought.
 static void list_tensors(ModelFile *s)
@@ -3266,8 +3411,8 @@ static void list_tensors(ModelFile *s)
         for (int l = 0; rows && cols && l < (of_layer ? m->config.n_layers : 1); l++, e++) {
             *e = (FileItem){.name = e->own, .type = t.type, .rows = rows, .cols = cols,
                          .offset = s->at};
-            if (of_layer) e->len = sprintf(e->own, "blk.%d.%s", l, *name);
-            else e->len = sprintf(e->own, "%s", *name);
+            if (of_layer) e->len = sprintf(e->own, "blk.%d.%s.weight", l, *name);
+            else e->len = sprintf(e->own, "%s.weight", *name);
             s->at = add_size(s->at, tensor_bytes(&t));
         }
     }
@@ -3300,7 +3445,7 @@ static void read_header(Model *m)
 
 static void load_checkpoint(Model *m)
 {
-    static const Arch arch = {"llama2.c", NORMS, {0}};
+    static const Arch arch = {"llama2.c", NORMS, 0, {0}};
     Config *c = &m->config;
     m->arch = arch.name;
     read_header(m);
@@ -3309,7 +3454,10 @@ static void load_checkpoint(Model *m)
     if (s.at != m->size)
         REFUSE(m, "its size does not fit its header (got %zu bytes, want %zu)", m->size, s.at);
     take_weights(&s, &arch);
-    c->table = take_table(&s, "position.weight");
+    double least = c->encoding == ENC_KERPLE ? 1e-6 : -1e9; // its r1, r2, and fire's c, T
+    c->table = take_checked(&s, "position.weight", table_size(c), least, 1e9);
+    for (int i = 0; c->encoding == ENC_FIRE && i < 2; i++)
+        check_range(m, "fire's c or T", c->table[i], 1e-6, 1e9);
     c->rope.short_factors = take_factors(&s, "rope_factors_short.weight");
     c->rope.long_factors = take_factors(&s, "rope_factors_long.weight");
     check_rope(c, m->path);
@@ -3329,21 +3477,6 @@ static void load_checkpoint(Model *m)
 // A count is held against the bytes that are left before anything is allocated or skipped. A
 // tensor that the architecture does not use is an error, since a model that needs it would be
 // computed wrongly without.
-
-// What a key can be, as messages say it.
-static const char A_INT[] = "a whole number", A_FLOAT[] = "a float", A_STRING[] = "a string",
-                  INTS[] = "int32s", FLOATS[] = "floats", STRINGS[] = "strings", OTHER[] = "other";
-
-// A value's bytes and what it is, by the number of its type. Signed ones of one or two bytes, which
-// nobody writes, are left out; other negative numbers are then too large for any key.
-static const struct {
-    size_t bytes;
-    const char *kind;
-} value_types[] = {
-    {1, A_INT}, {1, OTHER}, {2, A_INT}, {2, OTHER}, {4, A_INT}, {4, A_INT}, {4, A_FLOAT},
-    {1, A_INT}, {0, A_STRING}, {0, OTHER}, {8, A_INT}, {8, A_INT}, {8, A_FLOAT},
-};
-enum { G_I32 = 5, G_F32 = 6, G_STRING = 8, G_ARRAY = 9 };
 
 // Moves past n items of `size` bytes, all in the file.
 static const uint8_t *gguf_skip(ModelFile *s, size_t n, size_t size)
@@ -3365,16 +3498,15 @@ static size_t gguf_number(ModelFile *s, size_t size)
 // What stands behind a key's name: its type and value.
 static void gguf_key(ModelFile *s, FileItem *k)
 {
-    int array = (k->number = gguf_number(s, 4)) == G_ARRAY;
-    if (array) k->number = gguf_number(s, 4);
-    if (k->number >= COUNT(value_types) || k->number == G_ARRAY)
-        REFUSE(s->m, "key %.*s has an unknown type (got %u)", (int)k->len, k->name, k->number);
-    k->kind = !array ? value_types[k->number].kind : k->number == G_STRING ? STRINGS
-            : k->number == G_F32 ? FLOATS : k->number == G_I32 ? INTS : OTHER;
+    uint32_t type = gguf_number(s, 4);
+    int array = type == G_ARRAY;
+    if (array) type = gguf_number(s, 4);
+    if (type >= COUNT(value_bytes) || type == G_ARRAY)
+        REFUSE(s->m, "key %.*s has an unknown type (got %u)", (int)k->len, k->name, type);
     size_t n = array ? gguf_number(s, 8) : 1;
-    k->values = (Values){s->m->map + s->at, n};
-    for (; k->number == G_STRING && n > 0; n--) gguf_skip(s, gguf_number(s, 8), 1);
-    if (n > 0) gguf_skip(s, n, value_types[k->number].bytes);
+    k->values = (Values){s->m->map + s->at, n, type};
+    for (; type == G_STRING && n > 0; n--) gguf_skip(s, gguf_number(s, 8), 1);
+    if (n > 0) gguf_skip(s, n, value_bytes[type]);
 }
 
 // What stands behind a tensor's name; the offset counts from the end of this list.
@@ -3399,9 +3531,7 @@ static FileItem *gguf_list(ModelFile *s, size_t n, void (*read)(ModelFile *, Fil
     for (FileItem *e = list; e < list + n; e++) {
         size_t len = gguf_number(s, 8);
         const char *name = (const char *)gguf_skip(s, len, 1);
-        int bad = len < 1 || len > 255;
-        for (size_t i = 0; i < len && !bad; i++) bad = !isgraph((uint8_t)name[i]);
-        if (bad) REFUSE(s->m, "a broken name before byte %zu", s->at);
+        if (len < 1 || len > 255) REFUSE(s->m, "a broken name before byte %zu", s->at);
         if (find_entry(list, name, len)) REFUSE(s->m, "%.*s is there twice", (int)len, name);
         e->name = name;
         e->len = len;
@@ -3410,68 +3540,80 @@ static FileItem *gguf_list(ModelFile *s, size_t n, void (*read)(ModelFile *, Fil
     return list;
 }
 
-// The key, one without values if there is none. ".name" stands for "architecture.name".
-static const FileItem *find_key(const ModelFile *s, const char *name, const char *kind, int needed)
+// A key's values, none if it is not there. ".name" stands for "architecture.name".
+static Values find_key(const ModelFile *s, const char *name, int is_text)
 {
-    static const FileItem none;
     char full[128];
     snprintf(full, sizeof full, "%s%s", *name == '.' ? s->m->arch : "", name);
-    const FileItem *k = find_entry(s->keys, full, strlen(full));
-    if (!k && needed) REFUSE(s->m, "no key %s (want %s)", full, kind);
-    if (k && k->kind != kind) REFUSE(s->m, "key %s (got %s, want %s)", full, k->kind, kind);
-    return k ? k : &none;
+    FileItem *k = find_entry(s->keys, full, strlen(full));
+    if (!k) return (Values){0};
+    if ((k->values.type == G_STRING) != is_text)
+        REFUSE(s->m, "key %s (want %s)", full, is_text ? "text" : "a number");
+    k->used = 1;
+    return k->values;
 }
 
-// A key of one number.
-static double key_number(const FileItem *k)
+// The number that a key says, or `absent`: that is also what -1 and the largest unsigned number
+// mean, and 0 where it can mean nothing else. A list of equal numbers, one a layer, is that number.
+static double key_number(const ModelFile *s, const char *name, double lo, double hi, double absent)
 {
-    union { uint64_t u; float f; double d; } v = {0};
-    size_t bytes = value_types[k->number].bytes;
-    memcpy(&v, k->values.at, bytes);
-    return k->kind == A_INT ? (double)v.u : bytes == 4 ? v.f : v.d;
-}
-
-static int key_int(const ModelFile *s, const char *name, int lo, int hi, int absent)
-{
-    const FileItem *k = find_key(s, name, A_INT, 0);
-    return k->name ? (int)check_range(s->m, name, key_number(k), lo, hi) : absent;
+    Values k = find_key(s, name, 0);
+    double v = k.n ? number_at(k, 0) : -1;
+    for (size_t i = 1; i < k.n; i++)
+        if (number_at(k, i) != v)
+            REFUSE(s->m, "%s is not the same for all layers: such a model cannot be run", name + 1);
+    if (v == -1 || v == UINT32_MAX || v == 0x1p64 || (v == 0 && lo > 0)) return absent;
+    return check_range(s->m, name, v, lo, hi);
 }
 
 // A short string, or `absent`, to out[32]; what does not fit is no word that anybody knows.
 static void key_word(const ModelFile *s, const char *name, const char *absent, char out[32])
 {
-    Values v = find_key(s, name, A_STRING, 0)->values;
+    Values v = find_key(s, name, 1);
     size_t len = strlen(absent);
     const char *word = v.n ? next_string(&v, &len) : absent;
     snprintf(out, 32, "%.*s", (int)min_size(len, 31), word);
 }
 
+#define LAYER_NORM .layer_norm = 1, .no_gate = 1, .gelu = 1, .norm_eps = 1e-5f
+#define GEMMA .rope_split = 1, .gelu = 1, .emb_scale = -1, .norm_eps = 1e-6f
 static const Arch archs[] = {
-    {"llama", NORMS, {0}}, // its converters permute wq and wk to interleaved pairs
-    {"qwen2", NORMS | BIASES, {.rope_split = 1}},
-    {"qwen3", NORMS | QK_NORMS, {.rope_split = 1}},
-    {"gemma3", NORMS | QK_NORMS | POST_NORMS, {.rope_split = 1, .gelu = 1, .emb_scale = 1,
-                                               .global_every = 6, .local.theta = 10000}},
+    {"llama", NORMS, 0, {0}}, // its converters permute wq and wk to interleaved pairs
+    {"qwen2", NORMS, 0, {.rope_split = 1, .norm_eps = 1e-6f}},
+    {"qwen3", NORMS | QK_NORMS, 0, {.rope_split = 1, .norm_eps = 1e-6f}},
+    {"gemma2", NORMS | POST_NORMS, 46, {GEMMA, .global_every = 2, .rope.window = 4096,
+                                        .score_cap = 50, .logit_cap = 30}},
+    {"gemma3", NORMS | QK_NORMS | POST_NORMS, 62, {GEMMA, .global_every = 6, .local.theta = 10000}},
+    {"gpt2", NORMS, 0, {LAYER_NORM, .encoding = ENC_LEARNED}},
+    {"bloom", NORMS, 0, {LAYER_NORM, .encoding = ENC_ALIBI}},
+    {"gptneox", NORMS, 0, {LAYER_NORM, .rope_split = 1, .parallel = 1}},
+    {"smollm3", NORMS, 0, {.nope_every = 4, .local.still = 1, .norm_eps = 1e-6f}},
+    {"phi3", NORMS | NO_WINDOW, 0, {.rope_split = 1, .norm_eps = 1e-5f}},
+    {"olmo2", POST_NORMS | QK_NORMS, 0, {.rope_split = 1, .wide_qk_norm = 1, .global_every = 4}},
+    {"granite", NORMS, 0, {.norm_eps = 1e-6f}},
+    {"mistral3", NORMS, 0, {.rope.temp_from_0 = 1, .norm_eps = 1e-5f}},
 };
 
 // What the keys say about scaling, in our terms.
 static void gguf_rope(ModelFile *s, RopeConfig *r)
 {
-    static const char *const types[] = {"none", "linear", "yarn", "longrope"};
-    static const int methods[] = {ROPE_NONE, ROPE_LINEAR, ROPE_YARN, ROPE_LONGROPE};
     char type[32];
-    key_word(s, ".rope.scaling.type", r->factor > 0 ? "linear" : "none", type);
-    int k = FIND_NAME(types, type);
-    if (k < 0) REFUSE(s->m, "RoPE scaling (got %s, want one of %s)", type, LIST_NAMES(types));
-    const float *freqs = take_factors(s, "rope_freqs.weight"); // Llama 3.1's, at any length
-    r->method = freqs ? ROPE_LONGROPE : methods[k];
-    if (freqs) r->factor = 1;
+    r->own_factors = take_factors(s, "rope_freqs.weight"); // Llama 3.1's
+    r->long_factors = take_factors(s, "rope_factors_long.weight");
+    r->short_factors = take_factors(s, "rope_factors_short.weight");
+    const char *kind = r->long_factors ? "longrope" : r->factor > 0 ? "linear" : "none";
+    key_word(s, ".rope.scaling.type", kind, type);
+    r->method = FIND_NAME(rope_methods, type);
+    if (r->method < 0)
+        REFUSE(s->m, "RoPE scaling (got %s, want one of %s)", type, LIST_NAMES(rope_methods));
     if (r->method == ROPE_NONE) r->factor = r->attn_factor = 0;
-    // The file's is all of longrope's attention factor, but is multiplied with yarn's own.
-    if (r->method == ROPE_LONGROPE && !(r->attn_factor > 0)) r->attn_factor = 1;
-    if (r->method == ROPE_YARN) r->attn_factor *= 0.1 * log(fmax(1, r->factor)) + 1;
-    r->long_factors = freqs ? freqs : take_factors(s, "rope_factors_long.weight");
-    r->short_factors = freqs ? freqs : take_factors(s, "rope_factors_short.weight");
+    // The file's is all of longrope's attention factor, but is multiplied with yarn's own, of which
+    // some models leave out a part.
+    double given = r->attn_factor > 0 ? r->attn_factor : 1, log_s = log(fmax(1, r->factor));
+    double less = key_number(s, ".rope.scaling.yarn_log_multiplier", 0, 100, 0);
+    if (r->method == ROPE_LONGROPE) r->attn_factor = given;
+    if (r->method == ROPE_YARN)
+        r->attn_factor = given * (0.1 * log_s + 1) / (0.1 * less * log_s + 1);
 }
 
 // The tokenizer's lists, each as long as there are tokens, and ids, each of one of them.
@@ -3483,47 +3625,73 @@ static void gguf_vocab(ModelFile *s, Vocab *v)
     if (!v->bpe && strcmp(model, "llama"))
         REFUSE(s->m, "tokenizer (got %s, want llama or gpt2)", model);
     key_word(s, "tokenizer.ggml.pre", "default", v->pre);
-    v->tokens = find_key(s, "tokenizer.ggml.tokens", STRINGS, 1)->values;
-    v->merges = find_key(s, "tokenizer.ggml.merges", STRINGS, v->bpe)->values;
-    v->scores = find_key(s, "tokenizer.ggml.scores", FLOATS, !v->bpe)->values;
-    v->types = find_key(s, "tokenizer.ggml.token_type", INTS, 0)->values;
-    v->chat = find_key(s, "tokenizer.chat_template", A_STRING, 0)->values;
+    v->tokens = find_key(s, "tokenizer.ggml.tokens", 1);
+    v->merges = find_key(s, "tokenizer.ggml.merges", 1);
+    v->chat = find_key(s, "tokenizer.chat_template", 1);
     size_t n = check_range(s->m, "vocabulary", v->tokens.n, 1, 1 << 24);
-    if ((v->scores.at && v->scores.n != n) || (v->types.at && v->types.n != n))
-        REFUSE(s->m, "%zu tokens, but %zu scores, %zu types", n, v->scores.n, v->types.n);
     check_range(s->m, "merges", v->merges.n, 0, 1 << 24);
-    int llama3 = v->bpe && !strcmp(v->pre, "llama-bpe"), last = (int)n - 1;
-    v->bos = key_int(s, "tokenizer.ggml.bos_token_id", 0, last, -1);
-    v->eos = key_int(s, "tokenizer.ggml.eos_token_id", 0, last, -1);
-    v->eot = key_int(s, "tokenizer.ggml.eot_token_id", 0, last, -1);
-    v->add_bos = key_int(s, "tokenizer.ggml.add_bos_token", 0, 1, !v->bpe || llama3) && v->bos >= 0;
-    v->space_prefix = key_int(s, "tokenizer.ggml.add_space_prefix", 0, 1, 1);
+    v->scores = find_key(s, "tokenizer.ggml.scores", 0);
+    v->types = find_key(s, "tokenizer.ggml.token_type", 0);
+    if (v->bpe ? !v->merges.at : !v->scores.at)
+        REFUSE(s->m, "no list tokenizer.ggml.%s", v->bpe ? "merges" : "scores");
+    if ((v->scores.at && (v->scores.n != n || value_kinds[v->scores.type] != 'f')) ||
+        (v->types.at && (v->types.n != n || value_kinds[v->types.type] == 'f')))
+        REFUSE(s->m, "%zu tokens, but not as many scores (floats) and types (integers)", n);
+    int last = (int)n - 1, with_bos = !v->bpe || !strcmp(v->pre, "llama-bpe");
+    v->bos = (int)key_number(s, "tokenizer.ggml.bos_token_id", -1, last, -1);
+    v->eot = (int)key_number(s, "tokenizer.ggml.eot_token_id", -1, last, -1);
+    v->ends = find_key(s, "tokenizer.ggml.eos_token_id", 0); // some files have several
+    double eos = v->ends.n ? number_at(v->ends, 0) : -1;
+    v->eos = eos == UINT32_MAX ? -1 : (int)check_range(s->m, "EOS", eos, -1, last);
+    with_bos = key_number(s, "tokenizer.ggml.add_bos_token", 0, 1, with_bos) != 0;
+    v->add_bos = with_bos && v->bos >= 0;
+    v->space_prefix = key_number(s, "tokenizer.ggml.add_space_prefix", 0, 1, 1) != 0;
 }
 
 // Config: the architecture's, then what the keys say.
 static void gguf_config(ModelFile *s, const Arch *arch)
 {
-    Config *c = &s->m->config;
+    Model *m = s->m;
+    Config *c = &m->config;
     *c = arch->config;
     c->rope.theta = 10000;
+    if (key_number(s, ".expert_count", 0, 65536, 0) > 0)
+        REFUSE(m, "a mixture of experts, which cannot be run");
     for (const Field *f = config_fields; f < config_fields + COUNT(config_fields); f++) {
         if (!f->key) continue;
-        const FileItem *k = find_key(s, f->key, f->kind == 'i' ? A_INT : A_FLOAT, f->needed);
-        if (k->name) set_field(s->m, f, f->key, key_number(k));
+        double v = key_number(s, f->key, f->lo, f->hi, NAN);
+        if (!isnan(v)) set_field(m, f, f->key, v);
+        else if (f->needed) REFUSE(m, "no key %s%s", m->arch, f->key);
     }
-    c->vocab_size = (int)s->m->vocab.tokens.n;
-    complete_config(s->m);
-    key_int(s, ".attention.value_length", c->head_dim, c->head_dim, 0);
-    key_int(s, ".rope.dimension_count", c->head_dim, c->head_dim, 0);
-    key_int(s, "split.count", 0, 1, 0); // the other files would be missing
+    c->vocab_size = (int)m->vocab.tokens.n;
+    if (c->encoding == ENC_LEARNED) c->rows = c->train_ctx;
+    complete_config(m);
+    key_number(s, ".attention.value_length", c->head_dim, c->head_dim, 0);
+    if (c->encoding == ENC_LEARNED)
+        c->table = to_floats(m, take_tensor(s, "position_embd.weight", c->rows, c->dim, 1));
     gguf_rope(s, &c->rope);
-    check_rope(c, s->m->path);
-    c->emb_scale *= sqrtf((float)c->dim);
-    if (c->gelu && c->n_layers == 62) c->score_scale = sqrtf((float)c->n_heads / c->dim); // the 27B
-    if (arch->config.global_every && c->rope.window) { // which is for local layers
-        c->local.window = c->rope.window;
-        c->rope.window = 0;
-    } else c->global_every = 0;
+    check_rope(c, m->path);
+    if (c->emb_scale < 0) c->emb_scale = sqrtf((float)c->dim);
+    if (c->n_layers == arch->odd_size) c->score_scale = sqrtf((float)c->n_heads / c->dim);
+    if (arch->norms & NO_WINDOW) c->rope.window = 0;
+    if (!(c->local.theta > 0)) c->local.theta = c->rope.theta;
+    if (!c->rope.window) c->global_every = 0; // it is for local layers
+    if (c->global_every) c->local.window = c->rope.window, c->rope.window = 0;
+}
+
+// Which layers are local: by the architecture's number or the file's, or by a list of the file's.
+static void set_local_layers(ModelFile *s)
+{
+    Config *c = &s->m->config;
+    Values list = find_key(s, ".attention.sliding_window_pattern", 0);
+    if (list.n > 1 && list.n != (size_t)c->n_layers)
+        REFUSE(s->m, "a pattern of %zu layers (want %d)", list.n, c->n_layers);
+    if (list.n == 1 && c->global_every)
+        c->global_every = (int)check_range(s->m, "window pattern", number_at(list, 0), 1, 4096);
+    for (int l = 0; l < c->n_layers; l++)
+        s->m->layers[l].local = c->nope_every ? (l + 1) % c->nope_every == 0
+                              : !c->global_every ? 0 : list.n > 1 ? number_at(list, l) != 0
+                              : (l + 1) % c->global_every != 0;
 }
 
 // The lists of keys and tensors; their offsets then count from the beginning of the file.
@@ -3535,7 +3703,7 @@ static void gguf_directory(ModelFile *s)
     size_t n_tensors = gguf_number(s, 8), n_keys = gguf_number(s, 8);
     s->keys = gguf_list(s, n_keys, gguf_key);
     s->tensors = gguf_list(s, n_tensors, gguf_tensor);
-    int align = key_int(s, "general.alignment", 4, 1 << 20, 32);
+    int align = (int)key_number(s, "general.alignment", 4, 1 << 20, 32);
     if (align & (align - 1)) REFUSE(m, "general.alignment (got %d, want a power of two)", align);
     gguf_skip(s, round_up(s->at, align) - s->at, 1);
     for (FileItem *t = s->tensors; t->name; t++) t->offset = add_size(t->offset, s->at);
@@ -3546,6 +3714,7 @@ static void load_gguf(Model *m)
     ModelFile s = {.m = m, .at = 4};
     char name[32];
     gguf_directory(&s);
+    key_number(&s, "split.count", 0, 1, 0); // the other files would be missing
     key_word(&s, "general.architecture", "?", name);
     int arch = FIND_NAME(archs, name);
     if (arch < 0) REFUSE(m, "architecture (got %s, want one of %s)", name, LIST_NAMES(archs));
@@ -3553,10 +3722,10 @@ static void load_gguf(Model *m)
     gguf_vocab(&s, &m->vocab);
     gguf_config(&s, &archs[arch]);
     take_weights(&s, &archs[arch]);
+    set_local_layers(&s);
     for (const FileItem *t = s.tensors; t->name; t++)
         if (!t->used) REFUSE(m, "tensor %.*s: not of a %s", (int)t->len, t->name, m->arch);
-    free(s.keys);
-    free(s.tensors);
+    free(s.keys), free(s.tensors);
 }
 
 // --- either kind --------------------------------------------------------------------------------
@@ -4046,9 +4215,11 @@ static void find_stops(Tokenizer *t, const Vocab *v)
         "<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end_of_text|>", "<|endoftext|>", "<|end|>",
         "<|eot|>", "<|EOT|>", "<EOT>", "<|end_of_turn|>", "<end_of_turn>", "<turn|>", "<eos>",
         "</s>"};
-    const int given[] = {v->eos, v->eot, v->tokens.n ? -1 : v->bos};
-    for (size_t i = 0; i < COUNT(given); i++)
-        if (given[i] >= 0) t->pieces[given[i]].stop = 1;
+    const int given[] = {v->eos, v->eot, v->plain ? v->bos : -1};
+    for (size_t i = 0; i < COUNT(given) + v->ends.n; i++) {
+        double id = i < COUNT(given) ? given[i] : number_at(v->ends, i - COUNT(given));
+        if (id >= 0 && id < t->vocab_size) t->pieces[(int)id].stop = 1;
+    }
     for (size_t i = 0; i < COUNT(names); i++) {
         int id = find_piece(t, names[i], strlen(names[i]), TOKEN_CONTROL | TOKEN_USER);
         if (id >= 0) t->pieces[id].stop = 1;
@@ -4094,10 +4265,10 @@ static Vocab read_tokenizer_bin(const char *path, size_t n)
         types[4 * id] = id <= ID_EOS ? 3 : 1;
     }
     if (id < n || at != size)
-        die(EXIT_DATA, path, "not a tokenizer for this model (got %s than %zu pieces)",
-            id < n ? "fewer" : "more", n);
-    return (Vocab){.tokens = {tokens, n}, .scores = {scores, n}, .types = {types, n}, .plain = 1,
-                   .bos = ID_BOS, .eos = ID_EOS, .eot = -1, .add_bos = 1, .space_prefix = 1};
+        die(EXIT_DATA, path, "not a tokenizer of this model's %zu pieces", n);
+    return (Vocab){.tokens = {tokens, n, G_STRING}, .scores = {scores, n, G_F32},
+                   .types = {types, n, G_I32}, .bos = ID_BOS, .eos = ID_EOS, .eot = -1,
+                   .plain = 1, .add_bos = 1, .space_prefix = 1};
 }
 
 // The byte that GPT-2 writes as character c, or -1: printable ones stand for themselves, the
@@ -4136,16 +4307,16 @@ static void read_pieces(Tokenizer *t, const Vocab *v)
     list = v->tokens;
     for (int id = 0; id < t->vocab_size; id++) {
         Piece p = {.text = next_string(&list, &len), .kind = TOKEN_TEXT};
-        uint32_t type = v->types.at ? (uint32_t)read_i32(v->types.at + 4 * (size_t)id) : 1;
+        double type = v->types.at ? number_at(v->types, (size_t)id) : 1;
         if (len > 1 << 16) die(EXIT_DATA, t->path, "token %d is too long (got %zu)", id, len);
         if (!v->bpe && (id == v->bos || id == v->eos || id == v->eot)) type = 3;
-        if (type < COUNT(kinds) && kinds[type]) p.kind = kinds[type];
+        if (type >= 0 && type < COUNT(kinds) && kinds[(int)type]) p.kind = kinds[(int)type];
         else if (!v->plain) {
             len = plain_text(p.text, len, v->bpe, plain);
             p.text = plain;
             plain += len;
         }
-        if (v->scores.at) p.score = read_f32(v->scores.at + 4 * (size_t)id);
+        if (v->scores.at) p.score = (float)number_at(v->scores, (size_t)id);
         p.len = (int)len;
         t->pieces[id] = p;
     }
@@ -4161,8 +4332,7 @@ static void read_merges(Tokenizer *t, const Vocab *v)
         const char *s = next_string(&list, &len), *space = len ? memchr(s + 1, ' ', len - 1) : NULL;
         char piece[512];
         int *pair = pairs[rank];
-        if (!space || len > sizeof piece)
-            die(EXIT_DATA, t->path, "merge %zu is not two pieces", rank);
+        if (!space || len > sizeof piece) die(EXIT_DATA, t->path, "merge %zu is no pair", rank);
         size_t left = (size_t)(space - s), right = len - left - 1;
         pair[0] = find_piece(t, piece, plain_text(s, left, 1, piece), TOKEN_ANY);
         pair[1] = find_piece(t, piece, plain_text(space + 1, right, 1, piece), TOKEN_ANY);
@@ -4202,9 +4372,10 @@ static void tokenizer_load(Tokenizer *t, const char *path, int vocab_size)
 // ================================================================================================
 // 13  Sampler
 //
-// From logits to the next token: a penalty on recent tokens, then temperature, top-k, min-p and
-// top-p, each of which drops candidates, then one draw from what is left. The same seed gives the
-// same text.
+// From logits to the next token. The model's opinion is p = softmax(logits / temperature): below 1
+// it becomes surer, above 1 more daring, at 0 the likeliest token is all that is left. Before that
+// a penalty makes recent tokens less likely; after it top-k, min-p and top-p drop what is unlikely,
+// and one draw from what is left decides. The same seed gives the same text.
 
 typedef struct {
     double temperature; // 0: always the most likely token
@@ -4215,6 +4386,7 @@ typedef struct {
     uint64_t rng;
 } Sampler;
 
+// A token that may be drawn; p is its probability by that of the likeliest one.
 typedef struct {
     float p;
     int id;
@@ -4222,7 +4394,8 @@ typedef struct {
 
 enum { REPEAT_WINDOW = 64 }; // how many tokens are "recent"
 
-static uint64_t next_random(uint64_t *state) // xorshift64*
+// xorshift64*: 64 bits, the upper ones the better.
+static uint64_t next_random(uint64_t *state)
 {
     *state ^= *state >> 12;
     *state ^= *state << 25;
@@ -4230,6 +4403,7 @@ static uint64_t next_random(uint64_t *state) // xorshift64*
     return *state * 0x2545f4914f6cdd1d;
 }
 
+// At least 0 and below 1: as many bits as a float holds.
 static float random_unit(uint64_t *state) { return (float)(next_random(state) >> 40) * 0x1p-24f; }
 
 // Never zero, whatever the seed: zero is the generator's fixed point.
@@ -4241,7 +4415,8 @@ static uint64_t seed_random(uint64_t seed)
     return (z ^ z >> 31) | 1;
 }
 
-static long long new_seed(void) // short enough to be typed, and another one each time
+// A seed for who gives none: short enough to be typed, and another one each time.
+static long long new_seed(void)
 {
     struct timespec now;
     clock_gettime(CLOCK_REALTIME, &now);
@@ -4249,6 +4424,7 @@ static long long new_seed(void) // short enough to be typed, and another one eac
     return (long long)((next_random(&state) ^ (uint64_t)getpid()) >> 34);
 }
 
+// Where the largest number is, the first one among equals.
 static int argmax(const float *v, size_t n)
 {
     size_t best = 0;
@@ -4257,6 +4433,8 @@ static int argmax(const float *v, size_t n)
     return (int)best;
 }
 
+// qsort's order: the likelier first, the smaller id among equals, so that it is the same
+// everywhere.
 static int more_likely(const void *a, const void *b)
 {
     const Candidate *x = a, *y = b;
@@ -4264,6 +4442,7 @@ static int more_likely(const void *a, const void *b)
     return x->id - y->id;
 }
 
+// Makes recent tokens less likely, whichever sign their logits have.
 static void penalize(float *logits, float penalty, const int *recent, int n)
 {
     for (int i = 0; i < n; i++) {
@@ -4281,7 +4460,8 @@ static int sample(Sampler *s, float *logits, size_t n, const int *recent, int n_
     if (s->repeat_penalty != 1) penalize(logits, s->repeat_penalty, recent, n_recent);
     int best = argmax(logits, n);
     if (s->temperature == 0) return best;
-    // p relative to the best token's; what is below floor can matter to no cut.
+    // All p are relative to the best token's, so that its own is 1 and none overflows. What is
+    // below the floor can matter to no cut.
     float top = logits[best], floor = fmaxf(s->min_p, 1e-9f), total = 0, sum = 0;
     Candidate *c = xrealloc(NULL, n, sizeof *c);
     size_t left = 0, keep = 0, i = 0;
@@ -4294,6 +4474,8 @@ static int sample(Sampler *s, float *logits, size_t n, const int *recent, int n_
     if (s->top_k || s->top_p < 1) qsort(c, left, sizeof *c, more_likely);
     if (s->top_k) left = min_size(left, (size_t)s->top_k);
     for (size_t k = 0; k < left; k++) total += c[k].p;
+    // top-p keeps candidates until they have that share of the total; the draw falls on a point of
+    // what they have together.
     float enough = s->top_p < 1 ? (float)s->top_p * total : INFINITY;
     while (keep < left && sum <= enough) sum += c[keep++].p;
     float draw = random_unit(&s->rng) * sum;
@@ -4304,21 +4486,23 @@ static int sample(Sampler *s, float *logits, size_t n, const int *recent, int n_
 }
 
 // ================================================================================================
-// 14  Generate and chat
+// 14  Generate
 //
-// A Session is a loaded model with its tokenizer and what it has read. Text goes to stdout and
-// nothing else does; what a person may want to know about the run goes to stderr.
+// A Session is a loaded model with its tokenizer and what it has read. To generate is to read a
+// prompt, draw the next token from the logits, read that, too, and so on; conversations (chat.c)
+// and instruments (tests/measure.c) are made of the same steps. Text goes to stdout and nothing
+// else does; what a person may want to know about the run goes to stderr.
 
 // What the command line says; section 15 has a row for each option.
 static struct {
-    const char *checkpoint, *tokenizer, *prompt, *file, *system, *chat_format;
+    const char *checkpoint, *tokenizer, *prompt, *file;
     const char *long_factors, *short_factors, *attn_temp;
     const char *distance[DIST_DUAL_CHUNK + 1]; // of each method
     long long steps, seed;
     int mode, kv; // rows of their tables
     int ctx, threads, chunk;
     int exact, clamp_positions, help, version;
-    int no_echo, no_think, keep_all, show_tokens;
+    int no_echo, show_tokens;
     Sampler sampler;
 } opt = {.steps = -1, .seed = -1, .chunk = 128,
          .sampler = {.temperature = 1, .top_p = 0.9, .repeat_penalty = 1}};
@@ -4338,7 +4522,7 @@ typedef struct {
     double read_s, made_s;     // and the seconds they took
 } Session;
 
-static volatile sig_atomic_t interrupted;
+static volatile sig_atomic_t interrupted; // how often, by Ctrl-C
 
 // The first Ctrl-C ends the text cleanly, the second ends the program, as other signals do.
 static void on_interrupt(int sig)
@@ -4378,19 +4562,26 @@ static void progress(const char *what, double start, size_t done, size_t total)
                 took / (double)done * (double)(total - done));
 }
 
-// Reads tokens[n] in chunks and sets the logits; stops early on Ctrl-C. A model with NaN or
+// Reads tokens[n] in chunks and sets the logits; stops early on Ctrl-C. A text that outgrows
+// LongRoPE's short list is read again from its beginning, with the long one. A model with NaN or
 // infinity among its weights is found out here.
 static void feed(Session *s, const int *tokens, size_t n)
 {
+    Attention *a = &s->state.attn;
+    const RopeConfig *r = &a->positions[0].rope;
     double start = seconds();
-    size_t step = 0, vocab = s->model.config.vocab_size, want = (size_t)s->pos + n;
-    if (want > s->room) s->ids = xrealloc(s->ids, s->room = 2 * want, sizeof *s->ids);
-    for (size_t at = 0; at < n && !interrupted; at += step) {
-        step = min_size(n - at, s->state.chunk);
-        forward(&s->state, tokens + at, step, s->pos);
-        memcpy(s->ids + s->pos, tokens + at, step * sizeof *tokens);
-        s->pos += (long long)step;
-        progress("reading, tokens", start, interrupted ? n : at + step, n);
+    size_t step = 0, vocab = s->model.config.vocab_size, before = (size_t)s->pos, end = before + n;
+    if (end > s->room) s->ids = xrealloc(s->ids, s->room = 2 * end, sizeof *s->ids);
+    memcpy(s->ids + before, tokens, n * sizeof *tokens);
+    int outgrown = rope_methods[r->method].changes == ONCE && before && a->text <= r->orig_ctx &&
+                   (int64_t)end > r->orig_ctx;
+    if (outgrown) fprintf(stderr, "%s: past %d tokens: reading all again\n", prog, r->orig_ctx);
+    if (!before || (int64_t)end > a->text) a->text = (int64_t)end;
+    for (size_t at = outgrown ? 0 : before; at < end && !interrupted; at += step) {
+        step = min_size(end - at, s->state.chunk);
+        forward(&s->state, s->ids + at, step, at);
+        s->pos = (long long)(at + step);
+        progress("reading, tokens", start, interrupted ? end : at + step, end);
     }
     if (step) classify(&s->state, step - 1, 1, s->logits);
     for (size_t i = 0; i < vocab; i++)
@@ -4407,6 +4598,7 @@ typedef struct {
     size_t n;
 } Stream;
 
+// Writes the held character, whole or not.
 static void stream_flush(Stream *s)
 {
     uint8_t c = s->n ? (uint8_t)s->held[s->n - 1] : 0;
@@ -4418,6 +4610,8 @@ static void stream_flush(Stream *s)
     s->n = 0;
 }
 
+// Writes all characters that are complete by now. Control characters were told apart by their first
+// byte, or as the two bytes of U+0080 to U+009F.
 static void stream_write(Stream *s, const char *bytes, size_t len)
 {
     for (size_t i = 0; i < len; i++) {
@@ -4428,6 +4622,7 @@ static void stream_write(Stream *s, const char *bytes, size_t len)
     check_written(s->out, "stdout"); // not when hours of text went to a full disk or a closed pipe
 }
 
+// The token at the last position that the cache holds.
 static int last_token(const Session *s) { return s->ids[s->pos - 1]; }
 
 // Control tokens are no text for the reader, but they are for a template that is shown the reply.
@@ -4503,6 +4698,7 @@ static int reply(Session *s, const int *ids, size_t n, FILE *said)
     return end;
 }
 
+// The last line of a run, with all that is needed to have the text again.
 static void say_speed(const Session *s, const char *ending)
 {
     fprintf(stderr, "prompt: %zu tokens, %.1f tok/s; generated: %zu tokens, %.1f tok/s; seed %lld; "
@@ -4524,6 +4720,7 @@ static int *encode_text(const Tokenizer *t, const char *text, const char *templa
     return ids;
 }
 
+// Mode generate: continues the prompt.
 static void run_generate(Session *s)
 {
     size_t n;
@@ -4552,73 +4749,6 @@ static void read_prompt(Session *s)
     if (opt.file || opt.prompt) s->text = text;
 }
 
-// Turns and fillers end with a zero byte, and must not end before.
-static void check_string(const char *what, const char *text, size_t len)
-{
-    if (strlen(text) < len) die(EXIT_DATA, what, "a zero byte in it (at %zu)", strlen(text));
-}
-
-#include "chat.h" // conversations: run_chat, and how a model wants them to be written
-
-// --- info ---------------------------------------------------------------------------------------
-
-static void print_rope(const char *what, const RopeConfig *r)
-{
-    printf("%-14s%s, base %g, L %d, factor %g, attention factor %g", what,
-           rope_methods[r->method].name, r->theta, r->orig_ctx, r->factor, attention_factor(r));
-    if (r->window) printf(", window %d", r->window);
-    printf("\n");
-}
-
-// Parameters and bytes of all matrices, by type.
-static void print_weights(const Model *m)
-{
-    size_t bytes[N_TENSOR_TYPES] = {0}, total = 0, parameters = 0;
-    int n = m->config.n_layers * N_MATRICES;
-    for (int i = m->shared_classifier ? -1 : -2; i < n; i++) {
-        const Tensor *t = i == -2 ? &m->classifier : i == -1 ? &m->tok_emb
-                        : &m->layers[i / N_MATRICES].w[i % N_MATRICES];
-        bytes[t->type - tensor_types] += tensor_bytes(t);
-        parameters += t->rows * t->cols;
-    }
-    printf("weights       ");
-    for (int i = 0; i < N_TENSOR_TYPES; i++) {
-        if (bytes[i]) printf("%s %.1f MB, ", tensor_types[i].name, bytes[i] / 1e6);
-        total += bytes[i];
-    }
-    printf("together %.1f MB, %.1fM parameters\n", total / 1e6, parameters / 1e6);
-}
-
-// What the model is, and what a context of ctx tokens takes.
-static void run_info(Session *s)
-{
-    const Model *m = &s->model;
-    const Tokenizer *t = &s->tokenizer;
-    Config c = m->config;
-    Cache cache = {0};
-    rope_resolve(&c.rope, c.train_ctx, s->ctx);
-    rope_resolve(&c.local, c.train_ctx, s->ctx);
-    cache_layout(&cache, &c, s->ctx, opt.chunk, opt.exact || opt.kv);
-    const char *what, *template = open_template(s, &what);
-    printf("architecture  %s\nlayers        %d, dim %d, hidden %d, %d heads (%d for keys) of %d\n",
-           m->arch, c.n_layers, c.dim, c.hidden_dim, c.n_heads, c.n_kv_heads, c.head_dim);
-    print_weights(m);
-    printf("trained       %d tokens\n", c.train_ctx);
-    if (c.encoding == ENC_ROPE) print_rope("RoPE", &c.rope);
-    else printf("positions     %s\n", encodings[c.encoding].name);
-    if (c.global_every) {
-        print_rope("local layers", &c.local);
-        printf("              all but every %dth\n", c.global_every);
-    }
-    printf("tokenizer     %s%s, %d tokens, %s; chat format %s\n",
-           t->words ? "byte-level BPE, words as " : "SentencePiece-style",
-           t->words ? t->words->name : "", t->vocab_size, t->add_bos ? "BOS" : "no BOS",
-           template ? what : "unknown");
-    double row = 2.0 * (c.dim + c.hidden_dim + q_dim(&c) + kv_dim(&c));
-    printf("memory        %.1f MB file (mapped), %.1f MB KV cache at -c %lld, %.1f MB besides\n",
-           m->size / 1e6, cache.bytes / 1e6, s->ctx, 4 * (opt.chunk * row + c.vocab_size) / 1e6);
-}
-
 // ================================================================================================
 // 15  Options and main
 //
@@ -4627,27 +4757,26 @@ static void run_info(Session *s)
 
 // Values on the command line are parsed whole: "12x", "", "nan" and what is out of range are
 // refused, never clamped.
-static long long parse_int(const char *option, const char *s, long long lo, long long hi)
+static long double parse_number(const char *option, const char *s, int whole, long double lo,
+                                long double hi)
 {
     char *end;
-    errno = 0;
-    long long v = strtoll(s, &end, 10);
-    if (end == s || *end || isspace((unsigned char)*s))
-        die(EXIT_USAGE, option, "not a whole number (got '%.99s')", s);
-    if (errno || v < lo || v > hi)
-        die(EXIT_USAGE, option, "out of range (got %.99s, want %lld to %lld)", s, lo, hi);
+    long double v = strtold(s, &end);
+    if (end == s || *end || isspace((unsigned char)*s) || (whole && v != rintl(v)))
+        die(EXIT_USAGE, option, "not a %snumber (got '%.99s')", whole ? "whole " : "", s);
+    if (!(v >= lo && v <= hi))
+        die(EXIT_USAGE, option, "out of range (got %.99s, want %.15Lg to %.15Lg)", s, lo, hi);
     return v;
+}
+
+static long long parse_int(const char *option, const char *s, long long lo, long long hi)
+{
+    return (long long)parse_number(option, s, 1, lo, hi);
 }
 
 static double parse_float(const char *option, const char *s, double lo, double hi)
 {
-    char *end;
-    double v = strtod(s, &end);
-    if (end == s || *end || isspace((unsigned char)*s))
-        die(EXIT_USAGE, option, "not a number (got '%.99s')", s);
-    if (!(v >= lo && v <= hi))
-        die(EXIT_USAGE, option, "out of range (got %.99s, want %g to %g)", s, lo, hi);
-    return v;
+    return (double)parse_number(option, s, 0, lo, hi);
 }
 
 // What a program can do. ENDLESS: where a window keeps memory constant; NO_STATE: the model does
@@ -4724,10 +4853,11 @@ static const Option shared_options[] = {
 };
 
 // What the command line says about fields of Config, by their rows, until there is a model.
-static struct {
+typedef struct {
     int there;
     double value;
-} given[COUNT(config_fields)];
+} Given;
+static Given given[COUNT(config_fields)];
 
 // The row of config_fields for this place in Config.
 static size_t find_field(size_t to)
@@ -4737,48 +4867,41 @@ static size_t find_field(size_t to)
     return i;
 }
 
-static int is_given(size_t to) { return given[find_field(to)].there; }
-#define GIVEN(member) is_given(offsetof(Config, member))
+#define GIVEN(member) (given[find_field(offsetof(Config, member))].there)
 
-// A program is a name, what it can do, the first row by default, and options of its own.
-typedef struct {
-    const char *name;
-    const Mode *modes;
-    const Option *options;
-    size_t n_options;
-} Program;
-
-static const Mode run_modes[] = {
-    {"generate", run_generate, ENDLESS, NULL}, {"chat", run_chat, ENDLESS | TALKS, NULL},
-    {"info", run_info, NO_STATE, NULL},
-};
-
-static const Option run_options[] = {
-    {'n', "steps", LONG(opt.steps, 0, 1e12), "N", "new tokens (256; chat: 0); 0: no end"},
+// Options of programs that write text.
+static const Option text_options[] = {
+    {'n', "steps", LONG(opt.steps, 0, 1e12), "N", "new tokens (256; chat: no end); 0: no end"},
     {'t', "temp", FLOAT(opt.sampler.temperature, 0, 1e3), "T", "temperature (1); 0: likeliest"},
     {'p', "top-p", FLOAT(opt.sampler.top_p, 0, 1), "P", "from the likeliest tokens up to P (0.9)"},
     {'k', "top-k", INT(opt.sampler.top_k, 0, 1e9), "K", "from the K likeliest; 0: all"},
     {0, "min-p", FLOAT(opt.sampler.min_p, 0, 1), "P", "none below P times the likeliest"},
     {0, "repeat-penalty", FLOAT(opt.sampler.repeat_penalty, 0.1, 10), "R", "of the last 64 tokens"},
-    {'m', "mode", NAME(opt.mode, run_modes), "MODE",
-     "generate, chat or info; what measures is in ./measure"},
     {0, "no-echo", FLAG(opt.no_echo), "", "the prompt is not written out"},
-    {'y', "system", TEXT(opt.system), "TEXT", "chat: the system's text (the model's own)"},
-    {0, "chat-format", TEXT(opt.chat_format), "FORMAT", "(the model's) or SYSTEM|USER|REPLY|END"},
-    {0, "no-think", FLAG(opt.no_think), "", "chat: no thoughts, if the template has that choice"},
-    {0, "keep-all", FLAG(opt.keep_all), "", "chat: refuse turns rather than forget old ones"},
     {0, "show-tokens", FLAG(opt.show_tokens), "", "what the model reads, on stderr"},
 };
-static const Program run_program = {"run", run_modes, run_options, COUNT(run_options)};
-static const Program *program = &run_program;
 
-// The program's own options, then the shared ones; the option behind o, the first behind NULL.
+// A program is a name, what it can do (by default the first), and tables of options.
+typedef struct {
+    const char *name;
+    const Mode *modes;
+    struct {
+        const Option *rows;
+        size_t n;
+    } tables[4]; // the last ones are empty
+} Program;
+#define OPTIONS(table) {table, COUNT(table)}
+static const Program *program;
+
+// The option behind o, the first behind NULL; NULL behind the last.
 static const Option *next_option(const Option *o)
 {
-    if (!o) return program->options;
-    if (++o == program->options + program->n_options) return shared_options;
-    return o == shared_options + COUNT(shared_options) ? NULL : o;
+    size_t k = 0;
+    if (!o) return program->tables->rows;
+    while (o < program->tables[k].rows || o >= program->tables[k].rows + program->tables[k].n) k++;
+    return ++o < program->tables[k].rows + program->tables[k].n ? o : program->tables[k + 1].rows;
 }
+
 static void print_help(void)
 {
     printf("usage: %s CHECKPOINT [options], with defaults in brackets\n", prog);
@@ -4807,19 +4930,17 @@ static int parse_name(const char *option, const char *s, const Option *o)
 
 static void set_option(const Option *o, const char *name, const char *value)
 {
-    size_t field = o->kind == O_FIELD ? find_field(o->field) : 0;
-    const Field *f = &config_fields[field];
-    int is_float = o->kind == O_FIELD ? f->kind != 'i' : o->kind == O_FLOAT;
-    double lo = o->kind == O_FIELD ? f->lo : o->lo, hi = o->kind == O_FIELD ? f->hi : o->hi;
+    const Field *f = o->kind == O_FIELD ? &config_fields[find_field(o->field)] : NULL;
+    int whole = f ? f->kind == 'i' : o->kind != O_FLOAT;
     long double v = o->names.n ? parse_name(name, value, o) // holds any 64-bit integer, too
                   : o->kind == O_TEXT || !*o->arg ? 1
-                  : is_float ? parse_float(name, value, lo, hi) : parse_int(name, value, lo, hi);
+                  : parse_number(name, value, whole, f ? f->lo : o->lo, f ? f->hi : o->hi);
     switch (o->kind) {
     case O_INT: *(int *)o->to = (int)v; break;
     case O_LONG: *(long long *)o->to = (long long)v; break;
     case O_FLOAT: *(double *)o->to = (double)v; break;
     case O_TEXT: *(const char **)o->to = value; break;
-    case O_FIELD: given[field].there = 1, given[field].value = (double)v;
+    case O_FIELD: given[f - config_fields] = (Given){1, (double)v};
     }
 }
 
@@ -4941,8 +5062,8 @@ static void set_rope(Model *m)
         set_field(m, f, f->name, given[i].value);
     }
     if (!r->window && !GIVEN(rope.sinks)) r->sinks = 0;
-    if (opt.long_factors) r->long_factors = read_factors(opt.long_factors, c->head_dim / 2);
-    if (opt.short_factors) r->short_factors = read_factors(opt.short_factors, c->head_dim / 2);
+    if (opt.long_factors) r->long_factors = read_factors(opt.long_factors, rotary_dims(c) / 2);
+    if (opt.short_factors) r->short_factors = read_factors(opt.short_factors, rotary_dims(c) / 2);
     set_distance(r);
     if (!r->method && GIVEN(rope.factor))
         die(EXIT_USAGE, "--rope-factor", "needs --rope-scaling METHOD");
@@ -4980,21 +5101,15 @@ static void check_context(const Config *c, long long ctx)
                 (c->train_ctx + 1) / 2);
 }
 
-// Item 0 of the loading is the tokenizer. The others map the file's pages, a megabyte each, which
-// the first token would do page by page: the kernel maps 16 pages around the one that is touched.
+// The first token would map the file page by page; threads do it faster, a megabyte each: the
+// kernel maps 16 pages around the one that is touched.
 enum { PIECE = 1 << 20, TOUCHED = 1 << 16 };
 
-static void load_parts(void *arg, size_t begin, size_t end)
+static void touch_pages(void *arg, size_t begin, size_t end)
 {
-    Session *s = arg;
-    const Model *m = &s->model;
-    const char *path = opt.tokenizer;
-    if (!begin && !path && m->vocab.tokens.n)
-        tokenizer_from_vocab(&s->tokenizer, m->path, &m->vocab);
-    else if (!begin)
-        tokenizer_load(&s->tokenizer, path ? path : find_tokenizer(m->path), m->config.vocab_size);
-    size_t at = (max_size(1, begin) - 1) * PIECE, to = min_size((end - 1) * PIECE, m->size);
-    for (; at < to; at += TOUCHED) (void)*(const volatile uint8_t *)(m->map + at);
+    const Model *m = arg;
+    for (size_t at = begin * PIECE, to = min_size(end * PIECE, m->size); at < to; at += TOUCHED)
+        (void)*(const volatile uint8_t *)(m->map + at);
 }
 
 static void open_session(Session *s)
@@ -5005,8 +5120,12 @@ static void open_session(Session *s)
     set_rope(&s->model);
     s->ctx = choose_context(c);
     if (runs) pool_start(opt.threads ? opt.threads : processors());
-    size_t mapped = runs && s->model.size < available_memory() ? s->model.size : 0;
-    parallel_for(1 + ceil_div(mapped, PIECE), 1, load_parts, s);
+    if (runs && s->model.size < available_memory())
+        parallel_for(ceil_div(s->model.size, PIECE), 1, touch_pages, &s->model);
+    const char *path = opt.tokenizer;
+    if (!path && s->model.vocab.tokens.n)
+        tokenizer_from_vocab(&s->tokenizer, opt.checkpoint, &s->model.vocab);
+    else tokenizer_load(&s->tokenizer, path ? path : find_tokenizer(opt.checkpoint), c->vocab_size);
     read_prompt(s);
     if (!runs) return;
     size_t chunk = opt.chunk; // frequencies that always change need Angles for each of its tokens
@@ -5043,6 +5162,15 @@ static int run_main(const Program *p, void (*check)(void), int argc, char **argv
     return 0;
 }
 
+// The engine alone. chat.c and tests/measure.c are programs that can do more.
 #ifndef TESTING
+static const Mode run_modes[] = {{"generate", run_generate, ENDLESS, NULL}};
+static const Option run_options[] = {
+    {'m', "mode", NAME(opt.mode, run_modes), "MODE",
+     "generate; conversations are in chat.c, what measures in tests/measure.c: see make"},
+};
+static const Program run_program = {
+    "run", run_modes, {OPTIONS(run_options), OPTIONS(text_options), OPTIONS(shared_options)}};
+
 int main(int argc, char **argv) { return run_main(&run_program, NULL, argc, argv); }
 #endif

@@ -8,7 +8,7 @@
 LC_ALL=C
 export LC_ALL
 
-for program in run measure make_model mutate; do
+for program in run engine measure make_model mutate; do
     [ -x "$build/$program" ] || { echo "cli.sh: no $build/$program"; exit 1; }
 done
 
@@ -315,6 +315,13 @@ says "[0-9] GB" "context that no memory holds"
 head -c 2000 /dev/zero | tr '\0' 'x' > "$tmp/long"
 refused 1 "prompt longer than the context" "$m" -f "$tmp/long"
 says "want 96" "prompt longer than the context"
+
+# run.c alone: it writes the same text, and says where conversations are.
+"$build/engine" "$m" -i Once -n 20 -s 3 > "$tmp/want" 2> "$tmp/err"
+works "run.c with chat.c" "$m" -i Once -n 20 -s 3
+same "run.c alone" "$tmp/want" "$tmp/out"
+"$build/engine" "$m" -m chat > "$tmp/out" 2> "$tmp/err"
+ended "run.c alone, -m chat" $? 2 "conversations are in chat.c"
 
 for option in --help -h --version; do
     works "$option" $option

@@ -290,9 +290,10 @@ static void use_text(const uint8_t *data, size_t size)
         }
         add_string(&merges, both, len);
     }
-    Vocab v = {.tokens = {tokens.p, n}, .merges = {merges.p, n_merges}, .bpe = bpe,
+    Vocab v = {.tokens = {tokens.p, n, G_STRING}, .merges = {merges.p, n_merges, G_STRING}, .bpe = bpe,
                .bos = bpe ? -1 : data[0] & 32 ? (int)n - 1 : 1, .eos = -1, .eot = -1,
-               .types = {(uint8_t *)types, n}, .scores = {bpe ? NULL : (uint8_t *)scores, n},
+               .types = {(uint8_t *)types, n, G_I32},
+               .scores = {bpe ? NULL : (uint8_t *)scores, n, G_F32},
                .space_prefix = data[0] >> 4 & 1};
     strcpy(v.pre, styles[data[0] >> 1 & 3]);
     tokenizer_from_vocab(&tokenizer, "fuzz", &v);
@@ -329,14 +330,16 @@ static void use_options(const uint8_t *data, size_t size)
     static const char factors[] = "1 1.5, 2 4";
     static __typeof__(opt) defaults;
     static __typeof__(ask) asked_by_default;
+    static __typeof__(talk) talk_by_default;
     static int started;
-    if (!started) defaults = opt, asked_by_default = ask;
+    if (!started) defaults = opt, asked_by_default = ask, talk_by_default = talk;
     started = 1;
     opt = defaults;
     ask = asked_by_default;
+    talk = talk_by_default;
     memset(given, 0, sizeof given);
     if (!size) return;
-    program = data[0] & 128 ? &measure_program : &run_program;
+    program = data[0] & 128 ? &measure_program : &chat_program;
     const TestModel *file = model_of_kind((data[0] & 127) % N_KINDS);
     int argc = 1;
     char *argv[40] = {"run"}, *words = xrealloc(NULL, size, 1);
@@ -557,7 +560,7 @@ static void give_program_options(Give give)
 
 static void give_options(Give give)
 {
-    const Program *const programs[] = {&run_program, &measure_program};
+    const Program *const programs[] = {&chat_program, &measure_program};
     for (size_t i = 0; i < COUNT(programs); i++) {
         program = programs[i];
         give_program_options(give);

@@ -23,7 +23,7 @@ else how=gcc; fi
 # shellcheck disable=SC2086
 ${CC:-cc} $flags -o "$build/fuzz_san" tests/fuzz.c -lm -lpthread || exit 1
 "$build/fuzz_san" seeds "$build/seeds" || exit 1
-grep -ohE '"[^"\\% ]{3,40}"' run.c tests/fuzz.h | sort -u > "$build/words" # for changes to put in
+grep -ohE '"[^"\\% ]{3,40}"' run.c chat.c tests/fuzz.h | sort -u > "$build/words" # for changes to put in
 bad=0
 for target; do
     log=$build/fuzz-$target.log

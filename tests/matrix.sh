@@ -50,7 +50,7 @@ tests() {
 wrap() { # FOLDER RUNNER...
     at=$1
     shift
-    for name in run measure make_model make_gguf mutate; do
+    for name in run engine measure make_model make_gguf mutate; do
         mv "$at/$name" "$at/$name.real"
         printf '#!/bin/sh\nexec %s "%s" "$@"\n' "$*" "$at/$name.real" > "$at/$name"
         chmod +x "$at/$name"
@@ -62,7 +62,7 @@ some() {
     cell=$1 at=build/matrix/$1 cc=$2 flags=$3 runner=$4
     shift 4
     rm -rf "$at"
-    programs="$at/run $at/measure $at/make_model $at/make_gguf $at/mutate"
+    programs="$at/run $at/engine $at/measure $at/make_model $at/make_gguf $at/mutate"
     for t; do programs="$programs $at/$t"; done
     # shellcheck disable=SC2086 # a list of words
     make -j2 $programs CC="$cc" CFLAGS="$flags" BUILD="$at" > "$at.log" 2>&1 || {
@@ -85,7 +85,7 @@ portable() {
     at=build/matrix/portable
     mkdir -p $at
     make -j2 portable BUILD=$at RUN=$at/run > $at.log 2>&1 || { result $at.log 1; return; }
-    make -j2 $at/measure $at/make_model $at/mutate BUILD=$at >> $at.log 2>&1
+    make -j2 $at/engine $at/measure $at/make_model $at/mutate BUILD=$at >> $at.log 2>&1
     for level in v2 v3 v4; do
         RUN_KERNELS=$level sh tests/cli.sh $at >> $at.log 2>&1 || { result $at.log 1; return; }
     done
@@ -100,7 +100,8 @@ builds() {
                  cannonlake icelake-server alderlake sapphirerapids knl bdver2 bdver4 znver1 znver3 \
                  x86-64-v2 x86-64-v3 x86-64-v4; do
             $cc -march=$m -E -x c /dev/null > /dev/null 2>&1 || continue # not known to it
-            $cc -std=gnu11 -Wall -Wextra -Werror -O1 -march=$m -S -o /dev/null run.c ||
+            $cc -std=gnu11 -Wall -Wextra -Werror -O1 -march=$m -S -o /dev/null run.c &&
+                $cc -std=gnu11 -Wall -Wextra -Werror -O1 -march=$m -S -o /dev/null chat.c ||
                 { echo "FAILED: $cc -march=$m"; return; }
             n=$((n + 1))
         done 2> build/matrix/builds.log

@@ -4,12 +4,13 @@
 // fetched at all; retrieval asks for one fact among several and for a chain of them, since passkey
 // saturates early; kv for one pair of a long list; contrast finds the tokens that profit from far
 // text. The rope table shows what a method does to each pair, bench what the machine does. Ctrl-C
-// keeps what was measured. The engine is run.c, which this program includes.
+// keeps what was measured. The engine is run.c, how a model wants a turn to be written is chat.c;
+// this program includes both.
 #ifndef TESTING
 #define TESTING // leaves run.c's main out
 #define MEASURE
 #endif
-#include "../run.c"
+#include "../chat.c"
 
 // What the command line says; the table of options is at the end.
 static struct {
@@ -174,6 +175,7 @@ static size_t window_losses(Session *s, Perplexity *p, const int *ids, size_t n,
                             double *nll, double (*extra)[N_EXTRAS])
 {
     size_t at = 0;
+    s->state.attn.text = (int64_t)n + 1;
     for (size_t step; at < n && !interrupted; at += step) {
         step = min_size(n - at, s->state.chunk);
         forward(&s->state, ids + at, step, at);
@@ -311,9 +313,8 @@ static void print_layers(const Session *s, const Perplexity *p)
 // the text's ids.
 static int *begin_windows(Session *s, Perplexity *p, size_t stride)
 {
-    const char *mode = program->modes[opt.mode].name;
     size_t n_ids;
-    if (!s->text) die(EXIT_USAGE, mode, "needs a text: -f FILE");
+    if (!s->text) die(EXIT_USAGE, program->modes[opt.mode].name, "needs a text: -f FILE");
     int *ids = encode_text(&s->tokenizer, s->text, NULL, s->len, &n_ids);
     size_t n = min_size(s->ctx, n_ids), step = stride ? stride : n - 1;
     if (n < 2) die(EXIT_DATA, "text", "nothing to predict (got %zu tokens, want 2)", n);
@@ -743,6 +744,7 @@ static void run_bench(Session *s)
     for (size_t depth = 0; depth < 4 * quarter; depth += quarter) {
         double start = seconds();
         s->pos = depth;
+        s->state.attn.text = s->ctx; // as if all of it had been read
         feed(s, ids, quarter);
         double middle = seconds(), read = quarter / (middle - start);
         s->pos = depth;
@@ -797,8 +799,8 @@ static const Option measure_options[] = {
     {0, "trials", INT(ask.trials, 1, 1024), "T", "passkey, retrieval, kv: texts a place (5)"},
     {0, "tsv", TEXT(ask.tsv), "PATH", "the measurements as a table"},
 };
-static const Program measure_program = {"measure", measure_modes, measure_options,
-                                        COUNT(measure_options)};
+static const Program measure_program = {
+    "measure", measure_modes, {OPTIONS(measure_options), OPTIONS(shared_options)}};
 
 static void check_measure(void)
 {

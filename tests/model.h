@@ -248,6 +248,7 @@ static float *final_states(const Model *m, const int *tokens, size_t n, Feeding 
     float *out = xcalloc(n * dim, 4);
     State s;
     state_init(&s, m, f.ctx ? f.ctx : (int64_t)n, f.chunk, f.f32, f.exact);
+    s.attn.text = (int64_t)n;
     for (size_t at = 0; at < n; at += f.step) {
         size_t count = min_size(f.step, n - at);
         forward(&s, tokens + at, count, (int64_t)at);

@@ -560,7 +560,8 @@ static int list_pairs(Window *w, int i) {
     int count = 0, d = m->head_dim;
     size_t bytes = (size_t)(d / 2) * sizeof(double);
     if (is_rotary(m)) {
-        scaled_frequencies(w->method, d, i + 1, w->new_theta);
+        int length = w->method->scaling == LONGROPE ? w->n + 1 : i + 1; // of the whole text
+        scaled_frequencies(w->method, d, length, w->new_theta);
         if (memcmp(w->theta, w->new_theta, bytes)) w->n_phases = 0;
         memcpy(w->theta, w->new_theta, bytes);
     }

@@ -74,9 +74,9 @@ static void frequencies(const Config *c, double n, double *freq)
                 : rope_methods[c->rope.method].frequency(&c->rope, d, m, n);
 }
 
-// softmax(scores) v for query i of one head. q, k, v: the head's part of row 0; strides: of rows.
-static void naive_query(const Config *c, int i, const double *q, const double *k, const double *v,
-                        int stride, double *out)
+// softmax(scores) v for query i of one head, of a text of n tokens. q, k, v: the head's part of row 0; strides: of rows.
+static void naive_query(const Config *c, int n, int i, const double *q, const double *k,
+                        const double *v, int stride, double *out)
 {
     const RopeConfig *r = &c->rope;
     int d = c->head_dim;
@@ -84,7 +84,7 @@ static void naive_query(const Config *c, int i, const double *q, const double *k
     double a = attention_factor(r), scale = 1 / sqrt(d);
     if (r->logn) scale *= fmax(1, log(i + 1.0) / log(r->orig_ctx));
     if (r->temp > 0) scale *= 1 + r->temp * log(1 + floor((i + 1.0) / r->temp_ctx));
-    frequencies(c, i + 1, freq);
+    frequencies(c, r->method == ROPE_LONGROPE ? n : i + 1, freq);
     for (int j = 0, turn = c->n_rot ? c->n_rot : d; j <= i; j++) {
         if (!visible(r, i, j)) continue;
         p[j] = a * a * rotated_product(q, k + j * stride, freq, turn, distance(r, i, j));
@@ -108,7 +108,7 @@ static double *naive_attention(const Config *c, const double *q, const double *k
     for (int h = 0; h < c->n_heads; h++)
         for (int i = 0; i < n; i++) {
             int at = i * c->dim + h * d, kv = h / group * d;
-            naive_query(c, i, q + at, k + kv, v + kv, stride, out + at);
+            naive_query(c, n, i, q + at, k + kv, v + kv, stride, out + at);
         }
     return out;
 }
@@ -394,6 +394,7 @@ static void test_uneven_chunks(void)
         set_method(&m, k);
         float *want = final_states(&m, tokens, 300, (Feeding){.chunk = 1, .step = 1});
         state_init(&s, &m, n, 50, 0, 0);
+        s.attn.text = n;
         for (int at = 0, step; at < n; at += step) {
             step = at % 3 == 0 ? 1 : 1 + (int)(random_bits() % 50);
             step = step < n - at ? step : n - at;

@@ -1,14 +1,14 @@
-// test_chat.c: chat.h and template.h: the language of chat templates, construct by construct; what
+// test_chat.c: chat.c: the language of chat templates, construct by construct; what
 // the named and the written formats and a few models' templates render; which tokens a format
 // makes of a file's; and, with REFERENCE, the public templates in its folder chat. What is wanted
 // was worked out by hand, that of the public ones by Jinja2.
 #define TESTING
-#include "../run.c"
+#include "../chat.c"
 #include "check.h"
 #include "gguf.h"
 #include <dirent.h>
 
-static const char *const talk[] = {"system", "Be\nbrief.", "user", " Hi ", "assistant", "Yo.",
+static const char *const conversation[] = {"system", "Be\nbrief.", "user", " Hi ", "assistant", "Yo.",
                                    "user", "Why?"};
 
 // Messages of pairs of a role and a content.
@@ -43,9 +43,9 @@ static const char *const language[][2] = {
     {"a \n {{- 'b' -}} \n c", "abc"}, {"a\n  {% set x = 1 %}\nb", "a\nb"},
     {"a {% set x = 1 %} b", "a  b"}, {"a\n  {%+ set x = 1 %}\nb", "a\n  b"},
     {"a\n  {{ 1 }}\nb", "a\n  1\nb"}, {"  {# c #}\nb", "b"}, {"a{#- c -#} b", "ab"},
-    {"{{ 1 + 2 }}{{ 7 - 2 - 1 }}{{ 7 % 4 }}{{ -1 + 3 }}", "3432"},
-    {"{{ 'a' ~ 1 }}", "!no text"}, {"{{ 'a' + 1 }}", "!no text"}, {"{{ 'a' + nothing }}", "!no text"},
-    {"{{ nothing }}|", "|"}, {"{{ nothing.more }}", "!undefined"}, {"{{ none }}", "!no text"},
+    {"{{ 1 + 2 }}{{ 7 - 2 - 1 }}{{ 7 % 4 }}{{ -1 + 3 }}", "3432"}, {"{{ 'a' ~ 1 }}", "!no text"},
+    {"{{ 'a' + 1 }}", "!no text"}, {"{{ 'a' + nothing }}", "!no text"}, {"{{ nothing }}|", "|"},
+    {"{{ nothing.more }}", "!undefined"}, {"{{ none }}", "!no text"},
     {"{% if nothing.more %}{% endif %}", "!undefined"}, {"{{ 'a' or nothing.more }}", "a"},
     {"{{ 'a' if 1 == 1 else nothing.more }}", "a"}, {"{{ 'a' if 1 > 1 else 'b' }}", "b"},
     {"{{ '' or 'b' }}{{ 'a' and 'b' }}{{ '' and 'b' }}", "bb"},
@@ -53,47 +53,59 @@ static const char *const language[][2] = {
     {"{% if 'b' in 'abc' and 'd' not in 'abc' and 'x' in ['y', 'x'] %}y{% endif %}", "y"},
     {"{% if 'role' in messages[0] and 'tool_calls' not in messages[0] %}y{% endif %}", "y"},
     {"{% if (1 == 1) != (2 == 2) %}y{% elif 0 %}z{% else %}n{% endif %}", "n"},
-    {"{% if none is none and x is not defined and 'x' is string and true is true %}y{% endif %}", "y"},
+    {"{% if none is none and x is not defined and 'x' is string and true is true %}y{% endif %}",
+     "y"},
     {"{% if messages is iterable and messages[0] is mapping and 1 is number %}y{% endif %}", "y"},
     {"{% if 1 is odd %}{% endif %}", "!unknown test"},
     {"{{ messages | length }}{{ messages[-1].content }}{{ messages[9] }}", "4Why?"},
-    {"{{ messages[1:][0]['content'] }}{{ messages[::-1][0].role }}{{ messages[:1]|length }}", " Hi user1"},
+    {"{{ messages[1:][0]['content'] }}{{ messages[::-1][0].role }}{{ messages[:1]|length }}",
+     " Hi user1"},
     {"{{ messages[::2] }}", "!step"}, {"{{ 'abc'[0] }}", "!no list"},
     {"{{ messages[1].content.strip() }}{{ messages[1]['content'] | trim }}.", "HiHi."},
-    {"{{ ' a ' + ' b ' | trim }}", " a b"}, {"{{ '--a-'.strip('-') }}{{ '--a-'.lstrip('-') }}", "aa-"},
+    {"{{ ' a ' + ' b ' | trim }}", " a b"},
+    {"{{ '--a-'.strip('-') }}{{ '--a-'.lstrip('-') }}", "aa-"},
     {"{{ 'a.b.c'.split('.')[-1] }}{{ 'a.b.c'.split('.') | length }}{{ 'a'.rstrip() }}", "c3a"},
     {"{{ 'a'.split('') }}", "!separator"}, {"{{ 'a1a'.replace('a', 'bb') }}", "bb1bb"},
     {"{% if 'abc'.startswith('ab') and 'abc'.endswith('bc') %}y{% endif %}", "y"},
     {"{% if 'a'.startswith('ab') or 'a'.endswith('ba') %}y{% endif %}", ""},
     {"{{ 'user x'.title() }}{{ 'a'|upper }}{{ 'B'|lower }}", "User XAb"},
-    {"{{ x | default('d') }}{{ 'e' | default('d') }}", "de"}, {"{{ 'a' | tojson }}", "!unknown function"},
-    {"{{ f(1, 2) }}", "!unknown function"}, {"{{ 'a' | tojson(indent=4) }}", "!unknown function"},
+    {"{{ x | default('d') }}{{ 'e' | default('d') }}", "de"},
+    {"{{ 'a' | tojson }}", "!unknown function"}, {"{{ f(1, 2) }}", "!unknown function"},
+    {"{{ 'a' | tojson(indent=4) }}", "!unknown function"},
     {"{% set x = 'a' %}{% if 1 %}{% set x = x + 'b' %}{% endif %}{{ x }}", "ab"},
     {"{% for m in messages %}{{ loop.index0 }}{{ loop.index }}{{ 'f' if loop.first }}"
      "{{ 'l' if loop.last }}{{ m.role }} {% endfor %}",
      "01fsystem 12user 23assistant 34luser "},
     {"{% set x = 1 %}{% for m in messages %}{% set x = 2 %}{% endfor %}{{ x }}", "1"},
-    {"{% set ns = namespace(x=1) %}{% for m in messages %}{% set ns.x = ns.x + 1 %}{% endfor %}{{ ns.x }}", "5"},
+    {"{% set ns = namespace(x=1) %}{% for m in messages %}{% set ns.x = ns.x + 1 %}{%"
+     " endfor %}{{ ns.x }}",
+     "5"},
     {"{% set ns = namespace() %}{% set ns.x = 'a' %}{{ ns.x }}{{ ns.y }}", "a"},
-    {"{% set ns = namespace() %}{% for m in messages %}{% set ns.x = 'a' %}{% endfor %}", "!namespace"},
+    {"{% set ns = namespace() %}{% for m in messages %}{% set ns.x = 'a' %}{% endfor %}",
+     "!namespace"},
     {"{% for m in nothing %}x{% endfor %}{% for m in [] %}y{% endfor %}.", "."},
-    {"{% for m in 'abc' %}x{% endfor %}", "!list"}, {"{% for m in messages if m %}x{% endfor %}", "!tag"},
-    {"{% if 0 %}{% for t in tools.items() %}{% break %}{{ '%}' ~ \"}}\" }}{% endfor %}{% endif %}.", "."},
-    {"{% macro f(x) %}{{ x }}{% endmacro %}.", "."}, {"{% macro f(x) %}{% endmacro %}{{ f(1) }}", "!function"},
+    {"{% for m in 'abc' %}x{% endfor %}", "!list"},
+    {"{% for m in messages if m %}x{% endfor %}", "!tag"},
+    {"{% if 0 %}{% for t in tools.items() %}{% break %}{{ '%}' ~ \"}}\" }}{% endfor %}{%"
+     " endif %}.",
+     "."},
+    {"{% macro f(x) %}{{ x }}{% endmacro %}.", "."},
+    {"{% macro f(x) %}{% endmacro %}{{ f(1) }}", "!function"},
     {"{% generation %}a{% endgeneration %}", "a"}, {"{% include 'x' %}", "!unknown word"},
     {"{{ raise_exception('No ' + 'way') }}", "!No way"}, {"{{ raise_exception('a') if 0 }}", ""},
     {"{{ bos_token }}{{ eos_token }}{{ strftime_now('%Y-%m-%d') }}", "<s></s>2025-06-15"},
     {"{% if tools or documents is not none or not add_generation_prompt %}x{% endif %}", ""},
-    {"{{ 'a' }", "!tag"}, {"{{ 'a", "!tag"}, {"{% if 1 %}a", "!end"}, {"{% for m in messages %}", "!end"},
-    {"a{% endif %}", "!beginning"}, {"{# a", "!comment"}, {"{{ }}", "!name"}, {"{{ 'a' 'b' }}", "!tag"},
-    {"{{ [1, 2 }}", "!list"}, {"{{ messages[0 }}", "!"}, {"{{ 1 not 2 }}", "!in"}, {"{% set x %}", "!="},
+    {"{{ 'a' }", "!tag"}, {"{{ 'a", "!tag"}, {"{% if 1 %}a", "!end"},
+    {"{% for m in messages %}", "!end"}, {"a{% endif %}", "!beginning"}, {"{# a", "!comment"},
+    {"{{ }}", "!name"}, {"{{ 'a' 'b' }}", "!tag"}, {"{{ [1, 2 }}", "!list"},
+    {"{{ messages[0 }}", "!"}, {"{{ 1 not 2 }}", "!in"}, {"{% set x %}", "!="},
     {"{{ 5 % 0 }}", "!remainder"}, {"{{ 'a' - 1 }}", "!arithmetic"},
 };
 
 static void test_language(void)
 {
     for (size_t i = 0; i < COUNT(language); i++)
-        check_render(language[i][0], talk, 4, language[i][1]);
+        check_render(language[i][0], conversation, 4, language[i][1]);
 }
 
 // What could go on for ever, or too deep, comes to an end.
@@ -102,14 +114,44 @@ static void test_limits(void)
     char deep[4000] = "{{ ", *end = deep + 3;
     for (int i = 0; i < 1500; i++) *end++ = "([-"[i % 2];
     strcpy(end, "1 }}");
-    check_render(deep, talk, 4, "!deep");
+    check_render(deep, conversation, 4, "!deep");
     for (end = deep; end < deep + 3000;) end += sprintf(end, "{%% if 1 %%}");
-    check_render(deep, talk, 4, "!deep");
+    check_render(deep, conversation, 4, "!deep");
     for (end = deep; end < deep + 3000;) end += sprintf(end, "{%% for a in messages %%}");
-    check_render(deep, talk, 4, "!");
+    check_render(deep, conversation, 4, "!");
     check_render("{% set ns = namespace(x='ab') %}{% for a in messages %}{% for b in messages %}"
                  "{% for c in messages %}{% set ns.x = ns.x + ns.x %}{% endfor %}{% endfor %}"
-                 "{% endfor %}", talk, 4, "!does not come to an end");
+                 "{% endfor %}", conversation, 4, "!does not come to an end");
+}
+
+// Templates that were damaged at random: each is rendered or refused, and comes to an end.
+static void test_damaged(void)
+{
+    static const char *const parts[] = {"{% ", " %}", "{{ ", " }}", "{#", "#}", "'", "(", "[", ")",
+        "]", "|", ".", "if ", "for ", "set ", "endif", "endfor", "else", "in ", "-", "::", "\\"};
+    uint64_t rng = 1;
+    int n_rendered = 0, n_refused = 0;
+    for (int i = 0; i < 20000; i++) {
+        char text[2000];
+        const char *from = i % 2 ? language[next_random(&rng) % COUNT(language)][0]
+                                 : chat_formats[next_random(&rng) % COUNT(chat_formats)].template;
+        strcpy(text, from);
+        for (int edits = 1 + (int)(next_random(&rng) % 4); edits; edits--) {
+            size_t len = strlen(text), at = next_random(&rng) % (len + 1);
+            const char *part = parts[next_random(&rng) % COUNT(parts)];
+            if (next_random(&rng) % 2 && at < len) memmove(text + at, text + at + 1, len - at);
+            else memmove(text + at + strlen(part), text + at, len - at + 1),
+                 memcpy(text + at, part, strlen(part));
+        }
+        Template t;
+        Term pairs[4][2], messages[4];
+        make_messages(pairs, messages, conversation, 4);
+        run_template(&t, text, messages, 4, text_term("<s>"), text_term("</s>"), i % 3 - 1);
+        n_rendered += !*t.error, n_refused += *t.error != 0;
+        free_template(&t);
+    }
+    CHECK(n_rendered > 1000);
+    CHECK(n_refused > 1000);
 }
 
 // --- formats ------------------------------------------------------------------------------------
@@ -126,7 +168,8 @@ static const struct {
      "<|start_header_id|>assistant<|end_header_id|>\n\n"},
     {"gemma", "<s><start_of_turn>user\nBe\nbrief.\n\nHi<end_of_turn>\n<start_of_turn>model\nYo."
      "<end_of_turn>\n<start_of_turn>user\nWhy?<end_of_turn>\n<start_of_turn>model\n"},
-    {"llama2", "<s>[INST] <<SYS>>\nBe\nbrief.\n<</SYS>>\n\nHi [/INST] Yo. </s><s>[INST] Why? [/INST]"},
+    {"llama2", "<s>[INST] <<SYS>>\nBe\nbrief.\n<</SYS>>\n\nHi [/INST] Yo. </s><s>[INST] Why? "
+     "[/INST]"},
     {"mistral", "<s>[INST] Be\nbrief.\n\n Hi  [/INST]Yo.</s>[INST] Why? [/INST]"},
     {"phi3", "<|system|>\nBe\nbrief.<|end|>\n<|user|>\n Hi <|end|>\n<|assistant|>\nYo.<|end|>\n"
      "<|user|>\nWhy?<|end|>\n<|assistant|>\n"},
@@ -143,17 +186,39 @@ static void test_formats(void)
         int row = FIND_NAME(chat_formats, rendered[k].name);
         CHECK((row >= 0) == (k < COUNT(chat_formats)));
         check_render(row >= 0 ? chat_formats[row].template : compose_template(rendered[k].name),
-                     talk, 4, rendered[k].want);
+                     conversation, 4, rendered[k].want);
     }
     CHECK(!compose_template("nosuch"));
     CHECK(!compose_template("a|b|c"));
     CHECK(!compose_template("a|b|c|d|e"));
 }
 
+// Thoughts of an earlier reply leave the conversation, and none are asked for if that is said.
+static void test_thoughts(void)
+{
+    static const char template[] =
+        "{% for m in messages %}{% set text = m.content %}{% if '</think>' in text %}"
+        "{% set text = text.split('</think>')[-1].lstrip('\\n') %}{% endif %}"
+        "<{{ m.role }}>{{ text }}{% endfor %}<assistant>"
+        "{% if enable_thinking is defined and not enable_thinking %}<think></think>{% endif %}";
+    static const char *const texts[] = {"user", "Hi", "assistant", "<think>\nHm.\n</think>\n\nYo.",
+                                        "user", "Why?"};
+    check_render(template, texts, 3, "<user>Hi<assistant>Yo.<user>Why?<assistant>");
+    for (int think = 0; think < 2; think++) {
+        Template t;
+        Term pair[2], turn = make_message(pair, "user", "Hi");
+        run_template(&t, template, &turn, 1, text_term(""), text_term(""), think);
+        const char *want = think ? "<user>Hi<assistant>" : "<user>Hi<assistant><think></think>";
+        CHECK_TEXT(t.out, t.n_out, want, strlen(want));
+        free_template(&t);
+    }
+}
+
 // --- tokens -------------------------------------------------------------------------------------
 
 enum { TYPE_NORMAL = 1, TYPE_CONTROL = 3 };
-static const char *const names[] = {"<s>", "</s>", "<|im_start|>", "<|im_end|>", "<|end|>", "[INST]"};
+static const char *const names[] = {"<s>", "</s>", "<|im_start|>", "<|im_end|>", "<|end|>",
+                                    "[INST]"};
 enum { BOS, EOS, START, END, OTHER_END, INST, BYTES, VOCAB = BYTES + 256 };
 
 static Tokenizer make_vocabulary(int type, int add_bos)
@@ -165,7 +230,7 @@ static Tokenizer make_vocabulary(int type, int add_bos)
         put_string(&tokens, id < BYTES ? names[id] : name);
         put_u32(&types, id > EOS && id < BYTES ? (uint32_t)type : TYPE_NORMAL);
     }
-    Vocab v = {.tokens = {tokens.p, VOCAB}, .types = {types.p, VOCAB}, .bos = BOS, .eos = EOS,
+    Vocab v = {.tokens = {tokens.p, VOCAB, G_STRING}, .types = {types.p, VOCAB, G_I32}, .bos = BOS, .eos = EOS,
                .eot = -1, .add_bos = add_bos};
     Tokenizer t;
     tokenizer_from_vocab(&t, "test", &v);
@@ -218,16 +283,43 @@ static void test_choice(void)
     Session s = {.tokenizer = make_vocabulary(TYPE_CONTROL, 0), .model.vocab.tokens.n = VOCAB};
     got = open_template(&s, &what);
     CHECK(got == chat_formats[0].template && !strcmp(what, "chatml"));
-    s.model.vocab.chat = (Values){own.p, 1};
+    s.model.vocab.chat = (Values){own.p, 1, G_STRING};
     CHECK((got = open_template(&s, &what)) && strstr(got, "m.content }}{% endfor %}"));
-    opt.chat_format = "zephyr";
+    talk.format = "zephyr";
     CHECK(open_template(&s, &what) && !strcmp(what, "zephyr"));
-    opt.chat_format = NULL;
+    talk.format = NULL;
     s.model.vocab = (Vocab){0}; // llama2.c's
     CHECK(open_template(&s, &what) && !strcmp(what, "llama2"));
     s.tokenizer.pieces[START].kind = 0;
     s.model.vocab.tokens.n = VOCAB;
     CHECK(!open_template(&s, &what));
+}
+
+// --- text on its way out ------------------------------------------------------------------------
+
+static void check_stream(int terminal, const char *text, const char *want, const char *said)
+{
+    char *shown, *copied;
+    size_t n, n_copied;
+    FILE *out = open_memstream(&shown, &n), *copy = open_memstream(&copied, &n_copied);
+    Stream s = {.out = out, .copy = copy, .terminal = terminal};
+    for (const char *p = text; *p; p++) stream_write(&s, p, 1);
+    fclose(out), fclose(copy);
+    CHECK_TEXT(shown, n, want, strlen(want));
+    CHECK_TEXT(copied, n_copied, said, strlen(said));
+    free(shown), free(copied);
+}
+
+static void test_stream(void)
+{
+    static const char text[] = "a\tb\n\33[2J\r\177\302\233m\303\251\360\237\230\200";
+    check_stream(0, text, text, text);
+    check_stream(1, text, "a\tb\n^[[2J^M^?^[[m\303\251\360\237\230\200", text);
+    for (int terminal = 0; terminal < 2; terminal++) { // half a character at the end, and inside
+        check_stream(terminal, "a\360\237", "a", "a");
+        check_stream(terminal, "a\303\251\303", "a\303\251", "a\303\251");
+        check_stream(terminal, "\360\237b", "\360\237b", "\360\237b");
+    }
 }
 
 // --- public templates ---------------------------------------------------------------------------
@@ -311,10 +403,9 @@ static int check_case(const char *template, const char *bos, const char *eos, co
     const char *options = json_value(c, "options");
     int think = strncmp(options, "{}", 2) ? strstr(options, "true") < strchr(options, '}') &&
                 strstr(options, "true") ? 1 : 0 : -1;
-    for (const char *m = json_value(c, "messages"); (m = json_next(m)) && n < 16; m = json_skip(m)) {
+    const char *m = json_value(c, "messages");
+    for (; (m = json_next(m)) && n < 16; m = json_skip(m), n++)
         messages[n] = make_message(pairs[n], json_text(m, "role"), json_text(m, "content"));
-        n++;
-    }
     Template t;
     run_template(&t, template, messages, (long)n, text_term(bos), text_term(eos), think);
     int right = *t.error ? !want : want && !strcmp(t.out, want) ? 1 : -1;
@@ -368,9 +459,12 @@ int main(void)
     clock_of_templates = in_june;
     test_language();
     test_limits();
+    test_damaged();
     test_formats();
+    test_thoughts();
     test_tokens();
     test_choice();
+    test_stream();
     test_public();
     return report("test_chat");
 }

@@ -391,7 +391,7 @@ static void test_bad_fields(void)
     check_refused("llama.attention.head_count", 4, 0, 4);
     check_refused("llama.attention.head_count_kv", 4, 3, 4);
     check_refused("llama.attention.layer_norm_rms_epsilon", 4, 0x7fc00000, 4); // NaN
-    check_refused("llama.rope.freq_base", 4, 0, 4);
+    check_refused("llama.rope.freq_base", 4, 0x3f000000, 4); // 0.5
     check_refused("llama.context_length", (size_t)-20, 'x', 1);
     check_refused("tokenizer.ggml.model", 12, 'x', 1);
     check_refused("tokenizer.ggml.tokens", 4, 5, 4); // element types
@@ -400,7 +400,7 @@ static void test_bad_fields(void)
     check_refused("tokenizer.ggml.tokens", 8, big, 8);
     check_refused("tokenizer.ggml.tokens", 8, wrap, 8);
     check_refused("tokenizer.ggml.tokens", 16, big - 7, 8); // a string's length
-    check_refused("tokenizer.ggml.scores", 4, 5, 4);
+    check_refused("tokenizer.ggml.scores", 4, 5, 4); // whole numbers
     check_refused("tokenizer.ggml.scores", 8, ((uint64_t)1 << 62) + 320, 8);
     check_refused("tokenizer.ggml.token_type", 4, 6, 4);
     check_refused("tokenizer.ggml.bos_token_id", 4, 320, 4);
@@ -418,7 +418,7 @@ static void test_bad_fields(void)
     check_refused("blk.0.attn_q", 0, '_', 1); // a tensor that no llama has
     check_refused("blk.1.attn_", (size_t)-7, '0', 1); // twice the same name
     check_refused("general.no", (size_t)-1, 'a' | 'm' << 8, 2); // no: general.name, twice
-    check_refused("llama.embedding_lengt", 0, '\n', 1);
+    check_refused("llama.embedding_lengt", 0, '\n', 1); // then there is none
 }
 
 // Lists that are not there, or shorter than the vocabulary, in files that are whole.

@@ -30,7 +30,7 @@ static Tokenizer make_vocabulary(int add_bos, int space_prefix)
         put_string(&tokens, id < CHAIN ? names[id] : name);
         put_u32(&types, id < SPACE ? 3 : 1);
     }
-    Vocab v = {.tokens = {tokens.p, VOCAB}, .types = {types.p, VOCAB}, .bos = BOS, .eos = EOS,
+    Vocab v = {.tokens = {tokens.p, VOCAB, G_STRING}, .types = {types.p, VOCAB, G_I32}, .bos = BOS, .eos = EOS,
                .eot = -1, .add_bos = add_bos, .space_prefix = space_prefix};
     Tokenizer t;
     tokenizer_from_vocab(&t, "test", &v);

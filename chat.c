@@ -1,9 +1,29 @@
-// How a model wants a conversation to be written: an interpreter for chat templates.
+// chat.c: conversations with a model, written as it was trained to read them.
 //
-// A model file has a template, a text in the language Jinja that turns messages (each a role and a
-// content) into what the model was trained to read. Wrong by a newline, the model answers badly and
-// nobody knows why, so nothing is guessed here: the template itself is executed. run.c includes
-// this file, as all that is needed of the language has nothing to do with a Transformer.
+// The engine is run.c, which this program includes; `make` builds ./run from both. A model file has
+// a template, a text in the language Jinja that turns messages (each a role and a content) into
+// what the model was trained on. Wrong by a newline, the model answers badly and nobody knows why,
+// so nothing is guessed here: the template itself is executed, or refused. That is a job of its
+// own, which has nothing to do with a Transformer, hence a file of its own.
+//
+// A conversation is a list of messages. For every turn the template writes all of it anew, and what
+// the cache already holds of the result need not be read again: as a rule all but the last turn. So
+// a template may leave out what was thought about earlier turns, and old turns may be dropped,
+// without a case of their own.
+#ifndef TESTING
+#define TESTING // leaves run.c's main out
+#define CHAT
+#endif
+#include "run.c"
+#include <poll.h>
+
+// What the command line says beside run.c's options; the table is at the end.
+static struct {
+    const char *system, *format;
+    int no_think, keep_all;
+} talk;
+
+// --- templates: an interpreter -------------------------------------------------------------------
 //
 //     {{ expression }}    writes what the expression comes to
 //     {% if %} {% for %} {% set %}    have the meaning that their names say
@@ -109,7 +129,7 @@ static void write_term(Template *t, Term v)
     else if (v.kind) stop_template(t, v.kind == T_WRONG ? v.s : "what it writes is no text");
 }
 
-// --- variables ----------------------------------------------------------------------------------
+// --- variables -----------------------------------------------------------------------------------
 
 static Term *find_var(Template *t, Term name)
 {
@@ -124,7 +144,7 @@ static void add_var(Template *t, Term name, Term value)
     else t->vars[t->n_vars].name = name, t->vars[t->n_vars++].value = value;
 }
 
-// --- words --------------------------------------------------------------------------------------
+// --- words ---------------------------------------------------------------------------------------
 
 // Steps over this word or sign, if it comes next. The end of a tag, which may begin with a minus,
 // is no operator.
@@ -167,7 +187,7 @@ static Term read_string(Template *t)
     return v;
 }
 
-// --- functions ----------------------------------------------------------------------------------
+// --- functions -----------------------------------------------------------------------------------
 
 static Term join_terms(Template *t, Term a, Term b)
 {
@@ -296,7 +316,7 @@ static Term call(Template *t, Term v, Term name, const Term *arg, int n_args)
     return wrong_term("an unknown function");
 }
 
-// --- expressions --------------------------------------------------------------------------------
+// --- expressions ---------------------------------------------------------------------------------
 
 static Term read_expression(Template *t);
 
@@ -486,7 +506,7 @@ static Term read_expression(Template *t)
     return v;
 }
 
-// --- tags ---------------------------------------------------------------------------------------
+// --- tags ----------------------------------------------------------------------------------------
 
 // Steps over the end of a tag and the white space that goes with it: all of it behind a minus, the
 // newline behind a {% %} or {# #}, as for the models' authors (trim_blocks).
@@ -703,3 +723,476 @@ static void run_template(Template *t, const char *text, const Term *messages, lo
     write_text(t, "", 0);
     if (run_block(t, 1).n) stop_template(t, "an end without its beginning");
 }
+
+// --- formats -------------------------------------------------------------------------------------
+
+// Formats by name, for models that bring none; mark: a token that only such a model has.
+typedef struct {
+    const char *name, *mark, *template;
+} ChatFormat;
+
+#define EACH(text) "{% for m in messages %}" text "{% endfor %}"
+// Here the system's text becomes a part of the first user's.
+#define EACH_TURN(system, user, reply) \
+    "{% set ns = namespace(system='') %}" \
+    EACH("{% if m.role == 'system' %}{% set ns.system = " system " %}" \
+         "{% elif m.role == 'user' %}{{ " user " }}{% set ns.system = '' %}" \
+         "{% else %}{{ " reply " }}{% endif %}")
+static const ChatFormat chat_formats[] = {
+    {"chatml", "<|im_start|>", EACH("<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n")
+     "{{ '<|im_start|>assistant\n' }}"},
+    {"llama3", "<|start_header_id|>", "{{ bos_token }}"
+     EACH("<|start_header_id|>{{ m.role }}<|end_header_id|>\n\n{{ m.content | trim }}<|eot_id|>")
+     "{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}"},
+    {"gemma", "<start_of_turn>", "{{ bos_token }}"
+     EACH_TURN("m.content + '\n\n'",
+               "'<start_of_turn>user\n' + ns.system + m.content | trim + '<end_of_turn>\n'",
+               "'<start_of_turn>model\n' + m.content | trim + '<end_of_turn>\n'")
+     "{{ '<start_of_turn>model\n' }}"},
+    {"llama2", NULL, EACH_TURN("'<<SYS>>\n' + m.content + '\n<</SYS>>\n\n'",
+                               "bos_token + '[INST] ' + ns.system + m.content | trim + ' [/INST]'",
+                               "' ' + m.content | trim + ' ' + eos_token")},
+    {"mistral", NULL, "{{ bos_token }}"
+     EACH_TURN("m.content + '\n\n'", "'[INST] ' + ns.system + m.content + ' [/INST]'",
+               "m.content + eos_token")},
+    {"phi3", NULL, EACH("<|{{ m.role }}|>\n{{ m.content }}<|end|>\n") "{{ '<|assistant|>\n' }}"},
+    {"zephyr", NULL, EACH("<|{{ m.role }}|>\n{{ m.content + eos_token }}\n")
+     "{{ '<|assistant|>\n' }}"},
+};
+
+// The template for 'SYSTEM|USER|REPLY|END': what stands before a system's text, before a user's,
+// before a reply and behind it. {} in the first two is the text's place, if it is not their end; a
+// bar in <|token|> or [|token|] is no separator. NULL: these are not four parts.
+static const char *compose_template(const char *parts)
+{
+    static const char *const ends[][2] = {
+        {"{% for m in messages %}{% if m.role == 'system' %}{{ '", "' + m.content }}"},
+        {"{% elif m.role == 'user' %}{{ '", "' + m.content }}"},
+        {"{{ '", "' }}"},
+        {"{% else %}{{ m.content + '", "' }}{% endif %}{% endfor %}"}};
+    char *text;
+    size_t len, part = 0, placed = 0;
+    FILE *out = open_memstream(&text, &len);
+    if (!out) die(EXIT_DATA, "memory", "cannot begin a text (%s)", strerror(errno));
+    fputs(ends[0][0], out);
+    for (const char *p = parts; *p && part < COUNT(ends); p++) {
+        int token = (p > parts && strchr("<[", p[-1])) || (p[1] && strchr(">]", p[1]));
+        if (*p == '|' && !token) {
+            fputs(placed ? "' }}" : ends[part][1], out);
+            if (++part < COUNT(ends)) fputs(ends[part][0], out);
+            placed = 0;
+        } else if (part < 2 && !strncmp(p, "{}", 2)) {
+            fputs("' + m.content + '", out);
+            placed = 1;
+            p++;
+        } else fprintf(out, *p == '\'' ? "\\%c" : "%c", *p);
+    }
+    fputs(ends[3][1], out);
+    if (fclose(out)) die(EXIT_DATA, "memory", "cannot write a text (%s)", strerror(errno));
+    return part == 3 ? text : NULL;
+}
+
+// --- the template to be used ---------------------------------------------------------------------
+
+static Term piece_term(const Tokenizer *t, int id)
+{
+    return id < 0 ? text_term("") : (Term){T_TEXT, t->pieces[id].len, {t->pieces[id].text}};
+}
+
+// Writes messages[n], to out->out; 0 if the template refuses them, for the reason out->error.
+static int write_chat(const Tokenizer *t, Template *out, const char *template,
+                      const Term *messages, size_t n)
+{
+    run_template(out, template, messages, (long)n, piece_term(t, t->bos), piece_term(t, t->eos),
+                 talk.no_think ? 0 : -1);
+    return !*out->error;
+}
+
+static Term make_message(Term pair[2], const char *role, const char *content)
+{
+    pair[0] = text_term(role);
+    pair[1] = text_term(content);
+    return (Term){T_MESSAGE, 2, {.items = pair}};
+}
+
+// The token that a template writes at s[len], or -1. A piece that looks like <this> or [this] is
+// meant as a token even if the file calls it text.
+static int find_token(const Tokenizer *t, const char *s, size_t len, size_t *n)
+{
+    int id = match_special(t, s, len, 1, n);
+    if (id >= 0 || (*s != '<' && *s != '[')) return id;
+    for (size_t k = min_size(len, 64); k > 2 && id < 0; k--)
+        if (s[k - 1] == (*s == '<' ? '>' : ']')) id = find_piece(t, s, *n = k, TOKEN_TEXT);
+    if (id < 0) *n = 1;
+    return id;
+}
+
+// A token that no text can write, and that is no text.
+static void make_control(Tokenizer *t, int id)
+{
+    Piece *p = &t->pieces[id];
+    uint8_t *most = &t->special_len[(uint8_t)*p->text];
+    p->kind = TOKEN_CONTROL;
+    if (p->len > *most) *most = (uint8_t)p->len;
+}
+
+// Tries the template on a small conversation. Its tokens become control tokens, which no text can
+// write, and the first one behind a reply ends replies. Returns what is wrong with it, or NULL.
+static const char *try_template(Tokenizer *t, const char *template)
+{
+    static char reason[sizeof(((Template *)NULL)->error)];
+    Template sample;
+    Term pairs[3][2], messages[3];
+    int texts = 0, ended = 0;
+    for (int i = 0; i < 3; i++)
+        messages[i] = make_message(pairs[i], i == 1 ? "assistant" : "user", "\2");
+    if (!write_chat(t, &sample, template, messages, 3)) memcpy(reason, sample.error, sizeof reason);
+    else strcpy(reason, "it does not write what is said");
+    for (size_t at = 0, n; at < sample.n_out; at += n) {
+        int id = find_token(t, sample.out + at, sample.n_out - at, &n);
+        texts += sample.out[at] == 2;
+        if (id < 0 || t->pieces[id].kind == TOKEN_USER) continue;
+        make_control(t, id);
+        if (texts == 2 && !ended++) t->pieces[id].stop = 1;
+    }
+    int right = !*sample.error && texts == 3;
+    free_template(&sample);
+    return right ? NULL : reason;
+}
+
+// The template to be used, or NULL; *what says what it is, or why there is none.
+static const char *find_template(const Session *s, const char **what)
+{
+    const Vocab *v = &s->model.vocab;
+    const char *name = talk.format ? talk.format : v->tokens.n ? NULL : "llama2", *text;
+    size_t len = 0;
+    int row = name ? FIND_NAME(chat_formats, name) : -1;
+    if (name && row < 0) {
+        if (!(text = compose_template(name)))
+            die(EXIT_USAGE, "--chat-format", "no such format (got '%.99s', want %s, or "
+                "'SYSTEM|USER|REPLY|END')", name, LIST_NAMES(chat_formats));
+        *what = "as --chat-format says";
+        return text;
+    }
+    if (!name && v->chat.n) {
+        text = next_string(&(Values){.at = v->chat.at, .n = 1}, &len);
+        *what = memchr(text, 0, len) ? "a zero byte in it" : "the model's own";
+        return memchr(text, 0, len) ? NULL : memcpy(xcalloc(len + 1, 1), text, len);
+    }
+    for (size_t k = 0; row < 0 && k < COUNT(chat_formats); k++) {
+        const char *mark = chat_formats[k].mark;
+        if (mark && find_piece(&s->tokenizer, mark, strlen(mark), TOKEN_ANY) >= 0) row = (int)k;
+    }
+    *what = row < 0 ? "there is none" : chat_formats[row].name;
+    return row < 0 ? NULL : chat_formats[row].template;
+}
+
+// The same, tried.
+static const char *open_template(Session *s, const char **what)
+{
+    const char *template = find_template(s, what);
+    const char *wrong = template ? try_template(&s->tokenizer, template) : NULL;
+    if (wrong) *what = wrong;
+    return wrong ? NULL : template;
+}
+
+// Whether a system's text that is empty has to be written for there to be none: the template would
+// put in one of its own.
+static int needs_empty_system(const Tokenizer *t, const char *template)
+{
+    Template with, without;
+    Term pairs[2][2], messages[] = {make_message(pairs[0], "system", ""),
+                                    make_message(pairs[1], "user", "Hi")};
+    int written = write_chat(t, &with, template, messages, 2);
+    int needed = written && write_chat(t, &without, template, messages + 1, 1) &&
+                 with.n_out < without.n_out;
+    free_template(&with);
+    if (written) free_template(&without);
+    return needed;
+}
+
+// The ids of messages[n] and the beginning of a reply; the caller frees them. A user cannot write
+// control tokens: behind a byte 1 (see quote_text) there is none.
+static int *encode_chat(const Session *s, const char *template, const Term *messages, size_t n,
+                        size_t *n_ids)
+{
+    Template out;
+    if (!write_chat(&s->tokenizer, &out, template, messages, n))
+        die(EXIT_DATA, s->model.path, "its chat template refuses (%s); see --chat-format",
+            out.error);
+    char *own = memset(xrealloc(NULL, out.n_out + 1, 1), 1, out.n_out + 1);
+    size_t len = 0;
+    for (size_t at = 0; at < out.n_out; at++) {
+        if (out.out[at] == 1 && at + 1 < out.n_out) own[len] = 0, at++;
+        out.out[len++] = out.out[at];
+    }
+    int *ids = encode_text(&s->tokenizer, out.out, own, len, n_ids);
+    free(own);
+    free_template(&out);
+    return ids;
+}
+
+// A copy of the text with a byte 1 in front of each control token in it and of each byte 1.
+static char *quote_text(const Tokenizer *t, const char *text)
+{
+    size_t len = strlen(text), n, to = 0;
+    char *quoted = xcalloc(2 * len + 1, 1);
+    for (size_t at = 0; at < len; at++) {
+        int id = match_special(t, text + at, len - at, 1, &n);
+        if (text[at] == 1 || (id >= 0 && t->pieces[id].kind == TOKEN_CONTROL)) quoted[to++] = 1;
+        quoted[to++] = text[at];
+    }
+    return quoted;
+}
+
+// --- turns ---------------------------------------------------------------------------------------
+
+// Turns and fillers end with a zero byte, and must not end before.
+static void check_string(const char *what, const char *text, size_t len)
+{
+    if (strlen(text) < len) die(EXIT_DATA, what, "a zero byte in it (at %zu)", strlen(text));
+}
+
+// Forgets all but the first pos tokens. Where a window made the cache a ring, later tokens may have
+// taken the room of some that a query at pos still sees: then everything has to be read again.
+static void rewind_session(Session *s, size_t pos)
+{
+    const Cache *c = &s->state.attn.cache;
+    size_t window = (size_t)s->state.attn.config.rope.window;
+    size_t seen = pos > window ? pos - window : 0;
+    s->pos = seen / TILE + c->ring > (size_t)s->pos / TILE ? (long long)pos : 0;
+}
+
+typedef struct {
+    const char *template;
+    Term *messages; // [n]
+    size_t n, kept; // the first ones stay: the system's, if there is one
+} Conversation;
+
+// The content is the conversation's from now on.
+static void add_message(Conversation *c, const char *role, const char *content)
+{
+    c->messages = xrealloc(c->messages, c->n + 1, sizeof *c->messages);
+    c->messages[c->n++] = make_message(xcalloc(2, sizeof(Term)), role, content);
+}
+
+static void drop_messages(Conversation *c, size_t from, size_t n)
+{
+    for (size_t i = from; i < from + n; i++) {
+        free((void *)c->messages[i].items[1].s);
+        free((void *)c->messages[i].items);
+    }
+    c->n -= n;
+    memmove(c->messages + from, c->messages + from + n, (c->n - from) * sizeof *c->messages);
+}
+
+// The ids of the conversation. If they and a reply do not fit into the context the oldest turns go,
+// but never the last; NULL if it does not fit even so, or if nothing may go.
+static int *fit_conversation(const Session *s, Conversation *c, size_t *n)
+{
+    size_t before = c->n, ctx = (size_t)s->ctx;
+    size_t room = min_size(opt.steps ? (size_t)opt.steps : 256, ctx / 4); // for the reply
+    int *ids, fits;
+    for (;; drop_messages(c, c->kept, 2)) {
+        int last = c->n == c->kept + 1;
+        ids = encode_chat(s, c->template, c->messages, c->n, n);
+        fits = *n + (last || talk.keep_all ? 0 : room) < ctx;
+        if (fits || last || talk.keep_all) break;
+        free(ids);
+    }
+    if (c->n < before)
+        fprintf(stderr, "%s: the context of %zu tokens is full: the oldest turns (%zu) are "
+                "forgotten; use -c for more, or --window with --sinks\n", prog, ctx,
+                (before - c->n) / 2);
+    if (fits) return ids;
+    free(ids);
+    return NULL;
+}
+
+// Answers the user's text, and tells why if the reply was cut. 0: it does not fit.
+static int answer(Session *s, Conversation *c, const char *text)
+{
+    size_t n, common = 0, len;
+    add_message(c, "user", quote_text(&s->tokenizer, text));
+    int *ids = fit_conversation(s, c, &n);
+    if (!ids) {
+        drop_messages(c, c->n - 1, 1);
+        return 0;
+    }
+    while (common < min_size(n - 1, (size_t)s->pos) && ids[common] == s->ids[common]) common++;
+    rewind_session(s, common);
+    char *said;
+    FILE *copy = open_memstream(&said, &len);
+    if (!copy) die(EXIT_DATA, "memory", "cannot begin a text (%s)", strerror(errno));
+    int end = reply(s, ids + s->pos, n - (size_t)s->pos, copy);
+    if (fclose(copy)) die(EXIT_DATA, "memory", "cannot write a text (%s)", strerror(errno));
+    free(ids);
+    if (end != END_STOP) fprintf(stderr, "%s: the reply was cut by %s\n", prog, endings[end]);
+    add_message(c, "assistant", said);
+    interrupted = 0;
+    return 1;
+}
+
+// Writes the prompt and waits for a line at the terminal, or for Ctrl-C, which may come at any moment
+// after the prompt is there: it is let through only while the program waits.
+static void wait_for_line(const char *prompt)
+{
+    sigset_t interrupt, before;
+    sigemptyset(&interrupt);
+    sigaddset(&interrupt, SIGINT);
+    sigprocmask(SIG_BLOCK, &interrupt, &before);
+    fputs(prompt, stderr);
+    if (!interrupted) ppoll(&(struct pollfd){STDIN_FILENO, POLLIN, 0}, 1, NULL, &before);
+    sigprocmask(SIG_SETMASK, &before, NULL);
+}
+
+// Reads a turn: a line, and the next one, too, where it ends with a backslash. The caller frees it.
+// NULL at the end, or when Ctrl-C ends the wait for it.
+static char *read_turn(void)
+{
+    enum { TERMINAL_LINE = 4096 }; // what a terminal hands over at most, with the newline
+    char *line = NULL, *turn = NULL;
+    size_t room = 0, len = 0;
+    int terminal = isatty(STDIN_FILENO);
+    for (int more = 1; more;) {
+        if (terminal) wait_for_line(turn ? "| " : "> ");
+        if (interrupted) break;
+        catch_interrupt(0);
+        ssize_t n = getline(&line, &room, stdin);
+        catch_interrupt(SA_RESTART);
+        if (n < 0 && !feof(stdin) && !interrupted)
+            die(EXIT_DATA, "standard input", "cannot read (%s)", strerror(errno));
+        if (n < 0) break;
+        check_string("standard input", line, (size_t)n);
+        if (terminal && n >= TERMINAL_LINE)
+            fprintf(stderr, "%s: the terminal cut a line to %zd bytes; use -f, a pipe, or shorter "
+                    "lines with a backslash at the end\n", prog, n - 1);
+        n -= line[n - 1] == '\n';
+        n -= n && line[n - 1] == '\r';
+        more = n && line[n - 1] == '\\';
+        line[n - more] = 0;
+        turn = xrealloc(turn, len + (size_t)n + 2, 1);
+        len += (size_t)sprintf(turn + len, more ? "%s\n" : "%s", line);
+    }
+    free(line);
+    if (terminal && (interrupted || !turn)) fputc('\n', stderr);
+    if (!interrupted) return turn;
+    free(turn);
+    return NULL;
+}
+
+// Turn by turn on stdin and stdout. The first turn may be given.
+static void run_chat(Session *s)
+{
+    const char *what;
+    Conversation c = {.template = open_template(s, &what)};
+    if (!c.template)
+        die(EXIT_DATA, s->model.path, "no chat template that can be followed (%s); use "
+            "--chat-format with %s, or 'SYSTEM|USER|REPLY|END'", what, LIST_NAMES(chat_formats));
+    if (talk.no_think && !strstr(c.template, "enable_thinking"))
+        die(EXIT_USAGE, "--no-think", "the chat template has no such choice");
+    if (!talk.format && s->model.vocab.tokens.n && !s->model.vocab.chat.n)
+        fprintf(stderr, "%s: the model has no chat template, but the tokens of %s, which is used; "
+                "see --chat-format\n", prog, what);
+    if (opt.steps < 0) opt.steps = 0;
+    if (talk.system && (*talk.system || needs_empty_system(&s->tokenizer, c.template)))
+        add_message(&c, "system", quote_text(&s->tokenizer, talk.system));
+    c.kept = c.n;
+    if (s->text) check_string("prompt", s->text, s->len);
+    if (s->text && !answer(s, &c, s->text))
+        die(EXIT_DATA, "prompt", "a turn longer than the context (want less than %lld tokens)",
+            s->ctx);
+    for (char *turn; !interrupted && (turn = read_turn()); free(turn)) {
+        int slash = !strncmp(turn, "//", 2), clear = !strcmp(turn, "/clear");
+        if (clear) drop_messages(&c, c.kept, c.n - c.kept);
+        else if (*turn && !answer(s, &c, turn + slash))
+            fprintf(stderr, "%s: this turn does not fit into the context of %lld tokens, and is "
+                    "left out; see -c\n", prog, s->ctx);
+    }
+    say_speed(s, "the user");
+    drop_messages(&c, 0, c.n);
+    free(c.messages);
+}
+
+// --- info ---------------------------------------------------------------------------------------
+
+static void print_rope(const char *what, const RopeConfig *r)
+{
+    printf("%-14s%s, base %g, L %d, factor %g, attention factor %g", what,
+           rope_methods[r->method].name, r->theta, r->orig_ctx, r->factor, attention_factor(r));
+    if (r->window) printf(", window %d", r->window);
+    printf("\n");
+}
+
+// Parameters and bytes of all matrices, by type.
+static void print_weights(const Model *m)
+{
+    size_t bytes[N_TENSOR_TYPES] = {0}, total = 0, parameters = 0;
+    int n = m->config.n_layers * N_MATRICES;
+    for (int i = m->shared_classifier ? -1 : -2; i < n; i++) {
+        const Tensor *t = i == -2 ? &m->classifier : i == -1 ? &m->tok_emb
+                        : &m->layers[i / N_MATRICES].w[i % N_MATRICES];
+        if (!t->data) continue; // the gate of a net that has none
+        bytes[t->type - tensor_types] += tensor_bytes(t);
+        parameters += t->rows * t->cols;
+    }
+    printf("weights       ");
+    for (int i = 0; i < N_TENSOR_TYPES; i++) {
+        if (bytes[i]) printf("%s %.1f MB, ", tensor_types[i].name, bytes[i] / 1e6);
+        total += bytes[i];
+    }
+    printf("together %.1f MB, %.1fM parameters\n", total / 1e6, parameters / 1e6);
+}
+
+// What the model is, and what a context of ctx tokens takes.
+static void run_info(Session *s)
+{
+    const Model *m = &s->model;
+    const Tokenizer *t = &s->tokenizer;
+    Config c = m->config;
+    Cache cache = {0};
+    const char *what, *template = open_template(s, &what);
+    rope_resolve(&c.rope, c.train_ctx, s->ctx);
+    rope_resolve(&c.local, c.train_ctx, s->ctx);
+    cache_layout(&cache, &c, s->ctx, opt.chunk, opt.exact || opt.kv);
+    printf("architecture  %s\nlayers        %d, dim %d, hidden %d, %d heads (%d for keys) of %d\n",
+           m->arch, c.n_layers, c.dim, c.hidden_dim, c.n_heads, c.n_kv_heads, c.head_dim);
+    print_weights(m);
+    printf("trained       %d tokens\n", c.train_ctx);
+    if (c.encoding == ENC_ROPE) print_rope("RoPE", &c.rope);
+    else printf("positions     %s\n", encodings[c.encoding].name);
+    int n_local = 0;
+    for (int l = 0; l < c.n_layers; l++) n_local += m->layers[l].local;
+    if (n_local && c.local.still) printf("no position   in %d layers\n", n_local);
+    else if (n_local) print_rope("local layers", &c.local);
+    if (n_local && !c.local.still) printf("              %d of %d\n", n_local, c.n_layers);
+    printf("chat format   %s\n", template ? what : "unknown");
+    printf("tokenizer     %s%s, %d tokens, %s\n",
+           t->words ? "byte-level BPE, words as " : "SentencePiece-style",
+           t->words ? t->words->name : "", t->vocab_size, t->add_bos ? "BOS" : "no BOS");
+    double row = 2.0 * (c.dim + c.hidden_dim + q_dim(&c) + kv_dim(&c));
+    printf("memory        %.1f MB file (mapped), %.1f MB KV cache at -c %lld, %.1f MB besides\n",
+           m->size / 1e6, cache.bytes / 1e6, s->ctx, 4 * (opt.chunk * row + c.vocab_size) / 1e6);
+}
+
+// --- options -------------------------------------------------------------------------------------
+
+static const Mode chat_modes[] = {
+    {"generate", run_generate, ENDLESS, NULL}, {"chat", run_chat, ENDLESS | TALKS, NULL},
+    {"info", run_info, NO_STATE, NULL},
+};
+
+static const Option chat_options[] = {
+    {'m', "mode", NAME(opt.mode, chat_modes), "MODE",
+     "generate, chat (with rlwrap -a) or info; what measures is in ./measure"},
+    {'y', "system", TEXT(talk.system), "TEXT", "chat: the system's text (the model's own)"},
+    {0, "chat-format", TEXT(talk.format), "FORMAT", "(the model's) or SYSTEM|USER|REPLY|END"},
+    {0, "no-think", FLAG(talk.no_think), "", "chat: no thoughts, if the template has that choice"},
+    {0, "keep-all", FLAG(talk.keep_all), "", "chat: refuse turns rather than forget old ones"},
+};
+static const Program chat_program = {
+    "run", chat_modes, {OPTIONS(chat_options), OPTIONS(text_options), OPTIONS(shared_options)}};
+
+#ifdef CHAT
+int main(int argc, char **argv) { return run_main(&chat_program, NULL, argc, argv); }
+#endif
