@@ -355,10 +355,10 @@ INLINE vf vlog(vf x)
     return vmuladd(__builtin_convertvector(n, vf), vset(0.69314718f), p);
 }
 
-// x[n] = c tanh(x / c), which never passes c; tanh y = 1 - 2 / (e^2y + 1).
+// x[n] = c tanh(x / c), which never passes c, unless c is 0; tanh y = 1 - 2 / (e^2y + 1).
 static void soft_cap(float *x, size_t n, float c)
 {
-    for (size_t i = 0; i < n; i += LANES) {
+    for (size_t i = 0; c > 0 && i < n; i += LANES) {
         vf y = vload_part(x + i, n - i), e = vexp(y * vset(2 / c));
         vstore_part(x + i, vset(c) - vset(2 * c) / (e + vset(1)) + vset(0) * y, n - i);
     }
@@ -1701,8 +1701,7 @@ static void score_tile(const Rows *w, int map, int64_t t)
     }
     memset(w->score[map], 0, w->rows * TILE * 4);
     gemm_rows(w->rows, w->qt, d, 1, w->tile, d, TILE, w->score[map]);
-    if (w->a->config.score_cap > 0)
-        soft_cap(w->score[map], w->rows * TILE, w->a->config.score_cap);
+    soft_cap(w->score[map], w->rows * TILE, w->a->config.score_cap);
 }
 
 // --- What a row sees ----------------------------------------------------------------------------
@@ -2972,7 +2971,7 @@ static void classify(State *s, size_t first, size_t count, float *logits)
     size_t n = count * s->model->classifier.rows;
     matmul(s->act, &(Product){&s->model->classifier, logits}, 1, s->xb + first * c->dim, count);
     for (size_t i = 0; c->logit_scale > 0 && i < n; i++) logits[i] /= c->logit_scale;
-    if (c->logit_cap > 0) soft_cap(logits, n, c->logit_cap);
+    soft_cap(logits, n, c->logit_cap);
 }
 
 // ================================================================================================
@@ -3267,11 +3266,6 @@ static const float *to_floats(const Model *m, Tensor t)
     return floats;
 }
 
-static const float *take_floats(ModelFile *s, const char *name, size_t n, int needed)
-{
-    return to_floats(s->m, take_tensor(s, name, 1, n, needed));
-}
-
 // What architectures differ in. Biases are optional in all of them.
 typedef struct {
     const char *name;
@@ -3360,16 +3354,15 @@ static Tensor take_of_layer(ModelFile *s, int i, int k, const char *what, int ne
 // Layer i: all that its architecture has, and biases as there are.
 static void take_layer(ModelFile *s, const Arch *a, int i)
 {
-    Model *m = s->m;
-    Layer *l = &m->layers[i];
+    Layer *l = &s->m->layers[i];
     for (int k = 0; k < N_OF_LAYER; k++) {
         int norm = k - N_MATRICES;
-        if (norm < 0 && !(m->config.no_gate && &l->w[k] == &l->w1)) {
+        if (norm < 0 && !(s->m->config.no_gate && &l->w[k] == &l->w1)) {
             l->w[k] = take_of_layer(s, i, k, "weight", 1);
-            m->weight_bytes += tensor_bytes(&l->w[k]);
+            s->m->weight_bytes += tensor_bytes(&l->w[k]);
         } else if (norm >= 0 && a->norms >> norm & 1)
-            l->norm[norm] = to_floats(m, take_of_layer(s, i, k, "weight", 1));
-        if (norm < 2) l->bias[k] = to_floats(m, take_of_layer(s, i, k, "bias", 0));
+            l->norm[norm] = to_floats(s->m, take_of_layer(s, i, k, "weight", 1));
+        if (norm < 2) l->bias[k] = to_floats(s->m, take_of_layer(s, i, k, "bias", 0));
     }
 }
 
@@ -3379,10 +3372,10 @@ static void take_weights(ModelFile *s, const Arch *a)
     Model *m = s->m;
     size_t dim = m->config.dim, vocab = m->config.vocab_size;
     m->layers = xcalloc(m->config.n_layers, sizeof *m->layers);
-    m->final_norm = take_floats(s, "output_norm.weight", dim, 1);
-    m->final_norm_bias = take_floats(s, "output_norm.bias", dim, 0);
-    m->emb_norm = take_floats(s, "token_embd_norm.weight", dim, 0);
-    m->emb_norm_bias = take_floats(s, "token_embd_norm.bias", dim, 0);
+    m->final_norm = to_floats(m, take_tensor(s, "output_norm.weight", 1, dim, 1));
+    m->final_norm_bias = to_floats(m, take_tensor(s, "output_norm.bias", 1, dim, 0));
+    m->emb_norm = to_floats(m, take_tensor(s, "token_embd_norm.weight", 1, dim, 0));
+    m->emb_norm_bias = to_floats(m, take_tensor(s, "token_embd_norm.bias", 1, dim, 0));
     m->tok_emb = take_tensor(s, "token_embd.weight", vocab, dim, 1);
     m->classifier = take_tensor(s, "output.weight", vocab, dim, 0);
     m->shared_classifier = !m->classifier.data;
@@ -3395,7 +3388,7 @@ static void take_weights(ModelFile *s, const Arch *a)
 // in the logits; NULL: there are none.
 static const float *take_checked(ModelFile *s, const char *name, size_t n, double lo, double hi)
 {
-    const float *f = take_floats(s, name, n, 0);
+    const float *f = to_floats(s->m, take_tensor(s, name, 1, n, 0));
     for (size_t i = 0; f && i < n; i++) check_range(s->m, name, f[i], lo, hi);
     return f;
 }
@@ -3410,20 +3403,19 @@ static const float *take_factors(ModelFile *s, const char *name)
 
 // What lies in a file of version 0, and of the others, by GGUF's names; a layer's tensor stands for
 // those of all layers.
-enum { ORDERED = 16 };
-static const char *const order_0[ORDERED] = {
+static const char *const order_0[] = {
     "token_embd", "attn_norm", "attn_q", "attn_k", "attn_v", "attn_output", "ffn_norm", "ffn_gate",
-    "ffn_down", "ffn_up", "output_norm", "angles", "output"};
-static const char *const order_1[ORDERED] = {
+    "ffn_down", "ffn_up", "output_norm", "angles", "output", NULL};
+static const char *const order_1[] = {
     "attn_norm", "ffn_norm", "output_norm", "token_embd", "attn_q", "attn_k", "attn_v",
     "attn_output", "ffn_gate", "ffn_down", "ffn_up", "output", "position", "rope_factors_short",
-    "rope_factors_long"};
+    "rope_factors_long", NULL};
 
 // Lays out the file by its header: the directory that a GGUF file would have brought.
 static void list_tensors(ModelFile *s)
 {
     const Model *m = s->m;
-    FileItem *e = s->tensors = xcalloc(ORDERED * (m->config.n_layers + 1), sizeof *e);
+    FileItem *e = s->tensors = xcalloc(COUNT(order_1) * (m->config.n_layers + 1), sizeof *e);
     for (const char *const *name = m->version ? order_1 : order_0; *name; name++) {
         int k = FIND_NAME(tensor_shapes, *name), of_layer = k < N_OF_LAYER;
         size_t rows = size_of(m, tensor_shapes[k].rows), cols = size_of(m, tensor_shapes[k].cols);
@@ -3658,14 +3650,14 @@ static void gguf_vocab(ModelFile *s, Vocab *v)
     if ((v->scores.at && (v->scores.n != n || value_kinds[v->scores.type] != 'f')) ||
         (v->types.at && (v->types.n != n || value_kinds[v->types.type] == 'f')))
         REFUSE(s->m, "%zu tokens, but not as many scores (floats) and types (integers)", n);
-    int last = (int)n - 1, with_bos = !v->bpe || !strcmp(v->pre, "llama-bpe");
+    const char *bos = v->bpe ? strstr("llama-bpe llama3 llama-v3 falcon3 pixtral", v->pre) : "";
+    int last = (int)n - 1;
     v->bos = (int)key_number(s, "tokenizer.ggml.bos_token_id", -1, last, -1);
     v->eot = (int)key_number(s, "tokenizer.ggml.eot_token_id", -1, last, -1);
     v->ends = find_key(s, "tokenizer.ggml.eos_token_id", 0); // some files have several
     double eos = v->ends.n ? number_at(v->ends, 0) : -1;
     v->eos = eos == UINT32_MAX ? -1 : (int)check_range(s->m, "EOS", eos, -1, last);
-    with_bos = key_number(s, "tokenizer.ggml.add_bos_token", 0, 1, with_bos) != 0;
-    v->add_bos = with_bos && v->bos >= 0;
+    v->add_bos = v->bos >= 0 && key_number(s, "tokenizer.ggml.add_bos_token", 0, 1, !!bos) != 0;
     v->space_prefix = key_number(s, "tokenizer.ggml.add_space_prefix", 0, 1, 1) != 0;
 }
 
@@ -3909,11 +3901,17 @@ typedef struct {
 #define ENDINGS "'s", "'t", "'re", "'ve", "'m", "'ll", "'d"
 static const WordStyle word_styles[] = {
     {"gpt-2", 0, 0, {ENDINGS, " ?L+", " ?N+", " ?O+", "S+E=", "S+"}},
-    {"default", 0, 0, {ENDINGS, " ?L+", " ?N+", " ?O+", "S+E=", "S+"}},
     {"smollm", 0, 0, {"N1", ENDINGS, " ?L+", " ?O+", "S+D=", "S+"}},
     {"llama-bpe", 1, 1, {ENDINGS, "X?L+", "N3", " ?O+R*", "S*R+", "S+E=", "S+"}},
     {"qwen2", 1, 0, {ENDINGS, "X?L+", "N1", " ?O+R*", "S*R+", "S+E=", "S+"}},
+    {"dbrx", 1, 0, {ENDINGS, "X?L+", "N3", " ?O+R*", "S*R+", "S+E=", "S+"}},
 };
+
+// The names under which files know these cuts.
+static const char *const word_names[] = {
+    " gpt-2 default olmo mpt phi-2 exaone4 ", " smollm refact starcoder command-r exaone ",
+    " llama-bpe llama3 llama-v3 falcon3 pixtral ", " qwen2 deepseek-r1-qwen stablelm2 hunyuan ",
+    " dbrx smaug-bpe "};
 
 // The length of what pattern p matches at s, bytes of these classes, or -1.
 static ptrdiff_t match_word(const char *p, int any_case, const char *s, const uint8_t *class)
@@ -4372,10 +4370,11 @@ static void tokenizer_from_vocab(Tokenizer *t, const char *path, const Vocab *v)
     read_pieces(t, v);
     index_pieces(t);
     if (v->bpe) {
-        int style = FIND_NAME(word_styles, v->pre);
-        if (style < 0)
-            die(EXIT_DATA, path, "unknown cut into words (got %s, want one of %s)", v->pre,
-                LIST_NAMES(word_styles));
+        char word[40];
+        int style = COUNT(word_names) - 1;
+        sprintf(word, " %.31s ", v->pre);
+        while (style >= 0 && !strstr(word_names[style], word)) style--;
+        if (style < 0) die(EXIT_DATA, path, "its cut into words is not known (%s)", v->pre);
         t->words = &word_styles[style];
         read_unicode_runs();
         read_merges(t, v);
