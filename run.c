@@ -355,10 +355,10 @@ INLINE vf vlog(vf x)
     return vmuladd(__builtin_convertvector(n, vf), vset(0.69314718f), p);
 }
 
-// x[n] = c tanh(x / c), which never passes c; tanh y = 1 - 2 / (e^2y + 1).
+// x[n] = c tanh(x / c), which never passes c, unless c is 0; tanh y = 1 - 2 / (e^2y + 1).
 static void soft_cap(float *x, size_t n, float c)
 {
-    for (size_t i = 0; i < n; i += LANES) {
+    for (size_t i = 0; c > 0 && i < n; i += LANES) {
         vf y = vload_part(x + i, n - i), e = vexp(y * vset(2 / c));
         vstore_part(x + i, vset(c) - vset(2 * c) / (e + vset(1)) + vset(0) * y, n - i);
     }
@@ -486,8 +486,8 @@ typedef struct {
     int orig_ctx;      // L
     int window, sinks; // W, S
     Distance distance;
-    int near;          // W of self-extend, rerope and leaky-rerope, S of string, W of dual-chunk
-    double far;        // G of self-extend, k of leaky-rerope, W of string, C of dual-chunk
+    int reach;         // where the near map ends: W; S of string, C of dual-chunk
+    double other;      // G of self-extend, k of leaky-rerope, W of string and dual-chunk
     int logn;
     int still;         // nothing turns
     double temp;       // B of the attention temperature
@@ -605,13 +605,13 @@ static size_t kv_dim(const Config *c) { return (size_t)c->n_kv_heads * c->head_d
 //
 // x[dim] += a vector for position p, which linear interpolation (section 5) makes a fraction.
 
-// PE[2i] = sin(p / 10000^(2i/dim)), PE[2i+1] = cos of the same. [Sin] 3.5
+// For even e, PE[e] = sin(p / 10000^(e/dim)) and PE[e+1] its cosine. [Sin] 3.5
 static void add_sinusoidal(const Config *c, double p, float *x)
 {
-    for (int i = 0; i < c->dim; i += 2) {
-        double angle = p * pow(10000, -(double)i / c->dim);
-        x[i] += (float)sin(angle);
-        x[i + 1] += (float)cos(angle);
+    for (int e = 0; e < c->dim; e += 2) {
+        double angle = p * pow(10000, -(double)e / c->dim);
+        x[e] += (float)sin(angle);
+        x[e + 1] += (float)cos(angle);
     }
 }
 
@@ -632,15 +632,18 @@ static void add_learned(const Config *c, double p, float *x)
 // by the angle position * theta_m: q_m exp(I i theta_m), k_m exp(I j theta_m). In the product of
 // the one with the conjugate of the other i and j are gone, but for the distance D = i - j [RoPE]:
 //   score = a^2 / sqrt(head_dim) * sum over m of Re[ q_m conj(k_m) exp(I D theta_m) ]
-// (a, the attention factor, is 1 unless a method of section 5 says otherwise.)
+// (a, the attention factor, is 1 unless a method of section 5 says otherwise.) Re[q conj(k)] is the
+// plain dot product of the two as vectors of real numbers: once both are turned, nothing is
+// special.
 //
 // A table of all angles would be larger than the keys it turns. But keys are read in tiles of TILE
 // positions. With t0 the first position of a tile and r = j - t0 a key's place in it,
 //   D = i - t0 - r,  so  exp(I D theta) = exp(I i theta) conj(exp(I t0 theta)) conj(exp(I r theta))
 // The last factor is the same in every tile: one table of exp(I r theta_m), r < TILE, turns the
-// keys of all of them, and it stays in the first-level cache. The other two are the query's: a
-// number for each query times a number for each tile. All angles are computed in double, so that
-// positions of millions stay exact to float's last bits.
+// keys of all of them (its conjugate comes from conj(k)), and it stays in the first-level cache.
+// The other two are the query's: a number for each query times a number for each tile. All angles
+// are computed in double, so that positions of millions stay exact to float's last bits. Encodings
+// that do not rotate take the same path with all theta_m = 0, which costs them a turn by nothing.
 //
 // Complex numbers are arrays [2][pairs] here: all real parts (cosines), then all imaginary parts.
 
@@ -651,7 +654,7 @@ enum { TILE = 64, MAPS = 3 };
 typedef struct {
     int epoch;          // which frequencies these are (section 5)
     double *freq;       // [pairs], radians per token; NULL: none yet
-    double *gain;       // [pairs]: a^2, or 1 for a pair outside the dimensions that turn
+    double *gain;       // [pairs]: a^2; 1 for pairs outside the dimensions meant to turn (n_rot)
     float *decay;       // [pairs], ln zeta_m / 512 a token: 0 but for xPos
     float *key[MAPS];   // [2][pairs][TILE]: exp(I r step theta_m), step being B(j + 1) - B(j)
     float *tile[MAPS];  // [n_slots][2][pairs]: exp(I B(t0) theta_m) of the tile in each slot
@@ -1016,13 +1019,15 @@ static int rope_epoch(const RopeConfig *r, int64_t n)
 // = A(i) - B(j). Under map 0, the near one, both stand where they are. For each query the keys are
 // cut into runs, one a map: map 0 has the keys from first_key(0, i) to the query, map 1 those
 // before them, from first_key(1, i) on, and so on back to key 0.
-//   sinks         A = min(i, S + W - 1)     B = j          [Streaming]
+//   sinks         A = min(i, S + W - 1)     B = j          [Streaming]; of map 1's keys only j < S
+//                                                          are seen, the others are masked
 //   self-extend   A = f(i) + W - f(W)       B = f(j) = floor(j / G)            [SelfExt]
 //   rerope        A = W                     B = 0          [ReRoPE]
 //   leaky-rerope  A = f(i) + W - f(W)       B = f(j) = j / k                   [ReRoPE]
 //   string        A = i - S + W             B = j          [STRING]
 //   dual-chunk    A = min(i mod C + C, C + W) towards the chunk before, min(2C - 1, C + W) towards
-//                 older ones                B = j mod C    [DCA], as ChunkLlama computes it
+//                 older ones                B = j mod C    [DCA], as ChunkLlama computes it (its
+//                 chunks have nothing to do with those in which a prompt is read)
 // A query sees the last W tokens (string: S; dual-chunk: its own chunk of C) under map 0.
 
 // How many maps the method has.
@@ -1036,23 +1041,24 @@ static double key_position(const RopeConfig *r, int map, double j)
 {
     if (!map) return j;
     switch (r->distance) {
-    case DIST_SELF_EXTEND: return floor(j / r->far);
+    case DIST_SELF_EXTEND: return floor(j / r->other);
     case DIST_REROPE: return 0;
-    case DIST_LEAKY: return j / r->far;
-    case DIST_DUAL_CHUNK: return fmod(j, r->far);
+    case DIST_LEAKY: return j / r->other;
+    case DIST_DUAL_CHUNK: return fmod(j, r->reach);
     default: return j;
     }
 }
 
 static double query_position(const RopeConfig *r, int map, double i)
 {
-    double W = r->near, C = r->far;
+    double reach = r->reach, W = r->other;
     if (!map) return i;
     switch (r->distance) {
-    case DIST_SINKS: return fmin(i, r->sinks + W - 1);
-    case DIST_STRING: return i - W + r->far; // near is S, far is W
-    case DIST_DUAL_CHUNK: return fmin(map == 1 ? fmod(i, C) + C : 2 * C - 1, C + W);
-    default: return key_position(r, 1, i) + W - key_position(r, 1, W);
+    case DIST_SINKS: return fmin(i, r->sinks + reach - 1);
+    case DIST_STRING: return i - reach + W;
+    case DIST_DUAL_CHUNK:
+        return fmin(map == 1 ? fmod(i, reach) + reach : 2 * reach - 1, reach + W);
+    default: return key_position(r, 1, i) + reach - key_position(r, 1, reach);
     }
 }
 
@@ -1061,8 +1067,8 @@ static double query_position(const RopeConfig *r, int map, double i)
 static int64_t first_key(const RopeConfig *r, int map, int64_t i)
 {
     if (map == n_maps(r) - 1) return 0;
-    if (r->distance != DIST_DUAL_CHUNK) return i - r->near + 1;
-    return (i / (int64_t)r->far - map) * (int64_t)r->far;
+    if (r->distance != DIST_DUAL_CHUNK) return i - r->reach + 1;
+    return (i / r->reach - map) * r->reach;
 }
 
 // D, in tokens; a fraction where positions are interpolated.
@@ -1105,7 +1111,7 @@ static void rope_resolve(RopeConfig *r, int train_ctx, int64_t ctx)
     if (!(r->low_freq_factor > 0)) r->low_freq_factor = 1;
     if (!(r->high_freq_factor > 0)) r->high_freq_factor = 4;
     if (r->distance == DIST_FULL && r->window && r->sinks) r->distance = DIST_SINKS;
-    if (r->distance == DIST_SINKS) r->near = r->window;
+    if (r->distance == DIST_SINKS) r->reach = r->window;
 }
 
 // Room for all tables. A slot is a tile's place in the cache (section 7).
@@ -1143,26 +1149,26 @@ static void set_angles(Angles *a, const Config *c, const RopeConfig *r, size_t n
         if (encodings[c->encoding].decay)
             a->decay[m] = (float)encodings[c->encoding].decay(c->head_dim, (int)m);
         a->gain[m] = m < turning ? factor * factor : 1;
-        double grown = exp(r->far * a->decay[m]); // for dual-chunk: r->far is C
-        a->jump[m] = (float)(grown * cos(r->far * a->freq[m]));
-        a->jump[pairs + m] = (float)(grown * sin(-r->far * a->freq[m]));
+        double grown = exp(r->reach * a->decay[m]); // dual-chunk's, whose reach is C
+        a->jump[m] = (float)(grown * cos(r->reach * a->freq[m]));
+        a->jump[pairs + m] = (float)(grown * sin(-r->reach * a->freq[m]));
     }
     for (size_t slot = 0; slot < n_slots; slot++) a->slot_tile[slot] = -1;
     for (int map = 0; map < n_maps(r); map++) {
-        double step = !map || r->distance != DIST_LEAKY ? 1 : 1 / r->far;
+        double step = !map || r->distance != DIST_LEAKY ? 1 : 1 / r->other;
         if (map && r->distance == DIST_REROPE) step = 0;
         fill_key_table(a, pairs, step, a->key[map]);
     }
 }
 
 // A map's key table for the tile at t0: that of set_angles, unless keys of the tile do not stand at
-// even steps: B may be a staircase (self-extend), or the tile may hold the end of a chunk and the
-// beginning of the next (dual-chunk). Then out [2][pairs][TILE] gets the columns B(t0 + r) - B(t0);
-// a negative one is that of C positions further on, turned back.
+// even steps. Then out [2][pairs][TILE] gets the columns B(t0 + r) - B(t0). With self-extend B is a
+// staircase. With dual-chunk the tile may hold a chunk's end, behind which B begins again at 0:
+// there the column of C positions further on is used, turned back by C.
 static const float *key_table(const Angles *a, const RopeConfig *r, int map, size_t pairs,
                               int64_t t0, float *out)
 {
-    double first = key_position(r, map, (double)t0), C = r->far;
+    double first = key_position(r, map, (double)t0), C = r->reach;
     int crosses = r->distance == DIST_DUAL_CHUNK && first + TILE > C;
     if (!map || (r->distance != DIST_SELF_EXTEND && !crosses)) return a->key[map];
     if (a->freq[0] == 0) return a->key[map]; // all columns are the same
@@ -1188,8 +1194,9 @@ static const float *key_table(const Angles *a, const RopeConfig *r, int map, siz
 // whose processor is busy elsewhere is not waited for unless it holds a share.
 //
 // Results do not depend on the number of threads or on who did what: an item writes only its own
-// outputs, and computes each of them by itself, from first to last, in an order that depends on the
-// item alone. No sum is ever split among threads.
+// outputs, and computes each of them in an order that depends on the item alone. No sum is split at
+// a place that depends on the threads: attention's segments (section 7), which several threads may
+// share, end at fixed positions and are merged in their order.
 //
 // A job is announced by the ticket: its generation in the high half, the items that nobody has
 // taken yet in the low half. A share is taken by one compare-and-swap of the ticket. Its success
@@ -1557,7 +1564,8 @@ static void store_kv(void *arg, size_t begin, size_t end)
 
 // --- Planning a chunk ---------------------------------------------------------------------------
 
-// The first tile from t on that some query from position `first` on can see.
+// The first tile from t on that some query from position `first` on can see. (Where the window goes
+// back before the text, the division rounds towards 0.)
 static int64_t next_tile(const RopeConfig *r, int64_t first, int64_t t)
 {
     int64_t oldest = r->window && t * TILE >= r->sinks ? (first - r->window + 1) / TILE : 0;
@@ -1581,7 +1589,8 @@ static void plan_tiles(const Attention *a, const RopeConfig *r, Angles *angles)
 
 // Prepares all angles for the chunk's queries, and chooses how many of them are attended to
 // together: only queries that share their frequencies can be, BATCH_ROWS rows fit into the caches,
-// and there should be three items of work for each thread.
+// and three items of work for each thread let a late one be made up for. A row's bits do not depend
+// on which rows share its batch.
 enum { BATCH_ROWS = 192 };
 
 static void plan_positions(const Attention *a, Positions *p)
@@ -1622,7 +1631,8 @@ static Rows begin_item(const Attention *a, size_t item)
     Rows w = {.a = a, .p = p, .angles = p->angles + q0 * p->each, .head = item % n_kv,
               .part = item / n_kv / n_batches, .q0 = q0, .rows = rows, .group = group, .d = d,
               .v_dim = v_dim, .first = first, .last = first + (int64_t)nq - 1};
-    float *room = scratch((2 * tile + rows * (MAPS * (TILE + d) + v_dim + d + 4)) * 4);
+    size_t sums = sizeof(RowSums) / sizeof(float);
+    float *room = scratch((2 * tile + rows * (MAPS * (TILE + d) + v_dim + d + sums)) * 4);
     w.tile = room;
     w.table = room + tile;
     w.o = w.table + tile;
@@ -1691,8 +1701,7 @@ static void score_tile(const Rows *w, int map, int64_t t)
     }
     memset(w->score[map], 0, w->rows * TILE * 4);
     gemm_rows(w->rows, w->qt, d, 1, w->tile, d, TILE, w->score[map]);
-    if (w->a->config.score_cap > 0)
-        soft_cap(w->score[map], w->rows * TILE, w->a->config.score_cap);
+    soft_cap(w->score[map], w->rows * TILE, w->a->config.score_cap);
 }
 
 // --- What a row sees ----------------------------------------------------------------------------
@@ -1707,26 +1716,37 @@ static int keys_before(int64_t p, int64_t t0)
     return p < t0 ? 0 : p - t0 < TILE ? (int)(p - t0) : TILE;
 }
 
-// Keys [from, to) of the tile at t0 are those that some query from i to `last` sees under this map.
-static int map_run(const RopeConfig *r, int map, int64_t i, int64_t last, int64_t t0, int *to)
+// Keys [from, to) of a tile.
+typedef struct {
+    int from, to;
+} KeyRun;
+
+// Those of the tile at t0 that some query from i to `last` sees under this map.
+static KeyRun map_run(const RopeConfig *r, int map, int64_t i, int64_t last, int64_t t0)
 {
-    *to = keys_before(map ? first_key(r, map - 1, last) : last + 1, t0);
-    return keys_before(first_key(r, map, i), t0);
+    return (KeyRun){keys_before(first_key(r, map, i), t0),
+                    keys_before(map ? first_key(r, map - 1, last) : last + 1, t0)};
 }
 
-// Puts together in `score` what a row sees of the tile at t0: each key gets its score under the map
-// that has it, and D[TILE] its distance; keys behind the window (the sinks excepted) and keys to
-// come are masked.
+// Puts together in `score` what a row sees of the tile at t0. score is the row of w->score[0], so
+// the keys of map 0 have theirs; those of other maps get it here, and D[TILE], if it is wanted, the
+// distances. Keys behind the window (the sinks excepted) and keys to come are masked.
 static void gather_scores(const Rows *w, size_t row, int64_t t0, float *score, float *D)
 {
     const RopeConfig *r = &w->p->rope;
     int64_t i = row_position(w, row);
     int hidden = r->window ? keys_before(i - r->window + 1, t0) : 0;
     if (D) memset(D, 0, TILE * sizeof *D);
-    for (int map = n_maps(r) - 1, from, to; map >= 0; map--) {
-        from = map_run(r, map, i, i, t0, &to);
-        if (map) memcpy(score + from, w->score[map] + row * TILE + from, (to - from) * 4);
-        for (int k = from; D && k < to; k++) D[k] = (float)fmax(map_distance(r, map, i, t0 + k), 0);
+    for (int map = n_maps(r) - 1; map >= 0; map--) {
+        KeyRun run = map_run(r, map, i, i, t0);
+        if (map)
+            memcpy(score + run.from, w->score[map] + row * TILE + run.from,
+                   (run.to - run.from) * sizeof *score);
+        double at = query_position(r, map, (double)i) - (map ? 0 : (double)t0);
+        for (int k = run.from; D && k < run.to; k++) {
+            double distance = at - (map ? key_position(r, map, (double)(t0 + k)) : k);
+            D[k] = distance > 0 ? (float)distance : 0;
+        }
     }
     for (int k = keys_before(i + 1, t0); k < TILE; k++) score[k] = MASKED;
     for (int k = keys_before(r->sinks, t0); k < hidden; k++) score[k] = MASKED;
@@ -1760,7 +1780,7 @@ static void softmax_step(float *score, float *o, RowSums *sums, size_t v_dim, in
             float *at = score + k + i * LANES;
             vf s = vload(at), p = vexp(s - vset(m));
             sum[i] += p;
-            if (watched) weighted[i] += p * vmax(s, vset(-1e30f)); // 0 * MASKED is 0
+            if (watched) weighted[i] += p * vmax(s, vset(-1e30f)); // not 0 * -inf
             vstore(at, p);
         }
     sums->l += vsum(sum);
@@ -1774,9 +1794,9 @@ static void attend_tile(const Rows *w, int64_t t)
     const Attention *a = w->a;
     const Cache *c = &a->cache;
     int biased = encodings[a->config.encoding].bias != NULL;
-    for (int map = 0, from, to; map < n_maps(&w->p->rope); map++) {
-        from = map_run(&w->p->rope, map, w->first, w->last, t * TILE, &to);
-        if (from < to) score_tile(w, map, t);
+    for (int map = 0; map < n_maps(&w->p->rope); map++) {
+        KeyRun run = map_run(&w->p->rope, map, w->first, w->last, t * TILE);
+        if (run.from < run.to) score_tile(w, map, t);
     }
     for (size_t row = 0; row < w->rows; row++) {
         float *score = w->score[0] + row * TILE, D[TILE];
@@ -2951,7 +2971,7 @@ static void classify(State *s, size_t first, size_t count, float *logits)
     size_t n = count * s->model->classifier.rows;
     matmul(s->act, &(Product){&s->model->classifier, logits}, 1, s->xb + first * c->dim, count);
     for (size_t i = 0; c->logit_scale > 0 && i < n; i++) logits[i] /= c->logit_scale;
-    if (c->logit_cap > 0) soft_cap(logits, n, c->logit_cap);
+    soft_cap(logits, n, c->logit_cap);
 }
 
 // ================================================================================================
@@ -3246,11 +3266,6 @@ static const float *to_floats(const Model *m, Tensor t)
     return floats;
 }
 
-static const float *take_floats(ModelFile *s, const char *name, size_t n, int needed)
-{
-    return to_floats(s->m, take_tensor(s, name, 1, n, needed));
-}
-
 // What architectures differ in. Biases are optional in all of them.
 typedef struct {
     const char *name;
@@ -3339,16 +3354,15 @@ static Tensor take_of_layer(ModelFile *s, int i, int k, const char *what, int ne
 // Layer i: all that its architecture has, and biases as there are.
 static void take_layer(ModelFile *s, const Arch *a, int i)
 {
-    Model *m = s->m;
-    Layer *l = &m->layers[i];
+    Layer *l = &s->m->layers[i];
     for (int k = 0; k < N_OF_LAYER; k++) {
         int norm = k - N_MATRICES;
-        if (norm < 0 && !(m->config.no_gate && &l->w[k] == &l->w1)) {
+        if (norm < 0 && !(s->m->config.no_gate && &l->w[k] == &l->w1)) {
             l->w[k] = take_of_layer(s, i, k, "weight", 1);
-            m->weight_bytes += tensor_bytes(&l->w[k]);
+            s->m->weight_bytes += tensor_bytes(&l->w[k]);
         } else if (norm >= 0 && a->norms >> norm & 1)
-            l->norm[norm] = to_floats(m, take_of_layer(s, i, k, "weight", 1));
-        if (norm < 2) l->bias[k] = to_floats(m, take_of_layer(s, i, k, "bias", 0));
+            l->norm[norm] = to_floats(s->m, take_of_layer(s, i, k, "weight", 1));
+        if (norm < 2) l->bias[k] = to_floats(s->m, take_of_layer(s, i, k, "bias", 0));
     }
 }
 
@@ -3358,10 +3372,10 @@ static void take_weights(ModelFile *s, const Arch *a)
     Model *m = s->m;
     size_t dim = m->config.dim, vocab = m->config.vocab_size;
     m->layers = xcalloc(m->config.n_layers, sizeof *m->layers);
-    m->final_norm = take_floats(s, "output_norm.weight", dim, 1);
-    m->final_norm_bias = take_floats(s, "output_norm.bias", dim, 0);
-    m->emb_norm = take_floats(s, "token_embd_norm.weight", dim, 0);
-    m->emb_norm_bias = take_floats(s, "token_embd_norm.bias", dim, 0);
+    m->final_norm = to_floats(m, take_tensor(s, "output_norm.weight", 1, dim, 1));
+    m->final_norm_bias = to_floats(m, take_tensor(s, "output_norm.bias", 1, dim, 0));
+    m->emb_norm = to_floats(m, take_tensor(s, "token_embd_norm.weight", 1, dim, 0));
+    m->emb_norm_bias = to_floats(m, take_tensor(s, "token_embd_norm.bias", 1, dim, 0));
     m->tok_emb = take_tensor(s, "token_embd.weight", vocab, dim, 1);
     m->classifier = take_tensor(s, "output.weight", vocab, dim, 0);
     m->shared_classifier = !m->classifier.data;
@@ -3374,7 +3388,7 @@ static void take_weights(ModelFile *s, const Arch *a)
 // in the logits; NULL: there are none.
 static const float *take_checked(ModelFile *s, const char *name, size_t n, double lo, double hi)
 {
-    const float *f = take_floats(s, name, n, 0);
+    const float *f = to_floats(s->m, take_tensor(s, name, 1, n, 0));
     for (size_t i = 0; f && i < n; i++) check_range(s->m, name, f[i], lo, hi);
     return f;
 }
@@ -3389,20 +3403,19 @@ static const float *take_factors(ModelFile *s, const char *name)
 
 // What lies in a file of version 0, and of the others, by GGUF's names; a layer's tensor stands for
 // those of all layers.
-enum { ORDERED = 16 };
-static const char *const order_0[ORDERED] = {
+static const char *const order_0[] = {
     "token_embd", "attn_norm", "attn_q", "attn_k", "attn_v", "attn_output", "ffn_norm", "ffn_gate",
-    "ffn_down", "ffn_up", "output_norm", "angles", "output"};
-static const char *const order_1[ORDERED] = {
+    "ffn_down", "ffn_up", "output_norm", "angles", "output", NULL};
+static const char *const order_1[] = {
     "attn_norm", "ffn_norm", "output_norm", "token_embd", "attn_q", "attn_k", "attn_v",
     "attn_output", "ffn_gate", "ffn_down", "ffn_up", "output", "position", "rope_factors_short",
-    "rope_factors_long"};
+    "rope_factors_long", NULL};
 
 // Lays out the file by its header: the directory that a GGUF file would have brought.
 static void list_tensors(ModelFile *s)
 {
     const Model *m = s->m;
-    FileItem *e = s->tensors = xcalloc(ORDERED * (m->config.n_layers + 1), sizeof *e);
+    FileItem *e = s->tensors = xcalloc(COUNT(order_1) * (m->config.n_layers + 1), sizeof *e);
     for (const char *const *name = m->version ? order_1 : order_0; *name; name++) {
         int k = FIND_NAME(tensor_shapes, *name), of_layer = k < N_OF_LAYER;
         size_t rows = size_of(m, tensor_shapes[k].rows), cols = size_of(m, tensor_shapes[k].cols);
@@ -3637,14 +3650,14 @@ static void gguf_vocab(ModelFile *s, Vocab *v)
     if ((v->scores.at && (v->scores.n != n || value_kinds[v->scores.type] != 'f')) ||
         (v->types.at && (v->types.n != n || value_kinds[v->types.type] == 'f')))
         REFUSE(s->m, "%zu tokens, but not as many scores (floats) and types (integers)", n);
-    int last = (int)n - 1, with_bos = !v->bpe || !strcmp(v->pre, "llama-bpe");
+    const char *bos = v->bpe ? strstr("llama-bpe llama3 llama-v3 falcon3 pixtral", v->pre) : "";
+    int last = (int)n - 1;
     v->bos = (int)key_number(s, "tokenizer.ggml.bos_token_id", -1, last, -1);
     v->eot = (int)key_number(s, "tokenizer.ggml.eot_token_id", -1, last, -1);
     v->ends = find_key(s, "tokenizer.ggml.eos_token_id", 0); // some files have several
     double eos = v->ends.n ? number_at(v->ends, 0) : -1;
     v->eos = eos == UINT32_MAX ? -1 : (int)check_range(s->m, "EOS", eos, -1, last);
-    with_bos = key_number(s, "tokenizer.ggml.add_bos_token", 0, 1, with_bos) != 0;
-    v->add_bos = with_bos && v->bos >= 0;
+    v->add_bos = v->bos >= 0 && key_number(s, "tokenizer.ggml.add_bos_token", 0, 1, !!bos) != 0;
     v->space_prefix = key_number(s, "tokenizer.ggml.add_space_prefix", 0, 1, 1) != 0;
 }
 
@@ -3888,11 +3901,17 @@ typedef struct {
 #define ENDINGS "'s", "'t", "'re", "'ve", "'m", "'ll", "'d"
 static const WordStyle word_styles[] = {
     {"gpt-2", 0, 0, {ENDINGS, " ?L+", " ?N+", " ?O+", "S+E=", "S+"}},
-    {"default", 0, 0, {ENDINGS, " ?L+", " ?N+", " ?O+", "S+E=", "S+"}},
     {"smollm", 0, 0, {"N1", ENDINGS, " ?L+", " ?O+", "S+D=", "S+"}},
     {"llama-bpe", 1, 1, {ENDINGS, "X?L+", "N3", " ?O+R*", "S*R+", "S+E=", "S+"}},
     {"qwen2", 1, 0, {ENDINGS, "X?L+", "N1", " ?O+R*", "S*R+", "S+E=", "S+"}},
+    {"dbrx", 1, 0, {ENDINGS, "X?L+", "N3", " ?O+R*", "S*R+", "S+E=", "S+"}},
 };
+
+// The names under which files know these cuts.
+static const char *const word_names[] = {
+    " gpt-2 default olmo mpt phi-2 exaone4 ", " smollm refact starcoder command-r exaone ",
+    " llama-bpe llama3 llama-v3 falcon3 pixtral ", " qwen2 deepseek-r1-qwen stablelm2 hunyuan ",
+    " dbrx smaug-bpe "};
 
 // The length of what pattern p matches at s, bytes of these classes, or -1.
 static ptrdiff_t match_word(const char *p, int any_case, const char *s, const uint8_t *class)
@@ -4351,10 +4370,11 @@ static void tokenizer_from_vocab(Tokenizer *t, const char *path, const Vocab *v)
     read_pieces(t, v);
     index_pieces(t);
     if (v->bpe) {
-        int style = FIND_NAME(word_styles, v->pre);
-        if (style < 0)
-            die(EXIT_DATA, path, "unknown cut into words (got %s, want one of %s)", v->pre,
-                LIST_NAMES(word_styles));
+        char word[40];
+        int style = COUNT(word_names) - 1;
+        sprintf(word, " %.31s ", v->pre);
+        while (style >= 0 && !strstr(word_names[style], word)) style--;
+        if (style < 0) die(EXIT_DATA, path, "its cut into words is not known (%s)", v->pre);
         t->words = &word_styles[style];
         read_unicode_runs();
         read_merges(t, v);
@@ -5025,10 +5045,10 @@ static void set_distance(RopeConfig *r)
 {
     static const struct {
         const char *option, *numbers;
-        int far; // which of them is `far`
+        int reach; // which of them is the reach
     } methods[] = {
-        [DIST_SELF_EXTEND] = {"--self-extend", "ii", 0}, [DIST_REROPE] = {"--rerope", "i", 1},
-        [DIST_LEAKY] = {"--leaky-rerope", "if", 1}, [DIST_STRING] = {"--string", "ii", 1},
+        [DIST_SELF_EXTEND] = {"--self-extend", "ii", 1}, [DIST_REROPE] = {"--rerope", "i", 0},
+        [DIST_LEAKY] = {"--leaky-rerope", "if", 0}, [DIST_STRING] = {"--string", "ii", 0},
         [DIST_DUAL_CHUNK] = {"--dual-chunk", "ii", 0},
     };
     double v[2] = {0};
@@ -5037,10 +5057,10 @@ static void set_distance(RopeConfig *r)
         if (r->distance) die(EXIT_USAGE, methods[k].option, "only one distance method can be used");
         parse_numbers(methods[k].option, opt.distance[k], methods[k].numbers, v);
         r->distance = k;
-        r->far = v[methods[k].far];
-        r->near = (int)v[!methods[k].far];
-        if (k == DIST_LEAKY && r->far < 1)
-            die(EXIT_USAGE, methods[k].option, "K out of range (got %g, want 1 or more)", r->far);
+        r->reach = (int)v[methods[k].reach];
+        r->other = v[!methods[k].reach];
+        if (k == DIST_LEAKY && r->other < 1)
+            die(EXIT_USAGE, methods[k].option, "K out of range (got %g, want 1 or more)", r->other);
     }
     if (!opt.attn_temp) return;
     parse_numbers("--attn-temp", opt.attn_temp, "fi", v);

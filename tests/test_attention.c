@@ -16,15 +16,15 @@ static int visible(const RopeConfig *r, int i, int j)
 // D(i, j): how far away key j looks from query i.
 static double distance(const RopeConfig *r, int i, int j)
 {
-    int W = r->near, G = (int)r->far;
+    int W = r->reach, G = (int)r->other, C = r->reach;
     if (r->window && r->sinks && r->distance <= DIST_SINKS && i - j >= r->window)
         return (i < r->sinks + r->window - 1 ? i : r->sinks + r->window - 1) - j;
-    if (r->distance == DIST_DUAL_CHUNK && i / G != j / G)
-        return fmin(i / G - j / G == 1 ? i % G + G : 2 * G - 1, G + W) - j % G;
+    if (r->distance == DIST_DUAL_CHUNK && i / C != j / C)
+        return fmin(i / C - j / C == 1 ? i % C + C : 2 * C - 1, C + r->other) - j % C;
     if (r->distance <= DIST_SINKS || r->distance == DIST_DUAL_CHUNK || i - j < W) return i - j;
     if (r->distance == DIST_STRING) return i - j - W + G;
     if (r->distance == DIST_REROPE) return W;
-    if (r->distance == DIST_LEAKY) return W + (i - j - W) / r->far;
+    if (r->distance == DIST_LEAKY) return W + (i - j - W) / r->other;
     return i / G - j / G + W - W / G;
 }
 
@@ -170,32 +170,32 @@ static const struct {
     {"window 1", {.window = 1}},
     {"sinks", {.window = 100, .sinks = 4}},
     {"many sinks", {.window = 70, .sinks = 70}},
-    {"self-extend", {.distance = DIST_SELF_EXTEND, .near = 90, .far = 4}},
-    {"self-extend 7", {.distance = DIST_SELF_EXTEND, .near = 65, .far = 7}},
-    {"rerope", {.distance = DIST_REROPE, .near = 90}},
-    {"leaky", {.distance = DIST_LEAKY, .near = 90, .far = 3}},
-    {"leaky 2.5", {.distance = DIST_LEAKY, .near = 33, .far = 2.5}},
-    {"dynamic, self-extend", {.method = ROPE_DYNAMIC, .distance = DIST_SELF_EXTEND, .near = 90,
-                              .far = 4}},
+    {"self-extend", {.distance = DIST_SELF_EXTEND, .reach = 90, .other = 4}},
+    {"self-extend 7", {.distance = DIST_SELF_EXTEND, .reach = 65, .other = 7}},
+    {"rerope", {.distance = DIST_REROPE, .reach = 90}},
+    {"leaky", {.distance = DIST_LEAKY, .reach = 90, .other = 3}},
+    {"leaky 2.5", {.distance = DIST_LEAKY, .reach = 33, .other = 2.5}},
+    {"dynamic, self-extend", {.method = ROPE_DYNAMIC, .distance = DIST_SELF_EXTEND, .reach = 90,
+                              .other = 4}},
     {"dynamic, sinks", {.method = ROPE_DYNAMIC, .window = 100, .sinks = 4}},
     {"longrope, window, log-n", {.method = ROPE_LONGROPE, .factor = 4, .window = 200, .logn = 1,
                                  .short_factors = test_short, .long_factors = test_long}},
-    {"leaky, window", {.distance = DIST_LEAKY, .near = 50, .far = 3, .window = 130}},
-    {"string", {.distance = DIST_STRING, .near = 90, .far = 20}},
-    {"string, yarn, log-n", {.method = ROPE_YARN, .factor = 2, .distance = DIST_STRING, .near = 50,
-                             .far = 17, .logn = 1}},
-    {"dual-chunk of tiles", {.distance = DIST_DUAL_CHUNK, .near = 20, .far = 128}},
-    {"dual-chunk", {.distance = DIST_DUAL_CHUNK, .near = 20, .far = 100}},
-    {"dual-chunk, short", {.distance = DIST_DUAL_CHUNK, .near = 9, .far = 27}},
+    {"leaky, window", {.distance = DIST_LEAKY, .reach = 50, .other = 3, .window = 130}},
+    {"string", {.distance = DIST_STRING, .reach = 90, .other = 20}},
+    {"string, yarn, log-n", {.method = ROPE_YARN, .factor = 2, .distance = DIST_STRING, .reach = 50,
+                             .other = 17, .logn = 1}},
+    {"dual-chunk of tiles", {.distance = DIST_DUAL_CHUNK, .other = 20, .reach = 128}},
+    {"dual-chunk", {.distance = DIST_DUAL_CHUNK, .other = 20, .reach = 100}},
+    {"dual-chunk, short", {.distance = DIST_DUAL_CHUNK, .other = 9, .reach = 27}},
     {"dual-chunk, yarn, log-n", {.method = ROPE_YARN, .factor = 2, .distance = DIST_DUAL_CHUNK,
-                                 .near = 16, .far = 96, .logn = 1}},
-    {"dual-chunk, dynamic", {.method = ROPE_DYNAMIC, .distance = DIST_DUAL_CHUNK, .near = 16,
-                             .far = 150}},
-    {"dual-chunk, window", {.distance = DIST_DUAL_CHUNK, .near = 16, .far = 75, .window = 200}},
+                                 .other = 16, .reach = 96, .logn = 1}},
+    {"dual-chunk, dynamic", {.method = ROPE_DYNAMIC, .distance = DIST_DUAL_CHUNK, .other = 16,
+                             .reach = 150}},
+    {"dual-chunk, window", {.distance = DIST_DUAL_CHUNK, .other = 16, .reach = 75, .window = 200}},
     {"attention temperature", {.temp = 0.3, .temp_ctx = 100}},
     {"a fraction", {.fraction = 0.6}},
     {"a fraction, yarn, self-extend", {.method = ROPE_YARN, .factor = 2, .fraction = 0.3,
-                                       .distance = DIST_SELF_EXTEND, .near = 65, .far = 7}},
+                                       .distance = DIST_SELF_EXTEND, .reach = 65, .other = 7}},
 };
 enum { N_METHODS = sizeof methods / sizeof *methods };
 
@@ -470,13 +470,13 @@ static void test_identities(void)
     check_same((RopeConfig){.window = 601}, none, 600, f, f, "window larger than the text");
     check_same((RopeConfig){.window = 600}, none, 600, one, f, "window as large as the text");
     check_same((RopeConfig){.window = 601, .sinks = 5}, none, 600, f, f, "and sinks");
-    check_same((RopeConfig){.distance = DIST_SELF_EXTEND, .near = 600, .far = 4}, none, 600, f, f,
+    check_same((RopeConfig){.distance = DIST_SELF_EXTEND, .reach = 600, .other = 4}, none, 600, f, f,
                "self-extend, W above the text");
-    check_same((RopeConfig){.distance = DIST_REROPE, .near = 600}, none, 600, f, one,
+    check_same((RopeConfig){.distance = DIST_REROPE, .reach = 600}, none, 600, f, one,
                "rerope, W above the text");
-    check_same((RopeConfig){.distance = DIST_STRING, .near = 600, .far = 9}, none, 600, f, f,
+    check_same((RopeConfig){.distance = DIST_STRING, .reach = 600, .other = 9}, none, 600, f, f,
                "string, S above the text");
-    check_same((RopeConfig){.distance = DIST_DUAL_CHUNK, .near = 9, .far = 600}, none, 600, f, one,
+    check_same((RopeConfig){.distance = DIST_DUAL_CHUNK, .other = 9, .reach = 600}, none, 600, f, one,
                "dual-chunk, C above the text");
     check_same((RopeConfig){.fraction = 1}, none, 600, f, f, "all pairs turn");
     check_same((RopeConfig){.method = ROPE_DYNAMIC, .orig_ctx = 600, .factor = 4}, none, 600, f, f,
@@ -492,7 +492,7 @@ static void test_identities(void)
 static void test_ring(void)
 {
     RopeConfig window = {.window = 70, .orig_ctx = 150}, sinks = {.window = 70, .sinks = 66, .orig_ctx = 150};
-    RopeConfig leaky = {.window = 130, .distance = DIST_LEAKY, .near = 40, .far = 3};
+    RopeConfig leaky = {.window = 130, .distance = DIST_LEAKY, .reach = 40, .other = 3};
     RopeConfig all[] = {window, sinks, leaky};
     for (int k = 0; k < 3; k++) {
         TestModel t = make_model(small);

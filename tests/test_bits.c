@@ -172,7 +172,7 @@ static void check_run(const Run *run, const char *what)
     size_t vocab = (size_t)m.config.vocab_size;
     if (run->rope.method) r->method = run->rope.method, r->factor = run->rope.factor;
     if (run->rope.window) r->window = run->rope.window, r->sinks = run->rope.sinks;
-    if (run->rope.near) r->distance = run->rope.distance, r->near = run->rope.near;
+    if (run->rope.reach) r->distance = run->rope.distance, r->reach = run->rope.reach;
     if (run->rope.orig_ctx) r->orig_ctx = run->rope.orig_ctx, r->logn = run->rope.logn;
     test_rng = 5;
     for (int i = 0; i < n; i++) ids[i] = (int)(random_bits() % vocab);
@@ -200,7 +200,7 @@ static const Run runs[] = {
     {"tales", .rope = {.method = ROPE_DYNAMIC, .factor = 2, .orig_ctx = 100},
      .want = 0x7880e73c8b2b34e8},
     {"tales", .rope = {.window = 90, .sinks = 4}, .want = 0xb5bc54c9c23498d9},
-    {"tales", .rope = {.distance = DIST_REROPE, .near = 70, .logn = 1, .orig_ctx = 100},
+    {"tales", .rope = {.distance = DIST_REROPE, .reach = 70, .logn = 1, .orig_ctx = 100},
      .want = 0x674a6120acdc0a61},
     {"pe-alibi", .want = 0x8d63234adabbc2f8},
     {"pe-fire", .want = 0xe198549acdb0d542},

@@ -189,21 +189,21 @@ static double seen_distance(const RopeConfig *r, int64_t i, int64_t j)
     return map_distance(r, map, i, j);
 }
 
-// The definitions, for i - j >= near where that has a meaning.
+// The definitions, for i - j >= reach where that has a meaning.
 static double defined_distance(const RopeConfig *r, int64_t i, int64_t j)
 {
-    double W = r->near, far = r->far, n = (double)(i - j);
-    int64_t C = (int64_t)r->far, of_i = i / (C ? C : 1), of_j = j / (C ? C : 1);
+    double W = r->reach, other = r->other, n = (double)(i - j);
+    int64_t C = r->reach, G = (int64_t)other, of_i = i / (C ? C : 1), of_j = j / (C ? C : 1);
     switch (r->distance) {
     case DIST_SINKS: return n < W ? n : fmin((double)i, r->sinks + W - 1) - (double)j;
-    case DIST_SELF_EXTEND: return n < W ? n : (double)(i / C - j / C) + W - floor(W / far);
+    case DIST_SELF_EXTEND: return n < W ? n : (double)(i / G - j / G) + W - floor(W / other);
     case DIST_REROPE: return fmin(n, W);
-    case DIST_LEAKY: return n < W ? n : W + (n - W) / far;
-    case DIST_STRING: return n < W ? n : n - W + far;
+    case DIST_LEAKY: return n < W ? n : W + (n - W) / other;
+    case DIST_STRING: return n < W ? n : n - W + other;
     case DIST_DUAL_CHUNK:
         if (of_i == of_j) return n;
-        if (of_i == of_j + 1) return fmin((double)(i % C + C), (double)C + W) - (double)(j % C);
-        return fmin(2.0 * (double)C - 1, (double)C + W) - (double)(j % C);
+        if (of_i == of_j + 1) return fmin((double)(i % C + C), (double)C + other) - (double)(j % C);
+        return fmin(2.0 * (double)C - 1, (double)C + other) - (double)(j % C);
     default: return n;
     }
 }
@@ -211,12 +211,12 @@ static double defined_distance(const RopeConfig *r, int64_t i, int64_t j)
 static void test_distances(void)
 {
     const RopeConfig cases[] = {
-        {.distance = DIST_FULL}, {.distance = DIST_SINKS, .window = 20, .sinks = 4, .near = 20},
-        {.distance = DIST_SELF_EXTEND, .near = 30, .far = 7}, {.distance = DIST_REROPE, .near = 30},
-        {.distance = DIST_LEAKY, .near = 30, .far = 2.5},
-        {.distance = DIST_STRING, .near = 30, .far = 8},
-        {.distance = DIST_DUAL_CHUNK, .near = 11, .far = 37},
-        {.distance = DIST_DUAL_CHUNK, .near = 64, .far = 64},
+        {.distance = DIST_FULL}, {.distance = DIST_SINKS, .window = 20, .sinks = 4, .reach = 20},
+        {.distance = DIST_SELF_EXTEND, .reach = 30, .other = 7}, {.distance = DIST_REROPE, .reach = 30},
+        {.distance = DIST_LEAKY, .reach = 30, .other = 2.5},
+        {.distance = DIST_STRING, .reach = 30, .other = 8},
+        {.distance = DIST_DUAL_CHUNK, .other = 11, .reach = 37},
+        {.distance = DIST_DUAL_CHUNK, .other = 64, .reach = 64},
     };
     for (size_t k = 0; k < COUNT(cases); k++) {
         const RopeConfig *r = &cases[k];
@@ -228,7 +228,7 @@ static void test_distances(void)
                 worst = fmax(worst, fabs(seen_distance(r, i, j) - defined_distance(r, i, j)));
             }
         CHECK_NEAR(worst, 0, 1e-9);
-        note_failures(before, "distance %d, %d:%g", r->distance, r->near, r->far);
+        note_failures(before, "distance %d, %d:%g", r->distance, r->reach, r->other);
     }
     RopeConfig window = {.window = 20}, sinks = {.window = 20, .sinks = 4};
     rope_resolve(&window, 64, 64);
