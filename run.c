@@ -3,8 +3,11 @@
 //   cc -O3 -march=native -ffp-contract=off -o run run.c -lm -lpthread
 //   ./run models/tales.bin -i "Once upon a time"          generate text
 //   ./run models/tales.bin -c 2048 --rope-scaling yarn ... past the trained context
-//   ./run SmolLM2-135M-Instruct.Q4_1.gguf -m chat          a GGUF model, as it is
+//   ./run SmolLM2-135M-Instruct.Q4_1.gguf -i "Why"         a GGUF model, as it is
 //   ./run -h                                               everything else
+//
+// Two programs include this file: chat.c holds conversations, tests/measure.c has the instruments.
+// `make` builds ./run from chat.c.
 //
 // It memory-maps a decoder-only checkpoint and runs it on CPU threads with libc, libm and
 // pthreads only. Keys are cached before rotation and RoPE is computed inside the attention loop,
