@@ -3259,8 +3259,9 @@ static Tensor take_tensor(ModelFile *s, const char *name, size_t rows, size_t co
 
 // Floats in memory: of f32 those in the file, of other types their values; NULL if there is no such
 // tensor.
-static const float *to_floats(const Model *m, Tensor t)
+static const float *to_floats(Model *m, Tensor t)
 {
+    m->weight_bytes += t.data ? tensor_bytes(&t) : 0;
     if (t.data && t.type->unpack != unpack_floats)
         REFUSE(m, "a vector of %s (want f32, f16 or bf16)", t.type->name);
     if (!t.data || t.type == &tensor_types[T_F32]) return (const float *)t.data;
@@ -3383,7 +3384,7 @@ static void take_weights(ModelFile *s, const Arch *a)
     m->classifier = take_tensor(s, "output.weight", vocab, dim, 0);
     m->shared_classifier = !m->classifier.data;
     if (m->shared_classifier) m->classifier = m->tok_emb;
-    m->weight_bytes = tensor_bytes(&m->classifier);
+    m->weight_bytes += tensor_bytes(&m->classifier);
     for (int l = 0; l < m->config.n_layers; l++) take_layer(s, a, l);
 }
 
