@@ -3233,6 +3233,13 @@ static FileItem *find_entry(FileItem *list, const char *name, size_t len)
     return list->name ? list : NULL;
 }
 
+// GGUF's types by their numbers, for messages about those that are not among tensor_types.
+static const char *const ggml_types[] = {
+    "F32", "F16", "Q4_0", "Q4_1", "Q4_2", "Q4_3", "Q5_0", "Q5_1", "Q8_0", "Q8_1", "Q2_K", "Q3_K",
+    "Q4_K", "Q5_K", "Q6_K", "Q8_K", "IQ2_XXS", "IQ2_XS", "IQ3_XXS", "IQ1_S", "IQ4_NL", "IQ3_S",
+    "IQ2_S", "IQ4_XS", "I8", "I16", "I32", "I64", "F64", "IQ1_M", "BF16", [34] = "TQ1_0", "TQ2_0",
+    [39] = "MXFP4"};
+
 // The tensor [rows][cols] of that name, all of it in the file. One that is not there has no data,
 // or is an error if needed. Planar Q8_0 has whole groups, and scales at a multiple of 4.
 static Tensor take_tensor(ModelFile *s, const char *name, size_t rows, size_t cols, int needed)
@@ -3241,9 +3248,13 @@ static Tensor take_tensor(ModelFile *s, const char *name, size_t rows, size_t co
     FileItem *e = find_entry(s->tensors, name, strlen(name));
     if (!e && needed) REFUSE(m, "no tensor %s", name);
     if (!e) return (Tensor){0};
-    if (!e->type || e->rows != rows || e->cols != cols || cols % e->type->block)
-        REFUSE(m, "tensor %s (got type %u, %zu x %zu, want one that is known, %zu x %zu)",
-               name, e->number, e->rows, e->cols, rows, cols);
+    const char *type = e->number < COUNT(ggml_types) ? ggml_types[e->number] : NULL;
+    if (!e->type)
+        REFUSE(m, "tensor %s has a type that is not known (got %s, number %u, want one of %s)",
+               name, type ? type : "a new one", e->number, LIST_NAMES(tensor_types));
+    if (e->rows != rows || e->cols != cols || cols % e->type->block)
+        REFUSE(m, "tensor %s (got %zu x %zu, want %zu x %zu, and rows of whole blocks of %zu)",
+               name, e->rows, e->cols, rows, cols, e->type->block);
     int planar = e->type == &tensor_types[T_Q8];
     Tensor t = {e->type, m->map, NULL, planar ? m->group : e->type->group, rows, cols};
     size_t values = rows * cols, bytes = tensor_bytes(&t);
@@ -3716,6 +3727,7 @@ static void gguf_directory(ModelFile *s)
 {
     Model *m = s->m;
     uint32_t version = gguf_number(s, 4);
+    if (version && version << 16 == 0) REFUSE(m, "a big-endian GGUF file (want a little-endian one)");
     if (version != 2 && version != 3) REFUSE(m, "GGUF version (got %u, want 2 or 3)", version);
     size_t n_tensors = gguf_number(s, 8), n_keys = gguf_number(s, 8);
     s->keys = gguf_list(s, n_keys, gguf_key);
@@ -3779,10 +3791,28 @@ static const uint8_t *map_file(const char *path, size_t *size)
     return map;
 }
 
+// What people take for a model file, by the bytes at its beginning. None of them could be the
+// number with which a llama2.c file begins.
+static const struct {
+    size_t at;
+    const char *bytes, *what;
+} strangers[] = {
+    {0, "version https://git-lfs", "a pointer of Git LFS, not the file: git lfs pull brings that"},
+    {0, "<!DOCTYPE", "a web page"}, {0, "<!doctype", "a web page"}, {0, "<html", "a web page"},
+    {0, "PK\3\4", "a zip archive"}, {8, "{\"", "a safetensors file: convert it to GGUF"},
+    {0, "tjgg", "an old GGML file: convert it to GGUF"}, {0, "fmgg", "an old GGML file: convert it "
+     "to GGUF"}, {0, "lmgg", "an old GGML file: convert it to GGUF"},
+};
+
 static void model_load(Model *m, const char *path)
 {
     *m = (Model){.path = path};
     m->map = map_file(path, &m->size);
+    for (size_t i = 0; i < COUNT(strangers); i++) {
+        size_t n = strlen(strangers[i].bytes), at = strangers[i].at;
+        if (m->size >= at + n && !memcmp(m->map + at, strangers[i].bytes, n))
+            REFUSE(m, "no model that can be read, but %s", strangers[i].what);
+    }
     if (m->size >= 4 && !memcmp(m->map, "GGUF", 4)) load_gguf(m);
     else load_checkpoint(m);
 }
@@ -4378,7 +4408,8 @@ static void tokenizer_from_vocab(Tokenizer *t, const char *path, const Vocab *v)
         int style = COUNT(word_names) - 1;
         sprintf(word, " %.31s ", v->pre);
         while (style >= 0 && !strstr(word_names[style], word)) style--;
-        if (style < 0) die(EXIT_DATA, path, "its cut into words is not known (%s)", v->pre);
+        if (style < 0) die(EXIT_DATA, path, "its cut of text into words is not known (got %s)",
+                           v->pre);
         t->words = &word_styles[style];
         read_unicode_runs();
         read_merges(t, v);

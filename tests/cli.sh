@@ -70,6 +70,24 @@ printf 'GGUF\003\000\000\000' > "$tmp/gguf"
 head -c 100 /dev/zero >> "$tmp/gguf"
 refused 1 "GGUF" "$tmp/gguf"
 
+# Files that are no models, but taken for such.
+stranger() { # WHAT BYTES
+    printf "$2" > "$tmp/stranger"
+    head -c 4000 /dev/zero >> "$tmp/stranger"
+    refused 1 "$1" "$tmp/stranger"
+    says "no model that can be read, but $1" "$1"
+}
+stranger "a pointer of Git LFS" 'version https://git-lfs.github.com/spec/v1\noid sha256:00'
+stranger "a web page" '<!DOCTYPE html><html>'
+stranger "a web page" '<html lang="en">'
+stranger "a zip archive" 'PK\003\004'
+stranger "a safetensors file" '\100\000\000\000\000\000\000\000{"a":'
+stranger "an old GGML file" 'tjgg\003\000\000\000'
+printf 'GGUF\000\000\000\003' > "$tmp/stranger"
+head -c 4000 /dev/zero >> "$tmp/stranger"
+refused 1 "big-endian GGUF" "$tmp/stranger"
+says "big-endian" "big-endian GGUF"
+
 for v in 0 1 2 101 102 ; do works "version $v" "$tmp/v$v.bin" -i "Once" -n 5 -t 0; done
 works "own classifier" "$tmp/own.bin" -i "Once" -n 5 -t 0
 

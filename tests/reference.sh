@@ -97,4 +97,28 @@ TEXT
     fi
 fi
 
+# Small GGUF models of many architectures with the losses that another engine gives them: a text's
+# tokens must be the same, its losses within 2e-4, in one chunk and in chunks of 37. A model whose
+# type of weights or cut into words is not known is refused, and named here.
+if [ -n "$REFERENCE" ] && [ -d "$REFERENCE/gguf" ] && command -v xz > /dev/null; then
+    for tokens in "$REFERENCE"/gguf/*.tokens; do
+        stem=${tokens%.tokens}
+        name=${stem##*/}
+        file=$(sed -n 's/.*"file": "\([^"]*\)".*/\1/p' "$stem.json")
+        xz -dc "$REFERENCE/gguf/${file:-$name}.gguf.xz" > "$tmp/model.gguf"
+        sed 1d "$tokens" | paste - "$stem.nll" > "$tmp/want"
+        for chunk in 512 37; do
+            if ! "$measure" "$tmp/model.gguf" -m perplexity -f "$stem.txt" -c "$(wc -l < "$tokens")" --exact \
+                    --chunk $chunk --tsv "$tmp/run.tsv" > "$tmp/out" 2> "$tmp/err"; then
+                if grep -qE "cut of text into words|type that is not known" "$tmp/err"; then
+                    [ $chunk = 37 ] || echo "reference.sh: $name is refused: $(cat "$tmp/err")"
+                else bad "$name: $(cat "$tmp/err")"; fi
+            elif sed 1d "$tmp/run.tsv" | cut -f 3,4 | paste - "$tmp/want" > "$tmp/both" &&
+                 awk '{ off = $2 - $4; n++; bad += $1 != $3 || off > 2e-4 || off < -2e-4 }
+                      END { exit bad || !n }' "$tmp/both"; then ok
+            else bad "$name, chunks of $chunk: other tokens or losses"; fi
+        done
+    done
+fi
+
 report
