@@ -978,6 +978,7 @@ static void add_message(Conversation *c, const char *role, const char *content)
 
 static void drop_messages(Conversation *c, size_t from, size_t n)
 {
+    if (!n) return;
     for (size_t i = from; i < from + n; i++) {
         free((void *)c->messages[i].items[1].s);
         free((void *)c->messages[i].items);
