@@ -262,7 +262,7 @@ static void gemm_packed(float *c, size_t ldc, View a, const float *b, size_t dep
 // or interleaved, as above), B in panels.
 static int use_bf16;
 
-#ifdef __AVX512BF16__
+#if defined(__AVX512BF16__) && !defined(PLAIN)
 typedef uint32_t vecw __attribute__((vector_size(4 * WIDTH)));
 
 static inline vecw round_vec(vec x) // bfloat16 in the upper half, nearest even; the rest left over
@@ -387,7 +387,7 @@ typedef struct {
 static void pack_and_multiply(const Gemm *g, float *c, View a, View b, float *packed, size_t m,
                               size_t n, size_t k, int add)
 {
-#ifdef __AVX512BF16__
+#if defined(__AVX512BF16__) && !defined(PLAIN)
     if (g->pairs) {
         pair_b((uint32_t *)packed, b, k, n);
         gemm_block_pairs(c, g->ldc, a, (uint32_t *)packed, m, n, k, add);
@@ -2441,7 +2441,7 @@ static void check_settings(const Settings *o)
 {
     check_shape(&o->shape);
     if (o->batch % o->micro) die(2, "--micro", "does not divide batch (got %lld)", o->micro);
-#ifndef __AVX512BF16__
+#if !defined(__AVX512BF16__) || defined(PLAIN)
     if (use_bf16) die(2, "--bf16", "this build has no products of bfloat16");
 #endif
     if (o->tokens <= 0 && o->minutes <= 0) die(2, "--tokens", "want --tokens or --minutes");
