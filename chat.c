@@ -1034,8 +1034,8 @@ static int answer(Session *s, Conversation *c, const char *text)
     return 1;
 }
 
-// Writes the prompt and waits for a line at the terminal, or for Ctrl-C, which may come at any moment
-// after the prompt is there: it is let through only while the program waits.
+// Writes the prompt and waits for a line at the terminal, or for Ctrl-C, which may come at any
+// moment after the prompt is there: it is let through only while the program waits.
 static void wait_for_line(const char *prompt)
 {
     sigset_t interrupt, before;

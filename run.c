@@ -3727,7 +3727,8 @@ static void gguf_directory(ModelFile *s)
 {
     Model *m = s->m;
     uint32_t version = gguf_number(s, 4);
-    if (version && version << 16 == 0) REFUSE(m, "a big-endian GGUF file (want a little-endian one)");
+    if (version && version << 16 == 0)
+        REFUSE(m, "a big-endian GGUF file (want a little-endian one)");
     if (version != 2 && version != 3) REFUSE(m, "GGUF version (got %u, want 2 or 3)", version);
     size_t n_tensors = gguf_number(s, 8), n_keys = gguf_number(s, 8);
     s->keys = gguf_list(s, n_keys, gguf_key);
