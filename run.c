@@ -456,14 +456,20 @@ static void floats_to_halves(const float *f, uint16_t *h, size_t n)
 
 typedef struct TensorType TensorType; // f32, q8_0, ...: section 8 has the table of them
 
-// A matrix as it lies in the file. y = x w^T: a row of w gives one number of y.
+// A matrix as it lies in the file. y = x w^T + bias: a row of w gives one number of y.
 typedef struct {
     const TensorType *type;
     const uint8_t *data;  // [rows][cols] in the type's layout
     const float *scales;  // planar Q8_0: [rows * cols / group]
     size_t group;         // values that share a scale; 0: floats
     size_t rows, cols;    // out, in
+    const float *bias;    // [rows], or NULL: nothing is added
 } Tensor;
+
+// What a norm multiplies by, and adds. weight NULL: the model does not have this norm.
+typedef struct {
+    const float *weight, *bias; // [dim], and bias may be NULL
+} Norm;
 
 // How a model was trained to know positions (section 4), what can be done to its frequencies and to
 // the distances it sees when a text is longer (section 5).
@@ -527,7 +533,7 @@ typedef struct {
 
 enum { N_MATRICES = 7, N_NORMS = 6, N_OF_LAYER = N_MATRICES + N_NORMS };
 
-// A layer's weights by name, and as arrays in the same order. NULL: the model has no such vector.
+// A layer's weights by name, and as arrays in the same order.
 typedef struct {
     union {
         struct {
@@ -538,15 +544,11 @@ typedef struct {
     };
     union {
         struct {
-            const float *att_norm, *ffn_norm;           // [dim]
-            const float *post_att_norm, *post_ffn_norm; // [dim], of what joins the residual stream
-            const float *q_norm, *k_norm;               // [head_dim], of each head before rotation
+            Norm att_norm, ffn_norm;           // of what the two branches read
+            Norm post_att_norm, post_ffn_norm; // of what they add to the residual stream
+            Norm q_norm, k_norm;               // of each head before rotation: [head_dim]
         };
-        const float *norm[N_NORMS];
-    };
-    union { // what is added to what a matrix or a norm gives
-        struct { const float *bq, *bk, *bv, *bo, *b1, *b2, *b3, *att_norm_bias, *ffn_norm_bias; };
-        const float *bias[N_OF_LAYER];
+        Norm norm[N_NORMS];
     };
     int local; // positions are Config's local ones
 } Layer;
@@ -577,7 +579,7 @@ typedef struct {
     Config config;
     Vocab vocab;
     Tensor tok_emb, classifier; // [vocab_size][dim]
-    const float *final_norm, *final_norm_bias, *emb_norm, *emb_norm_bias; // [dim]
+    Norm emb_norm, final_norm;  // of the embeddings, and before the classifier
     Layer *layers;              // [n_layers]
     int version;                // of the file
     size_t group;               // version 2
@@ -2715,8 +2717,13 @@ static void quantize_rows(void *arg, size_t begin, size_t end)
     for (size_t t = begin; t < end; t++) quantize_row(m->x + t * cols, t, (Quantized *)m->act);
 }
 
-// jobs[k].out[n][rows] = x[n][cols] w_k^T for products that share x. act: room for x in int8, or
-// NULL to compute exactly. For few tokens, where memory is the limit, each thread's share is cut
+static void add_rows(float *x, const float *y, size_t n)
+{
+    for (size_t i = 0; i < n; i++) x[i] += y[i];
+}
+
+// jobs[k].out[n][rows] = x[n][cols] w_k^T + bias for products that share x. act: room for x in int8,
+// or NULL to compute exactly. For few tokens, where memory is the limit, each thread's share is cut
 // into no more than STRETCHES: long ones prefetch better, but the last one is waited for.
 enum { STRETCHES = 4 };
 
@@ -2739,6 +2746,9 @@ static void matmul(Quantized *act, const Product *jobs, int n_jobs, const float 
         parallel_for(n, ceil_div(MIN_SHARE, 4 * cols), quantize_rows, &m);
     }
     parallel_for(n_panels > grain ? ways * turns * grain : n_panels, grain, matmul_panels, &m);
+    for (const Product *p = jobs; p < jobs + same; p++)
+        for (size_t t = 0; p->w->bias && t < n; t++)
+            add_rows(p->out + t * p->w->rows, p->w->bias, p->w->rows);
     if (same < n_jobs) matmul(act, jobs + same, n_jobs - same, x, n); // another group size
 }
 
@@ -2749,18 +2759,17 @@ static void matmul(Quantized *act, const Product *jobs, int n_jobs, const float 
 // the same path; arrays have a row for each token of the chunk. Logits are computed only for the
 // tokens that need them, by classify(): for a prompt that is its last one.
 
-// out[dim] = (x - mean) / sqrt(mean((x - mean)^2) + eps) * weight + bias. For RMSNorm, which most
-// models have, the mean is taken to be 0 and there is no bias.
-static void normalize(float *out, const float *x, const float *weight, const float *bias,
-                      size_t dim, float eps, int centred)
+// out[dim] = (x - mean) / sqrt(mean((x - mean)^2) + eps) * weight + bias. LayerNorm centres x so;
+// for RMSNorm, which most models have, the mean is taken to be 0 and there is no bias.
+static void normalize(float *out, const float *x, Norm w, size_t dim, float eps, int centred)
 {
     double sum = 0;
     for (size_t i = 0; centred && i < dim; i++) sum += x[i];
     float mean = (float)(sum / (double)dim);
     for (size_t i = 0; i < dim; i++) out[i] = x[i] - mean;
     float scale = 1 / sqrtf(dot(out, out, dim) / (float)dim + eps);
-    for (size_t i = 0; i < dim; i++) out[i] = out[i] * scale * weight[i];
-    for (size_t i = 0; bias && i < dim; i++) out[i] += bias[i];
+    for (size_t i = 0; i < dim; i++) out[i] = out[i] * scale * w.weight[i];
+    if (w.bias) add_rows(out, w.bias, dim);
 }
 
 // silu(x) = x / (1 + e^-x), or gelu(x) = x / (1 + e^-z) with z = sqrt(8/pi) (x + 0.044715 x^3),
@@ -2779,11 +2788,6 @@ static void gated(float *gate, const float *up, size_t n, int gelu)
         vf g = activate(vload_part(gate + i, n - i), gelu);
         vstore_part(gate + i, up ? g * vload_part(up + i, n - i) : g, n - i);
     }
-}
-
-static void add_rows(float *x, const float *y, size_t n)
-{
-    for (size_t i = 0; i < n; i++) x[i] += y[i];
 }
 
 // A running model, and room for one chunk of tokens.
@@ -2838,44 +2842,30 @@ static void state_init(State *s, const Model *m, int64_t max_seq_len, size_t chu
     s->act->minus_sum = reserve(mul_size(widest, 4));
 }
 
+// Rows to be normed, by several threads.
 typedef struct {
     float *out;
-    const float *in, *weight, *bias; // normalize()'s
+    const float *in;
+    Norm norm;
     size_t dim;
     const Config *config;
-} Norm;
+} NormJob;
 
 static void norm_rows(void *arg, size_t begin, size_t end)
 {
-    const Norm *a = arg;
-    for (size_t t = begin; t < end; t++)
-        normalize(a->out + t * a->dim, a->in + t * a->dim, a->weight, a->bias, a->dim,
-                  a->config->norm_eps, a->config->layer_norm);
+    const NormJob *j = arg;
+    for (size_t at = begin * j->dim; at < end * j->dim; at += j->dim)
+        normalize(j->out + at, j->in + at, j->norm, j->dim, j->config->norm_eps,
+                  j->config->layer_norm);
 }
 
 // out[n][dim] = the normed rows of in, or the rows themselves if the model does not have this norm;
 // out may be in.
-static void norm(const State *s, float *out, const float *in, const float *weight,
-                 const float *bias, size_t n, size_t dim)
+static void norm(const State *s, float *out, const float *in, Norm norm, size_t n, size_t dim)
 {
-    Norm arg = {out, in, weight, bias, dim, &s->attn.config};
-    if (weight) parallel_for(n, ceil_div(MIN_SHARE / 8, dim), norm_rows, &arg);
+    NormJob job = {out, in, norm, dim, &s->attn.config};
+    if (norm.weight) parallel_for(n, ceil_div(MIN_SHARE / 8, dim), norm_rows, &job);
     else if (out != in) memcpy(out, in, n * dim * sizeof *out);
-}
-
-static void gate_rows(void *arg, size_t begin, size_t end)
-{
-    const State *s = arg;
-    size_t hidden = s->attn.config.hidden_dim;
-    for (size_t t = begin; t < end; t++)
-        gated(s->gate + t * hidden, s->attn.config.no_gate ? NULL : s->up + t * hidden, hidden,
-              s->attn.config.gelu);
-}
-
-// x[n][dim] += bias[dim] in each row, if there is one.
-static void add_bias(float *x, const float *bias, size_t n, size_t dim)
-{
-    for (size_t t = 0; bias && t < n; t++) add_rows(x + t * dim, bias, dim);
 }
 
 // x = the embeddings of the chunk's tokens, with place 1 of section 4: a vector for each position
@@ -2892,7 +2882,7 @@ static void embed_tokens(State *s, const int *tokens)
         double p = (double)(a->pos + (int64_t)t) / position_stretch(c);
         if (encodings[c->encoding].add) encodings[c->encoding].add(c, p, x);
     }
-    norm(s, s->x, s->x, s->model->emb_norm, s->model->emb_norm_bias, a->n, table->cols);
+    norm(s, s->x, s->x, s->model->emb_norm, a->n, table->cols);
 }
 
 // q, k and v of the chunk from xb, k and v into the cache. A single token's are stored by one
@@ -2901,14 +2891,19 @@ static void project(State *s, const Layer *l)
 {
     Attention *a = &s->attn;
     size_t n = a->n, n_heads = a->config.n_heads, n_kv = a->config.n_kv_heads;
-    matmul(s->act, (Product[]){{&l->wq, a->q}, {&l->wk, a->k}, {&l->wv, a->v}}, 3, s->xb, n);
-    add_bias(a->q, l->bq, n, l->wq.rows);
-    add_bias(a->k, l->bk, n, l->wk.rows);
-    add_bias(a->v, l->bv, n, l->wv.rows);
     size_t d = a->config.head_dim, wide = a->config.wide_qk_norm;
-    norm(s, a->q, a->q, l->q_norm, NULL, wide ? n : n * n_heads, wide ? l->wq.rows : d);
-    norm(s, a->k, a->k, l->k_norm, NULL, wide ? n : n * n_kv, wide ? l->wk.rows : d);
+    matmul(s->act, (Product[]){{&l->wq, a->q}, {&l->wk, a->k}, {&l->wv, a->v}}, 3, s->xb, n);
+    norm(s, a->q, a->q, l->q_norm, wide ? n : n * n_heads, wide ? l->wq.rows : d);
+    norm(s, a->k, a->k, l->k_norm, wide ? n : n * n_kv, wide ? l->wk.rows : d);
     parallel_for(n_kv, n > 1 ? 1 : n_kv, store_kv, a);
+}
+
+static void gate_rows(void *arg, size_t begin, size_t end)
+{
+    const State *s = arg;
+    const Config *c = &s->attn.config;
+    for (size_t at = begin * c->hidden_dim; at < end * c->hidden_dim; at += c->hidden_dim)
+        gated(s->gate + at, c->no_gate ? NULL : s->up + at, c->hidden_dim, c->gelu);
 }
 
 // y = what the feed-forward net makes of xb: w2 (act(w1 xb) * w3 xb), or w2 act(w3 xb).
@@ -2918,11 +2913,8 @@ static void feed_forward(State *s, const Layer *l)
     int no_gate = s->attn.config.no_gate;
     Product products[] = {{&l->w1, s->gate}, {&l->w3, no_gate ? s->gate : s->up}};
     matmul(s->act, products + no_gate, 2 - no_gate, s->xb, n);
-    add_bias(s->gate, l->b1, n, hidden);
-    add_bias(products[1].out, l->b3, n, hidden);
     parallel_for(n, ceil_div(MIN_SHARE / 8, hidden), gate_rows, s);
     matmul(s->act, &(Product){&l->w2, s->y}, 1, s->gate, n);
-    add_bias(s->y, l->b2, n, l->w2.rows);
 }
 
 // x += y: what a branch made of the residual stream joins it.
@@ -2950,21 +2942,20 @@ static void forward(State *s, const int *tokens, size_t n, int64_t pos)
     for (a->layer = 0; a->layer < c->n_layers; a->layer++) {
         const Layer *l = &m->layers[a->layer];
         a->p = &a->positions[l->local];
-        norm(s, s->xb, s->x, l->att_norm, l->att_norm_bias, n, dim);
+        norm(s, s->xb, s->x, l->att_norm, n, dim);
         project(s, l);
         attention(a);
         matmul(s->act, &(Product){&l->wo, s->y}, 1, a->out, n);
-        add_bias(s->y, l->bo, n, dim);
-        norm(s, s->y, s->y, l->post_att_norm, NULL, n, dim);
+        norm(s, s->y, s->y, l->post_att_norm, n, dim);
         if (!c->parallel) join_stream(s);
 
-        norm(s, s->xb, s->x, l->ffn_norm, l->ffn_norm_bias, n, dim);
+        norm(s, s->xb, s->x, l->ffn_norm, n, dim);
         if (c->parallel) join_stream(s);
         feed_forward(s, l);
-        norm(s, s->y, s->y, l->post_ffn_norm, NULL, n, dim);
+        norm(s, s->y, s->y, l->post_ffn_norm, n, dim);
         join_stream(s);
     }
-    norm(s, s->xb, s->x, m->final_norm, m->final_norm_bias, n, dim);
+    norm(s, s->xb, s->x, m->final_norm, n, dim);
 }
 
 // logits[count][vocab_size] for tokens [first, first + count) of the last chunk.
@@ -3256,7 +3247,8 @@ static Tensor take_tensor(ModelFile *s, const char *name, size_t rows, size_t co
         REFUSE(m, "tensor %s (got %zu x %zu, want %zu x %zu, and rows of whole blocks of %zu)",
                name, e->rows, e->cols, rows, cols, e->type->block);
     int planar = e->type == &tensor_types[T_Q8];
-    Tensor t = {e->type, m->map, NULL, planar ? m->group : e->type->group, rows, cols};
+    Tensor t = {.type = e->type, .data = m->map, .group = planar ? m->group : e->type->group,
+                .rows = rows, .cols = cols};
     size_t values = rows * cols, bytes = tensor_bytes(&t);
     if (planar && (values % m->group || values % 4))
         REFUSE(m, "a matrix of %zu values is not whole groups of %zu", values, m->group);
@@ -3374,10 +3366,12 @@ static void take_layer(ModelFile *s, const Arch *a, int i)
         int norm = k - N_MATRICES;
         if (norm < 0 && !(s->m->config.no_gate && &l->w[k] == &l->w1)) {
             l->w[k] = take_of_layer(s, i, k, "weight", 1);
+            l->w[k].bias = to_floats(s->m, take_of_layer(s, i, k, "bias", 0));
             s->m->weight_bytes += tensor_bytes(&l->w[k]);
-        } else if (norm >= 0 && a->norms >> norm & 1)
-            l->norm[norm] = to_floats(s->m, take_of_layer(s, i, k, "weight", 1));
-        if (norm < 2) l->bias[k] = to_floats(s->m, take_of_layer(s, i, k, "bias", 0));
+        } else if (norm >= 0 && a->norms >> norm & 1) {
+            l->norm[norm].weight = to_floats(s->m, take_of_layer(s, i, k, "weight", 1));
+            l->norm[norm].bias = to_floats(s->m, take_of_layer(s, i, k, "bias", 0));
+        }
     }
 }
 
@@ -3387,10 +3381,10 @@ static void take_weights(ModelFile *s, const Arch *a)
     Model *m = s->m;
     size_t dim = m->config.dim, vocab = m->config.vocab_size;
     m->layers = xcalloc(m->config.n_layers, sizeof *m->layers);
-    m->final_norm = to_floats(m, take_tensor(s, "output_norm.weight", 1, dim, 1));
-    m->final_norm_bias = to_floats(m, take_tensor(s, "output_norm.bias", 1, dim, 0));
-    m->emb_norm = to_floats(m, take_tensor(s, "token_embd_norm.weight", 1, dim, 0));
-    m->emb_norm_bias = to_floats(m, take_tensor(s, "token_embd_norm.bias", 1, dim, 0));
+    m->final_norm.weight = to_floats(m, take_tensor(s, "output_norm.weight", 1, dim, 1));
+    m->final_norm.bias = to_floats(m, take_tensor(s, "output_norm.bias", 1, dim, 0));
+    m->emb_norm.weight = to_floats(m, take_tensor(s, "token_embd_norm.weight", 1, dim, 0));
+    m->emb_norm.bias = to_floats(m, take_tensor(s, "token_embd_norm.bias", 1, dim, 0));
     m->tok_emb = take_tensor(s, "token_embd.weight", vocab, dim, 1);
     m->classifier = take_tensor(s, "output.weight", vocab, dim, 0);
     m->shared_classifier = !m->classifier.data;
@@ -3435,7 +3429,8 @@ static void list_tensors(ModelFile *s)
         int k = FIND_NAME(tensor_shapes, *name), of_layer = k < N_OF_LAYER;
         size_t rows = size_of(m, tensor_shapes[k].rows), cols = size_of(m, tensor_shapes[k].cols);
         int planar = m->group && tensor_shapes[k].rows != S_ONE;
-        Tensor t = {&tensor_types[planar ? T_Q8 : T_F32], NULL, NULL, m->group, rows, cols};
+        Tensor t = {.type = &tensor_types[planar ? T_Q8 : T_F32], .group = m->group,
+                    .rows = rows, .cols = cols};
         for (int l = 0; rows && cols && l < (of_layer ? m->config.n_layers : 1); l++, e++) {
             *e = (FileItem){.name = e->own, .type = t.type, .rows = rows, .cols = cols,
                          .offset = s->at};

@@ -64,7 +64,7 @@ static void fill_activations(float *x)
     gated(x, x + MANY / 2, MANY / 4 - 1, 0);
     gated(x + MANY / 4, x + MANY / 2, MANY / 4, 1);
     for (size_t i = MANY / 2; i + 512 <= MANY; i += 512)
-        normalize(x + i, x + i, x + i, NULL, 512 - i % 7, 1e-5f, 0);
+        normalize(x + i, x + i, (Norm){x + i, NULL}, 512 - i % 7, 1e-5f, 0);
 }
 
 // Angles come from the C library's double-precision functions: this is a check of the library.

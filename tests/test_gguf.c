@@ -191,7 +191,7 @@ static void test_panels(void)
         size_t pitch = BLOCKS * type->bytes, cols = BLOCKS * type->block;
         uint8_t *data = xcalloc(PANEL, pitch);
         for (size_t i = 0; i < PANEL * pitch; i++) data[i] = (uint8_t)(random_bits() >> 26);
-        Tensor t = {type, data, NULL, type->group, PANEL, cols};
+        Tensor t = {type, data, NULL, type->group, PANEL, cols, NULL};
         int bad = 0;
         memset(mins, 0, sizeof mins);
         type->scales(type, data, pitch, BLOCKS, scales, mins);

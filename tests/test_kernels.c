@@ -166,7 +166,7 @@ static void test_products_f32(void)
         float *out = xcalloc(MOST * ROWS + 1, 4), *want = xcalloc(MOST * ROWS, 4);
         for (size_t n = 1; n <= MOST; n += n < 14 ? 1 : 13)
             for (size_t rows = 1; rows <= ROWS; rows += rows < 5 ? 1 : 11) {
-                Tensor t = {&tensor_types[T_F32], (uint8_t *)w, NULL, 0, rows, cols};
+                Tensor t = {&tensor_types[T_F32], (uint8_t *)w, NULL, 0, rows, cols, NULL};
                 int before = n_failed;
                 memset(out, 0, MOST * ROWS * 4);
                 matmul(NULL, &(Product){&t, out}, 1, x, n);
@@ -323,7 +323,7 @@ static void test_blocks(void)
         for (size_t k = 0; k < rows * pitch; k++) data[k] = (uint8_t)(random_bits() >> 24);
         for (size_t k = 0; k < rows * n; k++) // scales and minima that are no NaN
             data[k * type->bytes + d_at + 1] &= 0xbf, data[k * type->bytes + 3] &= 0xbf;
-        Tensor w = {type, data, NULL, type->group, rows, cols};
+        Tensor w = {type, data, NULL, type->group, rows, cols, NULL};
         float *x = random_floats(N * cols), *want = xcalloc(N * rows, 4);
         float *one = xcalloc(N * rows, 4), *all = xcalloc(N * rows, 4);
         Quantized act = quantized(N, cols, type->group);
@@ -375,8 +375,8 @@ static void test_unpack(void)
         q[i] = (int8_t)(random_bits() >> 24);
         halves[i] = (uint16_t)(random_bits() >> 20); // positive and finite
     }
-    Tensor q8 = {&tensor_types[T_Q8], (uint8_t *)q, scales, GROUP, ROWS, COLS};
-    Tensor f16 = {&tensor_types[T_F16], (uint8_t *)halves, NULL, 0, ROWS, COLS};
+    Tensor q8 = {&tensor_types[T_Q8], (uint8_t *)q, scales, GROUP, ROWS, COLS, NULL};
+    Tensor f16 = {&tensor_types[T_F16], (uint8_t *)halves, NULL, 0, ROWS, COLS, NULL};
     int bad = 0;
     for (size_t row = 0; row < ROWS; row++) {
         unpack_q8(&q8, row, out);
@@ -397,7 +397,7 @@ static void test_unpack(void)
 // A random weight matrix in one of the types.
 static Tensor random_tensor(int type, size_t rows, size_t cols, size_t group)
 {
-    Tensor t = {&tensor_types[type], NULL, NULL, type == T_Q8 ? group : 0, rows, cols};
+    Tensor t = {&tensor_types[type], NULL, NULL, type == T_Q8 ? group : 0, rows, cols, NULL};
     uint8_t *data = xcalloc(rows * cols, t.type->bytes);
     for (size_t i = 0; i < rows * cols; i++) {
         if (type == T_F32) ((float *)data)[i] = random_gauss();
@@ -473,7 +473,7 @@ static void test_rmsnorm(void)
         double squares = 0;
         int bad = 0;
         for (size_t i = 0; i < dim; i++) squares += (double)x[i] * x[i];
-        normalize(out, x, w, NULL, dim, 1e-5f, 0);
+        normalize(out, x, (Norm){w, NULL}, dim, 1e-5f, 0);
         for (size_t i = 0; i < dim; i++) {
             double want = x[i] / sqrt(squares / (double)dim + 1e-5) * w[i];
             bad += !(fabs(out[i] - want) <= 1e-6 * fabs(want));
@@ -573,7 +573,7 @@ static void test_sizes(void)
     CHECK(mul_size(SIZE_MAX, 0) == 0);
     CHECK(ceil_div(0, 7) == 0 && ceil_div(7, 7) == 1 && ceil_div(8, 7) == 2);
     CHECK(round_up(65, 64) == 128 && round_up(64, 64) == 64);
-    Tensor huge = {&tensor_types[T_F32], NULL, NULL, 0, (size_t)1 << 40, (size_t)1 << 40};
+    Tensor huge = {&tensor_types[T_F32], NULL, NULL, 0, (size_t)1 << 40, (size_t)1 << 40, NULL};
     CHECK(tensor_bytes(&huge) == SIZE_MAX);
 }
 
