@@ -1155,7 +1155,7 @@ static void run_info(Session *s)
     const char *what, *template = open_template(s, &what);
     rope_resolve(&c.rope, c.train_ctx, s->ctx);
     rope_resolve(&c.local, c.train_ctx, s->ctx);
-    cache_layout(&cache, &c, s->ctx, opt.chunk, opt.exact || opt.kv);
+    cache_layout(&cache, &c, s->ctx, opt.chunk, opt.exact ? KV_F32 : opt.kv);
     printf("architecture  %s\nlayers        %d, dim %d, hidden %d, %d heads (%d for keys) of %d\n",
            m->arch, c.n_layers, c.dim, c.hidden_dim, c.n_heads, c.n_kv_heads, c.head_dim);
     print_weights(m);

@@ -330,6 +330,27 @@ static float dot(const float *a, const float *b, size_t n)
     return vsum(sums);
 }
 
+// q[n] = x / scale rounded to int8, halves to even, with the scale max|x| / 127, which is returned:
+// NaN if an x is not finite. *sum gets the sum of q, exactly for n below 2^17; not finite likewise.
+static float round_to_bytes(const float *x, size_t n, int8_t *q, float *sum)
+{
+    const vf round = vset(12582912.0f); // 1.5 * 2^23: adding it rounds to an integer
+    vf max = {0}, sums[SUM_VECTORS] = {{0}};
+    for (size_t k = 0; k < n; k += LANES) {
+        vf v = vload_part(x + k, n - k);
+        max = vmax(vmax(v, -v), max);
+    }
+    float largest = vmax_lane(max), inverse = largest > 0 ? 127 / largest : 0;
+    for (size_t k = 0; k < n; k += LANES) {
+        vf rounded = (vload_part(x + k, n - k) * vset(inverse) + round) - round;
+        vb bytes = __builtin_convertvector(__builtin_convertvector(rounded, vi), vb);
+        memcpy(q + k, &bytes, min_size(LANES, n - k));
+        sums[0] += rounded;
+    }
+    *sum = vsum(sums);
+    return fabsf(*sum) < 1e9f ? largest / 127 : NAN;
+}
+
 // e^x by lanes: x = n ln 2 + r with |r| <= ln 2 / 2, e^r by its Taylor polynomial of degree 7,
 // times 2^n made of its exponent. Relative error below 3e-7 for -87 <= x <= 88; 0 below (so a
 // score of minus a lot gets exactly no weight), e^88 above.
@@ -432,6 +453,17 @@ INLINE vh load_halves(const uint16_t *h, size_t n)
 }
 
 INLINE vf vload_half(const uint16_t *h) { return half_to_vf(load_halves(h, LANES)); }
+
+// Numbers i, i + 1, ... of an array of floats (4 bytes each), of which n are left, or LANES halves
+// (2 bytes) or int8.
+INLINE vf load_numbers(const void *p, size_t elem, size_t i, size_t n)
+{
+    vb bytes;
+    if (elem == 4) return vload_part((const float *)p + i, n);
+    if (elem == 2) return vload_half((const uint16_t *)p + i);
+    memcpy(&bytes, (const int8_t *)p + i, sizeof bytes);
+    return __builtin_convertvector(__builtin_convertvector(bytes, vi), vf);
+}
 
 static void floats_to_halves(const float *f, uint16_t *h, size_t n)
 {
@@ -694,27 +726,30 @@ static void fill_phases(const double *freq, const double *gain, size_t pairs, do
     }
 }
 
-// The key table of one map, [2][pairs][TILE]: zeta_m^(-r step / 512) exp(I r step theta_m).
+// What turns pair m of a key by so many tokens: zeta_m^(-tokens / 512) exp(I tokens theta_m).
+static void key_phase(const Angles *a, size_t m, double tokens, float *re, float *im)
+{
+    double grown = a->decay[m] == 0 ? 1 : exp(-tokens * a->decay[m]);
+    *re = (float)(grown * cos(tokens * a->freq[m]));
+    *im = (float)(grown * sin(tokens * a->freq[m]));
+}
+
+// The key table of one map, [2][pairs][TILE]: key r of a tile stands r steps behind its first.
 static void fill_key_table(const Angles *a, size_t pairs, double step, float *table)
 {
     for (size_t m = 0; m < pairs; m++)
-        for (size_t r = 0; r < TILE; r++) {
-            double at = (double)r * step, grown = a->decay[m] == 0 ? 1 : exp(-at * a->decay[m]);
-            table[m * TILE + r] = (float)(grown * cos(at * a->freq[m]));
-            table[(pairs + m) * TILE + r] = (float)(grown * sin(at * a->freq[m]));
-        }
+        for (size_t r = 0; r < TILE; r++)
+            key_phase(a, m, (double)r * step, &table[m * TILE + r], &table[(pairs + m) * TILE + r]);
 }
 
-// out = x * phases, or x * conj(phases) with sign = -1; all [2][n]. half: x is in half precision,
-// and n is a multiple of LANES.
-INLINE void rotate(const void *x, int half, const float *phases, float sign, size_t n, float *out)
+// out = x * phases, or x * conj(phases) with sign = -1; all [2][n]. elem: the bytes of each number
+// of x; n is a multiple of LANES unless they are 4.
+INLINE void rotate(const void *x, size_t elem, const float *phases, float sign, size_t n,
+                   float *out)
 {
-    const uint16_t *h = x;
-    const float *f = x;
     for (size_t m = 0; m < n; m += LANES) {
         size_t left = n - m;
-        vf a = half ? vload_half(h + m) : vload_part(f + m, left);
-        vf b = half ? vload_half(h + n + m) : vload_part(f + n + m, left);
+        vf a = load_numbers(x, elem, m, left), b = load_numbers(x, elem, n + m, left);
         vf c = vload_part(phases + m, left), s = vload_part(phases + n + m, left) * vset(sign);
         vstore_part(out + m, vmuladd(a, c, -(b * s)), left);
         vstore_part(out + n + m, vmuladd(a, s, b * c), left);
@@ -1154,9 +1189,7 @@ static void set_angles(Angles *a, const Config *c, const RopeConfig *r, size_t n
         if (encodings[c->encoding].decay)
             a->decay[m] = (float)encodings[c->encoding].decay(c->head_dim, (int)m);
         a->gain[m] = m < turning ? factor * factor : 1;
-        double grown = exp(r->reach * a->decay[m]); // dual-chunk's, whose reach is C
-        a->jump[m] = (float)(grown * cos(r->reach * a->freq[m]));
-        a->jump[pairs + m] = (float)(grown * sin(-r->reach * a->freq[m]));
+        key_phase(a, m, -r->reach, &a->jump[m], &a->jump[pairs + m]); // the reach is C there
     }
     for (size_t slot = 0; slot < n_slots; slot++) a->slot_tile[slot] = -1;
     for (int map = 0; map < n_maps(r); map++) {
@@ -1417,14 +1450,25 @@ static void gemm_rows(size_t n, const float *a, size_t lda, size_t step, const f
 
 // --- The cache ----------------------------------------------------------------------------------
 
+// What a key's or a value's numbers are rounded to. As int8 they take half the memory of halves.
+// One scale is enough for a whole key or value, and it never meets their numbers: that of a key is
+// multiplied into its scores, that of a value into its weight.
+enum { KV_F16, KV_F32, KV_Q8 };
+static const struct {
+    const char *name;
+    size_t elem; // bytes a number
+} kv_types[] = {{"f16", 2}, {"f32", 4}, {"q8", 1}};
+
 // For each layer and KV head n_slots tiles: [n_layers][n_kv_heads][n_slots], each of them its keys
-// [head_dim][TILE], then its values [TILE][v_dim], in half or single precision.
+// [head_dim][TILE], its values [TILE][v_dim], and in int8 the floats [2][TILE] that scale the keys
+// and the values.
 typedef struct {
-    size_t elem;         // bytes a number: 2 or 4
+    size_t elem;         // bytes a number
     size_t n_slots, sink_slots, ring;
     size_t v_dim;        // head_dim rounded up to LANES
     size_t k_bytes;      // of a tile's keys; its values lie behind them
-    size_t tile_bytes;   // of both
+    size_t kv_bytes;     // of both, and
+    size_t tile_bytes;   // of all
     uint8_t *tiles;
     size_t bytes;        // reserved
 } Cache;
@@ -1440,7 +1484,7 @@ static size_t tile_slot(const Cache *c, int64_t t)
 // Lays out a cache for max_seq_len positions, or for the window if there is one. Then the ring must
 // hold what any query of a chunk sees, W + chunk - 1 positions (the last query's window, and what
 // lies before it for the first one), and one tile more, since they need not begin with a tile.
-static void cache_layout(Cache *c, const Config *cfg, int64_t max_seq_len, size_t chunk, int f32)
+static void cache_layout(Cache *c, const Config *cfg, int64_t max_seq_len, size_t chunk, int kv)
 {
     const RopeConfig *r = &cfg->rope;
     size_t sinks = ceil_div(r->sinks, TILE), ring = ceil_div(r->window + chunk - 1, TILE) + 1;
@@ -1450,10 +1494,11 @@ static void cache_layout(Cache *c, const Config *cfg, int64_t max_seq_len, size_
         c->ring = ring;
         c->n_slots = sinks + ring;
     }
-    c->elem = f32 ? 4 : 2;
+    c->elem = kv_types[kv].elem;
     c->v_dim = round_up(cfg->head_dim, LANES);
     c->k_bytes = TILE * cfg->head_dim * c->elem;
-    c->tile_bytes = c->k_bytes + TILE * c->v_dim * c->elem;
+    c->kv_bytes = c->k_bytes + TILE * c->v_dim * c->elem;
+    c->tile_bytes = c->kv_bytes + (kv == KV_Q8 ? 2 * TILE * sizeof(float) : 0);
     size_t rows = (size_t)cfg->n_layers * cfg->n_kv_heads;
     c->bytes = mul_size(mul_size(rows, c->n_slots), c->tile_bytes);
 }
@@ -1541,6 +1586,13 @@ static uint8_t *tile_at(const Attention *a, size_t head, int64_t t)
     return c->tiles + (row * c->n_slots + tile_slot(c, t)) * c->tile_bytes;
 }
 
+// The scales of its keys, and TILE floats behind them those of its values; NULL: it has none.
+static float *tile_scales(const Attention *a, size_t head, int64_t t)
+{
+    const Cache *c = &a->cache;
+    return c->elem == 1 ? (float *)(tile_at(a, head, t) + c->kv_bytes) : NULL;
+}
+
 // The chunk's k and v of KV heads [begin, end), into the cache: keys with their pairs split, a
 // column of the tile each; values as a row.
 static void store_kv(void *arg, size_t begin, size_t end)
@@ -1548,17 +1600,23 @@ static void store_kv(void *arg, size_t begin, size_t end)
     const Attention *a = arg;
     const Cache *c = &a->cache;
     size_t d = a->config.head_dim, n_kv = a->config.n_kv_heads;
-    float *key = scratch(6 * d);
+    float *key = scratch(6 * d), sum;
     uint16_t *half = (uint16_t *)(key + d);
+    int8_t *bytes = (int8_t *)half;
     for (size_t h = begin; h < end; h++)
         for (size_t t = 0; t < a->n; t++) {
             size_t pos = (size_t)a->pos + t, r = pos % TILE, at = (t * n_kv + h) * d;
             void *keys = tile_at(a, h, (int64_t)(pos / TILE));
             void *values = (uint8_t *)keys + c->k_bytes + r * c->v_dim * c->elem;
+            float *scales = tile_scales(a, h, (int64_t)(pos / TILE));
             split_pairs(&a->config, a->k + at, key);
             if (c->elem == 4) {
                 for (size_t e = 0; e < d; e++) ((float *)keys)[e * TILE + r] = key[e];
                 memcpy(values, a->v + at, d * 4);
+            } else if (scales) {
+                scales[r] = round_to_bytes(key, d, bytes, &sum);
+                for (size_t e = 0; e < d; e++) ((int8_t *)keys)[e * TILE + r] = bytes[e];
+                scales[TILE + r] = round_to_bytes(a->v + at, d, values, &sum);
             } else {
                 floats_to_halves(key, half, d);
                 for (size_t e = 0; e < d; e++) ((uint16_t *)keys)[e * TILE + r] = half[e];
@@ -1681,8 +1739,14 @@ static void begin_rows(const Rows *w)
         a->sums[to] = EMPTY;
         split_pairs(&a->config, a->q + row_index(w, row) * w->d, w->qt);
         for (int map = 0; map < n_maps(&w->p->rope); map++)
-            rotate(w->qt, 0, w->p->phase[map] + query * w->d, 1, w->d / 2, w->q[map] + row * w->d);
+            rotate(w->qt, 4, w->p->phase[map] + query * w->d, 1, w->d / 2, w->q[map] + row * w->d);
     }
+}
+
+// x[n] *= y[n], n a multiple of LANES.
+static void multiply_rows(float *x, const float *y, size_t n)
+{
+    for (size_t k = 0; k < n; k += LANES) vstore(x + k, vload(x + k) * vload(y + k));
 }
 
 // w->score[map] = scores of all rows against the keys of tile t under one map. The equation of
@@ -1694,18 +1758,21 @@ static void score_tile(const Rows *w, int map, int64_t t)
     const Angles *angles = w->angles;
     size_t d = w->d, pairs = d / 2;
     const float *phases = angles->tile[map] + tile_slot(&w->a->cache, t) * d; // of B(t0)
-    rotate(tile_at(w->a, w->head, t), w->a->cache.elem == 2,
+    const float *scales = tile_scales(w->a, w->head, t);
+    rotate(tile_at(w->a, w->head, t), w->a->cache.elem,
            key_table(angles, &w->p->rope, map, pairs, t * TILE, w->table), 1, pairs * TILE,
            w->tile);
     for (size_t row = 0; row < w->rows; row++) {
         float *q = w->qt + row * d;
-        rotate(w->q[map] + row * d, 0, phases, -1, pairs, q);
+        rotate(w->q[map] + row * d, 4, phases, -1, pairs, q);
         if (angles->decay[0] == 0) continue;
         float D = (float)map_distance(&w->p->rope, map, row_position(w, row), t * TILE);
         fade(q, angles->decay, D, pairs);
     }
     memset(w->score[map], 0, w->rows * TILE * 4);
     gemm_rows(w->rows, w->qt, d, 1, w->tile, d, TILE, w->score[map]);
+    for (size_t row = 0; scales && row < w->rows; row++)
+        multiply_rows(w->score[map] + row * TILE, scales, TILE);
     soft_cap(w->score[map], w->rows * TILE, w->a->config.score_cap);
 }
 
@@ -1799,6 +1866,7 @@ static void attend_tile(const Rows *w, int64_t t)
     const Attention *a = w->a;
     const Cache *c = &a->cache;
     int biased = encodings[a->config.encoding].bias != NULL;
+    const float *scales = tile_scales(a, w->head, t);
     for (int map = 0; map < n_maps(&w->p->rope); map++) {
         KeyRun run = map_run(&w->p->rope, map, w->first, w->last, t * TILE);
         if (run.from < run.to) score_tile(w, map, t);
@@ -1809,11 +1877,12 @@ static void attend_tile(const Rows *w, int64_t t)
         if (biased) add_score_bias(w, row, score, D);
         softmax_step(score, w->o + row * w->v_dim, w->sums + row, w->v_dim, !!a->watch);
         if (a->watch && !t) w->sums[row].first += *score;
+        if (scales) multiply_rows(score, scales + TILE, TILE);
     }
     const void *v = tile_at(a, w->head, t) + c->k_bytes;
-    for (size_t k = 0; c->elem == 2 && k < TILE * w->v_dim; k += LANES)
-        vstore(w->tile + k, vload_half((const uint16_t *)v + k));
-    gemm_rows(w->rows, w->score[0], TILE, 1, c->elem == 2 ? w->tile : v, TILE, w->v_dim, w->o);
+    for (size_t k = 0; c->elem < 4 && k < TILE * w->v_dim; k += LANES)
+        vstore(w->tile + k, load_numbers(v, c->elem, k, LANES));
+    gemm_rows(w->rows, w->score[0], TILE, 1, c->elem < 4 ? w->tile : v, TILE, w->v_dim, w->o);
 }
 
 // Adds a softmax, o and p, to total number `to`: both are brought to the larger m.
@@ -2278,28 +2347,13 @@ struct Quantized {
     float *minus_sum;       // [n][n_groups]: of the group's q, a whole number
 };
 
-// Rounds x[cols] to row t of a: q = round(x / scale), scale = max|x| / 127 in each group.
-// Halves round to even.
+// Rounds x[cols] to row t of a, group by group. What is not finite shows in the scale.
 static void quantize_row(const float *x, size_t t, Quantized *a)
 {
-    const vf round = vset(12582912.0f); // 1.5 * 2^23: adding it rounds to an integer
     for (size_t g = t * a->n_groups; g < (t + 1) * a->n_groups; g++, x += a->group) {
-        vf max = {0}, sum[SUM_VECTORS] = {{0}};
-        for (size_t k = 0; k < a->group; k += LANES) {
-            vf v = vload_part(x + k, a->group - k);
-            max = vmax(vmax(v, -v), max);
-        }
-        float largest = vmax_lane(max), inverse = largest > 0 ? 127 / largest : 0;
-        for (size_t k = 0; k < a->group; k += LANES) {
-            vf q = (vload_part(x + k, a->group - k) * vset(inverse) + round) - round;
-            vb bytes = __builtin_convertvector(__builtin_convertvector(q, vi), vb);
-            memcpy(a->q + g * a->group + k, &bytes, min_size(LANES, a->group - k));
-            sum[0] += q;
-        }
-        float total = vsum(sum); // exact: groups are short of 2^17 values
-        int finite = fabsf(total) < 1e9f;
-        a->scale[g] = finite ? largest / 127 : NAN; // NaN and infinity are not lost
-        a->minus_sum[g] = finite ? -total : 0;
+        float sum;
+        a->scale[g] = round_to_bytes(x, a->group, a->q + g * a->group, &sum);
+        a->minus_sum[g] = isnan(a->scale[g]) ? 0 : -sum;
     }
 }
 
@@ -2722,9 +2776,9 @@ static void add_rows(float *x, const float *y, size_t n)
     for (size_t i = 0; i < n; i++) x[i] += y[i];
 }
 
-// jobs[k].out[n][rows] = x[n][cols] w_k^T + bias for products that share x. act: room for x in int8,
-// or NULL to compute exactly. For few tokens, where memory is the limit, each thread's share is cut
-// into no more than STRETCHES: long ones prefetch better, but the last one is waited for.
+// jobs[k].out[n][rows] = x[n][cols] w_k^T + bias for products that share x. act: room for x as
+// int8, or NULL to compute exactly. For few tokens, where memory is the limit, each thread's share
+// is cut into no more than STRETCHES: long ones prefetch better, but the last one is waited for.
 enum { STRETCHES = 4 };
 
 static void matmul(Quantized *act, const Product *jobs, int n_jobs, const float *x, size_t n)
@@ -2810,7 +2864,7 @@ static void positions_init(Positions *p, const RopeConfig *r, size_t chunk, size
 
 // A state for texts of max_seq_len tokens, read in chunks. exact: nothing is rounded to int8 or
 // half precision. Room is reserved rather than allocated, so that only what is used costs memory.
-static void state_init(State *s, const Model *m, int64_t max_seq_len, size_t chunk, int f32_cache,
+static void state_init(State *s, const Model *m, int64_t max_seq_len, size_t chunk, int kv_type,
                        int exact)
 {
     const Config *c = &m->config;
@@ -2825,7 +2879,7 @@ static void state_init(State *s, const Model *m, int64_t max_seq_len, size_t chu
     positions_init(&a->positions[0], rope, chunk, c->head_dim);
     if (c->global_every || c->nope_every)
         positions_init(&a->positions[1], local, chunk, c->head_dim);
-    cache_layout(&a->cache, &a->config, max_seq_len, chunk, f32_cache || exact);
+    cache_layout(&a->cache, &a->config, max_seq_len, chunk, exact ? KV_F32 : kv_type);
     cache_reserve(&a->cache, max_seq_len);
     size_t parts = max_size(chunk, rope->window ? 1 : ceil_div(max_seq_len, SEGMENT)) * c->n_heads;
     a->total = reserve(mul_size(parts, a->cache.v_dim * 4));
@@ -4841,8 +4895,6 @@ typedef struct {
     long long (*context)(long long ctx);
 } Mode;
 
-static const char *const kv_types[] = {"f16", "f32"};
-
 // Where an option's value goes: to a variable of its own, or into a field of Config, whose row in
 // config_fields then says what it may be.
 typedef struct {
@@ -4875,7 +4927,7 @@ static const Option shared_options[] = {
     {'c', "ctx", INT(opt.ctx, 1, 1 << 28), "N", "context in tokens (as trained; --window: no end)"},
     {'j', "threads", INT(opt.threads, 1, 1024), "N", "(processors that may be used)"},
     {0, "chunk", INT(opt.chunk, 1, 1 << 15), "N", "tokens of a prompt read at once (128)"},
-    {0, "kv", NAME(opt.kv, kv_types), "f16|f32", "type of the KV cache (f16)"},
+    {0, "kv", NAME(opt.kv, kv_types), "f16|f32|q8", "type of the KV cache (f16)"},
     {0, "exact", FLAG(opt.exact), "", "all activations and the KV cache in float32"},
     {0, "rope-scaling", SETS_NAME(rope.method, rope_methods), "METHOD", "to go past L; see below"},
     {0, "rope-factor", SETS(rope.factor), "S", "(-c / L; dynamic: 1)"},

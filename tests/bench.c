@@ -3,6 +3,7 @@
 //   bench [-j N] [-r ROUNDS] limits            what memory and multipliers give, best of the rounds
 //   bench [-j N] [-r ROUNDS] FILE TASK...      pN: read a prompt of N tokens; dN: decode after N
 //   bench ... -q FILE TASK                     only the number, in tokens a second
+//   bench ... -k q8 FILE TASK...               with a cache of another type than f16
 //
 // A task's time is the median of its rounds. Its share of the limit is the time that the limits
 // ask for divided by the time it took: all weights and the KV cache read once a token (decode), or
@@ -15,8 +16,8 @@ typedef struct {
 } Limits;
 
 static struct {
-    int threads, rounds, quiet;
-} option = {0, 5, 0};
+    int threads, rounds, quiet, kv;
+} option = {.rounds = 5};
 
 // ---- The machine -------------------------------------------------------------------------------
 
@@ -141,7 +142,7 @@ static double ideal_time(const State *s, int prompt, size_t n, const Limits *l)
     const Config *c = &s->attn.config;
     double dim = c->dim, kv_dim = (double)c->n_kv_heads * c->head_dim, layers = c->n_layers;
     if (!prompt) {
-        double kv = 2 * layers * kv_dim * (double)(s->attn.cache.elem * n);
+        double kv = layers * c->n_kv_heads * (double)(s->attn.cache.tile_bytes * n / TILE);
         return ((double)s->model->weight_bytes + kv) / l->read;
     }
     double weights = 2 * layers * (2 * dim * dim + 2 * dim * kv_dim + 3 * dim * c->hidden_dim);
@@ -160,7 +161,8 @@ static void run_tasks(const char *path, char **tasks, int n_tasks, const Limits 
         if (*tasks[i] != 'p' && *tasks[i] != 'd') die(EXIT_USAGE, tasks[i], "want pN or dN");
         most = max_size(most, (size_t)parse_int(tasks[i], tasks[i] + 1, 0, 1 << 20));
     }
-    state_init(&s, &m, (int64_t)most + DECODED, 128, 0, 0);
+    if (option.kv < 0) die(EXIT_USAGE, "-k", "want one of %s", LIST_NAMES(kv_types));
+    state_init(&s, &m, (int64_t)most + DECODED, 128, option.kv, 0);
     memset(s.attn.cache.tiles, 0x2c, s.attn.cache.bytes); // small numbers, on pages of its own
     const char *name = strrchr(path, '/') ? strrchr(path, '/') + 1 : path;
     for (int i = 0; i < n_tasks; i++) {
@@ -186,9 +188,11 @@ int main(int argc, char **argv)
             option.threads = (int)parse_int("-j", argv[++a], 1, 1024);
         else if (!strcmp(argv[a], "-r") && a + 1 < argc)
             option.rounds = (int)parse_int("-r", argv[++a], 1, 1000);
+        else if (!strcmp(argv[a], "-k") && a + 1 < argc)
+            option.kv = FIND_NAME(kv_types, argv[++a]);
         else die(EXIT_USAGE, argv[a], "no such option");
     }
-    if (a == argc) die(EXIT_USAGE, "usage", "bench [-j N] [-r ROUNDS] [-q] limits | FILE TASK...");
+    if (a == argc) die(EXIT_USAGE, "usage", "bench [-j N] [-r ROUNDS] [-k f16|f32|q8] [-q] limits | FILE TASK...");
     pool_start(option.threads ? option.threads : processors());
     Limits l = {0};
     if (!option.quiet) l = measure_limits();

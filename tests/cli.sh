@@ -585,9 +585,9 @@ works "info" "$m" -m info -c 600 --rope-scaling linear
 if grep -q '^memory .*-c 600' "$tmp/out"; then ok; else bad "info: $(cat "$tmp/out")"; fi
 
 # The cache is laid out in tiles of 64 positions, here for 1000000 of them: keys and values of 32
-# numbers, for 16 layers of 2 KV heads.
+# numbers, for 16 layers of 2 KV heads. q8 has a float beside 32 bytes.
 "$build/make_model" "$tmp/cache.bin" dim=128 hidden=8 layers=16 heads=4 kv_heads=2
-for how in "--kv f16 4096.0" "--kv f32 8192.0" "--exact 8192.0"; do
+for how in "--kv f16 4096.0" "--kv f32 8192.0" "--exact 8192.0" "--kv q8 2304.0"; do
     # shellcheck disable=SC2086 # words of ${how% *} are options
     works "info, $how" "$tmp/cache.bin" -m info -c 999940 ${how% *}
     if grep -q " 4 heads (2 for keys) of 32$" "$tmp/out" &&

@@ -237,7 +237,7 @@ static int *random_tokens(size_t n, int vocab, int seed)
 
 typedef struct {
     size_t chunk, step; // the state's capacity, and tokens fed at once
-    int exact, f32;
+    int exact, kv;
     int64_t ctx;
 } Feeding;
 
@@ -247,7 +247,7 @@ static float *final_states(const Model *m, const int *tokens, size_t n, Feeding 
     size_t dim = (size_t)m->config.dim;
     float *out = xcalloc(n * dim, 4);
     State s;
-    state_init(&s, m, f.ctx ? f.ctx : (int64_t)n, f.chunk, f.f32, f.exact);
+    state_init(&s, m, f.ctx ? f.ctx : (int64_t)n, f.chunk, f.kv, f.exact);
     s.attn.text = (int64_t)n;
     for (size_t at = 0; at < n; at += f.step) {
         size_t count = min_size(f.step, n - at);

@@ -408,6 +408,35 @@ static void test_uneven_chunks(void)
     free_test_model(&t);
 }
 
+// Keys and values in int8: near the exact ones, and the same bits for every chunk.
+static void test_int8_cache(void)
+{
+    static const int some[] = {0, 3, 10, 12}; // none, dynamic, sinks, self-extend
+    Shape s = small;
+    s.layers = 2;
+    TestModel t = make_model(s);
+    Model m;
+    open_model(&m, &t);
+    for (int k = 0; k < 4; k++) {
+        int before = n_failed, *tokens = random_tokens(600, s.vocab, 5);
+        set_method(&m, some[k]);
+        float *exact = final_states(&m, tokens, 600, (Feeding){.chunk = 64, .step = 64, .exact = 1});
+        float *want = final_states(&m, tokens, 600, (Feeding){.chunk = 1, .step = 1, .kv = KV_Q8});
+        float *got = final_states(&m, tokens, 600, (Feeding){.chunk = 50, .step = 50, .kv = KV_Q8});
+        CHECK_BITS(got, want, (size_t)600 * (size_t)s.dim);
+        double sum = 0, worst = 0, size = 0;
+        for (int i = 0; i < 600 * s.dim; i++) {
+            double error = fabs(got[i] - exact[i]);
+            sum += error, worst = fmax(worst, error), size += fabs(exact[i]);
+        }
+        CHECK(worst > 0 && sum < 0.01 * size && worst < 0.2);
+        note_failures(before, "%s, mean error %g of %g, worst %g", methods[some[k]].name,
+                      sum / 600 / s.dim, size / 600 / s.dim, worst);
+        free(tokens), free(exact), free(want), free(got);
+    }
+    free_test_model(&t);
+}
+
 // A model wide enough that every loop is shared out, on 1 to 4 threads, by chunks of 1, 5, 128.
 static void test_threads(void)
 {
@@ -610,6 +639,7 @@ int main(void)
     test_entropy();
     test_chunks();
     test_uneven_chunks();
+    test_int8_cache();
     test_threads();
     return report("test_attention");
 }

@@ -153,7 +153,7 @@ static void test_products(void)
 
 typedef struct {
     const char *model;
-    int exact, f32_cache;
+    int exact, kv;
     RopeConfig rope; // what differs from the checkpoint's
     uint64_t want;
 } Run;
@@ -177,7 +177,7 @@ static void check_run(const Run *run, const char *what)
     test_rng = 5;
     for (int i = 0; i < n; i++) ids[i] = (int)(random_bits() % vocab);
     float *logits = xcalloc(11 * vocab, 4);
-    state_init(&s, &m, n, 50, run->f32_cache, run->exact);
+    state_init(&s, &m, n, 50, run->kv, run->exact);
     s.attn.watch = xcalloc((size_t)m.config.n_layers * 50, sizeof *s.attn.watch);
     for (int at = 0, step; at < n; at += step) {
         step = n - at <= 10 ? 1 : n - 10 - at < 50 ? n - 10 - at : 50;
@@ -195,7 +195,8 @@ static void check_run(const Run *run, const char *what)
 static const Run runs[] = {
     {"tales", .want = 0x4af5d4cacba423e1},
     {"tales", .exact = 1, .want = 0xb52c0b8fa31408f6},
-    {"tales", .f32_cache = 1, .want = 0x873d877f9a355ac5},
+    {"tales", .kv = KV_F32, .want = 0x873d877f9a355ac5},
+    {"tales", .kv = KV_Q8, .want = 0xe8c5f910cae2de02},
     {"tales", .rope = {.method = ROPE_YARN, .factor = 4}, .want = 0x5fb32603fd26be30},
     {"tales", .rope = {.method = ROPE_DYNAMIC, .factor = 2, .orig_ctx = 100},
      .want = 0x7880e73c8b2b34e8},
@@ -203,6 +204,7 @@ static const Run runs[] = {
     {"tales", .rope = {.distance = DIST_REROPE, .reach = 70, .logn = 1, .orig_ctx = 100},
      .want = 0x674a6120acdc0a61},
     {"pe-alibi", .want = 0x8d63234adabbc2f8},
+    {"pe-alibi", .kv = KV_Q8, .want = 0xe813879aafcd73e7},
     {"pe-fire", .want = 0xe198549acdb0d542},
     {"pe-kerple", .want = 0xadbfd6c7874ca1ba},
     {"pe-learned", .want = 0x175d6ad8017b3a36},
