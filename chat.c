@@ -1192,7 +1192,8 @@ static const Option chat_options[] = {
     {0, "keep-all", FLAG(talk.keep_all), "", "chat: refuse turns rather than forget old ones"},
 };
 static const Program chat_program = {
-    "run", chat_modes, {OPTIONS(chat_options), OPTIONS(text_options), OPTIONS(shared_options)}};
+    "run", chat_modes, {OPTIONS(chat_options), OPTIONS(text_options), OPTIONS(shared_options),
+                          OPTIONS(config_fields)}};
 
 #ifdef CHAT
 int main(int argc, char **argv) { return run_main(&chat_program, NULL, argc, argv); }

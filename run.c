@@ -551,7 +551,9 @@ typedef struct {
     int gelu;          // the feed-forward net's activation: gelu, not silu
     int no_gate;       // it has no gate: the activation is that of w3's output
     int layer_norm;    // norms take the mean away first
-    int wide_qk_norm;  // q_norm and k_norm are of all heads together
+    int no_pre_norm;   // no norms before attention and the feed-forward net
+    int post_norm;     // norms of what joins the residual stream
+    int qk_norm;       // norms of q and k: 1 of each head, 2 of all heads together
     int parallel;      // the feed-forward net reads x as attention did, without its result
     float emb_scale;   // embeddings are multiplied by it, unless 0
     float score_scale; // scores are multiplied by it; 0: 1 / sqrt(head_dim)
@@ -563,9 +565,9 @@ typedef struct {
     RopeConfig local;  // positions in local layers
 } Config;
 
-enum { N_MATRICES = 7, N_NORMS = 6, N_OF_LAYER = N_MATRICES + N_NORMS };
+enum { N_MATRICES = 7 };
 
-// A layer's weights by name, and as arrays in the same order.
+// A layer's weights by name; its matrices as an array in the same order, too.
 typedef struct {
     union {
         struct {
@@ -574,15 +576,10 @@ typedef struct {
         };
         Tensor w[N_MATRICES];
     };
-    union {
-        struct {
-            Norm att_norm, ffn_norm;           // of what the two branches read
-            Norm post_att_norm, post_ffn_norm; // of what they add to the residual stream
-            Norm q_norm, k_norm;               // of each head before rotation: [head_dim]
-        };
-        Norm norm[N_NORMS];
-    };
-    int local; // positions are Config's local ones
+    Norm att_norm, ffn_norm;           // of what the two branches read
+    Norm post_att_norm, post_ffn_norm; // of what they add to the residual stream
+    Norm q_norm, k_norm;               // before rotation, of each head or of all together
+    int local;                         // positions are Config's local ones
 } Layer;
 
 // n values of one type, one after the other in the file; strings each behind its length in 64 bits.
@@ -2945,7 +2942,7 @@ static void project(State *s, const Layer *l)
 {
     Attention *a = &s->attn;
     size_t n = a->n, n_heads = a->config.n_heads, n_kv = a->config.n_kv_heads;
-    size_t d = a->config.head_dim, wide = a->config.wide_qk_norm;
+    size_t d = a->config.head_dim, wide = a->config.qk_norm == 2;
     matmul(s->act, (Product[]){{&l->wq, a->q}, {&l->wk, a->k}, {&l->wv, a->v}}, 3, s->xb, n);
     norm(s, a->q, a->q, l->q_norm, wide ? n : n * n_heads, wide ? l->wq.rows : d);
     norm(s, a->k, a->k, l->k_norm, wide ? n : n * n_kv, wide ? l->wk.rows : d);
@@ -3033,9 +3030,10 @@ static void classify(State *s, size_t first, size_t count, float *logits)
 // llama2.c's files, little-endian:
 //   version 0   28 bytes: int32 dim, hidden_dim, n_layers, n_heads, n_kv_heads, vocab_size,
 //               max_seq_len; a negative vocab_size says that a classifier of its own follows.
-//               Then floats, as order_0 lists them, each over all layers.
+//               Then floats, in the order that load_checkpoint() has, each over
+//               all layers.
 //   version 1   256 bytes: magic 0x616b3432, version, the seven int32 above, u8 shared classifier.
-//               Then floats, as order_1 lists them.
+//               Then floats, in its other order.
 //   version 2   as 1, with int32 group at byte 37; the norms in f32, every other matrix of every
 //               layer as planar Q8_0: int8 values, then f32 scales.
 // Our own models carry an extension block in the header's padding (offsets below). A reader that
@@ -3114,62 +3112,110 @@ enum { MAGIC = 0x616b3432, EXT_MAGIC = 0x31545845, HEADER = 256 }; // "24ka", "E
 // --- numbers ------------------------------------------------------------------------------------
 //
 // A number of Config comes from a header, from a GGUF key or from an option of the command line:
-// one row says what it is called there, and which values mean something.
+// one row says what it is called in each, and what it may be. Options that are no numbers of Config
+// have rows of the same kind in tables of their own (section 15).
 
+// What the command line says about Config, in a Config of its own. Where it says nothing there is
+// 0, or -1 where 0 means something.
+#define UNASKED {.rope = {.method = -1, .window = -1, .sinks = -1, .temp = -1}}
+static const Config unasked = UNASKED;
+static Config asked = UNASKED;
+
+// Where a value goes, and what it may be. WHOLE: a double without a fraction.
 typedef struct {
-    const char *name;
-    size_t to;       // in Config
-    char kind;       // there: int, float or double
-    int at;          // in a header of version 1, the extension block being at 64; 0: nowhere
-    const char *key; // in GGUF, behind the architecture's name; NULL: nowhere
-    int needed;      // in GGUF
+    const char *field; // its name in Config; NULL: it is not of Config
+    enum { N_INT, N_LONG, N_FLOAT, N_DOUBLE, N_WHOLE, N_TEXT } kind;
+    void *to;          // of a field: where it is in `asked`
     double lo, hi;
-} Field;
+    Names names;       // if any, the value is the number of a row
+    int at;            // in a header of version 1, the extension block being at 64; 0: nowhere
+    const char *key;   // in GGUF, behind the architecture's name; NULL: nowhere
+    int needed;        // there
+} Value;
 
-#define FIELD(m) \
-    #m, offsetof(Config, m), _Generic(((Config *)0)->m, float: 'f', double: 'd', default: 'i')
+// One that the user may give on the command line.
+typedef struct {
+    char letter;       // 0: none
+    const char *name;  // NULL: none; it is no option, or what follows a colon in the one before
+    Value value;
+    const char *arg;   // "": takes no value, and sets 1; with a colon: the next row takes the rest
+    const char *help;  // NULL: the names are
+} Option;
 
-// A method comes before what belongs to it, and of two names for one number the better comes last.
-static const Field config_fields[] = {
-    {FIELD(dim), 8, ".embedding_length", 1, 1, 1 << 24},
-    {FIELD(hidden_dim), 12, ".feed_forward_length", 1, 1, 1 << 24},
-    {FIELD(n_layers), 16, ".block_count", 1, 1, 4096},
-    {FIELD(n_heads), 20, ".attention.head_count", 1, 1, 1 << 16},
-    {FIELD(n_kv_heads), 24, ".attention.head_count_kv", 0, 1, 1 << 16},
-    {FIELD(head_dim), 0, ".attention.key_length", 0, 2, 1 << 14},
-    {FIELD(vocab_size), 28, NULL, 0, -(1 << 24), 1 << 24},
-    {FIELD(train_ctx), 32, ".context_length", 1, 1, 1 << 28},
-    {FIELD(encoding), 68, NULL, 0, 0, N_ENCODINGS - 1},
-    {FIELD(train_ctx), 72, NULL, 0, 1, 1 << 28},
-    {FIELD(rope.theta), 76, ".rope.freq_base", 0, 1.5, 1e12},
-    {FIELD(norm_eps), 80, ".attention.layer_norm_rms_epsilon", 0, 1e-12, 1},
-    {FIELD(norm_eps), 0, ".attention.layer_norm_epsilon", 0, 1e-12, 1},
-    {FIELD(rope.method), 84, NULL, 0, 0, N_ROPE_METHODS - 1},
-    {FIELD(rope.factor), 0, ".rope.scale_linear", 0, 1, 1e6}, // its name in old files
-    {FIELD(rope.factor), 88, ".rope.scaling.factor", 0, 1, 1e6},
-    {FIELD(rope.orig_ctx), 92, ".rope.scaling.original_context_length", 0, 1, 1 << 28},
-    {FIELD(rope.attn_factor), 96, ".rope.scaling.attn_factor", 0, 1e-3, 1e3},
-    {FIELD(rope.beta_fast), 100, ".rope.scaling.yarn_beta_fast", 0, 1e-3, 1e6},
-    {FIELD(rope.beta_slow), 104, ".rope.scaling.yarn_beta_slow", 0, 1e-3, 1e6},
-    {FIELD(rope.low_freq_factor), 108, NULL, 0, 1e-3, 1e6},
-    {FIELD(rope.high_freq_factor), 112, NULL, 0, 1e-3, 1e6},
-    {FIELD(rope.fraction), 0, NULL, 0, 1e-6, 1},
-    {FIELD(rope.window), 116, ".attention.sliding_window", 0, 0, 1 << 28},
-    {FIELD(rope.sinks), 120, NULL, 0, 0, 1 << 20},
-    {FIELD(rope.logn), 124, NULL, 0, 0, 1},
-    {FIELD(rows), 128, NULL, 0, 0, 1 << 24},
-    {FIELD(max_distance), 132, NULL, 0, 0, 1 << 28},
-    {FIELD(local.theta), 0, ".rope.freq_base_swa", 0, 1.5, 1e12},
-    {FIELD(n_rot), 0, ".rope.dimension_count", 0, 2, 1 << 14},
-    {FIELD(rope.temp), 0, ".attention.temperature_scale", 0, 1e-3, 1e3},
-    {FIELD(parallel), 0, ".use_parallel_residual", 0, 0, 1},
-    {FIELD(emb_scale), 0, ".embedding_scale", 0, 1e-6, 1e6},
-    {FIELD(branch_scale), 0, ".residual_scale", 0, 1e-6, 1e6},
-    {FIELD(logit_scale), 0, ".logit_scale", 0, 1e-6, 1e6},
-    {FIELD(score_scale), 0, ".attention.scale", 0, 1e-6, 1e6},
-    {FIELD(score_cap), 0, ".attn_logit_softcapping", 0, 1e-3, 1e6},
-    {FIELD(logit_cap), 0, ".final_logit_softcapping", 0, 1e-3, 1e6},
+#define TYPE_OF(x) _Generic(x, long long: N_LONG, float: N_FLOAT, double: N_DOUBLE, \
+                         const char *: N_TEXT, default: N_INT)
+#define NUMBER(to, lo, hi) {NULL, TYPE_OF(to), &to, lo, hi, {0}, 0, NULL, 0}
+#define WHOLE(to, lo, hi) {NULL, N_WHOLE, &to, lo, hi, {0}, 0, NULL, 0}
+#define FLAG(to) NUMBER(to, 0, 1)
+#define TEXT(to) NUMBER(to, 0, 0)
+#define NAME(to, table) {NULL, N_INT, &to, 0, 0, NAMES(table), 0, NULL, 0}
+#define FIELD(m, lo, hi, at, key) {#m, TYPE_OF(asked.m), &asked.m, lo, hi, {0}, at, key, 0}
+#define NEEDS(m, lo, hi, at, key) {#m, TYPE_OF(asked.m), &asked.m, lo, hi, {0}, at, key, 1}
+#define UNNAMED(value) {0, NULL, value, NULL, NULL}
+
+// Of two keys for one number the better comes last.
+static const Option config_fields[] = {
+    UNNAMED(NEEDS(dim, 1, 1 << 24, 8, ".embedding_length")),
+    UNNAMED(NEEDS(hidden_dim, 1, 1 << 24, 12, ".feed_forward_length")),
+    UNNAMED(NEEDS(n_layers, 1, 4096, 16, ".block_count")),
+    UNNAMED(NEEDS(n_heads, 1, 1 << 16, 20, ".attention.head_count")),
+    UNNAMED(FIELD(n_kv_heads, 1, 1 << 16, 24, ".attention.head_count_kv")),
+    UNNAMED(FIELD(head_dim, 2, 1 << 14, 0, ".attention.key_length")),
+    UNNAMED(FIELD(vocab_size, -(1 << 24), 1 << 24, 28, NULL)),
+    UNNAMED(NEEDS(train_ctx, 1, 1 << 28, 32, ".context_length")),
+    UNNAMED(FIELD(encoding, 0, N_ENCODINGS - 1, 68, NULL)),
+    UNNAMED(FIELD(train_ctx, 1, 1 << 28, 72, NULL)),
+    UNNAMED(FIELD(norm_eps, 1e-12, 1, 80, ".attention.layer_norm_rms_epsilon")),
+    UNNAMED(FIELD(norm_eps, 1e-12, 1, 0, ".attention.layer_norm_epsilon")),
+    UNNAMED(FIELD(rows, 0, 1 << 24, 128, NULL)),
+    UNNAMED(FIELD(max_distance, 0, 1 << 28, 132, NULL)),
+    UNNAMED(FIELD(local.theta, 1.5, 1e12, 0, ".rope.freq_base_swa")),
+    UNNAMED(FIELD(n_rot, 2, 1 << 14, 0, ".rope.dimension_count")),
+    UNNAMED(FIELD(parallel, 0, 1, 0, ".use_parallel_residual")),
+    UNNAMED(FIELD(emb_scale, 1e-6, 1e6, 0, ".embedding_scale")),
+    UNNAMED(FIELD(branch_scale, 1e-6, 1e6, 0, ".residual_scale")),
+    UNNAMED(FIELD(logit_scale, 1e-6, 1e6, 0, ".logit_scale")),
+    UNNAMED(FIELD(score_scale, 1e-6, 1e6, 0, ".attention.scale")),
+    UNNAMED(FIELD(score_cap, 1e-3, 1e6, 0, ".attn_logit_softcapping")),
+    UNNAMED(FIELD(logit_cap, 1e-3, 1e6, 0, ".final_logit_softcapping")),
+    UNNAMED(FIELD(rope.factor, 1, 1e6, 0, ".rope.scale_linear")), // its name in old files
+    {0, "rope-scaling", {"rope.method", N_INT, &asked.rope.method, 0, N_ROPE_METHODS - 1,
+     NAMES(rope_methods), 84, NULL, 0}, "METHOD", "to go past L; see below"},
+    {0, "rope-factor", FIELD(rope.factor, 1, 1e6, 88, ".rope.scaling.factor"), "S", "(-c / L)"},
+    {0, "rope-orig-ctx",
+     FIELD(rope.orig_ctx, 1, 1 << 28, 92, ".rope.scaling.original_context_length"),
+     "L", "(as trained)"},
+    {0, "rope-theta", FIELD(rope.theta, 1.5, 1e12, 76, ".rope.freq_base"), "BASE", "(as trained)"},
+    {0, "rope-attn-factor", FIELD(rope.attn_factor, 1e-3, 1e3, 96, ".rope.scaling.attn_factor"),
+     "A", "(the method's)"},
+    {0, "beta-fast", FIELD(rope.beta_fast, 1e-3, 1e6, 100, ".rope.scaling.yarn_beta_fast"),
+     "TURNS", "yarn: kept above (32)"},
+    {0, "beta-slow", FIELD(rope.beta_slow, 1e-3, 1e6, 104, ".rope.scaling.yarn_beta_slow"),
+     "TURNS", "interpolated below (1)"},
+    {0, "low-freq-factor", FIELD(rope.low_freq_factor, 1e-3, 1e6, 108, NULL), "N", "llama3 (1)"},
+    {0, "high-freq-factor", FIELD(rope.high_freq_factor, 1e-3, 1e6, 112, NULL), "N", "llama3 (4)"},
+    {0, "rope-fraction", FIELD(rope.fraction, 1e-6, 1, 0, NULL), "P", "the share of pairs to turn"},
+    {0, "window", FIELD(rope.window, 0, 1 << 28, 116, ".attention.sliding_window"),
+     "W", "attend to the last W tokens only"},
+    {0, "sinks", FIELD(rope.sinks, 0, 1 << 20, 120, NULL), "S", "and to the first S (of --window)"},
+    {0, "logn", FIELD(rope.logn, 0, 1, 124, NULL), "", "scale queries past L by ln(n) / ln(L)"},
+    {0, "attn-temp", FIELD(rope.temp, 0, 1e3, 0, ".attention.temperature_scale"),
+     "B:L0", "scale queries by 1 + B ln(1 + floor(n / L0))"},
+    UNNAMED(FIELD(rope.temp_ctx, 1, 1 << 28, 0, NULL)),
 };
+
+// How far into a Config a row's number is.
+static size_t field_at(const Value *f) { return (size_t)((char *)f->to - (char *)&asked); }
+
+static void store_value(const Value *f, void *to, long double v)
+{
+    switch (f->kind) {
+    case N_INT: *(int *)to = (int)v; break;
+    case N_LONG: *(long long *)to = (long long)v; break;
+    case N_FLOAT: *(float *)to = (float)v; break;
+    default: *(double *)to = (double)v;
+    }
+}
 
 static double check_range(const Model *m, const char *name, double v, double lo, double hi)
 {
@@ -3179,25 +3225,33 @@ static double check_range(const Model *m, const char *name, double v, double lo,
 }
 
 // Sets the field to v; name: what the file calls it.
-static void set_field(Model *m, const Field *f, const char *name, double v)
+static void set_field(Model *m, const Value *f, const char *name, double v)
 {
-    uint8_t *to = (uint8_t *)&m->config + f->to;
     check_range(m, name, v, f->lo, f->hi);
-    if (f->kind == 'i' && v != rint(v)) REFUSE(m, "%s (got %g, want a whole number)", name, v);
-    if (f->kind == 'i') *(int *)to = (int)v;
-    else if (f->kind == 'f') *(float *)to = (float)v;
-    else *(double *)to = v;
+    if (f->kind == N_INT && v != rint(v)) REFUSE(m, "%s (got %g, want a whole number)", name, v);
+    store_value(f, (char *)&m->config + field_at(f), v);
 }
 
 // The fields in bytes [from, to) of a header; version 0 has them 8 bytes earlier. In the extension
 // block a number of 0 was not given.
 static void read_fields(Model *m, int from, int to)
 {
-    for (const Field *f = config_fields; f < config_fields + COUNT(config_fields); f++) {
+    for (size_t i = 0; i < COUNT(config_fields); i++) {
+        const Value *f = &config_fields[i].value;
         if (f->at < from || f->at >= to) continue;
         const uint8_t *p = m->map + f->at - (m->version ? 0 : 8);
-        double v = f->kind == 'i' ? (double)read_i32(p) : (double)read_f32(p);
-        if (v != 0 || f->at < 64) set_field(m, f, f->name, v);
+        double v = f->kind == N_INT ? (double)read_i32(p) : (double)read_f32(p);
+        if (v != 0 || f->at < 64) set_field(m, f, f->field, v);
+    }
+}
+
+// What the command line says about Config takes the place of what the file says.
+static void lay_over(Config *c)
+{
+    for (size_t i = 0; i < COUNT(config_fields); i++) {
+        const Value *f = &config_fields[i].value;
+        size_t at = field_at(f), bytes = f->kind == N_DOUBLE ? sizeof(double) : sizeof(int);
+        if (memcmp(f->to, (char *)&unasked + at, bytes)) memcpy((char *)c + at, f->to, bytes);
     }
 }
 
@@ -3250,75 +3304,67 @@ static void check_rope(const Config *c, const char *path)
         WRONG("distance method", "the model knows no distances (its encoding is %s)", encoding);
 }
 
-// --- tensors ------------------------------------------------------------------------------------
+// --- weights ------------------------------------------------------------------------------------
 
-// A tensor of a file, or one of a GGUF file's keys.
+// A tensor that a model may have, [rows][cols], and its place in the model; rows 0: this one has
+// none. A vector is a column. It may be a part of another tensor, `fused`, of which it is the rows
+// from `first` on out of `all`.
 typedef struct {
-    const char *name; // no zero behind its len bytes; NULL: the end of a list
-    size_t len;
-    const TensorType *type; // of a tensor; NULL: unknown, and
-    uint32_t number;        // its number in GGUF
-    size_t rows, cols, offset; // dimensions behind the second count as rows; where in the file
-    int used;               // by the model, that is read
-    Values values;          // of a key: what it holds
-    char own[48];     // the name, if the file has none
-} FileItem;
+    enum { MATRIX, TABLE, NORM, LIST } kind; // Tensor, Tensor of which rows are read, Norm, floats
+    void *to;
+    const char *name; // in GGUF; a layer's stands behind "blk.N."
+    size_t rows, cols;
+    const char *fused;
+    size_t first, all;
+} Weight;
 
-// A file that is being read.
-typedef struct {
-    Model *m;
-    size_t at;              // how far it was read, or laid out
-    FileItem *keys, *tensors;
-} ModelFile;
-
-// The entry of that name, or NULL.
-static FileItem *find_entry(FileItem *list, const char *name, size_t len)
+// Every tensor: layer l's, then the model's. angles: cosines and sines that version 0 has.
+enum { N_OF_LAYER = 13, N_WEIGHTS = N_OF_LAYER + 9 };
+static void list_weights(Model *m, int l, Weight list[N_WEIGHTS])
 {
-    while (list->name && (list->len != len || memcmp(list->name, name, len))) list++;
-    return list->name ? list : NULL;
+    Config *c = &m->config;
+    RopeConfig *r = &c->rope;
+    Layer *y = &m->layers[l];
+    size_t dim = c->dim, hidden = c->hidden_dim, q = q_dim(c), kv = kv_dim(c), d = c->head_dim;
+    size_t pre = c->no_pre_norm ? 0 : dim, post = c->post_norm ? dim : 0, qkv = q + 2 * kv;
+    size_t q_norm = ((size_t[]){0, d, q})[c->qk_norm], k_norm = ((size_t[]){0, d, kv})[c->qk_norm];
+    size_t gate = c->no_gate ? 0 : hidden, vocab = c->vocab_size, heads = c->n_heads;
+    size_t pairs = rotary_dims(c) / 2, factors = r->method == ROPE_LONGROPE ? pairs : 0;
+    const size_t table[N_ENCODINGS][2] = { // what the encoding learned
+        [ENC_LEARNED] = {c->rows, dim}, [ENC_T5] = {c->rows, heads}, [ENC_KERPLE] = {2, heads},
+        [ENC_FIRE] = {2 + 2 * FIRE_HIDDEN + heads * (FIRE_HIDDEN + 1), 1},
+        [ENC_SHAW] = {c->rows + 1, d},
+    };
+    const Weight all[N_WEIGHTS] = {
+        {NORM, &y->att_norm, "attn_norm", pre, 1, "", 0, 0},
+        {MATRIX, &y->wq, "attn_q", q, dim, "attn_qkv", 0, qkv},
+        {MATRIX, &y->wk, "attn_k", kv, dim, "attn_qkv", q, qkv},
+        {MATRIX, &y->wv, "attn_v", kv, dim, "attn_qkv", q + kv, qkv},
+        {NORM, &y->q_norm, "attn_q_norm", q_norm, 1, "", 0, 0},
+        {NORM, &y->k_norm, "attn_k_norm", k_norm, 1, "", 0, 0},
+        {MATRIX, &y->wo, "attn_output", dim, q, "", 0, 0},
+        {NORM, &y->post_att_norm, "post_attention_norm", post, 1, "", 0, 0},
+        {NORM, &y->ffn_norm, "ffn_norm", pre, 1, "", 0, 0},
+        {MATRIX, &y->w1, "ffn_gate", gate, dim, "ffn_up", 0, gate + hidden},
+        {MATRIX, &y->w3, "ffn_up", hidden, dim, "ffn_up", gate, gate + hidden},
+        {MATRIX, &y->w2, "ffn_down", dim, hidden, "", 0, 0},
+        {NORM, &y->post_ffn_norm, "post_ffw_norm", post, 1, "", 0, 0},
+        {TABLE, &m->tok_emb, "token_embd", vocab, dim, "", 0, 0},
+        {NORM, &m->emb_norm, "token_embd_norm", dim, 1, "", 0, 0},
+        {NORM, &m->final_norm, "output_norm", dim, 1, "", 0, 0},
+        {MATRIX, &m->classifier, "output", m->shared_classifier ? 0 : vocab, dim, "", 0, 0},
+        {LIST, &c->table, "position_embd", table[c->encoding][0], table[c->encoding][1], "", 0, 0},
+        {LIST, &r->own_factors, "rope_freqs", pairs, 1, "", 0, 0},
+        {LIST, &r->short_factors, "rope_factors_short", factors, 1, "", 0, 0},
+        {LIST, &r->long_factors, "rope_factors_long", factors, 1, "", 0, 0},
+        {LIST, NULL, "angles", c->train_ctx, d, "", 0, 0},
+    };
+    memcpy(list, all, sizeof all);
 }
 
-// GGUF's types by their numbers, for messages about those that are not among tensor_types.
-static const char *const ggml_types[] = {
-    "F32", "F16", "Q4_0", "Q4_1", "Q4_2", "Q4_3", "Q5_0", "Q5_1", "Q8_0", "Q8_1", "Q2_K", "Q3_K",
-    "Q4_K", "Q5_K", "Q6_K", "Q8_K", "IQ2_XXS", "IQ2_XS", "IQ3_XXS", "IQ1_S", "IQ4_NL", "IQ3_S",
-    "IQ2_S", "IQ4_XS", "I8", "I16", "I32", "I64", "F64", "IQ1_M", "BF16", [34] = "TQ1_0", "TQ2_0",
-    [39] = "MXFP4"};
-
-// The tensor [rows][cols] of that name, all of it in the file. One that is not there has no data,
-// or is an error if needed. Planar Q8_0 has whole groups, and scales at a multiple of 4.
-static Tensor take_tensor(ModelFile *s, const char *name, size_t rows, size_t cols, int needed)
+// The tensor's values in memory, those in the file if they are floats; NULL: there is no tensor.
+static const float *to_floats(const Model *m, Tensor t)
 {
-    Model *m = s->m;
-    FileItem *e = find_entry(s->tensors, name, strlen(name));
-    if (!e && needed) REFUSE(m, "no tensor %s", name);
-    if (!e) return (Tensor){0};
-    const char *type = e->number < COUNT(ggml_types) ? ggml_types[e->number] : NULL;
-    if (!e->type)
-        REFUSE(m, "tensor %s has a type that is not known (got %s, number %u, want one of %s)",
-               name, type ? type : "a new one", e->number, LIST_NAMES(tensor_types));
-    if (e->rows != rows || e->cols != cols || cols % e->type->block)
-        REFUSE(m, "tensor %s (got %zu x %zu, want %zu x %zu, and rows of whole blocks of %zu)",
-               name, e->rows, e->cols, rows, cols, e->type->block);
-    int planar = e->type == &tensor_types[T_Q8];
-    Tensor t = {.type = e->type, .data = m->map, .group = planar ? m->group : e->type->group,
-                .rows = rows, .cols = cols};
-    size_t values = rows * cols, bytes = tensor_bytes(&t);
-    if (planar && (values % m->group || values % 4))
-        REFUSE(m, "a matrix of %zu values is not whole groups of %zu", values, m->group);
-    if (e->offset > m->size || bytes > m->size - e->offset || e->offset % 4)
-        REFUSE(m, "tensor %s: %zu bytes at %zu are not in the file", name, bytes, e->offset);
-    t.data += e->offset;
-    if (planar) t.scales = (const float *)(t.data + values);
-    e->used = 1;
-    return t;
-}
-
-// Floats in memory: of f32 those in the file, of other types their values; NULL if there is no such
-// tensor.
-static const float *to_floats(Model *m, Tensor t)
-{
-    m->weight_bytes += t.data ? tensor_bytes(&t) : 0;
     if (t.data && t.type->unpack != unpack_floats)
         REFUSE(m, "a vector of %s (want f32, f16 or bf16)", t.type->name);
     if (!t.data || t.type == &tensor_types[T_F32]) return (const float *)t.data;
@@ -3327,218 +3373,96 @@ static const float *to_floats(Model *m, Tensor t)
     return floats;
 }
 
-// What architectures differ in. Biases are optional in all of them.
-typedef struct {
-    const char *name;
-    int norms;     // bit k: layers have norm[k]; NO_WINDOW: the window that the file names
-                   // is not applied
-    int odd_size;  // the number of layers of the model that divides scores by sqrt(dim / n_heads)
-    Config config; // where the file does not say otherwise
-} Arch;
-
-enum { NORMS = 3, POST_NORMS = 3 << 2, QK_NORMS = 3 << 4, NO_WINDOW = 1 << 6 };
-
-// Numbers in the encoding's table.
-static size_t table_size(const Config *c)
+// Puts the tensor in w's place. Each value of a list is held against a range, so that an infinite
+// one is found that would not show in the logits; all but the encoding's are factors.
+static void put_weight(Model *m, const Weight *w, Tensor t)
 {
-    size_t n_heads = c->n_heads, rows = c->rows;
-    switch (c->encoding) {
-    case ENC_LEARNED: return mul_size(rows, c->dim);
-    case ENC_T5: return mul_size(rows, n_heads);
-    case ENC_KERPLE: return 2 * n_heads;
-    case ENC_FIRE: return 2 + 2 * FIRE_HIDDEN + n_heads * (FIRE_HIDDEN + 1);
-    case ENC_SHAW: return mul_size(rows + 1, c->head_dim);
-    default: return 0;
+    if (!t.data || !w->to) return;
+    if (w->kind != TABLE) m->weight_bytes += tensor_bytes(&t);
+    if (w->kind <= TABLE) *(Tensor *)w->to = t;
+    else if (w->kind == NORM) *(Norm *)w->to = (Norm){to_floats(m, t), t.bias};
+    else {
+        const float *list = *(const float **)w->to = to_floats(m, t);
+        double least = w->to == &m->config.table ? -1e9 : 1e-6;
+        for (size_t i = 0; i < t.rows * t.cols; i++) check_range(m, w->name, list[i], least, 1e9);
     }
 }
 
-// Sizes that shapes are made of; 0: of what the model does not have.
-enum { S_ONE, S_DIM, S_HIDDEN, S_Q_DIM, S_KV_DIM, S_Q_NORM, S_K_NORM, S_VOCAB, S_CLASSES,
-       S_TABLE, S_FACTORS, S_ANGLES };
-static size_t size_of(const Model *m, int k)
+// With all weights in place: without a classifier of its own the model uses the embeddings.
+static void complete_weights(Model *m)
 {
-    const Config *c = &m->config;
-    size_t vocab = c->vocab_size, q = q_dim(c), kv = kv_dim(c), d = c->head_dim;
-    size_t factors = c->rope.method == ROPE_LONGROPE ? rotary_dims(c) / 2 : 0;
-    return ((size_t[]){1, c->dim, c->hidden_dim, q, kv, c->wide_qk_norm ? q : d,
-                       c->wide_qk_norm ? kv : d, vocab, m->shared_classifier ? 0 : vocab,
-                       table_size(c), factors, mul_size(c->train_ctx, d)})[k];
-}
-
-// Every tensor, [rows][cols]: a layer's in Layer's order, whose names stand behind "blk.N.", then
-// the model's. Those with the same second name may be one tensor of that name, one behind the
-// other. Angles are cosines and sines in llama2.c's files, which nobody reads.
-static const struct {
-    const char *name;
-    uint8_t rows, cols;
-    const char *fused;
-} tensor_shapes[] = {
-    {"attn_q", S_Q_DIM, S_DIM, "attn_qkv"}, {"attn_k", S_KV_DIM, S_DIM, "attn_qkv"},
-    {"attn_v", S_KV_DIM, S_DIM, "attn_qkv"}, {"attn_output", S_DIM, S_Q_DIM, ""},
-    {"ffn_gate", S_HIDDEN, S_DIM, "ffn_up"}, {"ffn_down", S_DIM, S_HIDDEN, ""},
-    {"ffn_up", S_HIDDEN, S_DIM, "ffn_up"},
-    {"attn_norm", S_ONE, S_DIM, ""}, {"ffn_norm", S_ONE, S_DIM, ""},
-    {"post_attention_norm", S_ONE, S_DIM, ""}, {"post_ffw_norm", S_ONE, S_DIM, ""},
-    {"attn_q_norm", S_ONE, S_Q_NORM, ""}, {"attn_k_norm", S_ONE, S_K_NORM, ""},
-    {"token_embd", S_VOCAB, S_DIM, ""}, {"output", S_CLASSES, S_DIM, ""},
-    {"output_norm", S_ONE, S_DIM, ""}, {"position", S_ONE, S_TABLE, ""},
-    {"rope_factors_short", S_ONE, S_FACTORS, ""}, {"rope_factors_long", S_ONE, S_FACTORS, ""},
-    {"angles", S_ONE, S_ANGLES, ""},
-};
-
-// Tensor k of layer i, its weight, or the bias that is added to what it gives: under its own name,
-// or as a part of a fused one, which is known by its size.
-static Tensor take_of_layer(ModelFile *s, int i, int k, const char *what, int needed)
-{
-    int is_vector = *what == 'b' || tensor_shapes[k].rows == S_ONE;
-    size_t all = 0, before = 0, size[N_OF_LAYER], cols = size_of(s->m, tensor_shapes[k].cols);
-    const char *fused = tensor_shapes[k].fused;
-    char name[64];
-    for (int j = 0; j < N_OF_LAYER; j++) {
-        int norm = tensor_shapes[j].rows == S_ONE;
-        size[j] = size_of(s->m, norm ? tensor_shapes[j].cols : tensor_shapes[j].rows);
-        if (j == k) before = all;
-        if (!strcmp(tensor_shapes[j].fused, fused)) all += size[j];
-    }
-    snprintf(name, sizeof name, "blk.%d.%s.%s", i, fused, what);
-    const FileItem *e = find_entry(s->tensors, name, strlen(name));
-    if (!e || (is_vector ? e->cols : e->rows) != all) {
-        snprintf(name, sizeof name, "blk.%d.%s.%s", i, tensor_shapes[k].name, what);
-        return take_tensor(s, name, is_vector ? 1 : size[k], is_vector ? size[k] : cols, needed);
-    }
-    Tensor t = take_tensor(s, name, is_vector ? 1 : all, is_vector ? all : cols, 1);
-    t.data += before * (is_vector ? 1 : cols / t.type->block) * t.type->bytes;
-    *(is_vector ? &t.cols : &t.rows) = size[k];
-    return t;
-}
-
-// Layer i: all that its architecture has, and biases as there are.
-static void take_layer(ModelFile *s, const Arch *a, int i)
-{
-    Layer *l = &s->m->layers[i];
-    for (int k = 0; k < N_OF_LAYER; k++) {
-        int norm = k - N_MATRICES;
-        if (norm < 0 && !(s->m->config.no_gate && &l->w[k] == &l->w1)) {
-            l->w[k] = take_of_layer(s, i, k, "weight", 1);
-            l->w[k].bias = to_floats(s->m, take_of_layer(s, i, k, "bias", 0));
-            s->m->weight_bytes += tensor_bytes(&l->w[k]);
-        } else if (norm >= 0 && a->norms >> norm & 1) {
-            l->norm[norm].weight = to_floats(s->m, take_of_layer(s, i, k, "weight", 1));
-            l->norm[norm].bias = to_floats(s->m, take_of_layer(s, i, k, "bias", 0));
-        }
-    }
-}
-
-// All weights that the architecture has.
-static void take_weights(ModelFile *s, const Arch *a)
-{
-    Model *m = s->m;
-    size_t dim = m->config.dim, vocab = m->config.vocab_size;
-    m->layers = xcalloc(m->config.n_layers, sizeof *m->layers);
-    m->final_norm.weight = to_floats(m, take_tensor(s, "output_norm.weight", 1, dim, 1));
-    m->final_norm.bias = to_floats(m, take_tensor(s, "output_norm.bias", 1, dim, 0));
-    m->emb_norm.weight = to_floats(m, take_tensor(s, "token_embd_norm.weight", 1, dim, 0));
-    m->emb_norm.bias = to_floats(m, take_tensor(s, "token_embd_norm.bias", 1, dim, 0));
-    m->tok_emb = take_tensor(s, "token_embd.weight", vocab, dim, 1);
-    m->classifier = take_tensor(s, "output.weight", vocab, dim, 0);
     m->shared_classifier = !m->classifier.data;
+    if (m->shared_classifier) m->weight_bytes += tensor_bytes(&m->tok_emb);
     if (m->shared_classifier) m->classifier = m->tok_emb;
-    m->weight_bytes += tensor_bytes(&m->classifier);
-    for (int l = 0; l < m->config.n_layers; l++) take_layer(s, a, l);
-}
-
-// Floats that are each held against a range, so that an infinite one is found that would not show
-// in the logits; NULL: there are none.
-static const float *take_checked(ModelFile *s, const char *name, size_t n, double lo, double hi)
-{
-    const float *f = to_floats(s->m, take_tensor(s, name, 1, n, 0));
-    for (size_t i = 0; f && i < n; i++) check_range(s->m, name, f[i], lo, hi);
-    return f;
-}
-
-// Factors of the wavelengths, one a pair, or NULL.
-static const float *take_factors(ModelFile *s, const char *name)
-{
-    return take_checked(s, name, rotary_dims(&s->m->config) / 2, 1e-6, 1e6);
+    check_rope(&m->config, m->path);
 }
 
 // --- llama2.c's files ---------------------------------------------------------------------------
 
-// What lies in a file of version 0, and of the others, by GGUF's names; a layer's tensor stands for
-// those of all layers.
-static const char *const order_0[] = {
-    "token_embd", "attn_norm", "attn_q", "attn_k", "attn_v", "attn_output", "ffn_norm", "ffn_gate",
-    "ffn_down", "ffn_up", "output_norm", "angles", "output", NULL};
-static const char *const order_1[] = {
-    "attn_norm", "ffn_norm", "output_norm", "token_embd", "attn_q", "attn_k", "attn_v",
-    "attn_output", "ffn_gate", "ffn_down", "ffn_up", "output", "position", "rope_factors_short",
-    "rope_factors_long", NULL};
-
-// Lays out the file by its header: the directory that a GGUF file would have brought.
-static void list_tensors(ModelFile *s)
-{
-    const Model *m = s->m;
-    FileItem *e = s->tensors = xcalloc(COUNT(order_1) * (m->config.n_layers + 1), sizeof *e);
-    for (const char *const *name = m->version ? order_1 : order_0; *name; name++) {
-        int k = FIND_NAME(tensor_shapes, *name), of_layer = k < N_OF_LAYER;
-        size_t rows = size_of(m, tensor_shapes[k].rows), cols = size_of(m, tensor_shapes[k].cols);
-        int planar = m->group && tensor_shapes[k].rows != S_ONE;
-        Tensor t = {.type = &tensor_types[planar ? T_Q8 : T_F32], .group = m->group,
-                    .rows = rows, .cols = cols};
-        for (int l = 0; rows && cols && l < (of_layer ? m->config.n_layers : 1); l++, e++) {
-            *e = (FileItem){.name = e->own, .type = t.type, .rows = rows, .cols = cols,
-                         .offset = s->at};
-            if (of_layer) e->len = sprintf(e->own, "blk.%d.%s.weight", l, *name);
-            else e->len = sprintf(e->own, "%s.weight", *name);
-            s->at = add_size(s->at, tensor_bytes(&t));
-        }
-    }
-}
-
 static void read_header(Model *m)
 {
     Config *c = &m->config;
-    if (m->size < 28) REFUSE(m, "too short for a checkpoint (got %zu bytes)", m->size);
-    if (read_i32(m->map) == MAGIC) {
-        if (m->size < HEADER)
-            REFUSE(m, "cut off in the header (got %zu bytes, want %d)", m->size, HEADER);
-        m->version = read_i32(m->map + 4);
-        int v = m->version % 100;
-        if ((v != 1 && v != 2) || m->version < 1 || m->version > 102)
-            REFUSE(m, "unknown version (got %d, want 1, 2, 101 or 102)", m->version);
-        m->shared_classifier = m->map[36] != 0;
-        if (v == 2) m->group = (size_t)check_range(m, "group", read_i32(m->map + 37), 1, 1 << 16);
-    }
+    int has_magic = m->size >= 4 && read_i32(m->map) == MAGIC;
+    size_t header = has_magic ? HEADER : 28;
+    if (m->size < header)
+        REFUSE(m, "cut off in the header (got %zu bytes, want %zu)", m->size, header);
+    m->version = has_magic ? read_i32(m->map + 4) : 0;
+    int v = m->version % 100;
+    if (has_magic && ((v != 1 && v != 2) || m->version < 1 || m->version > 102))
+        REFUSE(m, "unknown version (got %d, want 1, 2, 101 or 102)", m->version);
+    if (v == 2) m->group = (size_t)check_range(m, "group", read_i32(m->map + 37), 1, 1 << 16);
     *c = (Config){.norm_eps = 1e-5f, .rope.theta = 10000}; // llama2.c's
     read_fields(m, 8, 36);
-    if (m->version && read_i32(m->map + 64) == EXT_MAGIC) read_fields(m, 64, HEADER);
+    if (v && read_i32(m->map + 64) == EXT_MAGIC) read_fields(m, 64, HEADER);
     else if (m->version > 100) REFUSE(m, "version %d without an extension block", m->version);
-    if (m->version == 0) {
-        m->shared_classifier = c->vocab_size > 0;
-        c->vocab_size = abs(c->vocab_size);
-    }
+    m->shared_classifier = v ? m->map[36] != 0 : c->vocab_size > 0;
+    if (!v) c->vocab_size = abs(c->vocab_size);
     complete_config(m);
 }
 
+// The weight that lies `at` bytes into the file, if it is there; returns where it ends. In version
+// 2 matrices are planar Q8_0: whole groups, and scales at a multiple of 4.
+static size_t lay_weight(Model *m, const Weight *w, size_t at)
+{
+    int planar = m->group && w->kind <= TABLE;
+    Tensor t = {.type = &tensor_types[planar ? T_Q8 : T_F32], .rows = w->rows, .cols = w->cols,
+                .group = planar ? m->group : 0};
+    size_t values = mul_size(w->rows, w->cols), end = add_size(at, tensor_bytes(&t));
+    if (planar && (values % m->group || values % 4))
+        REFUSE(m, "a matrix of %zu values is not whole groups of %zu", values, m->group);
+    if (!values || end > m->size) return end;
+    t.data = m->map + at;
+    if (planar) t.scales = (const float *)(t.data + values);
+    put_weight(m, w, t);
+    return end;
+}
+
+// The file from its beginning to its end. Names are GGUF's, with those of layers each over all.
 static void load_checkpoint(Model *m)
 {
-    static const Arch arch = {"llama2.c", NORMS, 0, {0}};
-    Config *c = &m->config;
-    m->arch = arch.name;
+    static const char *const orders[2][16] = {
+        {"token_embd", "attn_norm", "attn_q", "attn_k", "attn_v", "attn_output", "ffn_norm",
+         "ffn_gate", "ffn_down", "ffn_up", "output_norm", "angles", "output"},
+        {"attn_norm", "ffn_norm", "output_norm", "token_embd", "attn_q", "attn_k", "attn_v",
+         "attn_output", "ffn_gate", "ffn_down", "ffn_up", "output", "position_embd",
+         "rope_factors_short", "rope_factors_long"},
+    };
+    m->arch = "llama2.c";
     read_header(m);
-    ModelFile s = {.m = m, .at = m->version ? HEADER : 28};
-    list_tensors(&s);
-    if (s.at != m->size)
-        REFUSE(m, "its size does not fit its header (got %zu bytes, want %zu)", m->size, s.at);
-    take_weights(&s, &arch);
-    double least = c->encoding == ENC_KERPLE ? 1e-6 : -1e9; // its r1, r2, and fire's c, T
-    c->table = take_checked(&s, "position.weight", table_size(c), least, 1e9);
-    for (int i = 0; c->encoding == ENC_FIRE && i < 2; i++)
-        check_range(m, "fire's c or T", c->table[i], 1e-6, 1e9);
-    c->rope.short_factors = take_factors(&s, "rope_factors_short.weight");
-    c->rope.long_factors = take_factors(&s, "rope_factors_long.weight");
-    check_rope(c, m->path);
-    free(s.tensors);
+    m->layers = xcalloc(m->config.n_layers, sizeof *m->layers);
+    size_t at = m->version ? HEADER : 28;
+    for (const char *const *name = orders[m->version > 0]; *name; name++) {
+        int l = 0, k = 0;
+        do {
+            Weight list[N_WEIGHTS];
+            list_weights(m, l, list);
+            for (k = 0; strcmp(list[k].name, *name);) k++;
+            at = lay_weight(m, &list[k], at);
+        } while (k < N_OF_LAYER && ++l < m->config.n_layers);
+    }
+    if (at != m->size)
+        REFUSE(m, "its size does not fit its header (got %zu bytes, want %zu)", m->size, at);
+    complete_weights(m);
 }
 
 // ================================================================================================
@@ -3554,6 +3478,33 @@ static void load_checkpoint(Model *m)
 // A count is held against the bytes that are left before anything is allocated or skipped. A
 // tensor that the architecture does not use is an error, since a model that needs it would be
 // computed wrongly without.
+
+// A key or a tensor of the file.
+typedef struct {
+    const char *name; // no zero behind its len bytes; NULL: the end of a list
+    size_t len;
+    int used;               // by the model, that is read
+    Values values;          // of a key: what it holds
+    const TensorType *type; // of a tensor; NULL: unknown, and
+    uint32_t number;        // its number in GGUF
+    size_t rows, cols;      // [n][1]: a vector; dimensions behind the second count as rows
+    size_t offset;          // where it begins in the file
+} FileItem;
+
+// A file that is being read.
+typedef struct {
+    Model *m;
+    size_t at;              // how far it was read
+    FileItem *keys, *tensors;
+} ModelFile;
+
+// The entry of that name, or NULL.
+static FileItem *find_entry(FileItem *list, const char *name)
+{
+    size_t len = strlen(name);
+    while (list->name && (list->len != len || memcmp(list->name, name, len))) list++;
+    return list->name ? list : NULL;
+}
 
 // Moves past n items of `size` bytes, all in the file.
 static const uint8_t *gguf_skip(ModelFile *s, size_t n, size_t size)
@@ -3593,6 +3544,7 @@ static void gguf_tensor(ModelFile *s, FileItem *t)
     t->cols = n_dims ? gguf_number(s, 8) : 1;
     t->rows = 1;
     while (n_dims-- > 1) t->rows = mul_size(t->rows, gguf_number(s, 8));
+    if (t->rows == 1) t->rows = t->cols, t->cols = 1; // a vector
     t->number = gguf_number(s, 4);
     t->offset = gguf_number(s, 8);
     for (size_t i = 0; i < COUNT(tensor_types); i++)
@@ -3606,12 +3558,13 @@ static FileItem *gguf_list(ModelFile *s, size_t n, void (*read)(ModelFile *, Fil
     if (n > 1 << 14) REFUSE(s->m, "too many keys or tensors (got %zu)", n);
     FileItem *list = xcalloc(n + 1, sizeof *list);
     for (FileItem *e = list; e < list + n; e++) {
-        size_t len = gguf_number(s, 8);
-        const char *name = (const char *)gguf_skip(s, len, 1);
-        if (len < 1 || len > 255) REFUSE(s->m, "a broken name before byte %zu", s->at);
-        if (find_entry(list, name, len)) REFUSE(s->m, "%.*s is there twice", (int)len, name);
-        e->name = name;
-        e->len = len;
+        char name[256] = {0};
+        e->len = gguf_number(s, 8);
+        const char *at = (const char *)gguf_skip(s, e->len, 1);
+        if (e->len < 1 || e->len > 255) REFUSE(s->m, "a broken name before byte %zu", s->at);
+        memcpy(name, at, e->len);
+        if (find_entry(list, name)) REFUSE(s->m, "%s is there twice", name);
+        e->name = at;
         read(s, e);
     }
     return list;
@@ -3622,7 +3575,7 @@ static Values find_key(const ModelFile *s, const char *name, int is_text)
 {
     char full[128];
     snprintf(full, sizeof full, "%s%s", *name == '.' ? s->m->arch : "", name);
-    FileItem *k = find_entry(s->keys, full, strlen(full));
+    FileItem *k = find_entry(s->keys, full);
     if (!k) return (Values){0};
     if ((k->values.type == G_STRING) != is_text)
         REFUSE(s->m, "key %s (want %s)", full, is_text ? "text" : "a number");
@@ -3652,34 +3605,40 @@ static void key_word(const ModelFile *s, const char *name, const char *absent, c
     snprintf(out, 32, "%.*s", (int)min_size(len, 31), word);
 }
 
+// What architectures differ in.
 #define LAYER_NORM .layer_norm = 1, .no_gate = 1, .gelu = 1, .norm_eps = 1e-5f
-#define GEMMA .rope_split = 1, .gelu = 1, .emb_scale = -1, .norm_eps = 1e-6f
+#define GEMMA .post_norm = 1, .rope_split = 1, .gelu = 1, .emb_scale = -1, .norm_eps = 1e-6f
+typedef struct {
+    const char *name;
+    Config config; // where the file does not say otherwise
+    int odd_size;  // the number of layers of the model that divides scores by sqrt(dim / n_heads)
+    int no_window; // the window that files name is not applied
+} Arch;
 static const Arch archs[] = {
-    {"llama", NORMS, 0, {0}}, // its converters permute wq and wk to interleaved pairs
-    {"qwen2", NORMS, 0, {.rope_split = 1, .norm_eps = 1e-6f}},
-    {"qwen3", NORMS | QK_NORMS, 0, {.rope_split = 1, .norm_eps = 1e-6f}},
-    {"gemma2", NORMS | POST_NORMS, 46, {GEMMA, .global_every = 2, .rope.window = 4096,
-                                        .score_cap = 50, .logit_cap = 30}},
-    {"gemma3", NORMS | QK_NORMS | POST_NORMS, 62, {GEMMA, .global_every = 6, .local.theta = 10000}},
-    {"gpt2", NORMS, 0, {LAYER_NORM, .encoding = ENC_LEARNED}},
-    {"bloom", NORMS, 0, {LAYER_NORM, .encoding = ENC_ALIBI}},
-    {"gptneox", NORMS, 0, {LAYER_NORM, .rope_split = 1, .parallel = 1}},
-    {"smollm3", NORMS, 0, {.nope_every = 4, .local.still = 1, .norm_eps = 1e-6f}},
-    {"phi3", NORMS | NO_WINDOW, 0, {.rope_split = 1, .norm_eps = 1e-5f}},
-    {"olmo2", POST_NORMS | QK_NORMS, 0, {.rope_split = 1, .wide_qk_norm = 1, .global_every = 4}},
-    {"granite", NORMS, 0, {.norm_eps = 1e-6f}},
-    {"mistral3", NORMS, 0, {.rope.temp_from_0 = 1, .norm_eps = 1e-5f}},
+    {"llama", {0}, 0, 0}, // its converters permute wq and wk to interleaved pairs
+    {"qwen2", {.rope_split = 1, .norm_eps = 1e-6f}, 0, 0},
+    {"qwen3", {.rope_split = 1, .norm_eps = 1e-6f, .qk_norm = 1}, 0, 0},
+    {"gemma2", {GEMMA, .global_every = 2, .rope.window = 4096, .score_cap = 50, .logit_cap = 30},
+     46, 0},
+    {"gemma3", {GEMMA, .global_every = 6, .local.theta = 10000, .qk_norm = 1}, 62, 0},
+    {"gpt2", {LAYER_NORM, .encoding = ENC_LEARNED}, 0, 0},
+    {"bloom", {LAYER_NORM, .encoding = ENC_ALIBI}, 0, 0},
+    {"gptneox", {LAYER_NORM, .rope_split = 1, .parallel = 1}, 0, 0},
+    {"smollm3", {.nope_every = 4, .local.still = 1, .norm_eps = 1e-6f}, 0, 0},
+    {"phi3", {.rope_split = 1, .norm_eps = 1e-5f}, 0, 1},
+    {"olmo2", {.rope_split = 1, .no_pre_norm = 1, .post_norm = 1, .qk_norm = 2, .global_every = 4},
+     0, 0},
+    {"granite", {.norm_eps = 1e-6f}, 0, 0},
+    {"mistral3", {.rope.temp_from_0 = 1, .norm_eps = 1e-5f}, 0, 0},
 };
 
 // What the keys say about scaling, in our terms.
 static void gguf_rope(ModelFile *s, RopeConfig *r)
 {
     char type[32];
-    r->own_factors = take_factors(s, "rope_freqs.weight"); // Llama 3.1's
-    r->long_factors = take_factors(s, "rope_factors_long.weight");
-    r->short_factors = take_factors(s, "rope_factors_short.weight");
-    const char *kind = r->long_factors ? "longrope" : r->factor > 0 ? "linear" : "none";
-    key_word(s, ".rope.scaling.type", kind, type);
+    int factors = find_entry(s->tensors, "rope_factors_long.weight") != NULL;
+    key_word(s, ".rope.scaling.type", factors ? "longrope" : r->factor > 0 ? "linear" : "none",
+             type);
     r->method = FIND_NAME(rope_methods, type);
     if (r->method < 0)
         REFUSE(s->m, "RoPE scaling (got %s, want one of %s)", type, LIST_NAMES(rope_methods));
@@ -3705,10 +3664,11 @@ static void gguf_vocab(ModelFile *s, Vocab *v)
     v->tokens = find_key(s, "tokenizer.ggml.tokens", 1);
     v->merges = find_key(s, "tokenizer.ggml.merges", 1);
     v->chat = find_key(s, "tokenizer.chat_template", 1);
-    size_t n = check_range(s->m, "vocabulary", v->tokens.n, 1, 1 << 24);
-    check_range(s->m, "merges", v->merges.n, 0, 1 << 24);
     v->scores = find_key(s, "tokenizer.ggml.scores", 0);
     v->types = find_key(s, "tokenizer.ggml.token_type", 0);
+    v->ends = find_key(s, "tokenizer.ggml.eos_token_id", 0); // some files have several
+    size_t n = check_range(s->m, "vocabulary", v->tokens.n, 1, 1 << 24);
+    check_range(s->m, "merges", v->merges.n, 0, 1 << 24);
     if (v->bpe ? !v->merges.at : !v->scores.at)
         REFUSE(s->m, "no list tokenizer.ggml.%s", v->bpe ? "merges" : "scores");
     if ((v->scores.at && (v->scores.n != n || value_kinds[v->scores.type] != 'f')) ||
@@ -3716,11 +3676,10 @@ static void gguf_vocab(ModelFile *s, Vocab *v)
         REFUSE(s->m, "%zu tokens, but not as many scores (floats) and types (integers)", n);
     const char *bos = v->bpe ? strstr("llama-bpe llama3 llama-v3 falcon3 pixtral", v->pre) : "";
     int last = (int)n - 1;
-    v->bos = (int)key_number(s, "tokenizer.ggml.bos_token_id", -1, last, -1);
-    v->eot = (int)key_number(s, "tokenizer.ggml.eot_token_id", -1, last, -1);
-    v->ends = find_key(s, "tokenizer.ggml.eos_token_id", 0); // some files have several
     double eos = v->ends.n ? number_at(v->ends, 0) : -1;
     v->eos = eos == UINT32_MAX ? -1 : (int)check_range(s->m, "EOS", eos, -1, last);
+    v->bos = (int)key_number(s, "tokenizer.ggml.bos_token_id", -1, last, -1);
+    v->eot = (int)key_number(s, "tokenizer.ggml.eot_token_id", -1, last, -1);
     v->add_bos = v->bos >= 0 && key_number(s, "tokenizer.ggml.add_bos_token", 0, 1, !!bos) != 0;
     v->space_prefix = key_number(s, "tokenizer.ggml.add_space_prefix", 0, 1, 1) != 0;
 }
@@ -3734,9 +3693,9 @@ static void gguf_config(ModelFile *s, const Arch *arch)
     c->rope.theta = 10000;
     if (key_number(s, ".expert_count", 0, 65536, 0) > 0)
         REFUSE(m, "a mixture of experts, which cannot be run");
-    for (const Field *f = config_fields; f < config_fields + COUNT(config_fields); f++) {
-        if (!f->key) continue;
-        double v = key_number(s, f->key, f->lo, f->hi, NAN);
+    for (size_t i = 0; i < COUNT(config_fields); i++) {
+        const Value *f = &config_fields[i].value;
+        double v = f->key ? key_number(s, f->key, f->lo, f->hi, NAN) : NAN;
         if (!isnan(v)) set_field(m, f, f->key, v);
         else if (f->needed) REFUSE(m, "no key %s%s", m->arch, f->key);
     }
@@ -3744,13 +3703,10 @@ static void gguf_config(ModelFile *s, const Arch *arch)
     if (c->encoding == ENC_LEARNED) c->rows = c->train_ctx;
     complete_config(m);
     key_number(s, ".attention.value_length", c->head_dim, c->head_dim, 0);
-    if (c->encoding == ENC_LEARNED)
-        c->table = to_floats(m, take_tensor(s, "position_embd.weight", c->rows, c->dim, 1));
     gguf_rope(s, &c->rope);
-    check_rope(c, m->path);
     if (c->emb_scale < 0) c->emb_scale = sqrtf((float)c->dim);
     if (c->n_layers == arch->odd_size) c->score_scale = sqrtf((float)c->n_heads / c->dim);
-    if (arch->norms & NO_WINDOW) c->rope.window = 0;
+    if (arch->no_window) c->rope.window = 0;
     if (!(c->local.theta > 0)) c->local.theta = c->rope.theta;
     if (!c->rope.window) c->global_every = 0; // it is for local layers
     if (c->global_every) c->local.window = c->rope.window, c->rope.window = 0;
@@ -3769,6 +3725,61 @@ static void set_local_layers(ModelFile *s)
         s->m->layers[l].local = c->nope_every ? (l + 1) % c->nope_every == 0
                               : !c->global_every ? 0 : list.n > 1 ? number_at(list, l) != 0
                               : (l + 1) % c->global_every != 0;
+}
+
+// GGUF's types by their numbers, for messages about those that are not among tensor_types.
+static const char *const ggml_types[] = {
+    "F32", "F16", "Q4_0", "Q4_1", "Q4_2", "Q4_3", "Q5_0", "Q5_1", "Q8_0", "Q8_1", "Q2_K", "Q3_K",
+    "Q4_K", "Q5_K", "Q6_K", "Q8_K", "IQ2_XXS", "IQ2_XS", "IQ3_XXS", "IQ1_S", "IQ4_NL", "IQ3_S",
+    "IQ2_S", "IQ4_XS", "I8", "I16", "I32", "I64", "F64", "IQ1_M", "BF16", [34] = "TQ1_0", "TQ2_0",
+    [39] = "MXFP4"};
+
+// Tensor w of layer l, or with l < 0 of the model; what: its weight, or the bias that is added to
+// what that gives. It has its own name, or is a part of the fused one, which is known by its rows.
+// No data: the file has none. Biases are optional, and of the model's all but two.
+static Tensor take_tensor(ModelFile *s, const Weight *w, int l, const char *what)
+{
+    Model *m = s->m;
+    char name[64], layer[16] = "";
+    size_t cols = *what == 'b' ? 1 : w->cols;
+    int needed = *what != 'b' && (l >= 0 || w->to == &m->tok_emb || w->to == &m->final_norm);
+    if (l >= 0) snprintf(layer, sizeof layer, "blk.%d.", l);
+    snprintf(name, sizeof name, "%s%s.%s", layer, w->fused, what);
+    FileItem *e = find_entry(s->tensors, name);
+    int part = e && e->rows == w->all;
+    snprintf(name, sizeof name, "%s%s.%s", layer, part ? w->fused : w->name, what);
+    if (!part) e = find_entry(s->tensors, name);
+    if (!e && needed) REFUSE(m, "no tensor %s", name);
+    if (!e) return (Tensor){0};
+    if (!e->type) {
+        const char *type = e->number < COUNT(ggml_types) ? ggml_types[e->number] : NULL;
+        REFUSE(m, "tensor %s has a type that is not known (got %s, number %u, want one of %s)",
+               name, type ? type : "a new one", e->number, LIST_NAMES(tensor_types));
+    }
+    size_t block = e->type->block, rows = part ? w->all : w->rows;
+    if (e->rows != rows || e->cols != cols || cols % block)
+        REFUSE(m, "tensor %s (got %zu x %zu, want %zu x %zu, and rows of whole blocks of %zu)",
+               name, e->rows, e->cols, rows, cols, block);
+    Tensor t = {.type = e->type, .group = e->type->group, .rows = rows, .cols = cols};
+    size_t bytes = tensor_bytes(&t);
+    if (e->offset > m->size || bytes > m->size - e->offset || e->offset % 4)
+        REFUSE(m, "tensor %s: %zu bytes at %zu are not in the file", name, bytes, e->offset);
+    t.data = m->map + e->offset + (part ? w->first * (cols / block) * e->type->bytes : 0);
+    t.rows = w->rows;
+    e->used = 1;
+    return t;
+}
+
+// Tensors k of the list, [begin, end), to their places.
+static void take_weights(ModelFile *s, int l, const Weight *w, const Weight *end)
+{
+    for (; w < end; w++) {
+        if (!w->rows || !w->to) continue;
+        Tensor t = take_tensor(s, w, l, "weight");
+        if (w->kind == MATRIX || w->kind == NORM)
+            t.bias = to_floats(s->m, take_tensor(s, w, l, "bias"));
+        put_weight(s->m, w, t);
+    }
 }
 
 // The lists of keys and tensors; their offsets then count from the beginning of the file.
@@ -3791,6 +3802,7 @@ static void gguf_directory(ModelFile *s)
 static void load_gguf(Model *m)
 {
     ModelFile s = {.m = m, .at = 4};
+    Weight list[N_WEIGHTS];
     char name[32];
     gguf_directory(&s);
     key_number(&s, "split.count", 0, 1, 0); // the other files would be missing
@@ -3800,7 +3812,13 @@ static void load_gguf(Model *m)
     m->arch = archs[arch].name;
     gguf_vocab(&s, &m->vocab);
     gguf_config(&s, &archs[arch]);
-    take_weights(&s, &archs[arch]);
+    m->layers = xcalloc(m->config.n_layers, sizeof *m->layers);
+    for (int l = 0; l < m->config.n_layers; l++) {
+        list_weights(m, l, list);
+        take_weights(&s, l, list, list + N_OF_LAYER);
+    }
+    take_weights(&s, -1, list + N_OF_LAYER, list + N_WEIGHTS);
+    complete_weights(m);
     set_local_layers(&s);
     for (const FileItem *t = s.tensors; t->name; t++)
         if (!t->used) REFUSE(m, "tensor %.*s: not of a %s", (int)t->len, t->name, m->arch);
@@ -3809,16 +3827,16 @@ static void load_gguf(Model *m)
 
 // --- either kind --------------------------------------------------------------------------------
 
-// A mapped file that shrinks, or whose disk fails, shows when a page of it is read.
-static char lost_text[PATH_MAX + 64];
+// A mapped file that shrinks, or whose disk fails, shows when a page of it is read: by arithmetic,
+// never in the middle of something that die() uses.
+static const char *mapped_path;
 
 static void on_lost(int sig)
 {
     static atomic_flag said = ATOMIC_FLAG_INIT;
     (void)sig;
     while (atomic_flag_test_and_set(&said)) pause(); // another thread says it
-    if (write(STDERR_FILENO, lost_text, strlen(lost_text)) < 0) {} // nobody is left to tell
-    _exit(EXIT_DATA);
+    die(EXIT_DATA, mapped_path, "shrank while in use, or cannot be read");
 }
 
 // Maps the file; *size gets its length.
@@ -3833,10 +3851,7 @@ static const uint8_t *map_file(const char *path, size_t *size)
     void *map = mmap(NULL, *size, PROT_READ, MAP_PRIVATE, fd, 0);
     if (map == MAP_FAILED) die(EXIT_DATA, path, "cannot map (%s)", strerror(errno));
     close(fd);
-    snprintf(lost_text, sizeof lost_text - 1, "%s: %s: shrank while in use, or cannot be read",
-             prog, path);
-    make_printable(lost_text);
-    strcat(lost_text, "\n");
+    mapped_path = path;
     signal(SIGBUS, on_lost);
     return map;
 }
@@ -3848,10 +3863,10 @@ static const struct {
     const char *bytes, *what;
 } strangers[] = {
     {0, "version https://git-lfs", "a pointer of Git LFS, not the file: git lfs pull brings that"},
-    {0, "<!DOCTYPE", "a web page"}, {0, "<!doctype", "a web page"}, {0, "<html", "a web page"},
-    {0, "PK\3\4", "a zip archive"}, {8, "{\"", "a safetensors file: convert it to GGUF"},
-    {0, "tjgg", "an old GGML file: convert it to GGUF"}, {0, "fmgg", "an old GGML file: convert it "
-     "to GGUF"}, {0, "lmgg", "an old GGML file: convert it to GGUF"},
+    {0, "<!doctype", "a web page"}, {0, "<html", "a web page"}, {0, "PK\3\4", "a zip archive"},
+    {8, "{\"", "a safetensors file: convert it to GGUF"},
+    {1, "jgg", "an old GGML file: convert it to GGUF"},
+    {1, "mgg", "an old GGML file: convert it to GGUF"},
 };
 
 static void model_load(Model *m, const char *path)
@@ -3860,7 +3875,7 @@ static void model_load(Model *m, const char *path)
     m->map = map_file(path, &m->size);
     for (size_t i = 0; i < COUNT(strangers); i++) {
         size_t n = strlen(strangers[i].bytes), at = strangers[i].at;
-        if (m->size >= at + n && !memcmp(m->map + at, strangers[i].bytes, n))
+        if (m->size >= at + n && !strncasecmp((const char *)m->map + at, strangers[i].bytes, n))
             REFUSE(m, "no model that can be read, but %s", strangers[i].what);
     }
     if (m->size >= 4 && !memcmp(m->map, "GGUF", 4)) load_gguf(m);
@@ -4601,8 +4616,11 @@ static int sample(Sampler *s, float *logits, size_t n, const int *recent, int n_
 // What the command line says; section 15 has a row for each option.
 static struct {
     const char *checkpoint, *tokenizer, *prompt, *file;
-    const char *long_factors, *short_factors, *attn_temp;
-    const char *distance[DIST_DUAL_CHUNK + 1]; // of each method
+    const char *long_factors, *short_factors;
+    struct {
+        int reach; // 0: not this one
+        double other;
+    } distance[DIST_DUAL_CHUNK + 1]; // each method's numbers
     long long steps, seed;
     int mode, kv; // rows of their tables
     int ctx, threads, chunk;
@@ -4860,28 +4878,18 @@ static void read_prompt(Session *s)
 // One table says what every option is called, where its value goes and what it may be; the
 // parser, the range checks and the help text all come from it.
 
-// Values on the command line are parsed whole: "12x", "", "nan" and what is out of range are
-// refused, never clamped.
-static long double parse_number(const char *option, const char *s, int whole, long double lo,
-                                long double hi)
+// Numbers are parsed whole: "12x", "", "nan" and what is out of range are refused, never clamped.
+// what: the option or the file that says it; code: the exit status if it is wrong.
+static long double parse_number(int code, const char *what, const char *s, int whole,
+                                long double lo, long double hi)
 {
     char *end;
     long double v = strtold(s, &end);
     if (end == s || *end || isspace((unsigned char)*s) || (whole && v != rintl(v)))
-        die(EXIT_USAGE, option, "not a %snumber (got '%.99s')", whole ? "whole " : "", s);
+        die(code, what, "not a %snumber (got '%.99s')", whole ? "whole " : "", s);
     if (!(v >= lo && v <= hi))
-        die(EXIT_USAGE, option, "out of range (got %.99s, want %.15Lg to %.15Lg)", s, lo, hi);
+        die(code, what, "out of range (got %.99s, want %.15Lg to %.15Lg)", s, lo, hi);
     return v;
-}
-
-static long long parse_int(const char *option, const char *s, long long lo, long long hi)
-{
-    return (long long)parse_number(option, s, 1, lo, hi);
-}
-
-static double parse_float(const char *option, const char *s, double lo, double hi)
-{
-    return (double)parse_number(option, s, 0, lo, hi);
 }
 
 // What a program can do. ENDLESS: where a window keeps memory constant; NO_STATE: the model does
@@ -4895,91 +4903,46 @@ typedef struct {
     long long (*context)(long long ctx);
 } Mode;
 
-// Where an option's value goes: to a variable of its own, or into a field of Config, whose row in
-// config_fields then says what it may be.
-typedef struct {
-    char letter; // 0: none
-    const char *name;
-    enum { O_INT, O_LONG, O_FLOAT, O_TEXT, O_FIELD } kind;
-    void *to;
-    size_t field; // O_FIELD: where in Config
-    double lo, hi;
-    Names names;  // if any, the value is the number of a row
-    const char *arg; // "": takes no value, and sets 1
-    const char *help; // NULL: the names are
-} Option;
 
-#define FLAG(to) O_INT, &to, 0, 0, 1, {0}
-#define INT(to, lo, hi) O_INT, &to, 0, lo, hi, {0}
-#define LONG(to, lo, hi) O_LONG, &to, 0, lo, hi, {0}
-#define FLOAT(to, lo, hi) O_FLOAT, &to, 0, lo, hi, {0}
-#define TEXT(to) O_TEXT, &to, 0, 0, 0, {0}
-#define NAME(to, table) O_INT, &to, 0, 0, 0, NAMES(table)
-#define SETS(member) O_FIELD, NULL, offsetof(Config, member), 0, 0, {0}
-#define SETS_NAME(member, table) O_FIELD, NULL, offsetof(Config, member), 0, 0, NAMES(table)
+// A distance method's numbers.
+#define REACH(method) NUMBER(opt.distance[method].reach, 1, 1 << 28)
+#define OTHER(method) WHOLE(opt.distance[method].other, 1, 1 << 28)
 
 // Options of every program that includes this file.
 static const Option shared_options[] = {
     {'i', "prompt", TEXT(opt.prompt), "TEXT", "the text to continue; chat: first turn"},
     {'f', "file", TEXT(opt.file), "PATH", "all of a file, - is standard input; chat: -i follows"},
-    {'s', "seed", LONG(opt.seed, 0, 9e18), "N", "the same seed gives the same text"},
+    {'s', "seed", NUMBER(opt.seed, 0, 9e18), "N", "the same seed gives the same text"},
     {'z', "tokenizer", TEXT(opt.tokenizer), "PATH", "(tokenizer.bin beside the model or above)"},
-    {'c', "ctx", INT(opt.ctx, 1, 1 << 28), "N", "context in tokens (as trained; --window: no end)"},
-    {'j', "threads", INT(opt.threads, 1, 1024), "N", "(processors that may be used)"},
-    {0, "chunk", INT(opt.chunk, 1, 1 << 15), "N", "tokens of a prompt read at once (128)"},
+    {'c', "ctx", NUMBER(opt.ctx, 1, 1 << 28), "N", "context (as trained; --window: no end)"},
+    {'j', "threads", NUMBER(opt.threads, 1, 1024), "N", "(processors that may be used)"},
+    {0, "chunk", NUMBER(opt.chunk, 1, 1 << 15), "N", "tokens of a prompt read at once (128)"},
     {0, "kv", NAME(opt.kv, kv_types), "f16|f32|q8", "type of the KV cache (f16)"},
     {0, "exact", FLAG(opt.exact), "", "all activations and the KV cache in float32"},
-    {0, "rope-scaling", SETS_NAME(rope.method, rope_methods), "METHOD", "to go past L; see below"},
-    {0, "rope-factor", SETS(rope.factor), "S", "(-c / L; dynamic: 1)"},
-    {0, "rope-orig-ctx", SETS(rope.orig_ctx), "L", "(as trained)"},
-    {0, "rope-theta", SETS(rope.theta), "BASE", "(the model's)"},
-    {0, "rope-attn-factor", SETS(rope.attn_factor), "A", "(the method's)"},
-    {0, "beta-fast", SETS(rope.beta_fast), "TURNS", "yarn: kept above (32)"},
-    {0, "beta-slow", SETS(rope.beta_slow), "TURNS", "interpolated below (1)"},
-    {0, "low-freq-factor", SETS(rope.low_freq_factor), "TURNS", "llama3 (1)"},
-    {0, "high-freq-factor", SETS(rope.high_freq_factor), "TURNS", "llama3 (4)"},
     {0, "long-factors", TEXT(opt.long_factors), "PATH", "longrope: a number a pair"},
     {0, "short-factors", TEXT(opt.short_factors), "PATH", "the same up to L tokens"},
-    {0, "window", SETS(rope.window), "W", "attend to the last W tokens only"},
-    {0, "sinks", SETS(rope.sinks), "S", "and to the first S (with --window)"},
-    {0, "self-extend", TEXT(opt.distance[DIST_SELF_EXTEND]), "G:W", "groups of G past distance W"},
-    {0, "rerope", TEXT(opt.distance[DIST_REROPE]), "W", "no distance above W"},
-    {0, "leaky-rerope", TEXT(opt.distance[DIST_LEAKY]), "W:K", "past W, distances / K"},
-    {0, "string", TEXT(opt.distance[DIST_STRING]), "S:W", "from S on, distances - S + W"},
-    {0, "dual-chunk", TEXT(opt.distance[DIST_DUAL_CHUNK]), "C:W", "chunks of C, W of it near"},
-    {0, "logn", SETS(rope.logn), "", "scale queries past L by ln(n) / ln(L)"},
-    {0, "attn-temp", TEXT(opt.attn_temp), "B:L0", "scale queries by 1 + B ln(1 + floor(n / L0))"},
-    {0, "rope-fraction", SETS(rope.fraction), "P", "slow pairs past this share do not turn"},
     {0, "clamp-positions", FLAG(opt.clamp_positions), "", "learned: past the table, its last row"},
+    {0, "self-extend", OTHER(DIST_SELF_EXTEND), "G:W", "groups of G past distance W"},
+    UNNAMED(REACH(DIST_SELF_EXTEND)),
+    {0, "rerope", REACH(DIST_REROPE), "W", "no distance above W"},
+    {0, "leaky-rerope", REACH(DIST_LEAKY), "W:K", "past W, distances / K"},
+    UNNAMED(NUMBER(opt.distance[DIST_LEAKY].other, 1, 1 << 28)),
+    {0, "string", REACH(DIST_STRING), "S:W", "from S on, distances - S + W"},
+    UNNAMED(OTHER(DIST_STRING)),
+    {0, "dual-chunk", REACH(DIST_DUAL_CHUNK), "C:W", "chunks of C, W of it near"},
+    UNNAMED(OTHER(DIST_DUAL_CHUNK)),
     {'h', "help", FLAG(opt.help), "", "this text"},
     {0, "version", FLAG(opt.version), "", "that of the program"},
 };
 
-// What the command line says about fields of Config, by their rows, until there is a model.
-typedef struct {
-    int there;
-    double value;
-} Given;
-static Given given[COUNT(config_fields)];
-
-// The row of config_fields for this place in Config.
-static size_t find_field(size_t to)
-{
-    size_t i = 0;
-    while (config_fields[i].to != to) i++;
-    return i;
-}
-
-#define GIVEN(member) (given[find_field(offsetof(Config, member))].there)
-
 // Options of programs that write text.
 static const Option text_options[] = {
-    {'n', "steps", LONG(opt.steps, 0, 1e12), "N", "new tokens (256; chat: no end); 0: no end"},
-    {'t', "temp", FLOAT(opt.sampler.temperature, 0, 1e3), "T", "temperature (1); 0: likeliest"},
-    {'p', "top-p", FLOAT(opt.sampler.top_p, 0, 1), "P", "from the likeliest tokens up to P (0.9)"},
-    {'k', "top-k", INT(opt.sampler.top_k, 0, 1e9), "K", "from the K likeliest; 0: all"},
-    {0, "min-p", FLOAT(opt.sampler.min_p, 0, 1), "P", "none below P times the likeliest"},
-    {0, "repeat-penalty", FLOAT(opt.sampler.repeat_penalty, 0.1, 10), "R", "of the last 64 tokens"},
+    {'n', "steps", NUMBER(opt.steps, 0, 1e12), "N", "new tokens (256; chat: no end); 0: no end"},
+    {'t', "temp", NUMBER(opt.sampler.temperature, 0, 1e3), "T", "temperature (1); 0: likeliest"},
+    {'p', "top-p", NUMBER(opt.sampler.top_p, 0, 1), "P", "from the likeliest tokens up to P (0.9)"},
+    {'k', "top-k", NUMBER(opt.sampler.top_k, 0, 1e9), "K", "from the K likeliest; 0: all"},
+    {0, "min-p", NUMBER(opt.sampler.min_p, 0, 1), "P", "none below P times the likeliest"},
+    {0, "repeat-penalty", NUMBER(opt.sampler.repeat_penalty, 0.1, 10), "R", "for 64 tokens"},
     {0, "no-echo", FLAG(opt.no_echo), "", "the prompt is not written out"},
     {0, "show-tokens", FLAG(opt.show_tokens), "", "what the model reads, on stderr"},
 };
@@ -4991,60 +4954,53 @@ typedef struct {
     struct {
         const Option *rows;
         size_t n;
-    } tables[4]; // the last ones are empty
+    } tables[4];
 } Program;
 #define OPTIONS(table) {table, COUNT(table)}
 static const Program *program;
 
-// The option behind o, the first behind NULL; NULL behind the last.
-static const Option *next_option(const Option *o)
+// Row i of the program's tables, or NULL behind the last.
+static const Option *option_row(size_t i)
 {
-    size_t k = 0;
-    if (!o) return program->tables->rows;
-    while (o < program->tables[k].rows || o >= program->tables[k].rows + program->tables[k].n) k++;
-    return ++o < program->tables[k].rows + program->tables[k].n ? o : program->tables[k + 1].rows;
+    for (size_t k = 0; k < COUNT(program->tables); i -= program->tables[k++].n)
+        if (i < program->tables[k].n) return &program->tables[k].rows[i];
+    return NULL;
 }
 
 static void print_help(void)
 {
+    const Option *o;
     printf("usage: %s CHECKPOINT [options], with defaults in brackets\n", prog);
-    for (const Option *o = NULL; (o = next_option(o));) {
+    for (size_t i = 0; (o = option_row(i)); i++) {
         char left[64], letter[8] = "    ";
+        if (!o->name) continue;
         if (o->letter) sprintf(letter, "-%c, ", o->letter);
         snprintf(left, sizeof left, "%s--%s %s", letter, o->name, o->arg);
-        printf("  %-30s %s\n", left, o->help ? o->help : list_names(o->names));
+        printf("  %-30s %s\n", left, o->help ? o->help : list_names(o->value.names));
     }
     printf("--rope-scaling:\n");
     for (int i = 0; i < N_ROPE_METHODS; i++)
         printf("  %-30s %s\n", rope_methods[i].name, rope_methods[i].what);
-    printf("encodings that a checkpoint may have:\n");
-    for (int i = 0; i < N_ENCODINGS; i++)
-        printf("  %-30s %s\n", encodings[i].name, encodings[i].what);
 }
 
-static int parse_name(const char *option, const char *s, const Option *o)
+// Sets what option o says; text: its value, of which the next row takes what follows a colon.
+static void set_option(const Option *o, const char *name, char *text)
 {
-    int i = find_name(o->names, strcmp(s, "pi") ? s : "linear"); // as [PI] says
-    if (i < 0)
-        die(EXIT_USAGE, option, "no such name (got '%.99s', want %s)", s,
-            o->help ? o->help : list_names(o->names));
-    return i;
-}
-
-static void set_option(const Option *o, const char *name, const char *value)
-{
-    const Field *f = o->kind == O_FIELD ? &config_fields[find_field(o->field)] : NULL;
-    int whole = f ? f->kind == 'i' : o->kind != O_FLOAT;
-    long double v = o->names.n ? parse_name(name, value, o) // holds any 64-bit integer, too
-                  : o->kind == O_TEXT || !*o->arg ? 1
-                  : parse_number(name, value, whole, f ? f->lo : o->lo, f ? f->hi : o->hi);
-    switch (o->kind) {
-    case O_INT: *(int *)o->to = (int)v; break;
-    case O_LONG: *(long long *)o->to = (long long)v; break;
-    case O_FLOAT: *(double *)o->to = (double)v; break;
-    case O_TEXT: *(const char **)o->to = value; break;
-    case O_FIELD: given[f - config_fields] = (Given){1, (double)v};
+    const Value *v = &o->value;
+    if (o->arg && strchr(o->arg, ':')) {
+        char *colon = strchr(text, ':');
+        if (!colon) die(EXIT_USAGE, name, "want two numbers, %s (got '%.99s')", o->arg, text);
+        *colon = 0;
+        set_option(o + 1, name, colon + 1);
     }
+    int whole = v->kind != N_FLOAT && v->kind != N_DOUBLE, flag = o->arg && !*o->arg;
+    int row = find_name(v->names, strcmp(text ? text : "", "pi") ? text : "linear"); // as [PI] says
+    if (v->names.n && row < 0)
+        die(EXIT_USAGE, name, "no such name (got '%.99s', want %s)", text,
+            o->help ? o->help : list_names(v->names));
+    if (v->kind == N_TEXT) *(const char **)v->to = text;
+    else store_value(v, v->to, v->names.n ? row : flag ? 1
+                               : parse_number(EXIT_USAGE, name, text, whole, v->lo, v->hi));
 }
 
 static void parse_options(int argc, char **argv)
@@ -5057,9 +5013,10 @@ static void parse_options(int argc, char **argv)
             continue;
         }
         if (value) *value++ = 0;
-        const Option *o = NULL;
-        while ((o = next_option(o)))
-            if (arg[1] == '-' ? !strcmp(arg + 2, o->name) : arg[1] == o->letter && !arg[2]) break;
+        const Option *o;
+        for (size_t i = 0; (o = option_row(i)); i++)
+            if (arg[1] == '-' ? o->name && !strcmp(arg + 2, o->name)
+                              : o->letter == arg[1] && !arg[2]) break;
         if (!o) die(EXIT_USAGE, arg, "no such option; see %s -h", prog);
         if (!*o->arg && value) die(EXIT_USAGE, arg, "takes no value");
         if (*o->arg && !value && !(value = argv[++a]))
@@ -5097,58 +5054,15 @@ static const float *read_factors(const char *path, size_t pairs)
 {
     size_t len, n = 0;
     float *list = xcalloc(pairs, sizeof *list);
-    char *text = read_text(path, &len), *at = text, *end;
-    for (; (at += strspn(at, ", \t\r\n")) < text + len; at = end, n++) {
-        float v = strtof(at, &end);
-        if (end == at || !(v > 0 && v < 1e6f))
-            die(EXIT_DATA, path, "number %zu (got '%.*s', want one above 0)", n + 1,
-                (int)min_size(strcspn(at, ", \t\r\n"), 40), at);
-        if (n < pairs) list[n] = v;
+    char *text = read_text(path, &len), *word;
+    if (strlen(text) < len) die(EXIT_DATA, path, "a zero byte among its numbers");
+    while ((word = strsep(&text, ", \t\r\n"))) {
+        if (!*word) continue;
+        float v = (float)parse_number(EXIT_DATA, path, word, 0, 1e-6, 1e6);
+        if (n++ < pairs) list[n - 1] = v;
     }
     if (n != pairs) die(EXIT_DATA, path, "one number a pair (got %zu, want %zu)", n, pairs);
     return list;
-}
-
-// The numbers of "A:B" or "A", as many as `want` has letters: i for a whole one, f for any.
-static void parse_numbers(const char *option, const char *text, const char *want, double v[2])
-{
-    char *rest = copy_string(text), *number;
-    for (size_t i = 0; want[i]; i++) {
-        number = strsep(&rest, ":");
-        if (!number || (!want[i + 1] && rest))
-            die(EXIT_USAGE, option, "want %s (got '%.99s')",
-                want[1] ? "two numbers with a colon between" : "one number", text);
-        v[i] = want[i] == 'i' ? (double)parse_int(option, number, 1, 1 << 28)
-                              : parse_float(option, number, 0, 1 << 28);
-    }
-}
-
-// What the command line says about distances, and about the scale of queries.
-static void set_distance(RopeConfig *r)
-{
-    static const struct {
-        const char *option, *numbers;
-        int reach; // which of them is the reach
-    } methods[] = {
-        [DIST_SELF_EXTEND] = {"--self-extend", "ii", 1}, [DIST_REROPE] = {"--rerope", "i", 0},
-        [DIST_LEAKY] = {"--leaky-rerope", "if", 0}, [DIST_STRING] = {"--string", "ii", 0},
-        [DIST_DUAL_CHUNK] = {"--dual-chunk", "ii", 0},
-    };
-    double v[2] = {0};
-    for (int k = DIST_SELF_EXTEND; k <= DIST_DUAL_CHUNK; k++) {
-        if (!opt.distance[k]) continue;
-        if (r->distance) die(EXIT_USAGE, methods[k].option, "only one distance method can be used");
-        parse_numbers(methods[k].option, opt.distance[k], methods[k].numbers, v);
-        r->distance = k;
-        r->reach = (int)v[methods[k].reach];
-        r->other = v[!methods[k].reach];
-        if (k == DIST_LEAKY && r->other < 1)
-            die(EXIT_USAGE, methods[k].option, "K out of range (got %g, want 1 or more)", r->other);
-    }
-    if (!opt.attn_temp) return;
-    parse_numbers("--attn-temp", opt.attn_temp, "fi", v);
-    r->temp = v[0];
-    r->temp_ctx = (int)v[1];
 }
 
 // Lays what the command line says about positions over the model's: another method takes the
@@ -5157,20 +5071,22 @@ static void set_rope(Model *m)
 {
     Config *c = &m->config;
     RopeConfig *r = &c->rope;
-    for (size_t i = 0; i < COUNT(given); i++) {
-        const Field *f = &config_fields[i];
-        if (!given[i].there) continue;
-        if (f->to == offsetof(Config, rope.method) && given[i].value != r->method)
-            r->factor = r->attn_factor = 0;
-        set_field(m, f, f->name, given[i].value);
-    }
-    if (!r->window && !GIVEN(rope.sinks)) r->sinks = 0;
+    const RopeConfig *from = &asked.rope;
+    if (from->method >= 0 && from->method != r->method) r->factor = r->attn_factor = 0;
+    lay_over(c);
+    if (!r->window && from->sinks < 0) r->sinks = 0;
     if (opt.long_factors) r->long_factors = read_factors(opt.long_factors, rotary_dims(c) / 2);
     if (opt.short_factors) r->short_factors = read_factors(opt.short_factors, rotary_dims(c) / 2);
-    set_distance(r);
-    if (!r->method && GIVEN(rope.factor))
+    for (int k = 0; k <= DIST_DUAL_CHUNK; k++) {
+        if (!opt.distance[k].reach) continue;
+        if (r->distance) die(EXIT_USAGE, "distance method", "only one can be used");
+        r->distance = k;
+        r->reach = opt.distance[k].reach;
+        r->other = opt.distance[k].other;
+    }
+    if (!r->method && from->factor > 0)
         die(EXIT_USAGE, "--rope-factor", "needs --rope-scaling METHOD");
-    if (!is_rotary(c) && (GIVEN(rope.theta) || GIVEN(rope.attn_factor) || GIVEN(rope.fraction)))
+    if (!is_rotary(c) && (from->theta > 0 || from->attn_factor > 0 || from->fraction > 0))
         die(EXIT_USAGE, "--rope-theta, --rope-attn-factor, --rope-fraction", "the model does not "
             "rotate (its encoding is %s)", encodings[c->encoding].name);
     check_rope(c, NULL);
@@ -5204,17 +5120,6 @@ static void check_context(const Config *c, long long ctx)
                 (c->train_ctx + 1) / 2);
 }
 
-// The first token would map the file page by page; threads do it faster, a megabyte each: the
-// kernel maps 16 pages around the one that is touched.
-enum { PIECE = 1 << 20, TOUCHED = 1 << 16 };
-
-static void touch_pages(void *arg, size_t begin, size_t end)
-{
-    const Model *m = arg;
-    for (size_t at = begin * PIECE, to = min_size(end * PIECE, m->size); at < to; at += TOUCHED)
-        (void)*(const volatile uint8_t *)(m->map + at);
-}
-
 static void open_session(Session *s)
 {
     int runs = !(program->modes[opt.mode].kind & NO_STATE);
@@ -5223,8 +5128,7 @@ static void open_session(Session *s)
     set_rope(&s->model);
     s->ctx = choose_context(c);
     if (runs) pool_start(opt.threads ? opt.threads : processors());
-    if (runs && s->model.size < available_memory())
-        parallel_for(ceil_div(s->model.size, PIECE), 1, touch_pages, &s->model);
+    if (runs) madvise((void *)s->model.map, s->model.size, MADV_WILLNEED);
     const char *path = opt.tokenizer;
     if (!path && s->model.vocab.tokens.n)
         tokenizer_from_vocab(&s->tokenizer, opt.checkpoint, &s->model.vocab);
@@ -5273,7 +5177,8 @@ static const Option run_options[] = {
      "generate; conversations are in chat.c, what measures in tests/measure.c: see make"},
 };
 static const Program run_program = {
-    "run", run_modes, {OPTIONS(run_options), OPTIONS(text_options), OPTIONS(shared_options)}};
+    "run", run_modes, {OPTIONS(run_options), OPTIONS(text_options), OPTIONS(shared_options),
+                         OPTIONS(config_fields)}};
 
 int main(int argc, char **argv) { return run_main(&run_program, NULL, argc, argv); }
 #endif

@@ -439,7 +439,8 @@ int main(int argc, char **argv)
     int vocab_size = 4096, option;
     opterr = 0;
     while ((option = getopt(argc, argv, "v:o:")) != -1) {
-        if (option == 'v') vocab_size = (int)parse_int("-v", optarg, FIRST_CHAR + 97, MAX_VOCAB);
+        if (option == 'v')
+            vocab_size = (int)parse_number(EXIT_USAGE, "-v", optarg, 1, FIRST_CHAR + 97, MAX_VOCAB);
         else if (option == 'o') out = optarg;
         else die(2, "usage", "bpe [-v 4096] [-o tokenizer.bin] FILE_OR_FOLDER...");
     }

@@ -2396,17 +2396,15 @@ static void apply_setting(const char *name, const char *value)
     while (o < setting_table + N_SETTINGS && strcmp(o->name, name)) o++;
     if (o == setting_table + N_SETTINGS) die(2, name, "unknown option");
     if (!value) die(2, name, "needs a value");
+    int whole = o->type == INT32 || o->type == INT64;
+    long double v = o->type == TEXT ? 0
+                  : parse_number(EXIT_USAGE, name, value, whole, o->low, o->high);
     switch (o->type) {
     case TEXT: *(const char **)o->value = value; break;
-    case INT32:
-        *(int32_t *)o->value =
-            (int32_t)parse_int(name, value, (long long)o->low, (long long)o->high);
-        break;
-    case INT64:
-        *(long long *)o->value = parse_int(name, value, (long long)o->low, (long long)o->high);
-        break;
-    case FLOAT32: *(float *)o->value = (float)parse_float(name, value, o->low, o->high); break;
-    case FLOAT64: *(double *)o->value = parse_float(name, value, o->low, o->high); break;
+    case INT32: *(int32_t *)o->value = (int32_t)v; break;
+    case INT64: *(long long *)o->value = (long long)v; break;
+    case FLOAT32: *(float *)o->value = (float)v; break;
+    case FLOAT64: *(double *)o->value = (double)v; break;
     }
 }
 
@@ -2462,8 +2460,8 @@ static void load_source(Text *x, const char *argument)
         char first[64];
         const char *colon = strchr(equals, ':');
         snprintf(first, sizeof first, "%.*s", (int)strcspn(equals + 1, ":"), equals + 1);
-        s->first_share = parse_float(argument, first, 0, 1e9);
-        s->last_share = colon ? parse_float(argument, colon + 1, 0, 1e9) : s->first_share;
+        s->first_share = s->last_share = parse_number(EXIT_USAGE, argument, first, 0, 0, 1e9);
+        if (colon) s->last_share = parse_number(EXIT_USAGE, argument, colon + 1, 0, 0, 1e9);
     }
     if (s->n < 16384) die(1, argument, "too little text (got %zu tokens, want 16384)", s->n);
 }

@@ -159,7 +159,8 @@ static void run_tasks(const char *path, char **tasks, int n_tasks, const Limits 
     model_load(&m, path);
     for (int i = 0; i < n_tasks; i++) {
         if (*tasks[i] != 'p' && *tasks[i] != 'd') die(EXIT_USAGE, tasks[i], "want pN or dN");
-        most = max_size(most, (size_t)parse_int(tasks[i], tasks[i] + 1, 0, 1 << 20));
+        most = max_size(most, (size_t)parse_number(EXIT_USAGE, tasks[i], tasks[i] + 1, 1, 0,
+                                                   1 << 20));
     }
     if (option.kv < 0) die(EXIT_USAGE, "-k", "want one of %s", LIST_NAMES(kv_types));
     state_init(&s, &m, (int64_t)most + DECODED, 128, option.kv, 0);
@@ -185,9 +186,9 @@ int main(int argc, char **argv)
     for (; a < argc && *argv[a] == '-'; a++) {
         if (!strcmp(argv[a], "-q")) option.quiet = 1;
         else if (!strcmp(argv[a], "-j") && a + 1 < argc)
-            option.threads = (int)parse_int("-j", argv[++a], 1, 1024);
+            option.threads = (int)parse_number(EXIT_USAGE, "-j", argv[++a], 1, 1, 1024);
         else if (!strcmp(argv[a], "-r") && a + 1 < argc)
-            option.rounds = (int)parse_int("-r", argv[++a], 1, 1000);
+            option.rounds = (int)parse_number(EXIT_USAGE, "-r", argv[++a], 1, 1, 1000);
         else if (!strcmp(argv[a], "-k") && a + 1 < argc)
             option.kv = FIND_NAME(kv_types, argv[++a]);
         else die(EXIT_USAGE, argv[a], "no such option");

@@ -337,7 +337,7 @@ static void use_options(const uint8_t *data, size_t size)
     opt = defaults;
     ask = asked_by_default;
     talk = talk_by_default;
-    memset(given, 0, sizeof given);
+    asked = unasked;
     if (!size) return;
     program = data[0] & 128 ? &measure_program : &chat_program;
     const TestModel *file = model_of_kind((data[0] & 127) % N_KINDS);
@@ -537,12 +537,14 @@ static void give_program_options(Give give)
 {
     static const char *const texts[] = {"x", "4:16", "16:4.5", "40,50"};
     size_t count = 0, measures = program == &measure_program ? 128 : 0;
-    for (const Option *o = NULL; (o = next_option(o)); count++) {
-        const Field *f = o->kind == O_FIELD ? &config_fields[find_field(o->field)] : NULL;
-        int is_float = f ? f->kind != 'i' : o->kind == O_FLOAT, is_flag = !*o->arg;
-        double lo = f ? f->lo : o->lo, hi = f ? f->hi : o->hi;
-        const double numbers[] = {lo, fmax(lo, 2), hi, 2 * hi};
-        size_t n_values = o->names.n ? o->names.n : is_flag ? 1 : 4;
+    const Option *o;
+    for (size_t at = 0; (o = option_row(at)); at++) {
+        if (!o->name) continue;
+        const Value *v = &o->value;
+        int is_float = v->kind == N_FLOAT || v->kind == N_DOUBLE, is_flag = !*o->arg;
+        int is_text = v->kind == N_TEXT || strchr(o->arg, ':');
+        const double numbers[] = {v->lo, fmax(v->lo, 2), v->hi, 2 * v->hi};
+        size_t n_values = v->names.n ? v->names.n : is_flag ? 1 : 4;
         for (size_t i = 0; i < 3 * n_values; i++) {
             size_t k = i / 3, other = count + k;
             char number[32], name[64], line[96] = {(char)(i % 3 * N_ENCODINGS + measures)};
@@ -551,10 +553,11 @@ static void give_program_options(Give give)
             snprintf(name, sizeof name, "%c-%s-%zu", measures ? 'm' : 'o', o->name, i);
             int n = snprintf(line + 1, sizeof line - 1, "-c\n90\n--%s%s%s", o->name,
                              is_flag ? "" : "\n",
-                             is_flag ? "" : o->names.n ? row_name(o->names, k)
-                             : o->kind == O_TEXT ? texts[k] : number);
+                             is_flag ? "" : v->names.n ? row_name(v->names, k)
+                             : is_text ? texts[k] : number);
             give(find_target("options"), name, (const uint8_t *)line, 1 + (size_t)n);
         }
+        count++;
     }
 }
 

@@ -37,7 +37,7 @@ int main(int argc, char **argv)
             if (!strcmp(argv[a], fields[i].name)) to = fields[i].to;
         if (!strcmp(argv[a], "nan")) to = &nan;
         if (!to) die(EXIT_USAGE, argv[a], "no such field");
-        *to = (int)parse_int(argv[a], value, INT_MIN, INT_MAX);
+        *to = (int)parse_number(EXIT_USAGE, argv[a], value, 1, INT_MIN, INT_MAX);
     }
     TestModel m = make_model(shape);
     if (nan) memset(m.file + m.size - 4, 0xff, 4);

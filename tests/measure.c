@@ -772,7 +772,8 @@ static long long set_lengths(long long ctx)
     size_t longest = 0;
     for (char *list = copy_string(ask.lengths); list;) {
         if (ask.n_lengths == COUNT(ask.length)) die(EXIT_USAGE, "--lengths", "more than 32");
-        size_t n = parse_int("--lengths", strsep(&list, ","), 32, opt.ctx ? opt.ctx : 1 << 28);
+        size_t n = parse_number(EXIT_USAGE, "--lengths", strsep(&list, ","), 1, 32,
+                                opt.ctx ? opt.ctx : 1 << 28);
         ask.length[ask.n_lengths++] = n;
         longest = max_size(longest, n);
     }
@@ -788,19 +789,21 @@ static const Mode measure_modes[] = {
 
 static const Option measure_options[] = {
     {'m', "mode", NAME(opt.mode, measure_modes), "MODE", NULL},
-    {0, "windows", INT(ask.windows, 1, 1e9), "K", "perplexity: so many windows of -c at most"},
-    {0, "stride", INT(ask.stride, 1, 1 << 28), "N", "perplexity: slide by N, score the last N"},
+    {0, "windows", NUMBER(ask.windows, 1, 1e9), "K", "perplexity: so many windows of -c at most"},
+    {0, "stride", NUMBER(ask.stride, 1, 1 << 28), "N", "perplexity: slide by N, score the last N"},
     {0, "entropy", FLAG(ask.entropy), "", "perplexity: entropy of attention, too"},
     {0, "first", FLAG(ask.first), "", "perplexity: attention's share on the first token, too"},
     {0, "mask", TEXT(ask.mask), "PATH", "perplexity: loss of key tokens, by contrast's table"},
-    {0, "recent", INT(ask.recent, 1, 1 << 28), "N", "contrast: the short context (a quarter of L)"},
+    {0, "recent", NUMBER(ask.recent, 1, 1 << 28),
+     "N", "contrast: the short context (a quarter of L)"},
     {0, "lengths", TEXT(ask.lengths), "A,B,..", "passkey, retrieval, kv: lengths in tokens"},
-    {0, "depths", INT(ask.depths, 1, 64), "D", "passkey, retrieval, kv: places of the fact (5)"},
-    {0, "trials", INT(ask.trials, 1, 1024), "T", "passkey, retrieval, kv: texts a place (5)"},
+    {0, "depths", NUMBER(ask.depths, 1, 64), "D", "passkey, retrieval, kv: places of the fact (5)"},
+    {0, "trials", NUMBER(ask.trials, 1, 1024), "T", "passkey, retrieval, kv: texts a place (5)"},
     {0, "tsv", TEXT(ask.tsv), "PATH", "the measurements as a table"},
 };
 static const Program measure_program = {
-    "measure", measure_modes, {OPTIONS(measure_options), OPTIONS(shared_options)}};
+    "measure", measure_modes, {OPTIONS(measure_options), OPTIONS(shared_options),
+                                   OPTIONS(config_fields)}};
 
 static void check_measure(void)
 {
