@@ -1371,9 +1371,12 @@ static void *scratch(size_t bytes)
 // [TILE][v_dim].
 //
 // Attention reads tile after tile: it turns the tile's keys, multiplies queries with them, masks
-// and biases the scores, and adds the values up by an online softmax [Flash]. That keeps, for each
-// query and head, the largest score m so far, the sum l of exp(score - m) and the output o weighted
-// alike; when m grows, l and o are scaled down to the new one.
+// and biases the scores, and adds the values up by an online softmax [Flash]. A softmax over all
+// keys would need all scores first, since exp() overflows unless the largest is taken off. But
+//   sum of exp(score - new) value = exp(old - new) * sum of exp(score - old) value
+// so it is enough to keep, for each query and head, the largest score so far, the sum of
+// exp(score - largest) and the output o, which is the sum of values weighted alike. When a tile
+// brings a larger score, both are scaled down to it, and at the very end o is divided by the sum.
 //
 // The order of all sums is fixed by positions alone. Every SEGMENT positions the softmax is merged
 // into a total and begins anew. A prompt merges segments as it goes; a single token, which offers
@@ -1381,7 +1384,7 @@ static void *scratch(size_t bytes)
 // the same order: the same arithmetic, so the same bits.
 
 enum { SEGMENT_TILES = 8, SEGMENT = SEGMENT_TILES * TILE };
-static const float MASKED = -INFINITY; // exp(MASKED - m) = 0
+static const float MASKED = -INFINITY; // exp(MASKED - largest) = 0
 
 // --- A product for attention --------------------------------------------------------------------
 
@@ -1397,7 +1400,10 @@ static const float MASKED = -INFINITY; // exp(MASKED - m) = 0
 enum { GEMM_TOKENS = LANES == 16 ? 12 : 6, GEMM_VECTORS = 2 };
 
 // Scores and weighted values are both small products of a few rows (queries) with a tile: [rows][d]
-// times [d][TILE], and [rows][TILE] times [TILE][v_dim]. Lanes are keys in the first and dimensions
+// times [d][TILE], and [rows][TILE] times [TILE][v_dim]. A processor can do two multiply-adds of
+// vectors at once but load only two vectors meanwhile, so a number must be used several times for
+// each time it is loaded: GEMM_TOKENS rows meet GEMM_VECTORS vectors, and a load of either serves
+// all of the others. Lanes are keys in the first and dimensions
 // in the second, so each output is one chain of multiply-adds in the order of k, and its bits do
 // not depend on how many rows or lanes are computed at once.
 //
@@ -1470,8 +1476,9 @@ typedef struct {
     size_t bytes;        // reserved
 } Cache;
 
-// Where tile t is kept. Without a window that is slot t; with one, the sinks' tiles stay in the
-// first slots and the others take turns in a ring, so that memory does not grow with the text.
+// Where tile t is kept, its slot. Without a window that is slot t; with one, the sinks' tiles stay
+// in the first slots and the others take turns in a ring, so that memory does not grow with the
+// text.
 static size_t tile_slot(const Cache *c, int64_t t)
 {
     size_t at = (size_t)t;
@@ -1513,11 +1520,14 @@ static void cache_reserve(Cache *c, int64_t max_seq_len)
 
 // --- What attention works on --------------------------------------------------------------------
 
-// What an online softmax keeps beside o; e is the sum of exp(score - m) * score, for the entropy,
-// and first the weight of key 0. m begins as a number, so that a row that sees only masked keys
-// stays empty, with no NaN from MASKED - MASKED, and an empty one adds nothing when it is merged.
+// What an online softmax keeps beside o. `largest` begins as a number rather than as minus
+// infinity, so that a row that sees only masked keys stays empty, with no NaN from MASKED - MASKED,
+// and an empty one adds nothing when it is merged. The last two are for the instruments.
 typedef struct {
-    float m, l, e, first;
+    float largest;  // score so far
+    float sum;      // of the weights exp(score - largest),
+    float weighted; // of weight * score,
+    float first;    // and of key 0's weight
 } RowSums;
 static const RowSums EMPTY = {-FLT_MAX, 0, 0, 0};
 
@@ -1528,7 +1538,9 @@ typedef struct {
 } Watch;
 static const double SINK = 0.3;
 
-// The positions of one chunk's queries, as layers of one kind (global or local) see them.
+// The positions of one chunk's queries, as layers of one kind see them: in some models most layers
+// are local, with a window or a base of their own, and the others global. All queries share one
+// set of frequencies, unless those change with every token.
 typedef struct {
     RopeConfig rope;
     Angles *angles;      // [chunk], of which query t uses the one at t * each
@@ -1647,10 +1659,11 @@ static void plan_tiles(const Attention *a, const RopeConfig *r, Angles *angles)
     }
 }
 
-// Prepares all angles for the chunk's queries, and chooses how many of them are attended to
-// together: only queries that share their frequencies can be, BATCH_ROWS rows fit into the caches,
-// and three items of work for each thread let a late one be made up for. A row's bits do not depend
-// on which rows share its batch.
+// Prepares all angles for the chunk's queries, once for all layers, and chooses how many queries
+// are attended to together. Many: each turned tile of keys serves all of them. But only queries
+// that share their frequencies can be, BATCH_ROWS rows fit into the caches, and three items of work
+// for each thread let a late one be made up for. A row's bits do not depend on which rows share its
+// batch.
 enum { BATCH_ROWS = 192 };
 
 static void plan_positions(const Attention *a, Positions *p)
@@ -1679,7 +1692,8 @@ static void plan_positions(const Attention *a, Positions *p)
 
 // --- One batch of queries -----------------------------------------------------------------------
 
-// Item number `item` of (part, batch, KV head), with room carved from the thread's scratch memory.
+// What item number `item` is about, counted through parts, in each part through batches, and in
+// each batch through KV heads; its rows get room carved from the thread's scratch memory.
 static Rows begin_item(const Attention *a, size_t item)
 {
     const Positions *p = a->p;
@@ -1832,28 +1846,30 @@ static void add_score_bias(const Rows *w, size_t row, float *score, float *D)
     encodings[c->encoding].bias(&q, D, score);
 }
 
-// One step of the online softmax on one row: score becomes p = exp(score - m), the weights of the
-// tile's values, and what is summed so far is rescaled to the new m.
+// One step of the online softmax on one row: score[TILE] becomes the weights exp(score - largest)
+// of the tile's values, and what is summed so far, o[v_dim] and the sums, is rescaled to the new
+// largest score. Most tiles bring none, and then nothing is rescaled.
 static void softmax_step(float *score, float *o, RowSums *sums, size_t v_dim, int watched)
 {
-    vf max = vset(sums->m), sum[SUM_VECTORS] = {{0}}, weighted[SUM_VECTORS] = {{0}};
+    vf max = vset(sums->largest), sum[SUM_VECTORS] = {{0}}, weighted[SUM_VECTORS] = {{0}};
     for (size_t k = 0; k < TILE; k += LANES) max = vmax(max, vload(score + k));
-    float m = vmax_lane(max);
-    if (m != sums->m) {
-        float shrink = vexp(vset(sums->m - m))[0];
+    float largest = vmax_lane(max);
+    if (largest != sums->largest) {
+        float shrink = vexp(vset(sums->largest - largest))[0];
         for (size_t k = 0; k < v_dim; k += LANES) vstore(o + k, vload(o + k) * vset(shrink));
-        *sums = (RowSums){m, sums->l * shrink, sums->e * shrink, sums->first * shrink};
+        *sums = (RowSums){largest, sums->sum * shrink, sums->weighted * shrink,
+                          sums->first * shrink};
     }
     for (size_t k = 0; k < TILE; k += SUMS)
         for (size_t i = 0; i < SUM_VECTORS; i++) {
             float *at = score + k + i * LANES;
-            vf s = vload(at), p = vexp(s - vset(m));
-            sum[i] += p;
-            if (watched) weighted[i] += p * vmax(s, vset(-1e30f)); // not 0 * -inf
-            vstore(at, p);
+            vf s = vload(at), weight = vexp(s - vset(largest));
+            sum[i] += weight;
+            if (watched) weighted[i] += weight * vmax(s, vset(-1e30f)); // not 0 * -inf
+            vstore(at, weight);
         }
-    sums->l += vsum(sum);
-    if (watched) sums->e += vsum(weighted);
+    sums->sum += vsum(sum);
+    if (watched) sums->weighted += vsum(weighted);
 }
 
 // The attention loop's body: a batch's rows over the keys of tile t. Scores under each map that
@@ -1882,17 +1898,17 @@ static void attend_tile(const Rows *w, int64_t t)
     gemm_rows(w->rows, w->score[0], TILE, 1, c->elem < 4 ? w->tile : v, TILE, w->v_dim, w->o);
 }
 
-// Adds a softmax, o and p, to total number `to`: both are brought to the larger m.
+// Adds a softmax, o and p, to total number `to`: both are brought to the larger of their scores.
 static void merge_row(const Attention *a, size_t to, const float *o, RowSums p)
 {
     size_t v_dim = a->cache.v_dim;
     float *total = a->total + to * v_dim;
     RowSums t = a->sums[to];
-    float m = t.m > p.m ? t.m : p.m;
-    float old = vexp(vset(t.m - m))[0], new = vexp(vset(p.m - m))[0];
+    float largest = t.largest > p.largest ? t.largest : p.largest;
+    float old = vexp(vset(t.largest - largest))[0], new = vexp(vset(p.largest - largest))[0];
     for (size_t i = 0; i < v_dim; i++) total[i] = total[i] * old + o[i] * new;
-    a->sums[to] = (RowSums){m, t.l * old + p.l * new, t.e * old + p.e * new,
-                            t.first * old + p.first * new};
+    a->sums[to] = (RowSums){largest, t.sum * old + p.sum * new,
+                            t.weighted * old + p.weighted * new, t.first * old + p.first * new};
 }
 
 // Attention of a batch's rows over the tiles that lie in one segment, from t on and before `end`;
@@ -1932,7 +1948,7 @@ static void attend_parts(void *arg, size_t begin, size_t end)
 
 // --- All queries --------------------------------------------------------------------------------
 
-// out = o / l of each (query, head), its parts merged in order.
+// out = o / sum of each (query, head), its parts merged in their order.
 static void finish_rows(void *arg, size_t begin, size_t end)
 {
     const Attention *a = arg;
@@ -1941,13 +1957,14 @@ static void finish_rows(void *arg, size_t begin, size_t end)
         for (size_t part = at + n_heads; part < a->n_parts * n_heads; part += n_heads)
             merge_row(a, at, a->total + part * v_dim, a->sums[part]);
         const float *o = a->total + at * v_dim;
-        for (size_t i = 0; i < d; i++) a->out[at * d + i] = o[i] / a->sums[at].l;
+        for (size_t i = 0; i < d; i++) a->out[at * d + i] = o[i] / a->sums[at].sum;
     }
 }
 
 // out = softmax(q k^T) v for all queries and heads of the chunk. A prompt is cut into items by its
 // batches of queries; a single query, which has but n_kv_heads items otherwise, by segments too.
-// The entropy of one softmax is m + ln l - (sum of p score) / l.
+// The entropy of one softmax, - sum of p ln p with p = weight / sum, is
+// largest + ln sum - weighted / sum.
 static void attention(Attention *a)
 {
     const RopeConfig *r = &a->p->rope;
@@ -1962,9 +1979,9 @@ static void attention(Attention *a)
         RowSums t = a->sums[at];
         Watch *w = &a->watch[(size_t)a->layer * a->n + at / n_heads];
         if (at % n_heads == 0) *w = (Watch){0};
-        w->entropy += t.m + vlog(vset(t.l))[0] - t.e / t.l;
-        w->first += t.first / t.l;
-        w->sinks += t.first > SINK * t.l;
+        w->entropy += t.largest + vlog(vset(t.sum))[0] - t.weighted / t.sum;
+        w->first += t.first / t.sum;
+        w->sinks += t.first > SINK * t.sum;
     }
 }
 
@@ -2806,12 +2823,22 @@ static void matmul(Quantized *act, const Product *jobs, int n_jobs, const float 
 // ================================================================================================
 // 9  Forward
 //
-// The whole model is the list of steps in forward(). A chunk of a prompt and a single token take
-// the same path; arrays have a row for each token of the chunk. Logits are computed only for the
-// tokens that need them, by classify(): for a prompt that is its last one.
+// The whole model is the list of steps in forward(). A layer adds twice to the residual stream x:
+//   x += wo attention(wq norm(x), wk norm(x), wv norm(x))
+//   x += w2 (silu(w1 norm(x)) * w3 norm(x))
+// The first is where tokens see each other; in the second each is alone with what it has. Since
+// both only add, what an early layer found stays to be read by all later ones. Models differ in the
+// norms they have, in biases, scales and the activation: those are fields of Config, or weights
+// that are there or not, and each stands at the one place below where it acts.
+//
+// A chunk of a prompt and a single token take the same path; arrays have a row for each token of
+// the chunk. Logits are computed only for the tokens that need them, by classify(): for a prompt
+// that is its last one, the others being known.
 
 // out[dim] = (x - mean) / sqrt(mean((x - mean)^2) + eps) * weight + bias. LayerNorm centres x so;
-// for RMSNorm, which most models have, the mean is taken to be 0 and there is no bias.
+// for RMSNorm, which most models have, the mean is taken to be 0 and there is no bias. Either way
+// the next matrix meets numbers of about the same size, however much was added to x by then. The
+// mean is summed in double, so that its order of summation makes no difference that matters.
 static void normalize(float *out, const float *x, Norm w, size_t dim, float eps, int centred)
 {
     double sum = 0;
@@ -2852,6 +2879,7 @@ typedef struct {
     Quantized *act;   // room for activations in int8; NULL: exact
 } State;
 
+// Room for the positions of a chunk's queries under r.
 static void positions_init(Positions *p, const RopeConfig *r, size_t chunk, size_t head_dim)
 {
     p->rope = *r;
@@ -2902,6 +2930,7 @@ typedef struct {
     const Config *config;
 } NormJob;
 
+// Rows [begin, end) of a job.
 static void norm_rows(void *arg, size_t begin, size_t end)
 {
     const NormJob *j = arg;
@@ -2936,8 +2965,10 @@ static void embed_tokens(State *s, const int *tokens)
     norm(s, s->x, s->x, s->model->emb_norm, a->n, table->cols);
 }
 
-// q, k and v of the chunk from xb, k and v into the cache. A single token's are stored by one
-// thread: they are soon written.
+// q, k and v of the chunk from xb, k and v into the cache: the three products share their input, so
+// they are one job for the threads. q and k of some models are normed, each head for itself (or all
+// heads together), which keeps scores small whatever the weights. A single token's k and v are
+// stored by one thread: they are soon written.
 static void project(State *s, const Layer *l)
 {
     Attention *a = &s->attn;
@@ -2949,6 +2980,7 @@ static void project(State *s, const Layer *l)
     parallel_for(n_kv, n > 1 ? 1 : n_kv, store_kv, a);
 }
 
+// Rows [begin, end) of the chunk's gates.
 static void gate_rows(void *arg, size_t begin, size_t end)
 {
     const State *s = arg;
@@ -2968,7 +3000,8 @@ static void feed_forward(State *s, const Layer *l)
     matmul(s->act, &(Product){&l->w2, s->y}, 1, s->gate, n);
 }
 
-// x += y: what a branch made of the residual stream joins it.
+// x += y: what a branch made of the residual stream joins it. branch_scale, below 1, lets deep
+// models add so much the less.
 static void join_stream(State *s)
 {
     const Config *c = &s->attn.config;
@@ -3009,7 +3042,9 @@ static void forward(State *s, const int *tokens, size_t n, int64_t pos)
     norm(s, s->xb, s->x, m->final_norm, n, dim);
 }
 
-// logits[count][vocab_size] for tokens [first, first + count) of the last chunk.
+// logits[count][vocab_size] for tokens [first, first + count) of the last chunk: how well each row
+// of the classifier, one a token of the vocabulary, agrees with the final state. Many models take
+// the embedding table itself for it, since a token is likely where its own vector would fit.
 static void classify(State *s, size_t first, size_t count, float *logits)
 {
     const Config *c = &s->attn.config;

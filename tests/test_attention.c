@@ -618,10 +618,10 @@ static void test_large_scores(void)
         Positions p = {.rope = {0}};
         gather_scores(&(Rows){.p = &p, .group = 1, .first = 9}, 0, 0, score, NULL);
         softmax_step(score, o, &sums, LANES, 1);
-        CHECK(sums.m == fmaxf(best[k], EMPTY.m) && sums.l == (k < 5) && o[0] == 0);
+        CHECK(sums.largest == fmaxf(best[k], EMPTY.largest) && sums.sum == (k < 5) && o[0] == 0);
         if (k == 5) continue;
         CHECK(score[3] == 1 && score[10] == 0);
-        CHECK_NEAR(sums.e, fmaxf(best[k], -1e30f), 0);
+        CHECK_NEAR(sums.weighted, fmaxf(best[k], -1e30f), 0);
     }
 }
 
