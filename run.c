@@ -2837,8 +2837,7 @@ static void matmul(Quantized *act, const Product *jobs, int n_jobs, const float 
 
 // out[dim] = (x - mean) / sqrt(mean((x - mean)^2) + eps) * weight + bias. LayerNorm centres x so;
 // for RMSNorm, which most models have, the mean is taken to be 0 and there is no bias. Either way
-// the next matrix meets numbers of about the same size, however much was added to x by then. The
-// mean is summed in double, so that its order of summation makes no difference that matters.
+// the next matrix meets numbers of about the same size, however much was added to x by then.
 static void normalize(float *out, const float *x, Norm w, size_t dim, float eps, int centred)
 {
     double sum = 0;
