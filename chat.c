@@ -1010,10 +1010,24 @@ static int *fit_conversation(const Session *s, Conversation *c, size_t *n)
     return NULL;
 }
 
+// The text of ids[n], in which a template that is shown the reply finds its control tokens, too.
+static char *spell_ids(const Tokenizer *t, const int *ids, size_t n)
+{
+    char *text;
+    size_t len;
+    FILE *out = open_memstream(&text, &len);
+    if (!out) die(EXIT_DATA, "memory", "cannot begin a text (%s)", strerror(errno));
+    Stream stream = {.out = out};
+    for (size_t i = 0; i < n; i++)
+        stream_write(&stream, t->pieces[ids[i]].text, (size_t)t->pieces[ids[i]].len);
+    if (fclose(out)) die(EXIT_DATA, "memory", "cannot write a text (%s)", strerror(errno));
+    return text;
+}
+
 // Answers the user's text, and tells why if the reply was cut. 0: it does not fit.
 static int answer(Session *s, Conversation *c, const char *text)
 {
-    size_t n, common = 0, len;
+    size_t n, common = 0;
     add_message(c, "user", quote_text(&s->tokenizer, text));
     int *ids = fit_conversation(s, c, &n);
     if (!ids) {
@@ -1022,15 +1036,13 @@ static int answer(Session *s, Conversation *c, const char *text)
     }
     while (common < min_size(n - 1, (size_t)s->pos) && ids[common] == s->ids[common]) common++;
     rewind_session(s, common);
-    char *said;
-    FILE *copy = open_memstream(&said, &len);
-    if (!copy) die(EXIT_DATA, "memory", "cannot begin a text (%s)", strerror(errno));
-    int end = reply(s, ids + s->pos, n - (size_t)s->pos, copy);
-    if (fclose(copy)) die(EXIT_DATA, "memory", "cannot write a text (%s)", strerror(errno));
+    size_t before = s->n_made;
+    int end = reply(s, ids + s->pos, n - (size_t)s->pos, 0);
     free(ids);
     if (end != END_STOP) fprintf(stderr, "%s: the reply was cut by %s\n", prog, endings[end]);
-    add_message(c, "assistant", said);
+    add_message(c, "assistant", spell_ids(&s->tokenizer, s->ids + n, s->n_made - before));
     interrupted = 0;
+    catch_interrupt(SA_RESTART);
     return 1;
 }
 

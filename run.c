@@ -595,11 +595,11 @@ typedef struct {
     Values scores, types;  // numbers: as many as tokens, or none
     Values chat;           // the chat template's text, one string, or none
     int bpe;               // merges by rank over bytes (GPT-2), not pieces by score (SentencePiece)
-    int plain;             // tokens are written as the text that they are
     char pre[32];          // bpe: how text is cut into words
     int bos, eos, eot;     // ids, or -1
     Values ends;           // all EOS
-    int add_bos, space_prefix;
+    int add_bos;           // -1: as others of its kind do
+    int space_prefix;
 } Vocab;
 
 // A file that was opened, mapped into memory and understood.
@@ -3708,13 +3708,12 @@ static void gguf_vocab(ModelFile *s, Vocab *v)
     if ((v->scores.at && (v->scores.n != n || value_kinds[v->scores.type] != 'f')) ||
         (v->types.at && (v->types.n != n || value_kinds[v->types.type] == 'f')))
         REFUSE(s->m, "%zu tokens, but not as many scores (floats) and types (integers)", n);
-    const char *bos = v->bpe ? strstr("llama-bpe llama3 llama-v3 falcon3 pixtral", v->pre) : "";
     int last = (int)n - 1;
     double eos = v->ends.n ? number_at(v->ends, 0) : -1;
     v->eos = eos == UINT32_MAX ? -1 : (int)check_range(s->m, "EOS", eos, -1, last);
     v->bos = (int)key_number(s, "tokenizer.ggml.bos_token_id", -1, last, -1);
     v->eot = (int)key_number(s, "tokenizer.ggml.eot_token_id", -1, last, -1);
-    v->add_bos = v->bos >= 0 && key_number(s, "tokenizer.ggml.add_bos_token", 0, 1, !!bos) != 0;
+    v->add_bos = (int)key_number(s, "tokenizer.ggml.add_bos_token", 0, 1, -1);
     v->space_prefix = key_number(s, "tokenizer.ggml.add_space_prefix", 0, 1, 1) != 0;
 }
 
@@ -3925,16 +3924,16 @@ static void model_load(Model *m, const char *path)
 //                         whose joined text is a piece can merge, the best score first
 //   byte-level BPE        text is cut into words, symbols are bytes, a list of merges says which
 //                         pairs of pieces can merge, and its order which first
-// A heap of candidate merges makes both O(n log n). Pieces come from llama2.c's tokenizer.bin or
-// from the model file. Here they are plain bytes of text, so decoding is concatenation.
+// A tree that names the best merge makes both O(n log n). Pieces come from llama2.c's tokenizer.bin
+// or from the model file. Here they are plain bytes of text, so decoding is concatenation.
 
-// --- words --------------------------------------------------------------------------------------
+// --- characters ---------------------------------------------------------------------------------
 
 // Bytes in the UTF-8 sequence that begins with this byte: 1 to 4; 1 for a byte that begins none.
 static size_t utf8_length(char lead)
 {
     uint8_t b = (uint8_t)lead;
-    return b < 0xc2 ? 1 : b < 0xe0 ? 2 : b < 0xf0 ? 3 : b < 0xf5 ? 4 : 1;
+    return b < 0xc2 || b > 0xf4 ? 1 : b < 0xe0 ? 2 : b < 0xf0 ? 3 : 4;
 }
 
 // The character at the beginning of s[len > 0] and its bytes. A byte that is no UTF-8 is a
@@ -3954,132 +3953,187 @@ static uint32_t read_char(const char *s, size_t len, size_t *n)
     return c;
 }
 
-// Sets of classes of characters. White space is U+0020, \r or \n, and C_SPACE; behind a
-// character's first byte its bytes are C_INSIDE, behind the text comes C_END.
-enum { C_OTHER = 1, C_LETTER = 2, C_NUMBER = 4, C_BLANK = 8, C_NEWLINE = 16, C_SPACE = 32,
-       C_WHITE = C_BLANK | C_NEWLINE | C_SPACE, C_END = 64, C_INSIDE = 128 };
+// Classes of characters by Unicode's general categories, as far as a cut of text into words depends
+// on them. What is in none of them is 0; C_CASELESS are letters that are neither large nor small.
+enum { C_UPPER = 1, C_LOWER = 2, C_CASELESS = 4, C_MARK = 8, C_NUMBER = 16, C_PUNCTUATION = 32,
+       C_SPACE = 64, C_NEWLINE = 128 };
 
-// Unicode's letters and numbers (general categories L* and N*, Unicode 14.0) and white space as
-// runs of characters from U+0000 on, made from Python's unicodedata. A run is one number, its
-// length - 1: digits ] to ~ in base 34, high ones first, then the rest by 56, one of $ to [. Runs
-// of other characters and of letters take turns; # (letter), ! (number) or a blank (space) before
-// a run says otherwise.
+// Runs of characters of one class, from U+0000 on, by Unicode 14.0 as Python's unicodedata has it.
+// Every byte from # on, without the backslash, is ten times a class and a digit of the run's
+// length; class 0 is none, 1 to 7 are those above in their order, and 8 are large and small letters
+// in turn.
 static const char unicode_runs[] =
-    ", (5 $2!-*=)=- $= $,$*!%$$&!$#$$!&$:$B$e-'/1(*$$$_4($%%'$$)$$&$$$7$^>$_>+_Y$I%$)L^2>''PN8!-'%$"
-    "^N$$2%*%!-#&%$3$$A@^D.$1!-#D,%'$(9'$,$&$:<*.(;$)4M^%Y&$5$*-'!-$3'+%%%9$*$$&'&$3$0%$&'!-#%%!)%$"
-    "+)'%%9$*$%$%$%B'$$*!-%&3,$&$9$*$%$(&$5$2%'!-,$.+%%%9$*$%$(&$A%$&'!-$$!).$$)&&$'&%$$$%&%&&&/9$8"
-    "!05+$&$:$3&$=&%$%%'!-+!*$$'+$&$:$-$(&$B%$%'!-$%4,$&$L%$3$(&$!*#&'!6$)(5&;$,$$%*B!-4S$%/*,!-J%$"
-    "$$($;$$$-$%,$%($$,!-%'C$B!7/+$G>(_&N7$!-))''&$&%*&'0/$$!-)I$$($%N$bX$'%*$$$'%L$'%D$'%*$$$'%2$^"
-    "$$'%^.1!7&33^A%)&h'%4 $#=(^6&!&#+*5061510$&2WF$'$&!-)!-9!-)^D*(%E$$(^1-BJ!-#A%(.O'=)!.H:,XN!-)"
-    "!-0$^HR4+&!-LA0%!-#O=G?!-&&!-#G%,*N%&L'$)$%&$(`;^+aY%)%I%)%+$$$$$$$B%X$*$$&&$*&'%)'0(&$*& .@ %"
-    "( $R $3!$#$%!)($!-)0^P$'$%-$$&()$$$$$$'$.%'(('$$!V#%!(iY!^'^9!9h1!Aq/a()'&%,!$%I$$($%[*$3:,*$*"
-    "$*$*$*$*$*$*^;$e3 $'%!$<!,*(%!&#%'^A)&$^E$'(N$^I&!'-CS3C!-A!+$!2C!-J!2bK`lK^+hrH^.Q%aP&3!-#%7R"
-    "3B%^1!-J,%^R%^+(%$$$(;3$&$'$:0!)-W1U?!-;)&$$%$!-#?-:<@*R?$!-)($-!-#($L:&$+'!-):&$&U$$&%%(%$$$;"
-    "&%.*&/)%)%),*$*$N$1)_&0!-)bz?/:'TakWcA%^UI*/(($$-$0$($$$%$%$^WDc>5^+%YK/_'($_:6!-*=)=.^D&)%)%)"
-    "%&F/$=$6$%$2%1E_./!P/!^$4!%a7@&T3!>'C!',7!$#+!$(I-A%G'+$!(M_Q%!-)G'G'K+W/.$2$*$%$.$2$*$%^.bB,9"
-    "-+;)$M$,^0)%$$O$%&$%:%!+#:%!*#B+!,S6$%(!(#9!)'=^1['!%#%!3%!Q#$2'$&$@-!,:@!%$@!&C+$?)!(3Y-9%!+#"
-    "6(!+#5:!*^;^4ZV0V*!)#G/!-b1!B$M)%^9@!-#$+9.!'>5Q8!*7:/X=!A$%%$0PC<*!-,G2!-'$%$+F&$/S1'.!-#$$$'"
-    "!7.5$<^?*$$$'$2$-*R4!-.+%%%9$*$%$(&$5$/(_QX5'(!-(&AS7%$$+!-_YRL'GS7$.!-IN0$*!-Y>8!/'*`4O_'^+!6"
-    "/+%$%+$%$;2$$$1!-^1+%J3$$$?$-K*$8$.Q6$5^4aJ,$H4$2!@(A^[*$%$I8$,!-))$%$C1$*!-bA6`8$2!8Nm=^Q!^Z4"
-    "`?^j'^L2p*_a4g:ao,g,*B$!-)^:$!-)A5S3'/!-$!*$8(6i3^+!:^T^6($^-0^+%$$?`dC+s)M,atB'$*$%$b.P&4'+d'"
-    "^d/^V(0&,*-_~Q!7^W!<_:^@$^2$%%$%%%'$/$$$*$^,$'%+$*$?$'$($$&*$c'%<$<$B$<$B$<$B$<$B$<$+%!U|[BeDP"
-    "-*%!-'$bLA5O'!-s9*$'$%$2$`@%!,S^/*$'!-k*!^&$!&$!'^7!P$!2`='$>$%$$%$$-$'$$$$)$'$$$$$$&$%$$%$$$$"
-    "$$$$$$%$$%'$*$'$'$$$-$4(&$($4g7!0^lN!-o9skSC_c,*`Y%`]U1`|<^r:fIwU_q.";
+    ",o$+kc$f$dVUb&b/3c$a$9=a$a*k%)ka(a%Ba)W$8b$VBaXa/0$49;$?yz8uz8xz.z9.x/80918/80:/8.z.x8.8/8/x/9"
+    "B.:E/8/8.u|8u|8.x/zt=/8/9.80ut=?B9>BI'BC$'F*B$B$*LLMxB$.8%B:a.).a0$.$/8.4$6:<.90:vx;.8$.8/92.;"
+    "?wx$Ryx.ux8}z$05%Bf;8b)OPaLaMaMaL+CH'Eb%#b$b%LLa$cEDMLVUdCLJJaBR%QCM$OCVUD%Bad%BLDAMR%IJLLB$'V"
+    "UDDTC$cB%L%CCOBTBNBP%ae$CFN%a$BB(CE$G,SECMO$NNFENBLSBRBAMbVUaBGN$I%C%CC$H$B&E%LBR%M%NB+L'C$DM%"
+    "VUC%[%BaL%N$G'C%CC$H$C$C$C%L$P'M%N&L*E$B*VUMDLa$#N$J$D$CC$H$C$F%LBS$N$N%B$(CM%VUa+BQ$N$I%C%CC$"
+    "H$C$F%LBR%M%N*N'C$DM%VU$B[$#LB$G&D$E&C$B$C&C&D&BC'P&N$O%B)L$'VX$&PI$D$CD$BG%LBR$N$O*M$D%B%CM%V"
+    "U*a]$BNaI$D$CD$BA$F%LBR$N$O*M)C$CM%VU$C$&OJ$D$EBMBR$N$OB(DL]DM%V_$G$N$BI&CE$J$B%H&L'Q$L$S)VU%M"
+    "a$%EILCR(HSaVUb&*C$B$F$CE$B$BALCTB%F$B$Q%VU%E&%B&ae$a&M)WU$L$L$LdMI$DG'MKaMFLL$NQ,L,e'b&*EDMKB"
+    "VUfGOENBNCRDOBDLMBLVUO%05$.(.%;:aB:DCJ$E%H$B$E%EB$E%DD$E%H$B$E%BF$FH$E%GH%NiWU&BG$)53%=%aGCA$a"
+    "BHkCGb&HFcXI*BIO,BJNb,BIM$%BD$D$M$%FCNMcBc$BL%VU)VU)aaN$LVU)IJ*FMDELB(HA$#DB$LM'LM+bVUDA%F$$EE"
+    "'CG)VV&*CDP%bFDLK$MT%LVU)VU)gBf%NL',PEHLRI&VUg$#T,b$NDALNCVUEELO+dDGMK&eVU&DVUDGb@*10%0h+NaMLE"
+    "LGLCNB(;;GD8:B:;DHQOuyt?}|?5=%3%?5?5=%3%?$.$.$.$.?58;%?5?5?5<$92$8&:$92&;%91'?2(:$92&kk(bdl(kb"
+    "`$ac$abk$)VB%[&bBVU&b$BD($NN$*.'.%80908$.&2).$.$.$1$818E8%9/(.;'8$ZV.8Z&+%d%,b&#,[U*+WW)$)adXU"
+    "',b&$a`'#&bb)&d&%b($'15;?.809z0x8.=C/utt8)xN.8(dVb:?$8(8%FG*Ba$'LCD,H$H$H$H$H$H$H$H$NMdgBcb%ab"
+    "'$+kc$CVa`%ab$_QaF%XCa&IG%M%DaJAaE(ED$JE&Y$#DC'+BG&%VU&#^$VZ&%VU&,VZ&%#GFJC)'CCBFH)*EGbCGJcBGV"
+    "UC%#xzBOaLKaBv|CMHAVUMf&$J%ux9zvB?x.utB%xBx9vt281uz0x(.8$8$8x%'D.8D8HLDLELCDP'L&[$#FCd+MFALS+b"
+    "VU)LSGcBaCLVUCISbCDLN$$aCJ&OEHLOac$BVU'bFLBAVUF$EBLO,DLIM%VU%dCD&BNFALBNCMFMBLB%'DbBBPbDM$#G%G"
+    "%G,H$H$;:$E@B)?7DFSaM%VU)BBBHC$%CD'EJ+'(%DGG%BAG&+>$%<(BLBA$BD$F$B$C$C$BAI&&DGDb$)GE%FE'#BC'LQ"
+    "a`)LQce$ad$a'a$b'F$BDF'c$f$dVUb&b/3c$a$9=a$a$gIJ&G%G%G%D&(BC$CG$BJ$C$BF%BE&'BCD(c'YZ$%Z]$*W$$&"
+    "L$&#CJ&EJ$(LW]'DCY,CAVIV(DIP(DA$aDG'IaZ'%1-;7HI%VU)03':='EA+FC$$a..$.2$4$/$88$8<$>$9)*DBB,CC$#"
+    "I%'G$EC$J),G%B$EE$C&B%CD$a^CD%]DB+_'+BJ$C(ZCC[&aCG(a)'FG'WCV[%Y[BN$M(OE$D$CJ%N'L_*i*CJWaCJX&%I"
+    "$CIM'Zg,FE&gCC%^BJ(^BI*d$%]+#HD((2.$&<8*[DGO+VU%,'XV$EC$Ma%C*+CJVUB+CCLLYe%%BIOd&+CB]%#CD,NFDL"
+    "Pg'XULCMB,OEFLLb$dL$&CF*VU)NDGLO$VUdBMB+DFLbB,NEILOEdOaMVUBaBc$WU$$BI$CFLMfL)(H$B$E$BF$BAa)EHL"
+    "M(VU)O$I%C%CC$H$C$F$MBR%M%N%B)L(FM%R&P$&,FDLSEeVUb$aLD&#EIMKCaB+VU$))EHR%TbcEM&'EILRcB$$VU)ac$"
+    ",EDLNBa)VU('CH%LP'VWc$H$+(EELPa$##0/:9V_$%I%B%I$C$CEQ$M%OBLBMc,VU*#I%DJR%RBaBL%*BLKEARBOhL+BLL"
+    "EGLQcBe$&HD%)&J$DHS$SBe$#W_&bDA%MM$LO*&H$C$DIQ&L$M$RBL+VU)G$C$DCP$M$PB*VU&$#BJOb$+&B$(WV'%aJCC"
+    "$#%VVV$e$$BJG%)&)JHb$&BAHB'#',FID+)&&FGJ*DB$VU'bHJ$VU)DA%Pa$#EIRe'Ea$$VU$]$CB(BJ)++0/:9WXd$#$H"
+    "F'LBPP*OBD)'CaBL$$M$'GBDG+BCDI'%J+,&(E$H$C$CJB'(D$*E+DJG%&#+BAH(BD&J*BA&Ma'*#'OQ%MN('%P&Q+S%R&"
+    "#O$'+N$((WU$#+WZ$&(/39=/3>$8?/39=.$/%.%/%1$5;$8$>$88/39=/$1%5$4$9=/$1$2$.&4$9=/39=/39=/39=/39="
+    "/39=/39?%/2$9<$=/2$9<$=/2$9<$=/2$9<$=/2$9<$=.8%ZU($%PP'PK+L$'L%e$(P$LP$$#'87B97%%(R$LR%R$M$P%$"
+    "&EF&RH%VU'B&%$DAL$*EEOVU$%('H$E$C$BF$BJH%_R'$01:;RB'VU'b*+(Z_$X$Y*)YZ$VZ$,'E$CH$C$B%B$BA$E$B$B"
+    ")B'B$B$B$D$C$B%B$B$B$B$B$C$B%E$H$E$E$B$BA$BH(D$F$BH(+#VX%*+*VU$#&#ECHCA&%EBFD*CCC%FHGC$'HEHD&$"
+    "#&FEC$(#)EJDJ";
 
-static uint8_t char_classes[0x3134b]; // what comes behind is C_OTHER
+static uint8_t char_classes[0x3134b]; // what comes behind is in none
 
 static void read_unicode_runs(void)
 {
-    static const uint8_t marks[128] = {['#'] = C_LETTER, ['!'] = C_NUMBER, [' '] = C_SPACE};
-    uint8_t class = C_LETTER, *to = char_classes;
-    for (const char *p = unicode_runs; *p;) {
-        size_t n = 0;
-        if (marks[(uint8_t)*p]) class = marks[(uint8_t)*p++];
-        else class = class == C_OTHER ? C_LETTER : C_OTHER;
-        while (*p >= ']') n = 34 * n + (size_t)(*p++ - ']');
-        n = 56 * n + (size_t)(*p++ - '$') + 1;
-        memset(to, class, n);
-        to += n;
+    uint8_t *from = char_classes, *to = from;
+    int class = 0, n = 0;
+    for (const char *p = unicode_runs; *p; p++) {
+        int digit = *p - '#' - (*p > '\\'), one = 1 << digit / 10 >> 1;
+        if (digit / 10 != class) from = to, n = 0, class = digit / 10;
+        n = 10 * n + digit % 10;
+        for (to = from; to < from + n; to++)
+            *to = (uint8_t)(class < 8 ? one : (to - from) % 2 ? C_LOWER : C_UPPER);
     }
-    char_classes[' '] = C_BLANK;
     char_classes['\n'] = char_classes['\r'] = C_NEWLINE;
 }
 
-static uint8_t unicode_class(uint32_t c)
-{
-    return c < sizeof char_classes ? char_classes[c] : C_OTHER;
-}
+// --- words --------------------------------------------------------------------------------------
 
-// The class of each byte of text[len], and C_END behind them. The caller frees them.
-static uint8_t *classify_text(const char *text, size_t len)
-{
-    uint8_t *class = memset(xrealloc(NULL, len + 1, 1), C_INSIDE, len);
-    for (size_t at = 0, n; at < len; at += n)
-        class[at] = unicode_class(read_char(text + at, len - at, &n));
-    class[len] = C_END;
-    return class;
-}
-
-// How byte-level BPE cuts text into words: by the first of these patterns that matches. L is a
-// letter, N a number, O any other character, S white space, R \r or \n, X an O or S but no R.
-// Behind it comes how often: + * ? as usual, a digit for once to so often, = for once, but not as a
-// part of the word: there E is S or the end, D also N. Small letters and ' stand for themselves.
+// How byte-level BPE cuts text into words. Patterns are written as regular expressions, but that
+// these capitals stand for classes of characters, in brackets, too: A is a letter of any alphabet,
+// C one that is large or small, X a mark (an accent, say), U a mark or a letter that is not small,
+// K a mark or a letter that is not large, N a number, P punctuation, W white space, B a line's
+// break. A digit says "once to so often", = that the character has to come next but is no part of
+// the word, $ that nothing may come.
+//
+// At each place the first pattern that matches makes a word; what lies between two matches is one,
+// too. Behind NEXT are patterns by which each of these words is cut again.
 typedef struct {
-    const char *name;
-    int any_case;    // of letters that stand for themselves
-    int whole_words; // a word that is a piece needs no merges
-    const char *patterns[14];
+    const char *name; // names under which files know it
+    int whole_words;  // a word that is a piece needs no merges; its models want BOS
+    const char *patterns[16];
 } WordStyle;
 
-#define ENDINGS "'s", "'t", "'re", "'ve", "'m", "'ll", "'d"
+#define NEXT ""
+#define ENDINGS "'[stmd]", "'[rv]e", "'ll"
+#define ANY_ENDINGS "'[stmdSTMD]", "'[rvRV][eE]", "'[lL][lL]"
+#define MAY_END(word) word "'[stmdSTMD]", word "'[rvRV][eE]", word "'[lL][lL]", word
+#define SPACES "W+$", "W+W=" // the last one of several goes with the word behind it
+#define GPT_2 ENDINGS, " ?A+", " ?N+", " ?[^WAN]+", SPACES
+#define LLAMA(number) ANY_ENDINGS, "[^BAN]?A+", number, " ?[^WAN]+B*", "W*B+", SPACES
+#define HAN "[\u4e00-\u9fa5\u0800-\u4e00\uac00-\ud7ff]+"
 static const WordStyle word_styles[] = {
-    {"gpt-2", 0, 0, {ENDINGS, " ?L+", " ?N+", " ?O+", "S+E=", "S+"}},
-    {"smollm", 0, 0, {"N1", ENDINGS, " ?L+", " ?O+", "S+D=", "S+"}},
-    {"llama-bpe", 1, 1, {ENDINGS, "X?L+", "N3", " ?O+R*", "S*R+", "S+E=", "S+"}},
-    {"qwen2", 1, 0, {ENDINGS, "X?L+", "N1", " ?O+R*", "S*R+", "S+E=", "S+"}},
-    {"dbrx", 1, 0, {ENDINGS, "X?L+", "N3", " ?O+R*", "S*R+", "S+E=", "S+"}},
+    {"gpt-2, default, olmo, mpt, phi-2, exaone4, mellum", 0, {GPT_2}},
+    {"smollm, refact, starcoder, command-r, exaone, minerva-7b, mellum2", 0, {"N", NEXT, GPT_2}},
+    {"llama-bpe, llama3, llama-v3, falcon3, pixtral", 1, {LLAMA("N3")}},
+    {"dbrx, smaug-bpe", 0, {LLAMA("N3")}},
+    {"qwen2, deepseek-r1-qwen, stablelm2, hunyuan", 0, {LLAMA("N")}},
+    {"qwen35", 0, {ANY_ENDINGS, "[^BAN]?[AX]+", "N", " ?[^WAXN]+B*", "W*B+", SPACES}},
+    {"seed-coder", 0, {ANY_ENDINGS, "[^BAN]?A+", "N", " ?[^WAN]+", "W*B+", SPACES}},
+    {"tekken", 1, {"[^BAN]?U*K+", "[^BAN]?U+K*", "N", " ?[^WAN]+[B/]*", "W*B+", SPACES}},
+    {"gpt-4o, llama4, kanana2", 0, {MAY_END("[^BAN]?U*K+"), MAY_END("[^BAN]?U+K*"), "N3",
+                                    " ?[^WAN]+[B/]*", "W*B+", SPACES}},
+    {"falcon", 0, {"[P$+<=>^~|`]+", NEXT, GPT_2, NEXT, "[0-9][0-9][0-9]"}},
+    {"bloom", 0, {" ?[^W(|.,!?)\u2026\u3002\uff0c\u3001\u0964\u06d4\u060c]+"}},
+    {"deepseek-llm", 0, {"B", NEXT, "W?C+", NEXT,
+                         "W?[!-/:-~\uff01-\uff0f\uff1a-\uff5e\u2018-\u201f\u3000-\u3002]+", NEXT,
+                         "W+$", NEXT, HAN, NEXT, "N+"}},
+    {"deepseek-coder", 0, {"B", NEXT, "W?A+", NEXT, "W?P+", NEXT, HAN, NEXT, "N"}},
 };
 
-// The names under which files know these cuts.
-static const char *const word_names[] = {
-    " gpt-2 default olmo mpt phi-2 exaone4 ", " smollm refact starcoder command-r exaone ",
-    " llama-bpe llama3 llama-v3 falcon3 pixtral ", " qwen2 deepseek-r1-qwen stablelm2 hunyuan ",
-    " dbrx smaug-bpe "};
+// A character of a text: the byte where it begins, and whether a word begins there, too.
+typedef struct {
+    uint32_t c;
+    int at, begins;
+} Char;
 
-// The length of what pattern p matches at s, bytes of these classes, or -1.
-static ptrdiff_t match_word(const char *p, int any_case, const char *s, const uint8_t *class)
+// Whether c is in the set at p: a class, a character, or in brackets several and ranges.
+static int in_set(const char *p, uint32_t c)
 {
-    static const uint8_t sets[128] = {
-        ['L'] = C_LETTER, ['N'] = C_NUMBER, ['O'] = C_OTHER, ['S'] = C_WHITE, ['R'] = C_NEWLINE,
-        [' '] = C_BLANK, ['X'] = C_BLANK | C_SPACE | C_OTHER, ['E'] = C_WHITE | C_END,
-        ['D'] = C_WHITE | C_END | C_NUMBER};
-    ptrdiff_t n = 0, rest;
-    int set = sets[(uint8_t)*p];
-    if (!*p) return 0;
-    if (!set) {
-        if (*class == C_END || (any_case ? tolower((uint8_t)*s) : *s) != *p) return -1;
-        rest = match_word(p + 1, any_case, s + 1, class + 1);
-        return rest < 0 ? -1 : 1 + rest;
-    }
-    if (p[1] == '=') return *class & set ? 0 : -1;
-    int least = !strchr("?*", p[1]), digit = p[1] == '?' ? 1 : p[1] - '0';
-    int most = digit > 0 ? digit : INT_MAX; // + and * come before the digits
-    for (; class[n] & (set | C_INSIDE); n++)
-        if (class[n] != C_INSIDE && most-- == 0) break;
-    for (; n >= least; n--) { // as many as there are, then fewer
-        if (class[n] == C_INSIDE) continue;
-        rest = match_word(p + 2, any_case, s + n, class + n);
-        if (rest >= 0) return n + rest;
-    }
-    return -1;
+    enum { LARGE = C_UPPER | C_CASELESS, SMALL = C_LOWER | C_CASELESS };
+    static const uint8_t classes[128] = {
+        ['A'] = LARGE | SMALL, ['C'] = C_UPPER | C_LOWER, ['X'] = C_MARK, ['U'] = LARGE | C_MARK,
+        ['K'] = SMALL | C_MARK, ['N'] = C_NUMBER, ['P'] = C_PUNCTUATION, ['B'] = C_NEWLINE,
+        ['W'] = C_SPACE | C_NEWLINE};
+    int brackets = *p == '[', not = brackets && p[1] == '^', found = 0;
+    int class = c < sizeof char_classes ? char_classes[c] : 0;
+    p += brackets + not;
+    do {
+        size_t n;
+        uint32_t first = read_char(p, 4, &n), last = first;
+        p += n;
+        if (brackets && *p == '-') last = read_char(p + 1, 4, &n), p += 1 + n;
+        if (first < 128 && classes[first]) found |= classes[first] & class;
+        else found |= first <= c && c <= last;
+    } while (brackets && *p != ']');
+    return (found != 0) != not;
 }
 
-// The length of the first word of s, text whose bytes are of these classes.
-static size_t cut_word(const WordStyle *w, const char *s, const uint8_t *class)
+// The end of what pattern p matches from s on, of characters before `end`; NULL: nothing.
+static Char *match_pattern(const char *p, Char *s, Char *end)
 {
-    ptrdiff_t n = -1;
-    for (int i = 0; n < 0; i++) n = match_word(w->patterns[i], w->any_case, s, class);
-    return (size_t)n;
+    if (!*p || *p == '$') return *p && s < end ? NULL : s;
+    const char *behind = *p == '[' ? strchr(p, ']') + 1 : p + 1;
+    Char *from = s, *match = NULL;
+    int times = *behind && strchr("?*+=123", *behind) ? *behind++ : '1';
+    int least = times != '?' && times != '*';
+    int most = isdigit(times) ? times - '0' : times == '*' || times == '+' ? INT_MAX : 1;
+    while (s < end && s - from < most && in_set(p, s->c)) s++;
+    if (times == '=') return s > from ? from : NULL;
+    for (; !match && s - from >= least; s--) match = match_pattern(behind, s, end); // or fewer
+    return match;
+}
+
+// Where the word that begins at c ends: the next one begins there.
+static Char *end_of_word(Char *c)
+{
+    do c++;
+    while (!c->begins);
+    return c;
+}
+
+// Cuts words of chars[n] by these patterns and the next ones; behind them a last word begins.
+static void cut_words(const char *const *patterns, Char *chars, size_t n)
+{
+    const char *const *p = patterns;
+    for (Char *word = chars, *end; word < chars + n; word = end) {
+        end = end_of_word(word);
+        for (Char *at = word, *match; at < end; at = match ? match : at + 1) {
+            for (p = patterns, match = NULL; !match && *p && **p; p++)
+                match = match_pattern(*p, at, end);
+            if (match) at->begins = match->begins = 1;
+        }
+    }
+    while (*patterns && **patterns) patterns++;
+    if (*patterns) cut_words(patterns + 1, chars, n);
+}
+
+// The characters of text[len], cut into words (w NULL: one word); *n of them. The caller frees them.
+static Char *read_words(const WordStyle *w, const char *text, size_t len, size_t *n)
+{
+    Char *chars = xrealloc(NULL, len + 1, sizeof *chars);
+    *n = 0;
+    for (size_t at = 0, step; at < len; at += step)
+        chars[(*n)++] = (Char){read_char(text + at, len - at, &step), (int)at, !at};
+    chars[*n] = (Char){0, (int)len, 1};
+    if (w) cut_words(w->patterns, chars, *n);
+    return chars;
 }
 
 // --- pieces -------------------------------------------------------------------------------------
@@ -4119,19 +4173,19 @@ typedef struct {
     int bos, eos, add_bos, space_prefix;
 } Tokenizer;
 
-static size_t hash_bytes(const void *key, size_t len) // FNV-1a
-{
-    uint64_t h = 0xcbf29ce484222325;
-    for (size_t i = 0; i < len; i++) h = (h ^ ((const uint8_t *)key)[i]) * 0x100000001b3;
-    return (size_t)(h ^ h >> 32);
-}
-
 static Map map_init(size_t n)
 {
     Map m = {.size = 64};
     while (m.size < 2 * n) m.size *= 2;
     m.slots = xcalloc(m.size, sizeof *m.slots);
     return m;
+}
+
+static size_t hash_bytes(const void *key, size_t len) // FNV-1a
+{
+    uint64_t h = 0xcbf29ce484222325;
+    for (size_t i = 0; i < len; i++) h = (h ^ ((const uint8_t *)key)[i]) * 0x100000001b3;
+    return (size_t)(h ^ h >> 32);
 }
 
 // The key's place, or the free one where it would be.
@@ -4165,67 +4219,45 @@ static int find_piece(const Tokenizer *t, const char *s, size_t len, int kinds)
 
 // --- merging ------------------------------------------------------------------------------------
 
-// Symbols tile the text: symbols[i] is the one that begins at byte i, and the next begins where
-// it ends. They only grow, so that a merge is out of date if the two have another length by now.
+// Symbols tile the text: symbols[i] is the one that begins at byte i, and the next begins where it
+// ends.
 typedef struct {
-    int len;  // 0: merged away
-    int id;   // -1: a byte that merges with nothing
-    int prev; // where the symbol before it begins, or -1
+    int len, id;  // id -1: merges with nothing
+    int prev;     // where the symbol before it begins, or -1
+    int joined;   // the piece that it makes with the next one, or -1,
+    float score;  // and how soon that should be made, the highest first
 } Symbol;
 
-// Joins the symbol at `left` and the next to `len` bytes, piece `id`.
-typedef struct {
-    float score;
-    int left, len, id;
-} Merge;
-
-// Text on its way to ids.
+// Text on its way to ids. Above the symbols stands a tree of places, in which every node's place is
+// that of the higher score below it, of two equals the left one: best[1] is the next merge, and when
+// a symbol changes only the nodes above it have to be looked at again. Node k's children are 2 k and
+// 2 k + 1, and the last n_leaves of them are the bytes of the word themselves.
 typedef struct {
     const Tokenizer *t;
+    const char *text; // a word, in which anything may merge
     Symbol *symbols;
-    Merge *heap; // the candidates, the best at the root
-    size_t n_merges;
+    int *best;
+    size_t n_leaves;
     int *ids, count;
 } Encoder;
 
-static int merge_before(const Merge *a, const Merge *b)
+// What the symbol at a place makes with the next one, and the tree above.
+static void offer_merge(Encoder *e, int at)
 {
-    return a->score > b->score || (a->score == b->score && a->left < b->left);
-}
-
-static void push_merge(Encoder *e, Merge new)
-{
-    size_t at = e->n_merges++;
-    for (; at && merge_before(&new, &e->heap[(at - 1) / 2]); at = (at - 1) / 2)
-        e->heap[at] = e->heap[(at - 1) / 2];
-    e->heap[at] = new;
-}
-
-static Merge pop_merge(Encoder *e)
-{
-    Merge top = e->heap[0], last = e->heap[--e->n_merges];
-    size_t at = 0;
-    for (size_t child; (child = 2 * at + 1) < e->n_merges; at = child) {
-        if (child + 1 < e->n_merges && merge_before(&e->heap[child + 1], &e->heap[child])) child++;
-        if (!merge_before(&e->heap[child], &last)) break;
-        e->heap[at] = e->heap[child];
-    }
-    e->heap[at] = last;
-    return top;
-}
-
-// Offers the symbol at text + left and the next, if they make a piece.
-static void offer_merge(Encoder *e, const char *text, int left)
-{
-    if (left < 0) return;
     const Tokenizer *t = e->t;
-    const Symbol *a = &e->symbols[left], *b = a + a->len;
-    int pair[] = {a->id, b->id}, len = a->len + b->len;
-    if (a->id < 0 || b->id < 0) return;
-    int rank = t->words ? map_find(&t->ranks, pair, sizeof pair) : 0;
-    int id = rank < 0 ? -1 : find_piece(t, text + left, len, TOKEN_TEXT);
-    if (id < 0) return;
-    push_merge(e, (Merge){t->words ? -(float)rank : t->pieces[id].score, left, len, id});
+    Symbol *s = e->symbols, *a = &s[at], *b = a + a->len;
+    int pair[] = {a->id, b->id}, rank = 0;
+    a->joined = -1;
+    if (a->id >= 0 && b->id >= 0) {
+        if (t->words) rank = map_find(&t->ranks, pair, sizeof pair);
+        if (rank >= 0) a->joined = find_piece(t, e->text + at, a->len + b->len, TOKEN_TEXT);
+    }
+    e->best[e->n_leaves + at] = at;
+    a->score = a->joined < 0 ? -INFINITY : t->words ? -(float)rank : t->pieces[a->joined].score;
+    for (size_t k = (e->n_leaves + at) / 2; k; k /= 2) {
+        int left = e->best[2 * k], right = e->best[2 * k + 1];
+        e->best[k] = s[right].score > s[left].score ? right : left;
+    }
 }
 
 // Adds the ids of text[len], within which anything may merge.
@@ -4234,24 +4266,25 @@ static void encode_word(Encoder *e, const char *text, size_t len)
     const Tokenizer *t = e->t;
     Symbol *s = e->symbols;
     int prev = -1;
-    for (size_t at = 0, n; at < len; at += n) {
+    e->text = text;
+    for (e->n_leaves = 1; e->n_leaves <= len;) e->n_leaves *= 2;
+    for (size_t k = 0; k < 2 * e->n_leaves; k++) e->best[k] = (int)len; // where nothing merges
+    for (size_t at = 0, n; at < len; prev = (int)at, at += n) {
         read_char(text + at, t->words ? 1 : len - at, &n);
         int id = find_piece(t, text + at, n, TOKEN_TEXT);
         if (id < 0) n = 1;
-        s[at] = (Symbol){(int)n, id, prev};
-        offer_merge(e, text, prev);
-        prev = (int)at;
+        s[at] = (Symbol){.len = (int)n, .id = id, .prev = prev};
     }
-    s[len] = (Symbol){1, -1, prev}; // merges with nothing
-    while (e->n_merges) {
-        Merge m = pop_merge(e);
-        Symbol *a = &s[m.left], *b = a + a->len;
-        if (!a->len || a->len + b->len != m.len) continue; // out of date
-        b->len = 0;
-        *a = (Symbol){m.len, m.id, a->prev};
-        a[m.len].prev = m.left;
-        offer_merge(e, text, m.left);
-        offer_merge(e, text, a->prev);
+    s[len] = (Symbol){.len = 1, .id = -1, .prev = prev, .joined = -1, .score = -INFINITY};
+    for (size_t at = 0; at < len; at += s[at].len) offer_merge(e, (int)at);
+    for (int at; s[at = e->best[1]].joined >= 0;) {
+        Symbol *a = &s[at], *b = a + a->len;
+        *a = (Symbol){.len = a->len + b->len, .id = a->joined, .prev = a->prev};
+        a[a->len].prev = at;
+        b->id = -1;
+        offer_merge(e, (int)(b - s));
+        offer_merge(e, at);
+        if (a->prev >= 0) offer_merge(e, a->prev);
     }
     for (size_t at = 0; at < len; at += s[at].len) {
         int id = s[at].id < 0 ? t->byte_id[(uint8_t)text[at]] : s[at].id;
@@ -4259,28 +4292,27 @@ static void encode_word(Encoder *e, const char *text, size_t len)
     }
 }
 
-// Adds the ids of text without special tokens: for BPE word by word, SentencePiece-style as one
-// word, perhaps with a space before it.
+// Adds the ids of text without special tokens, word by word; SentencePiece's is one word, perhaps
+// with a space before it.
 static void encode_plain(Encoder *e, const char *text, size_t len)
 {
     const Tokenizer *t = e->t;
     if (!len) return;
-    if (!t->words) {
-        char *copy = xrealloc(NULL, len + 1, 1);
-        *copy = ' ';
-        memcpy(copy + t->space_prefix, text, len);
-        encode_word(e, copy, len + t->space_prefix);
-        free(copy);
-        return;
-    }
-    uint8_t *class = classify_text(text, len);
-    for (size_t at = 0, n; at < len; at += n) {
-        n = cut_word(t->words, text + at, class + at);
-        int id = t->words->whole_words ? find_piece(t, text + at, n, TOKEN_TEXT) : -1;
+    size_t n, space = (size_t)t->space_prefix;
+    char *copy = xrealloc(NULL, len + 1, 1);
+    *copy = ' ';
+    memcpy(copy + space, text, len);
+    Char *chars = read_words(t->words, copy, len + space, &n);
+    for (Char *c = chars, *end; c < chars + n; c = end) {
+        end = end_of_word(c);
+        size_t size = (size_t)(end->at - c->at);
+        int whole = t->words && t->words->whole_words;
+        int id = whole ? find_piece(t, copy + c->at, size, TOKEN_TEXT) : -1;
         if (id >= 0) e->ids[e->count++] = id;
-        else encode_word(e, text + at, n);
+        else encode_word(e, copy + c->at, size);
     }
-    free(class);
+    free(chars);
+    free(copy);
 }
 
 // The special token at the beginning of s[len], the longest of them, or -1; *n gets its length. In
@@ -4300,10 +4332,9 @@ static int tokenizer_encode(const Tokenizer *t, const char *text, const char *te
                             int *ids)
 {
     if (len >= INT_MAX / 2) die(EXIT_DATA, "text", "too long (got %zu bytes)", len);
-    // Of n bytes, with a space before them, each merge takes a candidate from the heap and adds
-    // two: it never holds more than 2 n.
+    // A word has a space before it, at most, and an end; the tree's leaves are fewer than twice that.
     Encoder e = {.t = t, .ids = ids, .symbols = xrealloc(NULL, len + 2, sizeof *e.symbols),
-                 .heap = xrealloc(NULL, 2 * len + 2, sizeof *e.heap)};
+                 .best = xrealloc(NULL, 4 * (len + 2), sizeof *e.best)};
     size_t from = 0;
     for (size_t at = 0, n; at < len; at += n) {
         int id = match_special(t, text + at, len - at, template && template[at], &n);
@@ -4313,7 +4344,7 @@ static int tokenizer_encode(const Tokenizer *t, const char *text, const char *te
         from = at + n;
     }
     encode_plain(&e, text + from, len - from);
-    free(e.heap);
+    free(e.best);
     free(e.symbols);
     return e.count;
 }
@@ -4334,6 +4365,8 @@ static int is_stop(const Tokenizer *t, int id) { return t->pieces[id].stop; }
 
 static void index_pieces(Tokenizer *t)
 {
+    t->ids = map_init(t->vocab_size);
+    memset(t->byte_id, -1, sizeof t->byte_id);
     for (int id = 0; id < t->vocab_size; id++) {
         const Piece *p = &t->pieces[id];
         if (isnan(p->score)) die(EXIT_DATA, t->path, "piece %d has no score (got nan)", id);
@@ -4359,24 +4392,20 @@ static void find_byte_pieces(Tokenizer *t)
     }
 }
 
-// Tokens that end a turn, whatever the file says about them. BOS ends nothing but llama2.c's texts,
-// and it is none where the file names an ordinary piece (a comma, in some).
-static void find_stops(Tokenizer *t, const Vocab *v)
+static void mark_stop(Tokenizer *t, double id)
+{
+    if (id >= 0 && id < t->vocab_size) t->pieces[(int)id].stop = 1;
+}
+
+// Tokens that end a turn, whatever the file says about them.
+static void find_stops(Tokenizer *t)
 {
     static const char *const names[] = {
         "<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end_of_text|>", "<|endoftext|>", "<|end|>",
         "<|eot|>", "<|EOT|>", "<EOT>", "<|end_of_turn|>", "<end_of_turn>", "<turn|>", "<eos>",
         "</s>"};
-    const int given[] = {v->eos, v->eot, v->plain ? v->bos : -1};
-    for (size_t i = 0; i < COUNT(given) + v->ends.n; i++) {
-        double id = i < COUNT(given) ? given[i] : number_at(v->ends, i - COUNT(given));
-        if (id >= 0 && id < t->vocab_size) t->pieces[(int)id].stop = 1;
-    }
-    for (size_t i = 0; i < COUNT(names); i++) {
-        int id = find_piece(t, names[i], strlen(names[i]), TOKEN_CONTROL | TOKEN_USER);
-        if (id >= 0) t->pieces[id].stop = 1;
-    }
-    if (t->bos >= 0 && t->pieces[t->bos].kind == TOKEN_TEXT) t->bos = -1, t->add_bos = 0;
+    for (size_t i = 0; i < COUNT(names); i++)
+        mark_stop(t, find_piece(t, names[i], strlen(names[i]), TOKEN_CONTROL | TOKEN_USER));
 }
 
 // Reads all of a file ("-": standard input) into memory that the caller frees; *len is its size.
@@ -4385,42 +4414,16 @@ static char *read_text(const char *path, size_t *len)
     FILE *f = strcmp(path, "-") ? fopen(path, "rb") : stdin;
     if (!f) die(EXIT_DATA, path, "cannot open (%s)", strerror(errno));
     char *text = NULL;
-    size_t size = 0, got;
+    *len = 0;
     do {
-        text = xrealloc(text, 2 * size + (1 << 16), 1);
-        got = fread(text + size, 1, size + (1 << 16) - 1, f);
-        size += got;
-        if (size >= INT_MAX / 2) die(EXIT_DATA, path, "too long (want at most 1 GB)");
-    } while (got > 0 && !feof(f)); // at a terminal the end is told but once
-    if (ferror(f)) die(EXIT_DATA, path, "cannot read (%s)", strerror(errno));
+        text = xrealloc(text, 2 * *len + (1 << 16), 1);
+        *len += fread(text + *len, 1, *len + (1 << 16) - 1, f);
+        if (*len >= INT_MAX / 2) die(EXIT_DATA, path, "too long (want at most 1 GB)");
+        if (ferror(f)) die(EXIT_DATA, path, "cannot read (%s)", strerror(errno));
+    } while (!feof(f)); // at a terminal the end is told but once
     if (f != stdin) fclose(f);
-    text[size] = 0;
-    *len = size;
+    text[*len] = 0;
     return text;
-}
-
-// llama2.c's tokenizer.bin, as the lists that a GGUF file would have brought, for n pieces: int32
-// longest piece, then for each id f32 score, int32 length, bytes.
-static Vocab read_tokenizer_bin(const char *path, size_t n)
-{
-    size_t size, at = 4, id = 0, len;
-    const uint8_t *file = (const uint8_t *)read_text(path, &size);
-    uint8_t *tokens = xrealloc(NULL, size + 8 * n, 1), *to = tokens;
-    uint8_t *scores = xcalloc(n, 4), *types = xcalloc(n, 4);
-    for (; id < n && at + 8 <= size; id++, at += 8 + len, to += 8 + len) {
-        len = (uint32_t)read_i32(file + at + 4);
-        if (len > size - at - 8)
-            die(EXIT_DATA, path, "piece %zu does not fit the file (got length %zu)", id, len);
-        memcpy(to, &len, 8);
-        memcpy(to + 8, file + at + 8, len);
-        memcpy(scores + 4 * id, file + at, 4);
-        types[4 * id] = id <= ID_EOS ? 3 : 1;
-    }
-    if (id < n || at != size)
-        die(EXIT_DATA, path, "not a tokenizer of this model's %zu pieces", n);
-    return (Vocab){.tokens = {tokens, n, G_STRING}, .scores = {scores, n, G_F32},
-                   .types = {types, n, G_I32}, .bos = ID_BOS, .eos = ID_EOS, .eot = -1,
-                   .plain = 1, .add_bos = 1, .space_prefix = 1};
 }
 
 // The byte that GPT-2 writes as character c, or -1: printable ones stand for themselves, the
@@ -4453,24 +4456,21 @@ static void read_pieces(Tokenizer *t, const Vocab *v)
 {
     static const int kinds[] = {[2] = TOKEN_CONTROL, [3] = TOKEN_CONTROL, [4] = TOKEN_USER};
     Values list = v->tokens;
-    size_t len;
-    for (int id = 0; id < t->vocab_size; id++) next_string(&list, &len);
-    char *plain = xrealloc(NULL, (size_t)(list.at - v->tokens.at), 1);
-    list = v->tokens;
     for (int id = 0; id < t->vocab_size; id++) {
-        Piece p = {.text = next_string(&list, &len), .kind = TOKEN_TEXT};
+        size_t len;
+        Piece *p = &t->pieces[id];
         double type = v->types.at ? number_at(v->types, (size_t)id) : 1;
-        if (len > 1 << 16) die(EXIT_DATA, t->path, "token %d is too long (got %zu)", id, len);
         if (!v->bpe && (id == v->bos || id == v->eos || id == v->eot)) type = 3;
-        if (type >= 0 && type < COUNT(kinds) && kinds[(int)type]) p.kind = kinds[(int)type];
-        else if (!v->plain) {
-            len = plain_text(p.text, len, v->bpe, plain);
-            p.text = plain;
-            plain += len;
+        if (v->scores.at) p->score = (float)number_at(v->scores, (size_t)id);
+        p->text = next_string(&list, &len);
+        p->kind = type >= 2 && type < COUNT(kinds) ? kinds[(int)type] : TOKEN_TEXT;
+        if (len > 1 << 16) die(EXIT_DATA, t->path, "token %d is too long (got %zu)", id, len);
+        if (p->kind == TOKEN_TEXT) {
+            char *plain = xrealloc(NULL, len, 1);
+            len = plain_text(p->text, len, v->bpe, plain);
+            p->text = plain;
         }
-        if (v->scores.at) p.score = (float)number_at(v->scores, (size_t)id);
-        p.len = (int)len;
-        t->pieces[id] = p;
+        p->len = (int)len;
     }
 }
 
@@ -4492,35 +4492,70 @@ static void read_merges(Tokenizer *t, const Vocab *v)
     }
 }
 
+// The cut of text into words that has this name among its own.
+static const WordStyle *find_words(const char *path, const char *name)
+{
+    if (!strcmp(name, "default"))
+        fprintf(stderr, "%s: %s: no tokenizer.ggml.pre says how text is cut into words: done as for "
+                "gpt-2, which is a guess\n", prog, path);
+    for (size_t i = 0; i < COUNT(word_styles); i++) {
+        const char *all = word_styles[i].name, *at = all;
+        for (; (at = strstr(at, name)); at++)
+            if ((at == all || at[-1] == ' ') && strchr(",", at[strlen(name)])) return &word_styles[i];
+    }
+    die(EXIT_DATA, path, "its cut of text into words (got %s, want one of %s)", name,
+        LIST_NAMES(word_styles));
+}
+
+// From a model file. BOS is none where the file names an ordinary piece (a comma, in some).
 static void tokenizer_from_vocab(Tokenizer *t, const char *path, const Vocab *v)
 {
     size_t n = v->tokens.n;
-    *t = (Tokenizer){.path = path, .vocab_size = (int)n, .ids = map_init(n), .bos = v->bos,
-                     .eos = v->eos, .add_bos = v->add_bos,
+    *t = (Tokenizer){.path = path, .vocab_size = (int)n, .pieces = xcalloc(n, sizeof *t->pieces),
+                     .bos = v->bos, .eos = v->eos, .add_bos = v->add_bos,
                      .space_prefix = v->space_prefix && !v->bpe};
-    t->pieces = xcalloc(n, sizeof *t->pieces);
-    memset(t->byte_id, -1, sizeof t->byte_id);
     read_pieces(t, v);
     index_pieces(t);
     if (v->bpe) {
-        char word[40];
-        int style = COUNT(word_names) - 1;
-        sprintf(word, " %.31s ", v->pre);
-        while (style >= 0 && !strstr(word_names[style], word)) style--;
-        if (style < 0) die(EXIT_DATA, path, "its cut of text into words is not known (got %s)",
-                           v->pre);
-        t->words = &word_styles[style];
+        t->words = find_words(path, v->pre);
         read_unicode_runs();
         read_merges(t, v);
     } else find_byte_pieces(t);
-    find_stops(t, v);
+    if (v->add_bos < 0) t->add_bos = !v->bpe || t->words->whole_words;
+    for (size_t i = 0; i < v->ends.n; i++) mark_stop(t, number_at(v->ends, i));
+    mark_stop(t, v->eos);
+    mark_stop(t, v->eot);
+    find_stops(t);
+    if (t->bos >= 0 && t->pieces[t->bos].kind == TOKEN_TEXT) t->bos = -1;
+    t->add_bos &= t->bos >= 0;
 }
 
-// From tokenizer.bin.
+// From llama2.c's tokenizer.bin: int32 longest piece, then for each id f32 score, int32 length, and
+// the bytes, which are a piece's plain text. BOS is what ends llama2.c's texts.
 static void tokenizer_load(Tokenizer *t, const char *path, int vocab_size)
 {
-    Vocab v = read_tokenizer_bin(path, vocab_size);
-    tokenizer_from_vocab(t, path, &v);
+    size_t size, at = 4, len;
+    const uint8_t *file = (const uint8_t *)read_text(path, &size), *entry;
+    int id = 0;
+    *t = (Tokenizer){.path = path, .vocab_size = vocab_size, .bos = ID_BOS, .eos = ID_EOS,
+                     .pieces = xcalloc(vocab_size, sizeof *t->pieces), .add_bos = 1,
+                     .space_prefix = 1};
+    for (; id < vocab_size && at + 8 <= size; id++, at += 8 + len) {
+        entry = file + at;
+        len = (uint32_t)read_i32(entry + 4);
+        if (len > size - at - 8)
+            die(EXIT_DATA, path, "piece %d does not fit the file (got length %zu)", id, len);
+        t->pieces[id] = (Piece){.text = (const char *)entry + 8, .len = (int)len,
+                                .score = read_f32(entry),
+                                .kind = id <= ID_EOS ? TOKEN_CONTROL : TOKEN_TEXT};
+    }
+    if (id < vocab_size || at != size)
+        die(EXIT_DATA, path, "not a tokenizer of this model's %d pieces", vocab_size);
+    index_pieces(t);
+    find_byte_pieces(t);
+    mark_stop(t, ID_BOS);
+    mark_stop(t, ID_EOS);
+    find_stops(t);
 }
 
 // ================================================================================================
@@ -4572,10 +4607,9 @@ static uint64_t seed_random(uint64_t seed)
 // A seed for who gives none: short enough to be typed, and another one each time.
 static long long new_seed(void)
 {
-    struct timespec now;
-    clock_gettime(CLOCK_REALTIME, &now);
-    uint64_t state = seed_random((uint64_t)now.tv_sec * 1000000000 + (uint64_t)now.tv_nsec);
-    return (long long)((next_random(&state) ^ (uint64_t)getpid()) >> 34);
+    uint32_t bits = 0;
+    if (getentropy(&bits, sizeof bits)) die(EXIT_DATA, "seed", "cannot get one; use -s");
+    return bits >> 2;
 }
 
 // Where the largest number is, the first one among equals.
@@ -4596,16 +4630,13 @@ static int more_likely(const void *a, const void *b)
     return x->id - y->id;
 }
 
-// Makes recent tokens less likely, whichever sign their logits have.
+// Makes recent tokens less likely, whichever sign their logits have, and each only once.
 static void penalize(float *logits, float penalty, const int *recent, int n)
 {
-    for (int i = 0; i < n; i++) {
-        int seen = 0;
-        for (int k = 0; k < i; k++) seen |= recent[k] == recent[i];
-        if (seen) continue; // once a token, however often it occurred
-        float *l = &logits[recent[i]];
-        *l = *l > 0 ? *l / penalty : *l * penalty;
-    }
+    float less[REPEAT_WINDOW];
+    for (int i = 0; i < n; i++) less[i] = logits[recent[i]];
+    for (int i = 0; i < n; i++)
+        logits[recent[i]] = less[i] > 0 ? less[i] / penalty : less[i] * penalty;
 }
 
 // Draws a token. logits [n] are overwritten. recent: the last tokens, n_recent of them.
@@ -4673,36 +4704,28 @@ typedef struct {
     float *logits;    // [vocab_size], of the token after the last one read
     long long ctx;    // positions that may be used
     long long pos;    // positions used: what the cache holds
-    int *ids;         // [pos]: the tokens there
+    int *ids;         // [pos]: the tokens there, and at a reply's end one that was not read
     size_t room;      // for so many
     size_t n_read, n_made;     // tokens of prompts, and of replies, so far,
     double read_s, made_s;     // and the seconds they took
 } Session;
 
-static volatile sig_atomic_t interrupted; // how often, by Ctrl-C
+static volatile sig_atomic_t interrupted; // by Ctrl-C
 
-// The first Ctrl-C ends the text cleanly, the second ends the program, as other signals do.
-static void on_interrupt(int sig)
-{
-    if (sig == SIGINT && !interrupted++) return;
-    signal(sig, SIG_DFL);
-    raise(sig);
-}
+static void on_interrupt(int sig) { interrupted = sig; }
 
-// flags: SA_RESTART, so that a write that waits for its reader goes on, or 0: a read ends.
+// The first Ctrl-C ends the text cleanly, the second ends the program. flags: SA_RESTART, so that a
+// write that waits for its reader goes on, or 0: a read ends.
 static void catch_interrupt(int flags)
 {
-    sigaction(SIGINT, &(struct sigaction){.sa_handler = on_interrupt, .sa_flags = flags}, NULL);
+    struct sigaction action = {.sa_handler = on_interrupt, .sa_flags = flags | SA_RESETHAND};
+    sigaction(SIGINT, &action, NULL);
 }
 
 // A broken pipe and a limit on files' sizes show as failed writes.
 static void catch_signals(void)
 {
     catch_interrupt(SA_RESTART);
-    signal(SIGTERM, on_interrupt);
-    signal(SIGQUIT, on_interrupt);
-    signal(SIGXCPU, on_interrupt);
-    if (signal(SIGHUP, SIG_IGN) != SIG_IGN) signal(SIGHUP, on_interrupt); // not after nohup
     signal(SIGPIPE, SIG_IGN);
     signal(SIGXFSZ, SIG_IGN);
 }
@@ -4728,7 +4751,7 @@ static void feed(Session *s, const int *tokens, size_t n)
     const RopeConfig *r = &a->positions[0].rope;
     double start = seconds();
     size_t step = 0, vocab = s->model.config.vocab_size, before = (size_t)s->pos, end = before + n;
-    if (end > s->room) s->ids = xrealloc(s->ids, s->room = 2 * end, sizeof *s->ids);
+    if (end >= s->room) s->ids = xrealloc(s->ids, s->room = 2 * end + 1, sizeof *s->ids);
     memcpy(s->ids + before, tokens, n * sizeof *tokens);
     int outgrown = rope_methods[r->method].changes == ONCE && before && a->text <= r->orig_ctx &&
                    (int64_t)end > r->orig_ctx;
@@ -4749,7 +4772,7 @@ static void feed(Session *s, const int *tokens, size_t n)
 // Text on its way out: an incomplete UTF-8 sequence at the end waits for its other bytes, and is
 // dropped if there are none. On a terminal, characters that it would obey are shown: ESC as ^[.
 typedef struct {
-    FILE *out, *copy; // copy: gets the text, too; or NULL
+    FILE *out;
     int terminal;
     char held[4];
     size_t n;
@@ -4763,7 +4786,6 @@ static void stream_flush(Stream *s)
     int high = s->n == 2 && (uint8_t)s->held[0] == 0xc2 && c < 0xa0; // ESC and c - 64 in one
     if (s->terminal && (low || high)) fprintf(s->out, low ? "^%c" : "^[%c", c ^ (low ? 64 : 192));
     else fwrite(s->held, 1, s->n, s->out);
-    if (s->copy) fwrite(s->held, 1, s->n, s->copy);
     s->n = 0;
 }
 
@@ -4782,14 +4804,11 @@ static void stream_write(Stream *s, const char *bytes, size_t len)
 // The token at the last position that the cache holds.
 static int last_token(const Session *s) { return s->ids[s->pos - 1]; }
 
-// Control tokens are no text for the reader, but they are for a template that is shown the reply.
 static void write_token(const Tokenizer *t, Stream *out, int prev, int id)
 {
     size_t len;
     const char *text = tokenizer_decode(t, prev, id, &len);
     stream_write(out, text, len);
-    if (out->copy && t->pieces[id].kind == TOKEN_CONTROL)
-        fwrite(text, 1, (size_t)t->pieces[id].len, out->copy);
 }
 
 // With --show-tokens, what the model is about to read: ids, and then pieces in which blanks and
@@ -4819,9 +4838,8 @@ static const char *const endings[] = {"the model", "-n", "a full context (see -c
                                       "Ctrl-C"};
 
 // Reads ids[n] and goes on until a stop token, the number of steps asked for, a full context or
-// Ctrl-C. A prompt is written out first, as llama2.c does; a turn of a conversation is not, but its
-// reply is copied to `said` (NULL: no conversation).
-static int reply(Session *s, const int *ids, size_t n, FILE *said)
+// Ctrl-C. echo: the prompt is written out first, as llama2.c does.
+static int reply(Session *s, const int *ids, size_t n, int echo)
 {
     const Tokenizer *t = &s->tokenizer;
     Stream out = {.out = stdout, .terminal = isatty(STDOUT_FILENO)};
@@ -4829,9 +4847,8 @@ static int reply(Session *s, const int *ids, size_t n, FILE *said)
     show_tokens(t, ids, n);
     feed(s, ids, n);
     double middle = seconds();
-    for (size_t i = said || opt.no_echo ? n : (size_t)t->add_bos; i < n; i++)
+    for (size_t i = echo ? (size_t)t->add_bos : n; i < n; i++)
         write_token(t, &out, i ? ids[i - 1] : -1, ids[i]);
-    out.copy = said;
     int end = interrupted ? END_INTERRUPT : -1;
     for (long long made = 0; end < 0;) {
         size_t recent = min_size((size_t)s->pos, REPEAT_WINDOW);
@@ -4840,6 +4857,7 @@ static int reply(Session *s, const int *ids, size_t n, FILE *said)
         if (is_stop(t, id)) end = END_STOP;
         else {
             write_token(t, &out, last_token(s), id);
+            s->ids[s->pos] = id;
             s->n_made++;
             if (s->pos >= s->ctx) end = END_CONTEXT;
             else if (++made == opt.steps) end = END_STEPS; // nothing follows its last token
@@ -4886,7 +4904,7 @@ static void run_generate(Session *s)
         die(EXIT_DATA, "prompt", "longer than the context (got %zu tokens, want %lld at most); "
             "use -c %zu, or --window", n, s->ctx, n + 256);
     if (opt.steps < 0) opt.steps = 256;
-    int end = reply(s, ids, n, NULL);
+    int end = reply(s, ids, n, !opt.no_echo);
     free(ids);
     say_speed(s, endings[end]);
 }

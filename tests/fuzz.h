@@ -412,7 +412,7 @@ static int try_input(int target, const uint8_t *data, size_t size)
         MUST(status == EXIT_DATA || (status == EXIT_USAGE && targets[target].use == use_options));
         MUST(len > 6 && !strncmp(said, "run: ", 5) && said[len - 1] == '\n');
         for (size_t i = 0; i + 1 < len; i++) MUST(!iscntrl((unsigned char)said[i]));
-    } else MUST(!*said || targets[target].use == use_options); // which may give a hint
+    } else MUST(!*said || targets[target].use == use_options || strstr(said, "a guess")); // hints
     while (n_live) free(live[--n_live]);
     for (; n_mapped; n_mapped--) munmap(mapped[n_mapped - 1].p, mapped[n_mapped - 1].size);
     return status;

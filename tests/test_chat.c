@@ -297,28 +297,27 @@ static void test_choice(void)
 
 // --- text on its way out ------------------------------------------------------------------------
 
-static void check_stream(int terminal, const char *text, const char *want, const char *said)
+static void check_stream(int terminal, const char *text, const char *want)
 {
-    char *shown, *copied;
-    size_t n, n_copied;
-    FILE *out = open_memstream(&shown, &n), *copy = open_memstream(&copied, &n_copied);
-    Stream s = {.out = out, .copy = copy, .terminal = terminal};
+    char *shown;
+    size_t n;
+    FILE *out = open_memstream(&shown, &n);
+    Stream s = {.out = out, .terminal = terminal};
     for (const char *p = text; *p; p++) stream_write(&s, p, 1);
-    fclose(out), fclose(copy);
+    fclose(out);
     CHECK_TEXT(shown, n, want, strlen(want));
-    CHECK_TEXT(copied, n_copied, said, strlen(said));
-    free(shown), free(copied);
+    free(shown);
 }
 
 static void test_stream(void)
 {
     static const char text[] = "a\tb\n\33[2J\r\177\302\233m\303\251\360\237\230\200";
-    check_stream(0, text, text, text);
-    check_stream(1, text, "a\tb\n^[[2J^M^?^[[m\303\251\360\237\230\200", text);
+    check_stream(0, text, text);
+    check_stream(1, text, "a\tb\n^[[2J^M^?^[[m\303\251\360\237\230\200");
     for (int terminal = 0; terminal < 2; terminal++) { // half a character at the end, and inside
-        check_stream(terminal, "a\360\237", "a", "a");
-        check_stream(terminal, "a\303\251\303", "a\303\251", "a\303\251");
-        check_stream(terminal, "\360\237b", "\360\237b", "\360\237b");
+        check_stream(terminal, "a\360\237", "a");
+        check_stream(terminal, "a\303\251\303", "a\303\251");
+        check_stream(terminal, "\360\237b", "\360\237b");
     }
 }
 

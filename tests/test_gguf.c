@@ -130,7 +130,7 @@ static void test_seldom(void)
     const RopeConfig *r = &s.model.config.rope;
     CHECK(r->beta_fast == 16 && r->beta_slow == 2); // a float and a double
     CHECK(r->factor == 4);                          // the new name before the old one
-    CHECK(!v->add_bos && !v->space_prefix && v->eot == 319);
+    CHECK(v->add_bos <= 0 && !s.tokenizer.add_bos && !v->space_prefix && v->eot == 319);
     CHECK_INT(tokenizer_encode(&s.tokenizer, "b a", NULL, 3, ids), 2);
     CHECK_INT(ids[1], 314);
     CHECK_INT(s.tokenizer.pieces[315].len, 0);
@@ -214,38 +214,88 @@ static void test_panels(void)
 // The words of `text` with a bar between, cut as `style` does it.
 static void check_words(const char *style, const char *text, const char *want)
 {
-    char got[256];
-    size_t n = 0, len = strlen(text);
-    const WordStyle *w = word_styles;
-    while (strcmp(w->name, style)) w++;
-    uint8_t *class = classify_text(text, len);
-    for (size_t at = 0, step; at < len; at += step, got[n++] = '|') {
-        step = cut_word(w, text + at, class + at);
-        memcpy(got + n, text + at, step);
-        n += step;
+    char got[512];
+    size_t n = 0, len = strlen(text), n_chars;
+    Char *chars = read_words(find_words("style", style), text, len, &n_chars);
+    for (Char *c = chars, *end; c < chars + n_chars; c = end, got[n++] = '|') {
+        end = end_of_word(c);
+        memcpy(got + n, text + c->at, (size_t)(end->at - c->at));
+        n += (size_t)(end->at - c->at);
     }
     CHECK_TEXT(got, n, want, strlen(want));
-    free(class);
+    free(chars);
 }
 
+// What the regular expressions of the models' own tokenizers make of it.
 static void test_words(void)
 {
+    static const char text[] =
+        "I'LL say: it's 12345é, №½x!!  Two\n\n  \tHTTPServer's caf\xc3\xa9 e\xcc\x81t "
+        "你好，世界。(a+b)—/path/\n$100 “q” 😀  ";
+    static const struct { const char *style, *want; } known[] = {
+        {"gpt-2",
+         "I|'|LL| say|:| it|'s| 12345|é|,| №|½|x|!!| | Two|\n\n  |\t|HTTPServer|'s|"
+         " café| e|\xcc\x81" "|t| 你好|，|世界|。(|a|+|b|)—/|path|/|\n|$|100| “|q|”| 😀|  |"},
+        {"smollm",
+         "I|'|LL| say|:| it|'s| |1|2|3|4|5|é|,| №|½|x|!!| | Two|\n\n  |\t|HTTPServer|'s|"
+         " café| e|\xcc\x81" "|t| 你好|，|世界|。(|a|+|b|)—/|path|/|\n|$|1|0|0| “|q|”| 😀|  |"},
+        {"llama-bpe",
+         "I|'LL| say|:| it|'s| |123|45|é|,| №|½|x|!!| | Two|\n\n|  |\tHTTPServer|'s|"
+         " café| e|\xcc\x81" "t| 你好|，世界|。(|a|+b|)—/|path|/\n|$|100| “|q|”| 😀|  |"},
+        {"qwen2",
+         "I|'LL| say|:| it|'s| |1|2|3|4|5|é|,| №|½|x|!!| | Two|\n\n|  |\tHTTPServer|'s|"
+         " café| e|\xcc\x81" "t| 你好|，世界|。(|a|+b|)—/|path|/\n|$|1|0|0| “|q|”| 😀|  |"},
+        {"qwen35",
+         "I|'LL| say|:| it|'s| |1|2|3|4|5|é|,| №|½|x|!!| | Two|\n\n|  |\tHTTPServer|'s|"
+         " café| e\xcc\x81" "t| 你好|，世界|。(|a|+b|)—/|path|/\n|$|1|0|0| “|q|”| 😀|  |"},
+        {"seed-coder",
+         "I|'LL| say|:| it|'s| |1|2|3|4|5|é|,| №|½|x|!!| | Two|\n\n|  |\tHTTPServer|'s|"
+         " café| e|\xcc\x81" "t| 你好|，世界|。(|a|+b|)—/|path|/|\n|$|1|0|0| “|q|”| 😀|  |"},
+        {"tekken",
+         "I|'LL| say|:| it|'s| |1|2|3|4|5|é|,| №|½|x|!!| | Two|\n\n|  |\tHTTPServer|'s|"
+         " café| e\xcc\x81" "t| 你好|，世界|。(|a|+b|)—/|path|/\n|$|1|0|0| “|q|”| 😀|  |"},
+        {"gpt-4o",
+         "I'LL| say|:| it's| |123|45|é|,| №|½|x|!!| | Two|\n\n|  |\tHTTPServer's| café|"
+         " e\xcc\x81" "t| 你好|，世界|。(|a|+b|)—/|path|/\n|$|100| “|q|”| 😀|  |"},
+        {"falcon",
+         "I|'|LL| say|:| it|'|s| |123|45|é|,| №|½|x|!!| | Two|\n\n  |\t|HTTPServer|'|s|"
+         " café| e|\xcc\x81" "|t| 你好|，|世界|。(|a|+|b|)—/|path|/|\n|$|100| |“|q|”| 😀|  |"},
+        {"bloom",
+         "I'LL| say:| it's| 12345é|,| №½x|!! | Two|\n\n  \t|HTTPServer's| café|"
+         " e\xcc\x81" "t| 你好|，|世界|。(|a+b|)|—/path/|\n|$100| “q”| 😀|  |"},
+        {"deepseek-llm",
+         "I|'|LL| say|:| it|'|s| |12345|é|,| |№|½|x|!!| | Two|\n|\n|  |\tHTTPServer|'|s|"
+         " caf|é| e|\xcc\x81" "|t| |你好|，|世界|。|(|a|+|b|)|—|/|path|/|\n|$|100| |“|q|”| 😀|"
+         "  |"},
+        {"deepseek-coder",
+         "I|'|LL| say|:| it|'|s| |1|2|3|4|5|é|,| |№|½|x|!!| | Two|\n|\n|  |\tHTTPServer|"
+         "'|s| café| e|\xcc\x81" "|t| |你好|，|世界|。|(|a|+|b|)|—|/|path|/|\n|$|1|0|0| |“|q|"
+         "”| 😀  |"},
+    };
     read_unicode_runs();
-    CHECK_INT(unicode_class('a'), C_LETTER);
-    CHECK_INT(unicode_class(0xe9), C_LETTER);
-    CHECK_INT(unicode_class(0x4e2d), C_LETTER);
-    CHECK_INT(unicode_class(0x20000), C_LETTER);
-    CHECK_INT(unicode_class(0x662), C_NUMBER);
-    CHECK_INT(unicode_class(0xbd), C_NUMBER);
-    CHECK_INT(unicode_class(0x3000), C_SPACE);
-    CHECK_INT(unicode_class(0x301), C_OTHER);
-    CHECK_INT(unicode_class(0x1f600), C_OTHER);
-    CHECK_INT(unicode_class(0x10ffff), C_OTHER);
+    CHECK_INT(char_classes['a'], C_LOWER);
+    CHECK_INT(char_classes['Z'], C_UPPER);
+    CHECK_INT(char_classes[0x101], C_LOWER); // of letters in turn
+    CHECK_INT(char_classes[0x1c5], C_UPPER); // a title's
+    CHECK_INT(char_classes[0x4e2d], C_CASELESS);
+    CHECK_INT(char_classes[0x20000], C_CASELESS);
+    CHECK_INT(char_classes[0x662], C_NUMBER);
+    CHECK_INT(char_classes[0xbd], C_NUMBER);
+    CHECK_INT(char_classes[0x3000], C_SPACE);
+    CHECK_INT(char_classes['\r'], C_NEWLINE);
+    CHECK_INT(char_classes[0x301], C_MARK);
+    CHECK_INT(char_classes[0x2014], C_PUNCTUATION);
+    CHECK_INT(char_classes[0x1f600], 0);
+    for (size_t i = 0; i < COUNT(known); i++) check_words(known[i].style, text, known[i].want);
     check_words("gpt-2", "I'll go, DON'T  2024x \n\n\n y",
                 "I|'ll| go|,| DON|'|T| | 2024|x| \n\n\n| y|");
-    check_words("llama-bpe", "I'LL go(x) 12345  a\n\n b", "I|'LL| go|(x|)| |123|45| | a|\n\n| b|");
+    check_words("llama3", "I'LL go(x) 12345  a\n\n b", "I|'LL| go|(x|)| |123|45| | a|\n\n| b|");
     check_words("qwen2", "a=12\r\n\tif {\n}  ", "a|=|1|2|\r\n|\tif| {\n|}|  |");
     check_words("gpt-2", "\xff\xfe" "a", "\xff\xfe|a|");
+    check_words("gpt-4o", "\U0010ffff", "\U0010ffff|"); // behind all classes
+    check_words("deepseek-llm", "12  a", "12| | a|"); // the blank that is left is cut off
+    check_words("mellum", "12x", "12|x|");
+    check_words("minerva-7b", "12x", "1|2|x|");
 }
 
 static void test_special_tokens(void)
