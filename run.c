@@ -1531,13 +1531,6 @@ typedef struct {
 } RowSums;
 static const RowSums EMPTY = {-FLT_MAX, 0, 0, 0};
 
-// What the instruments want to know of one token's attention in one layer, summed over heads: the
-// entropy, the share of the first token, and the heads that give it more than SINK of theirs.
-typedef struct {
-    double entropy, first, sinks;
-} Watch;
-static const double SINK = 0.3;
-
 // The positions of one chunk's queries, as layers of one kind see them: in some models most layers
 // are local, with a window or a base of their own, and the others global. All queries share one
 // set of frequencies, unless those change with every token.
@@ -1557,7 +1550,7 @@ typedef struct {
     float *q, *k, *v;       // [chunk][n_heads | n_kv_heads * head_dim]
     float *out;             // [chunk][n_heads * head_dim]
     float *prepared;        // of the encoding (section 4)
-    Watch *watch;           // [n_layers][n]; NULL: nobody looks
+    RowSums *watch;         // [n_layers][n][n_heads], for the instruments; NULL: nobody looks
     int64_t text;           // tokens of the whole text as far as is known; 0: up to here
     int64_t pos;            // the chunk's first position, and
     size_t n;               // its tokens
@@ -1963,8 +1956,6 @@ static void finish_rows(void *arg, size_t begin, size_t end)
 
 // out = softmax(q k^T) v for all queries and heads of the chunk. A prompt is cut into items by its
 // batches of queries; a single query, which has but n_kv_heads items otherwise, by segments too.
-// The entropy of one softmax, - sum of p ln p with p = weight / sum, is
-// largest + ln sum - weighted / sum.
 static void attention(Attention *a)
 {
     const RopeConfig *r = &a->p->rope;
@@ -1975,14 +1966,7 @@ static void attention(Attention *a)
     size_t cost = 1 + 2 * a->config.dim * max_size(seen, TILE) * a->n / n; // of an item, about
     parallel_for(n, ceil_div(MIN_SHARE / 4, cost), attend_parts, a);
     parallel_for(rows, ceil_div(MIN_SHARE / 4, a->config.head_dim), finish_rows, a);
-    for (size_t at = 0; a->watch && at < rows; at++) {
-        RowSums t = a->sums[at];
-        Watch *w = &a->watch[(size_t)a->layer * a->n + at / n_heads];
-        if (at % n_heads == 0) *w = (Watch){0};
-        w->entropy += t.largest + vlog(vset(t.sum))[0] - t.weighted / t.sum;
-        w->first += t.first / t.sum;
-        w->sinks += t.first > SINK * t.sum;
-    }
+    if (a->watch) memcpy(a->watch + a->layer * rows, a->sums, rows * sizeof *a->sums);
 }
 
 // ================================================================================================

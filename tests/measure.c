@@ -155,17 +155,27 @@ static void loss_rows(void *arg, size_t begin, size_t end)
         p->at[t] = cross_entropy(p->logits + t * p->vocab, p->vocab, p->target[t]);
 }
 
+// What one token's softmax in one head adds to the means: its entropy, the share of the first token,
+// and whether that is more than 0.3.
+static void add_softmax(double mean[N_EXTRAS], RowSums s, double n_heads)
+{
+    mean[ENTROPY] += (s.largest + vlog(vset(s.sum))[0] - s.weighted / s.sum) / n_heads;
+    mean[FIRST] += s.first / s.sum / n_heads;
+    mean[SINKS] += (s.first > 0.3 * s.sum) / n_heads;
+}
+
 // What was seen of the attention of row t of the chunk, as means over heads: of each layer added to
 // its sums, of all layers to extra.
 static void watch_row(const Session *s, Perplexity *p, size_t t, double *extra)
 {
     const Attention *a = &s->state.attn;
-    double layers = a->config.n_layers, heads = a->config.n_heads;
-    for (int l = 0; a->watch && l < a->config.n_layers; l++) {
-        const Watch *w = &a->watch[(size_t)l * a->n + t];
-        double mean[N_EXTRAS] = {w->entropy / heads, w->first / heads, w->sinks / heads};
+    size_t layers = a->config.n_layers, heads = a->config.n_heads;
+    for (size_t l = 0; a->watch && l < layers; l++) {
+        double mean[N_EXTRAS] = {0};
+        for (size_t h = 0; h < heads; h++)
+            add_softmax(mean, a->watch[(l * a->n + t) * heads + h], (double)heads);
         add_loss(&p->layer[l], 0, 0, mean);
-        for (int k = 0; k < N_EXTRAS; k++) extra[k] += mean[k] / layers;
+        for (int k = 0; k < N_EXTRAS; k++) extra[k] += mean[k] / (double)layers;
     }
 }
 
@@ -346,7 +356,8 @@ static void run_perplexity(Session *s)
     int *ids = begin_windows(s, &p, ask.stride);
     if (ask.mask) p.marks = read_mask(ask.mask, p.n_windows, p.n);
     if (ask.entropy || ask.first)
-        attn->watch = xcalloc(s->model.config.n_layers * s->state.chunk, sizeof *attn->watch);
+        attn->watch = xcalloc(s->state.chunk * attn->config.n_layers * attn->config.n_heads,
+                              sizeof *attn->watch);
     char header[128] = "window\tposition\ttoken\tnll";
     for (int k = 0; k < N_EXTRAS; k++)
         if (*extras[k].asked) strcat(strcat(header, "\t"), extras[k].name);

@@ -178,7 +178,8 @@ static void check_run(const Run *run, const char *what)
     for (int i = 0; i < n; i++) ids[i] = (int)(random_bits() % vocab);
     float *logits = xcalloc(11 * vocab, 4);
     state_init(&s, &m, n, 50, run->kv, run->exact);
-    s.attn.watch = xcalloc((size_t)m.config.n_layers * 50, sizeof *s.attn.watch);
+    size_t softmaxes = (size_t)m.config.n_layers * m.config.n_heads; // of a token
+    s.attn.watch = xcalloc(softmaxes * 50, sizeof *s.attn.watch);
     for (int at = 0, step; at < n; at += step) {
         step = n - at <= 10 ? 1 : n - 10 - at < 50 ? n - 10 - at : 50;
         forward(&s, ids + at, (size_t)step, at);
@@ -186,7 +187,10 @@ static void check_run(const Run *run, const char *what)
         classify(&s, (size_t)step - 1, 1, logits + row * vocab);
     }
     double entropy = 0; // of the last token, over layers and heads
-    for (int l = 0; l < m.config.n_layers; l++) entropy += s.attn.watch[l].entropy;
+    for (size_t k = 0; k < softmaxes; k++) {
+        RowSums w = s.attn.watch[k];
+        entropy += w.largest + vlog(vset(w.sum))[0] - w.weighted / w.sum;
+    }
     logits[10 * vocab] = (float)entropy;
     check_hash(what, logits, 10 * vocab + 1, run->want);
     free(s.attn.watch), free(logits);
