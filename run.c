@@ -1403,9 +1403,9 @@ enum { GEMM_TOKENS = LANES == 16 ? 12 : 6, GEMM_VECTORS = 2 };
 // times [d][TILE], and [rows][TILE] times [TILE][v_dim]. A processor can do two multiply-adds of
 // vectors at once but load only two vectors meanwhile, so a number must be used several times for
 // each time it is loaded: GEMM_TOKENS rows meet GEMM_VECTORS vectors, and a load of either serves
-// all of the others. Lanes are keys in the first and dimensions
-// in the second, so each output is one chain of multiply-adds in the order of k, and its bits do
-// not depend on how many rows or lanes are computed at once.
+// all of the others. Lanes are keys in the first and dimensions in the second, so each output is
+// one chain of multiply-adds in the order of k, and its bits do not depend on how many rows or
+// lanes are computed at once.
 //
 // c[t][v] += sum over k of a[t][k step] * b[k][v] for nt rows and nv vectors (constants wherever
 // this is inlined). a: [nt][lda], b: [K][N], c: [nt][N]. A tile of sums stays in registers.
