@@ -681,20 +681,7 @@ static void add_learned(const Config *c, double p, float *x)
 //
 // Complex numbers are arrays [2][pairs] here: all real parts (cosines), then all imaginary parts.
 
-enum { TILE = 64, MAPS = 3 };
-
-// The tables of one set of frequencies. A map (section 5) says where keys stand: B(j). Without a
-// distance method there is only map 0, the near one, under which they stand where they are.
-typedef struct {
-    int epoch;          // which frequencies these are (section 5)
-    double *freq;       // [pairs], radians per token; NULL: none yet
-    double *gain;       // [pairs]: a^2; 1 for pairs outside the dimensions meant to turn (n_rot)
-    float *decay;       // [pairs], ln zeta_m / 512 a token: 0 but for xPos
-    float *key[MAPS];   // [2][pairs][TILE]: exp(I r step theta_m), step being B(j + 1) - B(j)
-    float *tile[MAPS];  // [n_slots][2][pairs]: exp(I B(t0) theta_m) of the tile in each slot
-    int64_t *slot_tile; // [n_slots]: which tile that is, -1: none
-    float *jump;        // [2][pairs]: what turns a key back by a chunk (dual-chunk)
-} Angles;
+enum { TILE = 64 };
 
 // How many of a head's dimensions turn; they are its first ones.
 static int rotary_dims(const Config *c) { return c->n_rot ? c->n_rot : c->head_dim; }
@@ -721,22 +708,6 @@ static void fill_phases(const double *freq, const double *gain, size_t pairs, do
         out[m] = (float)(amplitude * cos(position * freq[m]));
         out[pairs + m] = (float)(amplitude * sin(position * freq[m]));
     }
-}
-
-// What turns pair m of a key by so many tokens: zeta_m^(-tokens / 512) exp(I tokens theta_m).
-static void key_phase(const Angles *a, size_t m, double tokens, float *re, float *im)
-{
-    double grown = a->decay[m] == 0 ? 1 : exp(-tokens * a->decay[m]);
-    *re = (float)(grown * cos(tokens * a->freq[m]));
-    *im = (float)(grown * sin(tokens * a->freq[m]));
-}
-
-// The key table of one map, [2][pairs][TILE]: key r of a tile stands r steps behind its first.
-static void fill_key_table(const Angles *a, size_t pairs, double step, float *table)
-{
-    for (size_t m = 0; m < pairs; m++)
-        for (size_t r = 0; r < TILE; r++)
-            key_phase(a, m, (double)r * step, &table[m * TILE + r], &table[(pairs + m) * TILE + r]);
 }
 
 // out = x * phases, or x * conj(phases) with sign = -1; all [2][n]. elem: the bytes of each number
@@ -1149,6 +1120,37 @@ static void rope_resolve(RopeConfig *r, int train_ctx, int64_t ctx)
     if (!(r->high_freq_factor > 0)) r->high_freq_factor = 4;
     if (r->distance == DIST_FULL && r->window && r->sinks) r->distance = DIST_SINKS;
     if (r->distance == DIST_SINKS) r->reach = r->window;
+}
+
+enum { MAPS = 3 }; // at most
+
+// The tables of one set of frequencies: what turns keys and queries under each map. Encodings that
+// do not rotate have them, too, with all frequencies 0.
+typedef struct {
+    int epoch;          // which frequencies these are: rope_epoch()
+    double *freq;       // [pairs], radians per token; NULL: none yet
+    double *gain;       // [pairs]: a^2, and 1 for pairs that are not meant to turn (n_rot)
+    float *decay;       // [pairs], ln zeta_m / 512 a token: 0 but for xPos
+    float *key[MAPS];   // [2][pairs][TILE]: exp(I r step theta_m), step being B(j + 1) - B(j)
+    float *tile[MAPS];  // [n_slots][2][pairs]: exp(I B(t0) theta_m) of the tile in each slot
+    int64_t *slot_tile; // [n_slots]: which tile that is, -1: none
+    float *jump;        // [2][pairs]: what turns a key back by a chunk (dual-chunk)
+} Angles;
+
+// What turns pair m of a key by so many tokens: zeta_m^(-tokens / 512) exp(I tokens theta_m).
+static void key_phase(const Angles *a, size_t m, double tokens, float *re, float *im)
+{
+    double grown = a->decay[m] == 0 ? 1 : exp(-tokens * a->decay[m]);
+    *re = (float)(grown * cos(tokens * a->freq[m]));
+    *im = (float)(grown * sin(tokens * a->freq[m]));
+}
+
+// The key table of one map, [2][pairs][TILE]: key r of a tile stands r steps behind its first.
+static void fill_key_table(const Angles *a, size_t pairs, double step, float *table)
+{
+    for (size_t m = 0; m < pairs; m++)
+        for (size_t r = 0; r < TILE; r++)
+            key_phase(a, m, (double)r * step, &table[m * TILE + r], &table[(pairs + m) * TILE + r]);
 }
 
 // Room for all tables. A slot is a tile's place in the cache (section 7).
