@@ -220,13 +220,11 @@ static double seconds(void)
 #if defined(X86_V3) && defined(__AVX512VNNI__)
 #define LANES 16
 #define MM(op) _mm512_##op
-typedef __m512 mf;
 typedef __m512i mi;
 typedef __m256i mi_half; // half as wide
 #elif defined(X86_V3)
 #define LANES 8
 #define MM(op) _mm256_##op
-typedef __m256 mf;
 typedef __m256i mi;
 typedef __m128i mi_half;
 #else
@@ -236,12 +234,10 @@ typedef __m128i mi_half;
 typedef float vf __attribute__((vector_size(4 * LANES)));
 typedef int32_t vi __attribute__((vector_size(4 * LANES)));
 typedef uint32_t vu __attribute__((vector_size(4 * LANES)));
+typedef uint8_t vc __attribute__((vector_size(4 * LANES)));
 typedef int8_t vb __attribute__((vector_size(LANES)));
 typedef uint16_t vh __attribute__((vector_size(2 * LANES)));
 typedef float v4 __attribute__((vector_size(16)));
-typedef uint32_t w4 __attribute__((vector_size(16)));
-typedef uint8_t b16 __attribute__((vector_size(16)));
-typedef uint8_t b32 __attribute__((vector_size(32)));
 typedef float vf_unaligned __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 
 INLINE vf vload(const float *p) { return *(const vf_unaligned *)p; }
@@ -253,7 +249,7 @@ INLINE vf vselect(vi mask, vf a, vf b) { return (vf)((mask & (vi)a) | (~mask & (
 INLINE vf vmax(vf a, vf b)
 {
 #if defined(MM)
-    return (vf)MM(max_ps)((mf)a, (mf)b);
+    return (vf)MM(max_ps)(a, b);
 #else
     return vselect(a > b, a, b);
 #endif
@@ -272,7 +268,7 @@ INLINE vf vmin(vf a, vf b) { return -vmax(-a, -b); }
 INLINE vf vmuladd(vf a, vf b, vf c)
 {
 #if defined(MM)
-    return (vf)MM(fmadd_ps)((mf)a, (mf)b, (mf)c);
+    return (vf)MM(fmadd_ps)(a, b, c);
 #elif defined(NEON)
     return (vf)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b);
 #elif FUSED
@@ -388,34 +384,9 @@ static void soft_cap(float *x, size_t n, float c)
     }
 }
 
-// IEEE half precision to float, by bits: the plain version of what F16C and NEON do in hardware.
-__attribute__((unused)) static float half_to_float(uint16_t h)
-{
-    uint32_t bits = (uint32_t)(h & 0x7fff) << 13; // of the value times 2^-112, even if subnormal
-    if (bits >= 0x0f800000) bits |= 0x7f800000;   // but for infinity and NaN
-    float f;
-    memcpy(&f, &bits, 4);
-    return (h >> 15 ? -f : f) * 0x1p112f;
-}
-
-// Float to half, to nearest even; too large a value becomes the largest half, not infinity, since
-// an infinite value in the cache would poison (0 * inf) even queries that cannot see it. Infinity
-// itself becomes NaN, so that a model with such weights is found out.
-__attribute__((unused)) static uint16_t float_to_half(float f)
-{
-    uint32_t bits;
-    memcpy(&bits, &f, 4);
-    uint16_t sign = (uint16_t)(bits >> 16 & 0x8000);
-    float a = fabsf(f);
-    if (!isfinite(f)) return (uint16_t)(sign | 0x7e00);
-    if (a > 65504) a = 65504;
-    if (a < 0x1p-14f) return (uint16_t)(sign | (uint16_t)lrintf(a * 0x1p24f)); // subnormal
-    memcpy(&bits, &a, 4);
-    bits += 0xfff + (bits >> 13 & 1);
-    return (uint16_t)(sign | ((bits >> 13) - (112 << 10)));
-}
-
-// LANES halves as floats, and floats as halves: as half_to_float() and float_to_half() do it.
+// LANES numbers of IEEE half precision as floats. A half's exponent and fraction, moved 13 bits up,
+// are those of a float 2^-112 times as large, even of a subnormal one; only infinity and NaN need
+// their exponents filled.
 INLINE vf half_to_vf(vh h)
 {
 #if defined(MM)
@@ -423,23 +394,31 @@ INLINE vf half_to_vf(vh h)
 #elif defined(NEON)
     return (vf)vcvt_f32_f16((float16x4_t)h);
 #else
-    vf v = {0};
-    for (int i = 0; i < LANES; i++) v[i] = half_to_float(h[i]);
-    return v;
+    vu bits = __builtin_convertvector(h, vu), sign = bits >> 15 << 31;
+    bits = bits << 17 >> 4;
+    bits |= (vu)(bits >= 0x0f800000) & 0x7f800000;
+    return (vf)((vu)((vf)bits * vset(0x1p112f)) | sign);
 #endif
 }
 
+// Floats as halves, to nearest even. Too large a value becomes the largest half, not infinity,
+// since an infinite value in the cache would poison (0 * inf) even queries that cannot see it.
+// Infinity itself becomes NaN, so that a model with such weights is found out. In the plain version
+// a number below 2^-14, a subnormal half, is rounded to multiples of 2^-24 by adding 0.5, whose
+// last bit that is.
 INLINE vh vf_to_half(vf v)
 {
     v = vmax(vset(-65504), vmin(vset(65504), v)) + vset(0) * v; // infinity and NaN become NaN
 #if defined(MM)
-    return (vh)MM(cvtps_ph)((mf)v, _MM_FROUND_TO_NEAREST_INT);
+    return (vh)MM(cvtps_ph)(v, _MM_FROUND_TO_NEAREST_INT);
 #elif defined(NEON)
     return (vh)vcvt_f16_f32((float32x4_t)v);
 #else
-    vh h = {0};
-    for (int i = 0; i < LANES; i++) h[i] = float_to_half(v[i]);
-    return h;
+    vu bits = (vu)v << 1 >> 1, sign = (vu)v >> 16 & 0x8000, nan = (vu)(v != v) & 0x7e00;
+    vu normal = ((bits + 0xfff + (bits >> 13 & 1)) >> 13) - (112 << 10);
+    vu small = (vu)((vf)bits + vset(0.5f)) - (vu)vset(0.5f);
+    vf half = vselect(bits < 0x38800000, (vf)small, (vf)normal); // 2^-14
+    return __builtin_convertvector((vu)half | sign | nan, vh);
 #endif
 }
 
@@ -1992,17 +1971,11 @@ static void attention(Attention *a)
 // nothing to be moved or added up between lanes. Both ways add in the same order.
 
 typedef struct Panel Panel;
-typedef struct Quantized Quantized;
 
 // The scales of n blocks in each row of a panel: scale[n groups in all][PANEL] and, where the type
 // has minima, min likewise.
 typedef void (*Scales)(const TensorType *type, const uint8_t *rows, size_t pitch, size_t n,
                        float *scale, float *min);
-
-// out[t][r] = row r . x[t] for the n_rows first rows of a panel and n tokens; out's rows lie at
-// `stride`. words: room for the panel's codes, [cols / 4] vectors.
-typedef void (*Tile)(const Panel *p, const Quantized *x, size_t n, float *out, size_t stride,
-                     size_t n_rows, vi *words);
 
 struct TensorType {
     const char *name;
@@ -2010,10 +1983,10 @@ struct TensorType {
     size_t block;   // values in a block, and
     size_t bytes;   // bytes in a block (without planar Q8_0's separate scales)
     void (*unpack)(const Tensor *t, size_t row, float *out); // out[cols]: the row, exactly
-    Tile tile;      // the product in int8
+    void (*tile)(const Panel *p);                            // the product in int8
+    Scales scales;
     size_t group;   // block types: values that share a scale
     int has_min;
-    Scales scales;
     int bits, zero; // of a code, and the code that means 0
     size_t apart;   // pieces from that of a nibble's low half to that of its high half
     size_t at;      // where in a block the nibbles (or bytes) begin, and
@@ -2044,83 +2017,68 @@ static void unpack_q8(const Tensor *t, size_t row, float *out)
         out[i] = (float)(int8_t)t->data[flat] * t->scales[flat / t->group];
 }
 
+// --- Panels -------------------------------------------------------------------------------------
+// A panel is as many rows of a matrix as there are lanes, a lane for each; they lie at one pitch,
+// the bytes from a row to the next.
+//
 // Vectors consist of quarters of 16 bytes: LANES / 4 of them, whatever the name says. Processors
 // move words (4 bytes) within quarters at once, and between quarters slowly. So rows are loaded
 // into quarters from the start, row i in the first and rows i + 4, i + 8, ... in the others: four
 // such vectors, i = 0..3, are a panel, and moving words within quarters alone brings row r to
-// lane r.
-#define ZIP(at) (at), LANES + (at), (at) + 1, LANES + (at) + 1
-#if LANES == 16
-#define FIRST_WORDS 0, 0, 0, 0, 4, 4, 4, 4, 8, 8, 8, 8, 12, 12, 12, 12
-#define WORD_NUMBERS 0, 1, 2, 3, 0, 1, 2, 3, 0, 1, 2, 3, 0, 1, 2, 3
-#define ZIPS(i) ZIP(i), ZIP(4 + (i)), ZIP(8 + (i)), ZIP(12 + (i))
-#elif LANES == 8
-#define FIRST_WORDS 0, 0, 0, 0, 4, 4, 4, 4
-#define WORD_NUMBERS 0, 1, 2, 3, 0, 1, 2, 3
-#define ZIPS(i) ZIP(i), ZIP(4 + (i))
-#else
-#define FIRST_WORDS 0, 0, 0, 0
-#define WORD_NUMBERS 0, 1, 2, 3
-#define ZIPS(i) ZIP(i)
-#endif
-#if defined(__clang__)
-#define SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
-#else
-#define SHUFFLE(a, b, ...) __builtin_shuffle(a, b, (vi){__VA_ARGS__})
-#endif
-INLINE vi zip_low(vi a, vi b) { return SHUFFLE(a, b, ZIPS(0)); } // a0 b0 a1 b1 in each quarter
-INLINE vi zip_high(vi a, vi b) { return SHUFFLE(a, b, ZIPS(2)); } // a2 b2 a3 b3
-// In each quarter the sums a0 + a2, b0 + b2, a1 + a3, b1 + b3: twice, of pairs, they are the sums
-// of the four words of four vectors, each in its lane.
-INLINE vi add_zips(vi a, vi b) { return zip_low(a, b) + zip_high(a, b); }
+// lane r. In the plain version a vector has one quarter, and what is said of it is said of all.
 
-// A panel is as many rows of a matrix as there are lanes, a lane for each; they lie at one pitch,
-// the bytes from a row to the next.
 enum { PANEL = LANES };
-
-// 16 bytes in every quarter.
-INLINE vi load_all_quarters(const void *p)
-{
-#if LANES == 16
-    return (vi)_mm512_broadcast_i32x4(_mm_loadu_si128(p));
-#elif LANES == 8
-    return (vi)_mm256_broadcastsi128_si256(_mm_loadu_si128(p));
-#else
-    vi v;
-    memcpy(&v, p, sizeof v);
-    return v;
-#endif
-}
 
 // Makes a pointer be computed here: compilers would rather have one for each row of a panel, and
 // run out of registers.
 #define HERE(p) __asm__("" : "+r"(p))
 
 // 16 bytes from each pointer, as far as a vector has quarters.
-INLINE vi load_quarters(const char *a, const char *b, const char *c, const char *d)
+INLINE vi load_quarters(const void *a, const void *b, const void *c, const void *d)
 {
+    (void)b, (void)c, (void)d;
 #if LANES == 16
-    __m256i low = _mm256_loadu2_m128i((const void *)b, (const void *)a);
-    __m256i high = _mm256_loadu2_m128i((const void *)d, (const void *)c);
+    __m256i low = _mm256_loadu2_m128i(b, a), high = _mm256_loadu2_m128i(d, c);
     return (vi)_mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1);
 #elif LANES == 8
-    (void)c, (void)d;
-    return (vi)_mm256_loadu2_m128i((const void *)b, (const void *)a);
+    return (vi)_mm256_loadu2_m128i(b, a);
 #else
-    vi v;
-    (void)b, (void)c, (void)d;
-    memcpy(&v, a, sizeof v);
-    return v;
+    return (vi)vload(a);
 #endif
 }
 
-// 16 bytes each of rows i, i + 4, ...; row 0's are at `at`.
+// 16 bytes each of rows i, i + 4, ... of a panel, whose row 0 has them at `at`.
 INLINE vi load_rows(const char *at, size_t pitch, int i)
 {
     at += (size_t)i * pitch;
     HERE(at);
     return load_quarters(at, at + 4 * pitch, at + 8 * pitch, at + 12 * pitch);
 }
+
+// The same 16 bytes in every quarter.
+INLINE vi load_everywhere(const void *p)
+{
+#if LANES == 16
+    return (vi)_mm512_broadcast_i32x4(_mm_loadu_si128(p));
+#elif LANES == 8
+    return (vi)_mm256_broadcastsi128_si256(_mm_loadu_si128(p));
+#else
+    return (vi)vload(p);
+#endif
+}
+
+// In each quarter a0 b0 a1 b1, and a2 b2 a3 b3.
+#if defined(MM)
+INLINE vi zip_low(vi a, vi b) { return (vi)MM(unpacklo_epi32)((mi)a, (mi)b); }
+INLINE vi zip_high(vi a, vi b) { return (vi)MM(unpackhi_epi32)((mi)a, (mi)b); }
+#else
+INLINE vi zip_low(vi a, vi b) { return (vi){a[0], b[0], a[1], b[1]}; }
+INLINE vi zip_high(vi a, vi b) { return (vi){a[2], b[2], a[3], b[3]}; }
+#endif
+
+// In each quarter the sums a0 + a2, b0 + b2, a1 + a3, b1 + b3: twice, of pairs, they are the sums
+// of the four words of four vectors, each in its lane.
+INLINE vi add_zips(vi a, vi b) { return zip_low(a, b) + zip_high(a, b); }
 
 // Vector i of in[4] has words of rows i, i + 4, ... in its quarters, as load_rows() gives them; in
 // out[k] lane r is word k of row r. Only words within quarters move.
@@ -2135,28 +2093,45 @@ INLINE void transpose_words(const vi in[4], vi out[4])
 }
 
 // The same 16 bytes of all rows: word r of a[k] is word k of row r.
-INLINE void transpose_rows(const char *at, size_t pitch, vi a[4])
+INLINE void transpose_rows(const void *at, size_t pitch, vi a[4])
 {
     vi rows[4];
     for (int i = 0; i < 4; i++) rows[i] = load_rows(at, pitch, i);
     transpose_words(rows, a);
 }
 
+// --- Scales -------------------------------------------------------------------------------------
+
+// The half at bit 0 of each word, or at bit 16.
+INLINE vf half_at(int bit, vi words)
+{
+    return half_to_vf(__builtin_convertvector(words >> bit, vh));
+}
+
+// Planar rows have their scales apart, a row of floats for each. Up to three more than there are
+// may be read and stored.
+static void scales_planar(const TensorType *type, const uint8_t *rows, size_t pitch, size_t n,
+                          float *scale, float *min)
+{
+    (void)type, (void)min;
+    for (size_t g = 0; g < n; g += 4, rows += 16, scale += 4 * PANEL) {
+        vi a[4];
+        transpose_rows(rows, pitch, a);
+        memcpy(scale, a, sizeof a);
+    }
+}
+
 // Blocks of 32: half d, half m if the type has minima, and bytes (Q8_0), or nibbles (Q4), or a
 // fifth bit of each in 4 bytes and nibbles (Q5). The low nibbles of 16 bytes are values 0..15, the
-// high ones 16..31. A value is q * d + m, or (q - half the range) * d. The words that hold the
-// halves are collected first, and then taken apart in place.
+// high ones 16..31. A value is q * d + m, or (q - half the range) * d.
 static void scales_32(const TensorType *type, const uint8_t *rows, size_t pitch, size_t n,
                       float *scale, float *min)
 {
-    size_t bytes = type->bytes, has_min = type->has_min;
-    for (size_t g = 0; g < n; g++)
-        for (size_t r = 0; r < PANEL; r++)
-            memcpy(scale + g * PANEL + r, rows + r * pitch + g * bytes, 4);
-    for (size_t at = 0; at < n * PANEL; at += LANES) {
-        vi words = (vi)vload(scale + at);
-        vstore(scale + at, half_to_vf(__builtin_convertvector(words, vh)));
-        if (has_min) vstore(min + at, -half_to_vf(__builtin_convertvector(words >> 16, vh)));
+    for (; n; n--, rows += type->bytes, scale += PANEL, min += PANEL) {
+        vi w[4]; // of which the first has the halves
+        transpose_rows(rows, pitch, w);
+        vstore(scale, half_at(0, w[0]));
+        if (type->has_min) vstore(min, -half_at(16, w[0]));
     }
 }
 
@@ -2170,9 +2145,8 @@ static void scales_k(const TensorType *type, const uint8_t *rows, size_t pitch, 
 {
     for (; n; n--, rows += type->bytes) {
         vi w[4]; // the halves, and bytes 0..3, 4..7, 8..11
-        transpose_rows((const char *)rows, pitch, w);
-        vf d = half_to_vf(__builtin_convertvector(w[0], vh));
-        vf dmin = half_to_vf(__builtin_convertvector(w[0] >> 16, vh));
+        transpose_rows(rows, pitch, w);
+        vf d = half_at(0, w[0]), dmin = half_at(16, w[0]);
         for (int g = 0; g < 8; g++, scale += PANEL, min += PANEL) {
             vi s = w[1] >> g % 4 * 8, m = w[2] >> g % 4 * 8, both = w[3] >> g % 4 * 8;
             if (g > 3) s = (both & 15) | (s >> 2 & 48), m = (both >> 4 & 15) | (m >> 2 & 48);
@@ -2191,39 +2165,38 @@ static void scales_q6_k(const TensorType *type, const uint8_t *rows, size_t pitc
     (void)min;
     for (; n; n--, rows += type->bytes) {
         vi w[4], last[4];
-        transpose_rows((const char *)rows + 192, pitch, w);
-        transpose_rows((const char *)rows + 194, pitch, last);
-        vf d = half_to_vf(__builtin_convertvector(last[3] >> 16, vh));
+        transpose_rows(rows + 192, pitch, w);
+        transpose_rows(rows + 194, pitch, last);
+        vf d = half_at(16, last[3]);
         for (int g = 0; g < 16; g++, scale += PANEL)
             vstore(scale, d * __builtin_convertvector(w[g / 4] << (24 - g % 4 * 8) >> 24, vf));
     }
 }
 
+// --- Words --------------------------------------------------------------------------------------
 // Words are four codes that are multiplied together with four int8 of x: dot_words() adds their
 // products, lane by lane, to a running sum, and widen() makes of that the sum in 32 bits. All of it
-// is exact, so every machine gets the same integers, whatever its instructions. VNNI and
-// NEON add in 32 bits at once. AVX2 adds neighbouring products in 16 bits, where some such pairs of
-// short codes can be added before they must be widened: 15 * 127 * 2 goes 8 times into 32767, 31 *
-// 127 * 2 4 times, 63 * 127 * 2 twice: PAIRS(bits). Codes of 8 bits are signed: x gets their sign.
-// VNNI multiplies unsigned by signed bytes: there FLIP turns an int8 w into w + 128, a code whose
-// zero is ZERO.
-#if LANES == 16 || (LANES == 8 && defined(__AVXVNNI__))
-enum { HAVE_DOT = 1, NARROW = 0, FLIP = (int32_t)0x80808080, ZERO = 128 };
-#elif LANES == 8
-enum { HAVE_DOT = 1, NARROW = 1, FLIP = 0, ZERO = 0 };
-#elif defined(NEON) && defined(__ARM_FEATURE_DOTPROD)
-enum { HAVE_DOT = 1, NARROW = 0, FLIP = 0, ZERO = 0 };
-#else
-enum { HAVE_DOT = 0, NARROW = 0, FLIP = 0, ZERO = 0 };
+// is exact, so every machine gets the same integers, whatever its instructions. VNNI and NEON add
+// in 32 bits at once. AVX2 adds neighbouring products in 16 bits, where some such pairs of short
+// codes can be added before they must be widened: 15 * 127 * 2 goes 8 times into 32767, 31 * 127 *
+// 2 4 times, 63 * 127 * 2 twice. Codes of 8 bits are signed: x gets their sign. VNNI multiplies
+// unsigned by signed bytes: there FLIP turns an int8 w into w + 128, a code whose zero is ZERO.
+#if LANES == 16
+#define DPBUSD _mm512_dpbusd_epi32
+#elif LANES == 8 && defined(__AVXVNNI__)
+#define DPBUSD _mm256_dpbusd_avx_epi32
 #endif
-#define PAIRS(bits) ((bits) < 8 ? 8 >> ((bits) - 4) : 1)
+#if defined(DPBUSD)
+enum { NARROW = 0, FLIP = (int32_t)0x80808080, ZERO = 128 };
+#else
+enum { NARROW = LANES == 8, FLIP = 0, ZERO = 0 };
+#endif
+
 INLINE vi dot_words(int bits, vi sum, vi w, vi x)
 {
     (void)bits;
-#if LANES == 16
-    return (vi)_mm512_dpbusd_epi32((mi)sum, (mi)w, (mi)x);
-#elif LANES == 8 && defined(__AVXVNNI__)
-    return (vi)_mm256_dpbusd_avx_epi32((mi)sum, (mi)w, (mi)x);
+#if defined(DPBUSD)
+    return (vi)DPBUSD((mi)sum, (mi)w, (mi)x);
 #elif LANES == 8
     if (bits < 8) return (vi)MM(add_epi16)((mi)sum, MM(maddubs_epi16)((mi)w, (mi)x));
     mi pairs = MM(maddubs_epi16)(MM(abs_epi8)((mi)w), MM(sign_epi8)((mi)x, (mi)w));
@@ -2231,79 +2204,85 @@ INLINE vi dot_words(int bits, vi sum, vi w, vi x)
 #elif defined(NEON) && defined(__ARM_FEATURE_DOTPROD)
     return vdotq_s32(sum, vreinterpretq_s8_s32(w), vreinterpretq_s8_s32(x));
 #else
-    return sum + w * x; // not used
+    for (int up = 0; up < 32; up += 8) sum += (w << up >> 24) * (x << up >> 24);
+    return sum;
 #endif
 }
 
 INLINE vi widen(int bits, vi sum)
 {
-    (void)bits;
 #if LANES == 8
     if (NARROW && bits < 8) return (vi)MM(madd_epi16)((mi)sum, MM(set1_epi16)(1));
 #endif
-    return sum;
+    return (void)bits, sum;
 }
 
-// --- codes --------------------------------------------------------------------------------------
+// --- Codes --------------------------------------------------------------------------------------
 // A piece is 16 values that follow each other in a row. Codes of 4 to 6 bits are stored as nibbles
 // and the bits above the fourth apart from them. Unit u of a block is its u-th 16 bytes of nibbles:
 // the low ones are one piece, the high ones the piece `apart` pieces later. apart is 1 in blocks of
 // 32 (so that a unit is a block); 2 in Q4_K and Q5_K, whose every two units hold 32 values and the
-// next 32; 4 in Q6_K, whose every four units hold 64 values and the next 64.
-INLINE size_t low_piece(size_t apart, size_t u) { return u / apart * 2 * apart + u % apart; }
+// next 32; 4 in Q6_K, whose every four units hold 64 values and the next 64. A unit of bytes is two
+// pieces that follow each other.
+
+// What is constant in a tile, so that compilers unroll everything: a type's bits, apart and group,
+// and the values in a block.
+typedef struct {
+    int bits;
+    size_t apart, group, block;
+} Codes;
+
+// The piece of unit u's low nibbles (h = 0) or high ones (h = 1).
+INLINE size_t piece_of(Codes c, size_t u, size_t h)
+{
+    return u / c.apart * 2 * c.apart + u % c.apart + h * c.apart;
+}
 
 // Bits above the fourth are kept, in blocks of 256, in planes of 32 bytes: the lowest bits of each
 // byte (one in Q5_K, two in Q6_K) are those of the plane's first 32 values, the next bits those of
-// the next 32, and a unit's two pieces share their 16 bytes. Blocks of 32 have 32 single bits.
-// These are spread: a word takes its four, and a product with four bits set makes copies of them,
-// of which one lies, as the mask wants it, at bit 4 of each byte.
-INLINE vi load_high(int bits, size_t apart, const char *high, size_t pitch, int i, size_t u)
+// the next 32, and a unit's two pieces share their 16 bytes. Blocks of 32 have 32 single bits in 4
+// bytes. These are spread: zipped with itself twice, a quarter has them in every word, where a word
+// takes its four, and a product with four bits set makes copies of them, of which one lies, as the
+// mask wants it, at bit 4 of each byte.
+INLINE void add_high_bits(Codes c, const char *high, size_t pitch, int i, size_t u, vi codes[2])
 {
-    size_t planes = low_piece(apart, u) / 2 * ((size_t)bits - 4) / 8;
-    return load_rows(high + (apart == 1 ? 0 : planes * 32 + u % 2 * 16), pitch, i);
-}
-
-INLINE vi high_bits(int bits, size_t apart, vi high, size_t piece)
-{
-    int each = bits - 4, shift = (int)piece / 2 * each % 8;
-    if (apart > 1) return (high >> shift & (each == 1 ? 0x01010101 : 0x03030303)) << 4;
-    vu single = (vu)SHUFFLE(high, high, FIRST_WORDS);
-    vu four = single >> ((vu){WORD_NUMBERS} * 4 + 16 * (uint32_t)piece) & 15;
-    return (vi)(four * 0x02040810 & 0x10101010);
-}
-
-// The codes of unit u, of rows i, i + 4, ...: the low piece's and the high piece's. A unit of bytes
-// is two pieces that follow each other. bits and apart are the type's, as constants wherever this
-// is inlined.
-INLINE void read_codes(int bits, size_t apart, const TensorType *type, const char *block,
-                       size_t pitch, int i, size_t u, vi codes[2])
-{
-    if (bits == 8) {
-        for (size_t h = 0; h < 2; h++)
-            codes[h] = load_rows(block + type->at + 32 * u + 16 * h, pitch, i) ^ FLIP;
-        return;
+    static const uint32_t first_bit[4] = {0, 4, 8, 12};
+    int each = c.bits - 4, plane = (int)piece_of(c, u, 0) / 2 * each / 8;
+    vi v = load_rows(high + (c.apart == 1 ? 0 : (size_t)plane * 32 + u % 2 * 16), pitch, i);
+    vi single = zip_low(zip_low(v, v), zip_low(v, v));
+    for (size_t h = 0; h < 2; h++) {
+        int piece = (int)piece_of(c, u, h);
+        vu four = (vu)single >> ((vu)load_everywhere(first_bit) + 16 * (uint32_t)piece) & 15;
+        if (c.apart == 1) codes[h] |= (vi)(four * 0x02040810 & 0x10101010);
+        else codes[h] |= (v >> piece / 2 * each % 8 & ((1 << each) - 1) * 0x01010101) << 4;
     }
-    vi nibbles = load_rows(block + type->at + 16 * u, pitch, i);
+}
+
+// The codes of unit u, of rows i, i + 4, ... of a panel: those of its two pieces.
+INLINE void read_codes(Codes c, const TensorType *type, const char *block, size_t pitch, int i,
+                       size_t u, vi codes[2])
+{
+    const char *at = block + type->at + 16 * u;
+    vi nibbles = load_rows(at + (c.bits == 8 ? 16 * u : 0), pitch, i);
     codes[0] = nibbles & 0x0f0f0f0f;
     codes[1] = nibbles >> 4 & 0x0f0f0f0f;
-    if (bits == 4) return;
-    vi high = load_high(bits, apart, block + type->high, pitch, i, u);
-    for (size_t h = 0; h < 2; h++)
-        codes[h] |= high_bits(bits, apart, high, low_piece(apart, u) + h * apart);
+    if (c.bits == 8) {
+        codes[0] = nibbles ^ FLIP;
+        codes[1] = load_rows(at + 16 * u + 16, pitch, i) ^ FLIP;
+    } else if (c.bits > 4) add_high_bits(c, block + type->high, pitch, i, u, codes);
 }
 
-// Codes less the type's zero of n blocks of one row: q[n][block].
+// The codes, less the type's zero, of n blocks of one row: q[n][block].
 static void block_codes(const TensorType *type, const uint8_t *b, size_t n, int8_t *q)
 {
+    Codes c = {type->bits, type->apart, type->group, type->block};
     for (; n; n--, b += type->bytes, q += type->block)
         for (size_t u = 0; u < type->block / 32; u++) {
             vi codes[2];
-            read_codes(type->bits, type->apart, type, (const char *)b, 0, 0, u, codes);
+            read_codes(c, type, (const char *)b, 0, 0, u, codes);
             for (size_t h = 0; h < 2; h++) {
-                b16 bytes;
-                memcpy(&bytes, &codes[h], sizeof bytes);
-                bytes -= (uint8_t)type->zero;
-                memcpy(q + 16 * (low_piece(type->apart, u) + h * type->apart), &bytes, 16);
+                vc less = (vc)codes[h] - (uint8_t)type->zero;
+                memcpy(q + 16 * piece_of(c, u, h), &less, 16);
             }
         }
 }
@@ -2340,12 +2319,12 @@ INLINE void prefetch(const void *p) { __builtin_prefetch((const char *)p + AHEAD
 // where the inner sums are of integers, hence exact and free of order, and the outer one a chain
 // of multiply-adds, the second line only for types with a minimum.
 
-struct Quantized {
+typedef struct {
     size_t group, n_groups; // values in a group, groups in a row
     int8_t *q;              // [n][cols]; there is room for Q8_TOKENS - 1 more rows, for
     float *scale;           // [n][n_groups]    tiles that are not full
     float *minus_sum;       // [n][n_groups]: of the group's q, a whole number
-};
+} Quantized;
 
 // Rounds x[cols] to row t of a, group by group. What is not finite shows in the scale.
 static void quantize_row(const float *x, size_t t, Quantized *a)
@@ -2357,15 +2336,20 @@ static void quantize_row(const float *x, size_t t, Quantized *a)
     }
 }
 
-// PANEL rows of codes, a lane for each.
+// PANEL rows of codes, a lane for each, the tokens that they meet, and where the products go.
 struct Panel {
     const TensorType *type;
     const char *rows;           // row 0's first block, and
     size_t pitch;               // bytes to the next row's
     size_t stride;              // bytes from a block to the next
     const float *scales, *mins; // [n_groups][PANEL]; mins is NULL for types without
+    vi *words;                  // [cols / 4], room for codes that are rearranged
     const uint8_t *next;        // what will be read soon, and
     size_t next_bytes;          // how much of it there is for each group
+    const Quantized *x;
+    size_t n;                   // tokens
+    float *out;                 // out[t][r] = row r . x[t] for the first
+    size_t out_pitch, n_rows;   // n_rows rows; out's rows lie at a pitch, in floats
 };
 
 // sum + what group g adds: of d, the sums of products, and of x's group, its sum and scale. A code
@@ -2381,29 +2365,6 @@ INLINE vf add_group(vf sum, const Panel *p, size_t g, vi d, float zero, float mi
     return vmuladd(vset(minus_sum), vload(p->mins + g * PANEL) * vset(scale), sum);
 }
 
-// The plain version of every tile: codes are int8, [cols] in each row.
-static void tile_plain(const Panel *p, const Quantized *x, size_t n, float *out, size_t stride,
-                       size_t n_rows, vi *words)
-{
-    (void)words;
-    for (size_t t = 0; t < n; t++) {
-        vf sum = {0};
-        const int8_t *q = x->q + t * x->n_groups * x->group;
-        for (size_t g = 0; g < x->n_groups; g++, q += x->group) {
-            size_t at = t * x->n_groups + g;
-            vi d = {0};
-            for (size_t r = 0; r < n_rows; r++) {
-                const int8_t *w = (const int8_t *)p->rows + r * p->pitch + g * x->group;
-                int32_t dot = 0;
-                for (size_t k = 0; k < x->group; k++) dot += w[k] * q[k];
-                d[r] = dot;
-            }
-            sum = add_group(sum, p, g, d, 0, x->minus_sum[at], x->scale[at]);
-        }
-        vstore_part(out + t * stride, sum, n_rows);
-    }
-}
-
 // Asks, while group g is worked on, for its share of the panel after the next: by the time the
 // thread is there, it will have come. (Rows of a panel lie far apart, which the processor's own
 // prefetching does not follow.)
@@ -2415,79 +2376,78 @@ INLINE void prefetch_next(const Panel *p, size_t g)
 
 // d[g], lane r: the dot product of group g of row r's block with that of x. For one token it is
 // cheaper to multiply rows as they lie, and to transpose the sums. A unit's two pieces belong to
-// one group or to two, and `step` units together make them whole. bits, apart, group and block, the
-// values in a block, are constants wherever this is inlined.
-INLINE void dot_block(int bits, size_t apart, size_t group, size_t block, const Panel *p,
-                      const char *at, const int8_t *x, vi *d)
+// one group or to two, and `step` units together make them whole.
+INLINE void dot_block(Codes c, const Panel *p, const char *at, const int8_t *x, vi *d)
 {
-    size_t sides = 16 * apart < group ? 1 : 2, step = group / 32 * sides + (group == 16);
-    for (size_t u = 0; u < block / 32; u += step) {
+    size_t sides = 16 * c.apart < c.group ? 1 : 2, step = c.group / 32 * sides + (c.group == 16);
+    for (size_t u = 0; u < c.block / 32; u += step) {
         vi sum[2][4] = {{{0}}};
         for (int i = 0; i < 4; i++)
             for (size_t v = u; v < u + step; v++) {
                 vi codes[2];
-                read_codes(bits, apart, p->type, at, p->pitch, i, v, codes);
+                read_codes(c, p->type, at, p->pitch, i, v, codes);
                 for (size_t h = 0; h < 2; h++) {
-                    vi xh = load_all_quarters(x + 16 * (low_piece(apart, v) + h * apart));
-                    sum[h % sides][i] = dot_words(bits, sum[h % sides][i], codes[h], xh);
+                    vi xh = load_everywhere(x + 16 * piece_of(c, v, h));
+                    sum[h % sides][i] = dot_words(c.bits, sum[h % sides][i], codes[h], xh);
                 }
             }
         for (size_t h = 0; h < sides; h++) {
-            for (int i = 0; i < 4; i++) sum[h][i] = widen(bits, sum[h][i]);
-            d[(low_piece(apart, u) + h * apart) * 16 / group] =
-                add_zips(add_zips(sum[h][0], sum[h][2]), add_zips(sum[h][1], sum[h][3]));
+            vi *s = sum[h];
+            for (int i = 0; i < 4; i++) s[i] = widen(c.bits, s[i]);
+            d[piece_of(c, u, h) * 16 / c.group] =
+                add_zips(add_zips(s[0], s[2]), add_zips(s[1], s[3]));
         }
     }
 }
 
 // One token.
-INLINE void tile_one(int bits, size_t apart, size_t group, size_t block, const Panel *p,
-                     const Quantized *x, float *out, size_t n_rows)
+INLINE void tile_one(Codes c, const Panel *p)
 {
-    vf sum = {0};
-    float zero = (float)p->type->zero;
+    const Quantized *x = p->x;
     const char *at = p->rows;
-    for (size_t g = 0, groups = block / group; g < x->n_groups; g += groups, at += p->stride) {
-        vi d[16] = {{0}};
+    float zero = (float)p->type->zero;
+    vf sum = {0};
+    vi d[16] = {{0}}; // of a block's groups
+    for (size_t g = 0, groups = c.block / c.group; g < x->n_groups; g += groups, at += p->stride) {
         for (size_t k = 0; k < groups; k++) prefetch_next(p, g + k);
-        dot_block(bits, apart, group, block, p, at, x->q + g * group, d);
-        for (size_t k = 0; k < groups; k++)
+        dot_block(c, p, at, x->q + g * c.group, d);
+        for (size_t k = 0; k < groups; k++) 
             sum = add_group(sum, p, g + k, d[k], zero, x->minus_sum[g + k], x->scale[g + k]);
     }
-    vstore_part(out, sum, n_rows);
+    vstore_part(p->out, sum, p->n_rows);
 }
 
-// words[cols / 4]: four neighbouring codes of every row in that row's lane.
-INLINE void pack_words(int bits, size_t apart, size_t block, const Panel *p, const Quantized *x,
-                       vi *words)
+// p->words: four neighbouring codes of every row in that row's lane.
+INLINE void pack_words(Codes c, const Panel *p)
 {
     const char *at = p->rows;
-    for (size_t k = 0; k < x->n_groups * x->group; k += block, at += p->stride, words += block / 4)
-        for (size_t u = 0; u < block / 32; u++) {
+    vi *words = p->words;
+    for (size_t k = 0; k < p->x->n_groups * c.group; k += c.block, words += c.block / 4) {
+        for (size_t u = 0; u < c.block / 32; u++) {
             vi codes[4][2], piece[4];
-            for (int i = 0; i < 4; i++)
-                read_codes(bits, apart, p->type, at, p->pitch, i, u, codes[i]);
+            for (int i = 0; i < 4; i++) read_codes(c, p->type, at, p->pitch, i, u, codes[i]);
             for (size_t h = 0; h < 2; h++) {
                 for (int i = 0; i < 4; i++) piece[i] = codes[i][h];
-                transpose_words(piece, words + 4 * (low_piece(apart, u) + h * apart));
+                transpose_words(piece, words + 4 * piece_of(c, u, h));
             }
         }
+        at += p->stride;
+    }
 }
 
 // One packed panel against tokens t .. t + nt - 1, of which those below n are wanted: a word of
-// codes of each row (a vector of `words`) times the same four values of x in all lanes. quads: of
-// words in a group. Where sums are narrow they are widened after `run` words, before they can
-// overflow.
-INLINE void tile_some(size_t nt, int bits, size_t quads, const vi *words, const Panel *p,
-                      const Quantized *x, size_t t, size_t n, float *out, size_t stride,
-                      size_t n_rows)
+// codes of each row (a vector of `words`) times the same four values of x in all lanes. Where sums
+// are narrow they are widened after `run` words, before they can overflow.
+INLINE void tile_some(size_t nt, Codes c, const Panel *p, size_t t)
 {
-    vf sum[Q8_TOKENS] = {{0}};
-    size_t n_groups = x->n_groups, cols = n_groups * x->group;
-    size_t run = NARROW && bits < 8 ? min_size(quads, PAIRS(bits)) : quads;
-    float zero = (float)p->type->zero;
+    const Quantized *x = p->x;
+    const vi *words = p->words;
+    size_t n_groups = x->n_groups, cols = n_groups * c.group, quads = c.group / 4, run = quads;
     const int8_t *q = x->q + t * cols;
-    for (size_t g = 0; g < n_groups; g++, words += quads, q += x->group) {
+    float zero = (float)p->type->zero;
+    vf sum[Q8_TOKENS] = {{0}};
+    if (NARROW && c.bits < 8) run = min_size(quads, 8 >> (c.bits - 4));
+    for (size_t g = 0; g < n_groups; g++, words += quads, q += c.group) {
         const float *scale = x->scale + t * n_groups + g;
         const float *minus_sum = x->minus_sum + t * n_groups + g;
         vi d[Q8_TOKENS] = {{0}};
@@ -2498,62 +2458,50 @@ INLINE void tile_some(size_t nt, int bits, size_t quads, const vi *words, const 
                 for (size_t i = 0; i < nt; i++) {
                     int32_t four;
                     memcpy(&four, q + i * cols + 4 * k, 4);
-                    part[i] = dot_words(bits, part[i], words[k], four - (vi){0});
+                    part[i] = dot_words(c.bits, part[i], words[k], four - (vi){0});
                 }
-            for (size_t i = 0; i < nt; i++) d[i] += widen(bits, part[i]);
+            for (size_t i = 0; i < nt; i++) d[i] += widen(c.bits, part[i]);
         }
         for (size_t i = 0; i < nt; i++)
             sum[i] = add_group(sum[i], p, g, d[i], zero, minus_sum[i * n_groups],
                                scale[i * n_groups]);
     }
-    for (size_t i = 0; i < nt && t + i < n; i++)
-        vstore_part(out + (t + i) * stride, sum[i], n_rows);
+    for (size_t i = 0; i < nt && t + i < p->n; i++)
+        vstore_part(p->out + (t + i) * p->out_pitch, sum[i], p->n_rows);
 }
 
-INLINE void tile_many(int bits, size_t quads, const vi *words, const Panel *p, const Quantized *x,
-                      size_t n, float *out, size_t stride, size_t n_rows)
+INLINE void tile_many(Codes c, const Panel *p)
 {
     size_t t = 0;
-    for (; n - t > Q8_TOKENS / 2 && t < n; t += Q8_TOKENS)
-        tile_some(Q8_TOKENS, bits, quads, words, p, x, t, n, out, stride, n_rows);
-    if (t < n) tile_some(Q8_TOKENS / 2, bits, quads, words, p, x, t, n, out, stride, n_rows);
+    for (; t + Q8_TOKENS / 2 < p->n; t += Q8_TOKENS) tile_some(Q8_TOKENS, c, p, t);
+    if (t < p->n) tile_some(Q8_TOKENS / 2, c, p, t);
 }
 
-// A tile for each kind of codes: with constants for their bits, their layout and their group
-// compilers unroll everything. (In functions of their own, since packing, inlined, makes gcc lay
-// out the loops behind it in a way that costs prompts 10 %.)
-#define TILE_KIND(name, bits, apart, group, block)                                              \
-    __attribute__((noinline)) static void pack_##name(const Panel *p, const Quantized *x, vi *w) \
-    {                                                                                           \
-        pack_words(bits, apart, block, p, x, w);                                                \
-    }                                                                                           \
-    static void tile_##name(const Panel *p, const Quantized *x, size_t n, float *out,           \
-                            size_t stride, size_t n_rows, vi *words)                            \
-    {                                                                                           \
-        if (n > 1) pack_##name(p, x, words);                                                    \
-        if (n > 1) tile_many(bits, (group) / 4, words, p, x, n, out, stride, n_rows);           \
-        else tile_one(bits, apart, group, block, p, x, out, n_rows);                            \
+// A tile for each kind of codes, which are constants there. (Packing is a function of its own,
+// since inlined it makes gcc lay out the loops behind it in a way that costs prompts 10 %.)
+#define TILE_KIND(name, ...)                                                        \
+    __attribute__((noinline)) static void pack_##name(const Panel *p)               \
+    {                                                                               \
+        pack_words((Codes){__VA_ARGS__}, p);                                        \
+    }                                                                               \
+    static void tile_##name(const Panel *p)                                         \
+    {                                                                               \
+        if (p->n > 1) pack_##name(p), tile_many((Codes){__VA_ARGS__}, p);           \
+        else tile_one((Codes){__VA_ARGS__}, p);                                     \
     }
-TILE_KIND(bytes_16, 8, 1, 16, 32)
 TILE_KIND(bytes_32, 8, 1, 32, 32)
 TILE_KIND(bytes_64, 8, 1, 64, 64)
-TILE_KIND(bytes_any, 8, 1, x->group, x->group)
+TILE_KIND(bytes_any, 8, 1, p->x->group, p->x->group)
 TILE_KIND(q4, 4, 1, 32, 32)
 TILE_KIND(q5, 5, 1, 32, 32)
 TILE_KIND(q4_k, 4, 2, 32, 256)
 TILE_KIND(q5_k, 5, 2, 32, 256)
 TILE_KIND(q6_k, 6, 4, 16, 256)
 
-// Planar rows, whose groups have any size: units of 32 bytes have to fit, and sums of products have
-// to be exact as floats.
-static void tile_bytes(const Panel *p, const Quantized *x, size_t n, float *out, size_t stride,
-                       size_t n_rows, vi *words)
+static void tile_planar(const Panel *p)
 {
-    size_t group = x->group, cols = x->n_groups * group;
-    Tile tile = !HAVE_DOT || cols % 32 ? tile_plain : group == 16 ? tile_bytes_16
-              : group == 32 ? tile_bytes_32 : group == 64 ? tile_bytes_64
-              : group % 32 || group > 256 ? tile_plain : tile_bytes_any;
-    tile(p, x, n, out, stride, n_rows, words);
+    size_t group = p->x->group;
+    (group == 32 ? tile_bytes_32 : group == 64 ? tile_bytes_64 : tile_bytes_any)(p);
 }
 
 enum { T_F32, T_F16, T_BF16, T_Q8, T_BLOCKS };
@@ -2561,15 +2509,15 @@ static const TensorType tensor_types[] = {
     [T_F32] = {.name = "f32", .gguf = AS_F32, .block = 1, .bytes = 4, .unpack = unpack_floats},
     [T_F16] = {.name = "f16", .gguf = AS_F16, .block = 1, .bytes = 2, .unpack = unpack_floats},
     [T_BF16] = {.name = "bf16", .gguf = AS_BF16, .block = 1, .bytes = 2, .unpack = unpack_floats},
-    [T_Q8] = {"q8_0 (planar)", -1, 1, 1, unpack_q8, tile_bytes, 0, 0, NULL, 8, ZERO, 1, 0, 0},
-    [T_BLOCKS] = {"q8_0", 8, 32, 34, unpack_blocks, tile_bytes, 32, 0, scales_32, 8, ZERO, 1, 2, 0},
-    {"q4_0", 2, 32, 18, unpack_blocks, tile_q4, 32, 0, scales_32, 4, 8, 1, 2, 0},
-    {"q4_1", 3, 32, 20, unpack_blocks, tile_q4, 32, 1, scales_32, 4, 0, 1, 4, 0},
-    {"q5_0", 6, 32, 22, unpack_blocks, tile_q5, 32, 0, scales_32, 5, 16, 1, 6, 2},
-    {"q5_1", 7, 32, 24, unpack_blocks, tile_q5, 32, 1, scales_32, 5, 0, 1, 8, 4},
-    {"q4_k", 12, 256, 144, unpack_blocks, tile_q4_k, 32, 1, scales_k, 4, 0, 2, 16, 0},
-    {"q5_k", 13, 256, 176, unpack_blocks, tile_q5_k, 32, 1, scales_k, 5, 0, 2, 48, 16},
-    {"q6_k", 14, 256, 210, unpack_blocks, tile_q6_k, 16, 0, scales_q6_k, 6, 32, 4, 0, 128},
+    [T_Q8] = {"q8_0 (planar)", -1, 1, 1, unpack_q8, tile_planar, scales_planar, 0, 0, 8, ZERO, 1, 0, 0},
+    [T_BLOCKS] = {"q8_0", 8, 32, 34, unpack_blocks, tile_bytes_32, scales_32, 32, 0, 8, ZERO, 1, 2, 0},
+    {"q4_0", 2, 32, 18, unpack_blocks, tile_q4, scales_32, 32, 0, 4, 8, 1, 2, 0},
+    {"q4_1", 3, 32, 20, unpack_blocks, tile_q4, scales_32, 32, 1, 4, 0, 1, 4, 0},
+    {"q5_0", 6, 32, 22, unpack_blocks, tile_q5, scales_32, 32, 0, 5, 16, 1, 6, 2},
+    {"q5_1", 7, 32, 24, unpack_blocks, tile_q5, scales_32, 32, 1, 5, 0, 1, 8, 4},
+    {"q4_k", 12, 256, 144, unpack_blocks, tile_q4_k, scales_k, 32, 1, 4, 0, 2, 16, 0},
+    {"q5_k", 13, 256, 176, unpack_blocks, tile_q5_k, scales_k, 32, 1, 5, 0, 2, 48, 16},
+    {"q6_k", 14, 256, 210, unpack_blocks, tile_q6_k, scales_q6_k, 16, 0, 6, 32, 4, 0, 128},
 };
 enum { N_TENSOR_TYPES = sizeof tensor_types / sizeof *tensor_types };
 
@@ -2611,18 +2559,6 @@ INLINE void dot_rows(int as, const uint8_t *rows, size_t pitch, const float *x, 
     for (size_t r = 0; r < DOT_ROWS; r++) out[r] = vsum(sum[r]);
 }
 
-// out[i][r] = rows[r][i], rows: [PANEL][n]; the last four may be a part of the four before.
-static void transpose_floats(const float *rows, size_t n, float *out)
-{
-    for (size_t i = 0; n >= 4 && i < n; i += 4) {
-        size_t at = min_size(i, n - 4);
-        vi a[4];
-        transpose_rows((const char *)(rows + at), n * sizeof *rows, a);
-        memcpy(out + at * PANEL, a, sizeof a);
-    }
-    for (size_t i = 0; n < 4 && i < n * PANEL; i++) out[i] = rows[i % PANEL * n + i / PANEL];
-}
-
 typedef struct {
     const Tensor *w; // [rows][cols]
     float *out;      // [n][rows]
@@ -2639,45 +2575,41 @@ typedef struct {
     size_t grain, turns;   // of which each thread takes so many, if all are equally fast
 } Matmul;
 
-// The size of groups in which rows of w can be multiplied as int8, or 0: straddling groups and
-// float types are multiplied as floats.
+// The size of groups in which rows of w can be multiplied as int8, or 0. The others are multiplied
+// as floats: float types, and planar groups that straddle rows, that no whole 32 bytes make, or
+// that are so large that a sum might not be exact as a float.
 static size_t int8_group(const Tensor *w)
 {
-    return w->group && w->cols % w->group == 0 ? w->group : 0;
+    size_t group = w->group;
+    if (!group || w->cols % group || (w->scales && (group % 32 || group > 256))) return 0;
+    return group;
 }
 
-// Rows [r0, r0 + n_rows) of one product in int8; n_rows <= PANEL. Codes are read where they lie. A
-// panel that is not full is copied to where it may be read on.
+// Rows [r0, r0 + n_rows) of one product in int8; n_rows <= PANEL. Codes are read where they lie,
+// and so are scales, in the blocks or, planar, in rows of their own. The last panel need not be
+// full: it is copied to where it may be read on.
 static void product_q8(const Matmul *m, const Product *p, size_t r0, size_t n_rows)
 {
     const Tensor *w = p->w;
     const TensorType *type = w->type;
-    size_t cols = w->cols, n_groups = cols / w->group, n = PANEL * n_groups;
-    size_t n_blocks = cols / type->block, pitch = n_blocks * type->bytes;
-    vi *words = scratch(PANEL * (2 * cols + pitch) + 3 * n * 4);
-    float *scales = (float *)(words + cols / 4), *mins = scales + n, *few = mins + n;
-    uint8_t *codes = (uint8_t *)(few + n);
-    const uint8_t *rows = w->data + r0 * pitch;
-    const float *planar = w->scales ? w->scales + r0 * n_groups : NULL;
-    if (n_rows < PANEL) {
-        if (planar) planar = memcpy(few, planar, n_rows * n_groups * 4);
-        rows = memcpy(codes + PANEL * cols, rows, n_rows * pitch);
+    size_t cols = w->cols, n_groups = cols / w->group, n_blocks = cols / type->block;
+    size_t pitch = n_blocks * type->bytes, planar = w->scales ? n_groups * 4 : 0;
+    size_t n = PANEL * (n_groups + 3);
+    vi *words = scratch(PANEL * (cols + pitch + planar + 16) + 2 * n * 4);
+    float *scales = (float *)(words + cols / 4), *mins = scales + n;
+    const uint8_t *rows = w->data + r0 * pitch, *apart = (const uint8_t *)w->scales + r0 * planar;
+    if (planar ? r0 + PANEL >= w->rows : n_rows < PANEL) {
+        rows = memcpy(mins + n, rows, n_rows * pitch);
+        if (planar) apart = memcpy((uint8_t *)rows + PANEL * pitch, apart, n_rows * planar);
     }
-    Panel panel = {.type = type, .rows = (const char *)rows, .pitch = pitch,
-                   .stride = planar ? max_size(w->group, 32) : type->bytes,
-                   .scales = scales, .mins = type->has_min ? mins : NULL,
-                   .next = rows + 2 * PANEL * pitch, .next_bytes = PANEL * pitch / n_groups};
-    for (size_t i = 0; planar && i < n; i += 16) __builtin_prefetch(planar + 2 * n + i, 0, 2);
-    if (planar) transpose_floats(planar, n_groups, scales);
+    if (planar) type->scales(type, apart, planar, n_groups, scales, mins);
     else type->scales(type, rows, pitch, n_blocks, scales, mins);
-    if (!planar && !HAVE_DOT) {
-        for (size_t r = 0; r < n_rows; r++)
-            block_codes(type, rows + r * pitch, n_blocks, (int8_t *)codes + r * cols);
-        panel.rows = (const char *)codes;
-        panel.pitch = cols;
-    }
-    (HAVE_DOT ? type->tile : tile_plain)(&panel, m->act, m->n, p->out + r0, w->rows, n_rows,
-                                         words);
+    type->tile(&(Panel){.type = type, .rows = (const char *)rows, .pitch = pitch,
+                        .stride = planar ? w->group : type->bytes, .scales = scales,
+                        .mins = type->has_min ? mins : NULL, .words = words,
+                        .next = rows + 2 * PANEL * pitch, .next_bytes = PANEL * pitch / n_groups,
+                        .x = m->act, .n = m->n, .out = p->out + r0, .out_pitch = w->rows,
+                        .n_rows = n_rows});
 }
 
 // The same in float for a few tokens. Rows of floats are used where they lie, those of other types
@@ -2710,7 +2642,7 @@ static void pack_chains(const float *rows, size_t pitch, size_t depth, float *ch
     for (size_t k = 0; k < depth * SUMS; k += 4)
         for (size_t v = 0; v < GEMM_VECTORS; v++) {
             vi a[4];
-            transpose_rows((const char *)(rows + v * LANES * pitch + k), pitch * 4, a);
+            transpose_rows(rows + v * LANES * pitch + k, pitch * 4, a);
             for (size_t i = 0, at = k; i < 4; i++, at++)
                 vstore(chains + (at % SUMS * depth + at / SUMS) * GEMM_ROWS + v * LANES,
                        (vf)a[i]);

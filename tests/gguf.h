@@ -34,6 +34,13 @@ static const GgufType gguf_types[] = {
     {"q6_k", 14, 256, 210, 3e-5f, 0, 208, -1},
 };
 
+static uint16_t float_to_half(float f)
+{
+    uint16_t h;
+    floats_to_halves(&f, &h, 1);
+    return h;
+}
+
 static void put_bytes(Out *o, const void *p, size_t n)
 {
     if (o->n + n > o->room) o->p = xrealloc(o->p, o->room = 2 * (o->n + n), 1);

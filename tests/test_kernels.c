@@ -5,6 +5,16 @@
 
 // ---- Half precision ----------------------------------------------------------------------------
 
+// One half or float, as vectors of them are converted.
+static float half_to_float(uint16_t h) { return vload_half((uint16_t[LANES]){h})[0]; }
+
+static uint16_t float_to_half(float f)
+{
+    uint16_t h;
+    floats_to_halves(&f, &h, 1);
+    return h;
+}
+
 // What the bits of a half mean, in double, from the definition of the format.
 static double half_value(uint16_t h)
 {
@@ -249,6 +259,29 @@ static void test_quantize_row(void)
     free(x);
 }
 
+// The definition of a tile, one number at a time: codes[PANEL][cols] are int8 whose zero is 0.
+static void tile_plain(const int8_t *codes, const float *scales, const float *mins,
+                       const Quantized *x, size_t n, float *out, size_t stride, size_t n_rows)
+{
+    size_t n_groups = x->n_groups, cols = n_groups * x->group;
+    for (size_t t = 0; t < n; t++)
+        for (size_t r = 0; r < n_rows; r++) {
+            vf sum = {0};
+            for (size_t g = 0; g < n_groups; g++) {
+                size_t at = t * n_groups + g;
+                int32_t dot = 0;
+                for (size_t k = g * x->group; k < (g + 1) * x->group; k++)
+                    dot += codes[r * cols + k] * x->q[t * cols + k];
+                float scale = scales[g * PANEL + r] * x->scale[at];
+                sum = vmuladd(vset((float)dot), vset(scale), sum);
+                if (!mins) continue;
+                float min = mins[g * PANEL + r] * x->scale[at];
+                sum = vmuladd(vset(x->minus_sum[at]), vset(min), sum);
+            }
+            out[t * stride + r] = sum[0];
+        }
+}
+
 // One shape: the fast tile equals the plain one bit for bit, and both the definition in double.
 static void check_tile_q8(size_t n, size_t cols, size_t group, int n_rows, int has_min)
 {
@@ -257,14 +290,15 @@ static void check_tile_q8(size_t n, size_t cols, size_t group, int n_rows, int h
     float *act = random_floats(n * cols), *scales = random_floats(cols / group * PANEL);
     float *mins = random_floats(cols / group * PANEL);
     int8_t *w = xcalloc(PANEL * cols, 1);
-    Panel panel = {.type = &tensor_types[T_Q8], .rows = (char *)w, .pitch = cols, .scales = scales,
-                   .mins = has_min ? mins : NULL, .stride = max_size(group, 32), .next = (uint8_t *)w};
     for (size_t i = 0; i < PANEL * cols; i++) w[i] = (int8_t)(random_bits() >> 24); // -128 too
     for (size_t t = 0; t < n; t++) quantize_row(act + t * cols, t, &x);
     float *fast = xcalloc(n * STRIDE, 4), *plain = xcalloc(n * STRIDE, 4);
     void *room = xcalloc(PANEL * cols, 1);
-    tile_bytes(&panel, &x, n, fast, STRIDE, (size_t)n_rows, room);
-    tile_plain(&panel, &x, n, plain, STRIDE, (size_t)n_rows, NULL);
+    tile_planar(&(Panel){.type = &tensor_types[T_Q8], .rows = (char *)w, .pitch = cols,
+                         .stride = group, .scales = scales, .mins = has_min ? mins : NULL,
+                         .words = room, .next = (uint8_t *)w, .x = &x, .n = n, .out = fast,
+                         .out_pitch = STRIDE, .n_rows = (size_t)n_rows});
+    tile_plain(w, scales, has_min ? mins : NULL, &x, n, plain, STRIDE, (size_t)n_rows);
     int before = n_failed, bad = 0;
     CHECK_BITS(fast, plain, n * STRIDE); // beyond n_rows both still hold zeros
     for (size_t t = 0; t < n; t++)
@@ -288,22 +322,19 @@ static void check_tile_q8(size_t n, size_t cols, size_t group, int n_rows, int h
 
 static void test_tile_q8(void)
 {
-    size_t groups[] = {1, 2, 4, 8, 16, 32, 64, 128};
-    for (size_t i = 0; i < 2 * (sizeof groups / sizeof *groups); i++) {
+    size_t groups[] = {32, 64, 96, 128, 256};
+    for (size_t i = 0; i < 2 * COUNT(groups); i++) {
         size_t group = groups[i / 2];
         int has_min = i % 2;
-        for (size_t n = 1; n <= 20; n++) check_tile_q8(n, 128, group, PANEL, has_min);
+        for (size_t n = 1; n <= 20; n++) check_tile_q8(n, 2 * group, group, PANEL, has_min);
         for (int n_rows = 1; n_rows < PANEL; n_rows += 3) {
-            check_tile_q8(13, 256, group, n_rows, has_min);
-            check_tile_q8(1, 256, group, n_rows, has_min);
+            check_tile_q8(13, 4 * group, group, n_rows, has_min);
+            check_tile_q8(1, 4 * group, group, n_rows, has_min);
         }
-        check_tile_q8(9, 3 * group, group, PANEL, has_min); // cols no multiple of 64
-        check_tile_q8(2, 64 * group, group, PANEL - 1, has_min);
+        check_tile_q8(9, group, group, PANEL, has_min);
+        check_tile_q8(9, 3 * group, group, PANEL, has_min);
+        check_tile_q8(2, 16 * group, group, PANEL - 1, has_min);
     }
-    check_tile_q8(5, 60, 12, PANEL, 0);
-    check_tile_q8(5, 192, 12, PANEL, 0);
-    check_tile_q8(1, 192, 48, PANEL, 1); // groups that straddle 64 columns
-    check_tile_q8(1, 192, 96, PANEL, 1);
 }
 
 // Products of each block type, for one token and for several, have the bits of the plain tile on
@@ -314,7 +345,7 @@ static void test_blocks(void)
     size_t sizes[] = {1, 2, 3, 5, 18};
     for (size_t i = 0; i < N_TENSOR_TYPES * COUNT(sizes); i++) {
         const TensorType *type = &tensor_types[i % N_TENSOR_TYPES];
-        if (!type->scales) continue;
+        if (type->unpack != unpack_blocks) continue;
         size_t n = sizes[i / N_TENSOR_TYPES], cols = n * type->block, rows = PANEL + 3;
         size_t pitch = n * type->bytes, d_at = type->bytes == 210 ? 208 : 0;
         uint8_t *data = xcalloc(2 * PANEL, pitch);
@@ -333,9 +364,7 @@ static void test_blocks(void)
             type->scales(type, data + r0 * pitch, pitch, n, scales, mins);
             for (size_t r = 0; r < n_rows; r++)
                 block_codes(type, data + (r0 + r) * pitch, n, codes + r * cols);
-            Panel p = {.type = &tensor_types[T_Q8], .rows = (char *)codes, .pitch = cols,
-                       .scales = scales, .mins = type->has_min ? mins : NULL};
-            tile_plain(&p, &act, N, want + r0, rows, n_rows, NULL);
+            tile_plain(codes, scales, type->has_min ? mins : NULL, &act, N, want + r0, rows, n_rows);
         }
         for (size_t t = 0; t < N; t++)
             matmul(&act, &(Product){&w, one + t * rows}, 1, x + t * cols, 1);
@@ -349,13 +378,14 @@ static void test_blocks(void)
     }
 }
 
-// Rows into lanes, for every length and both places in memory.
-static void test_transpose_floats(void)
+// Rows into lanes, for every length; up to three floats more are read, and columns written.
+static void test_scales_planar(void)
 {
-    float *a = random_floats(PANEL * 50), *out = xcalloc(PANEL * 50, 4);
-    for (size_t n = 1; n <= 50; n++) {
+    enum { MOST = 50 };
+    float *a = random_floats(PANEL * MOST + 3), *out = xcalloc(PANEL * (MOST + 3), 4);
+    for (size_t n = 1; n <= MOST; n++) {
         int bad = 0;
-        transpose_floats(a, n, out);
+        scales_planar(NULL, (uint8_t *)a, n * 4, n, out, NULL);
         for (size_t i = 0; i < n; i++)
             for (int r = 0; r < PANEL; r++)
                 bad += out[i * PANEL + (size_t)r] != a[(size_t)r * n + i];
@@ -364,7 +394,7 @@ static void test_transpose_floats(void)
     free(a), free(out);
 }
 
-// Groups run over the flat tensor: here they straddle rows, as hidden_dim 172 with group 8 does.
+// Groups run over the flat tensor: here they straddle rows, as hidden_dim 172 with group 8 may.
 static void test_unpack(void)
 {
     enum { ROWS = 6, COLS = 172, GROUP = 8 };
@@ -388,8 +418,21 @@ static void test_unpack(void)
     CHECK_INT(bad, 0);
     CHECK_INT(tensor_bytes(&q8), ROWS * COLS + ROWS * COLS / GROUP * 4);
     CHECK_INT(tensor_bytes(&f16), ROWS * COLS * 2);
-    CHECK_INT(int8_group(&q8), 0); // so it is multiplied as floats
     free(scales);
+}
+
+// Which planar groups are multiplied as int8: those that do not straddle rows, are made of 32
+// values at a time, and are no larger than 256.
+static void test_int8_group(void)
+{
+    float scale = 1;
+    for (size_t group = 1; group < 400; group++)
+        for (size_t cols = 1; cols <= 1024; cols++) {
+            Tensor w = {&tensor_types[T_Q8], NULL, &scale, group, 1, cols, NULL};
+            int want = cols % group == 0 && group % 32 == 0 && group <= 256;
+            if (int8_group(&w) != (want ? group : 0)) CHECK_INT(int8_group(&w), want * group);
+        }
+    CHECK_INT(int8_group(&(Tensor){.type = &tensor_types[T_F32], .cols = 64}), 0);
 }
 
 // ---- matmul ------------------------------------------------------------------------------------
@@ -590,7 +633,8 @@ int main(void)
     test_quantize_row();
     test_tile_q8();
     test_blocks();
-    test_transpose_floats();
+    test_scales_planar();
+    test_int8_group();
     test_unpack();
     test_rmsnorm();
     test_gated();
