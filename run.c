@@ -3836,26 +3836,36 @@ static void model_load(Model *m, const char *path)
 // ================================================================================================
 // 12  Tokenizer
 //
+// A model reads and writes numbers, each of which stands for a piece of text: a common word with
+// the space before it, a part of a rare one, or at worst a single byte. How a text becomes pieces
+// was learned from other texts, and has to be repeated here to the letter: other pieces for the
+// same words would be as good as another language.
+//
 // Text becomes small symbols, and then the neighbours that come first in the vocabulary's order
 // are merged, the leftmost first among equals, until none can be. There are two kinds:
 //   SentencePiece-style   symbols are characters (bytes where the vocabulary lacks one), any two
 //                         whose joined text is a piece can merge, the best score first
 //   byte-level BPE        text is cut into words, symbols are bytes, a list of merges says which
 //                         pairs of pieces can merge, and its order which first
-// A tree that names the best merge makes both O(n log n). Pieces come from llama2.c's tokenizer.bin
-// or from the model file. Here they are plain bytes of text, so decoding is concatenation.
+// So "lower" may go l o w e r, l o w er, lo w er, low er, lower: "er" was the most frequent pair
+// when the vocabulary was learned, and stands first. A tree that names the best merge makes both
+// O(n log n). Pieces come from llama2.c's tokenizer.bin or from the model file. Here they are plain
+// bytes of text, so decoding is concatenation.
 
 // --- characters ---------------------------------------------------------------------------------
 
 // Bytes in the UTF-8 sequence that begins with this byte: 1 to 4; 1 for a byte that begins none.
+// The ones at the top of the first byte count the bytes, 0xc2 is the first that is needed (0xc0 and
+// 0xc1 would spell ASCII in two bytes), and behind 0xf4 Unicode has ended.
 static size_t utf8_length(char lead)
 {
     uint8_t b = (uint8_t)lead;
     return b < 0xc2 || b > 0xf4 ? 1 : b < 0xe0 ? 2 : b < 0xf0 ? 3 : 4;
 }
 
-// The character at the beginning of s[len > 0] and its bytes. A byte that is no UTF-8 is a
-// character that is neither letter nor number nor space.
+// The character at the beginning of s[len > 0], and in *n its bytes. Each byte behind the first
+// adds six bits. A byte that is no UTF-8 is a character of its own, U+FFFD, which is neither letter
+// nor number nor space: a text that is broken loses nothing on its way to ids and back.
 static uint32_t read_char(const char *s, size_t len, size_t *n)
 {
     size_t want = utf8_length(*s);
@@ -3877,9 +3887,11 @@ enum { C_UPPER = 1, C_LOWER = 2, C_CASELESS = 4, C_MARK = 8, C_NUMBER = 16, C_PU
        C_SPACE = 64, C_NEWLINE = 128 };
 
 // Runs of characters of one class, from U+0000 on, by Unicode 14.0 as Python's unicodedata has it.
-// Every byte from # on, without the backslash, is ten times a class and a digit of the run's
-// length; class 0 is none, 1 to 7 are those above in their order, and 8 are large and small letters
-// in turn.
+// Every byte is ten times a class and a digit: '#' is 0, '$' is 1 and so on, without the backslash.
+// Class 0 is none, 1 to 7 are those above in their order, and 8 are large and small letters in
+// turn, as in the Latin alphabet's later parts. The digits of neighbours of one class are one
+// number, the length of the run. So ",o$+k" at the table's beginning are 9 characters of none, 5 of
+// white space, 18 of none, and the blank.
 static const char unicode_runs[] =
     ",o$+kc$f$dVUb&b/3c$a$9=a$a*k%)ka(a%Ba)W$8b$VBaXa/0$49;$?yz8uz8xz.z9.x/80918/80:/8.z.x8.8/8/x/9"
     "B.:E/8/8.u|8u|8.x/zt=/8/9.80ut=?B9>BI'BC$'F*B$B$*LLMxB$.8%B:a.).a0$.$/8.4$6:<.90:vx;.8$.8/92.;"
@@ -3917,6 +3929,8 @@ static const char unicode_runs[] =
 
 static uint8_t char_classes[0x3134b]; // what comes behind is in none
 
+// Fills char_classes. A run is filled anew with each digit of its length, which is simple and takes
+// no time.
 static void read_unicode_runs(void)
 {
     uint8_t *from = char_classes, *to = from;
@@ -3933,15 +3947,19 @@ static void read_unicode_runs(void)
 
 // --- words --------------------------------------------------------------------------------------
 
-// How byte-level BPE cuts text into words. Patterns are written as regular expressions, but that
-// these capitals stand for classes of characters, in brackets, too: A is a letter of any alphabet,
-// C one that is large or small, X a mark (an accent, say), U a mark or a letter that is not small,
-// K a mark or a letter that is not large, N a number, P punctuation, W white space, B a line's
-// break. A digit says "once to so often", = that the character has to come next but is no part of
-// the word, $ that nothing may come.
-//
-// At each place the first pattern that matches makes a word; what lies between two matches is one,
-// too. Behind NEXT are patterns by which each of these words is cut again.
+// Byte-level BPE merges within words only, so that "dog." and "dog!" do not become two pieces
+// beside "dog", and a word takes the blank before it along. Each family of models has its own idea
+// of words, given as regular expressions, of which this is all that they need. Patterns are written
+// as such, but that these capitals stand for classes of characters, in brackets, too:
+//   A  a letter of any alphabet         U  a letter that is not small, or a mark
+//   C  a letter that is large or small  K  a letter that is not large, or a mark
+//   X  a mark (an accent, say)          N  a number             P  punctuation
+//   B  a line's break, \r or \n         W  white space, breaks among it
+// A digit says "once to so often", = that the character has to come next but is no part of the
+// word, $ that nothing may come. At each place the first pattern that matches makes a word; what
+// lies between two matches is one, too. Behind NEXT are patterns by which each of these words is
+// cut again. deepseek-llm's own list of letters leaves a few of C out: Armenian's and Georgian's
+// small ones, and the ones for formulas.
 typedef struct {
     const char *name; // names under which files know it
     int whole_words;  // a word that is a piece needs no merges; its models want BOS
@@ -3981,7 +3999,8 @@ typedef struct {
     int at, begins;
 } Char;
 
-// Whether c is in the set at p: a class, a character, or in brackets several and ranges.
+// Whether c is in the set at p: a class, a character, or in brackets several and ranges, or what is
+// in none of them behind a ^.
 static int in_set(const char *p, uint32_t c)
 {
     enum { LARGE = C_UPPER | C_CASELESS, SMALL = C_LOWER | C_CASELESS };
@@ -4003,7 +4022,9 @@ static int in_set(const char *p, uint32_t c)
     return (found != 0) != not;
 }
 
-// The end of what pattern p matches from s on, of characters before `end`; NULL: nothing.
+// The end of what pattern p matches from s on, of characters before `end`; NULL: nothing. A set
+// takes as many characters as it can, and gives them back one by one if the rest of the pattern
+// does not match behind them: "W*B+" takes all white space up to the last line break in it.
 static Char *match_pattern(const char *p, Char *s, Char *end)
 {
     if (!*p || *p == '$') return *p && s < end ? NULL : s;
@@ -4026,7 +4047,8 @@ static Char *end_of_word(Char *c)
     return c;
 }
 
-// Cuts words of chars[n] by these patterns and the next ones; behind them a last word begins.
+// Cuts the words of chars[n] by these patterns, and what comes of it by those behind the next NEXT.
+// The end of a text counts as the beginning of a word.
 static void cut_words(const char *const *patterns, Char *chars, size_t n)
 {
     const char *const *p = patterns;
@@ -4042,7 +4064,8 @@ static void cut_words(const char *const *patterns, Char *chars, size_t n)
     if (*patterns) cut_words(patterns + 1, chars, n);
 }
 
-// The characters of text[len], cut into words (w NULL: one word); *n of them. The caller frees them.
+// The characters of text[len], cut into words (w NULL: one word); *n of them. The caller frees
+// them.
 static Char *read_words(const WordStyle *w, const char *text, size_t len, size_t *n)
 {
     Char *chars = xrealloc(NULL, len + 1, sizeof *chars);
@@ -4058,7 +4081,10 @@ static Char *read_words(const WordStyle *w, const char *text, size_t len, size_t
 
 enum { ID_UNK, ID_BOS, ID_EOS }; // of tokenizer.bin
 
-// Control tokens are no text and recognised in templates only; user-defined ones in any text.
+// Text can become pieces of the kind TOKEN_TEXT by merging. Control tokens (the end of a turn, say)
+// are no text, and recognised in templates only; user-defined ones are found in any text. Bytes are
+// SentencePiece's, for characters that it has no piece for. Kinds are bits, so that a search can be
+// for several.
 enum { TOKEN_TEXT = 1, TOKEN_CONTROL = 2, TOKEN_USER = 4, TOKEN_BYTE = 8, TOKEN_ANY = 15 };
 
 typedef struct {
@@ -4069,7 +4095,8 @@ typedef struct {
     int stop; // ends a turn or a text
 } Piece;
 
-// A hash table from bytes to numbers.
+// A hash table from bytes to numbers, at most half full: a key lies where its hash says, or in the
+// next free slot behind that. Keys stay where their owner has them.
 typedef struct {
     size_t size; // a power of two
     struct MapSlot {
@@ -4138,18 +4165,21 @@ static int find_piece(const Tokenizer *t, const char *s, size_t len, int kinds)
 // --- merging ------------------------------------------------------------------------------------
 
 // Symbols tile the text: symbols[i] is the one that begins at byte i, and the next begins where it
-// ends.
+// ends. A merge makes the left one longer and leaves the right one behind, which nothing joins from
+// then on.
 typedef struct {
-    int len, id;  // id -1: merges with nothing
+    int len, id;  // id -1: a byte, which merges with nothing
     int prev;     // where the symbol before it begins, or -1
     int joined;   // the piece that it makes with the next one, or -1,
     float score;  // and how soon that should be made, the highest first
 } Symbol;
 
-// Text on its way to ids. Above the symbols stands a tree of places, in which every node's place is
-// that of the higher score below it, of two equals the left one: best[1] is the next merge, and when
-// a symbol changes only the nodes above it have to be looked at again. Node k's children are 2 k and
-// 2 k + 1, and the last n_leaves of them are the bytes of the word themselves.
+// Text on its way to ids. A merge changes its two symbols and what their neighbours can make, and
+// nothing else; to search for the next best from the beginning each time would take n^2 steps. So
+// above the symbols stands a tree, like that of a tournament: a leaf is a place in the word, and
+// each node has the place of the higher score of the two below it, of equals the left one. best[1]
+// is the root and so the next merge, and when a symbol changes, only the log2(n) nodes above it are
+// played again. The children of node k are 2 k and 2 k + 1; leaves begin at n_leaves, a power of 2.
 typedef struct {
     const Tokenizer *t;
     const char *text; // a word, in which anything may merge
@@ -4159,7 +4189,8 @@ typedef struct {
     int *ids, count;
 } Encoder;
 
-// What the symbol at a place makes with the next one, and the tree above.
+// Looks what the symbol at a place makes with the next one, and plays the nodes above it again. A
+// merge's score is its piece's, or in a list of merges minus its place there, exact up to 2^24.
 static void offer_merge(Encoder *e, int at)
 {
     const Tokenizer *t = e->t;
@@ -4178,7 +4209,9 @@ static void offer_merge(Encoder *e, int at)
     }
 }
 
-// Adds the ids of text[len], within which anything may merge.
+// Adds the ids of text[len], within which anything may merge: lays out the symbols, offers what
+// each makes with the next, and does the best merge of all until there is none. Places without a
+// symbol have the one at the end in their leaves, which merges with nothing.
 static void encode_word(Encoder *e, const char *text, size_t len)
 {
     const Tokenizer *t = e->t;
@@ -4186,7 +4219,7 @@ static void encode_word(Encoder *e, const char *text, size_t len)
     int prev = -1;
     e->text = text;
     for (e->n_leaves = 1; e->n_leaves <= len;) e->n_leaves *= 2;
-    for (size_t k = 0; k < 2 * e->n_leaves; k++) e->best[k] = (int)len; // where nothing merges
+    for (size_t k = 0; k < 2 * e->n_leaves; k++) e->best[k] = (int)len;
     for (size_t at = 0, n; at < len; prev = (int)at, at += n) {
         read_char(text + at, t->words ? 1 : len - at, &n);
         int id = find_piece(t, text + at, n, TOKEN_TEXT);
@@ -4211,7 +4244,7 @@ static void encode_word(Encoder *e, const char *text, size_t len)
 }
 
 // Adds the ids of text without special tokens, word by word; SentencePiece's is one word, perhaps
-// with a space before it.
+// with a space before it: the first word of a text is then the same piece as inside of one.
 static void encode_plain(Encoder *e, const char *text, size_t len)
 {
     const Tokenizer *t = e->t;
@@ -4234,7 +4267,8 @@ static void encode_plain(Encoder *e, const char *text, size_t len)
 }
 
 // The special token at the beginning of s[len], the longest of them, or -1; *n gets its length. In
-// templates that includes control tokens.
+// templates that includes control tokens: if users could write them, they could end their turn and
+// begin the model's. special_len says how far to look, which is nowhere for most bytes.
 static int match_special(const Tokenizer *t, const char *s, size_t len, int template, size_t *n)
 {
     int kinds = template ? TOKEN_USER | TOKEN_CONTROL : TOKEN_USER, id = -1;
@@ -4250,7 +4284,8 @@ static int tokenizer_encode(const Tokenizer *t, const char *text, const char *te
                             int *ids)
 {
     if (len >= INT_MAX / 2) die(EXIT_DATA, "text", "too long (got %zu bytes)", len);
-    // A word has a space before it, at most, and an end; the tree's leaves are fewer than twice that.
+    // A word has a space before it, at most, and an end; the tree's leaves are fewer than twice
+    // that.
     Encoder e = {.t = t, .ids = ids, .symbols = xrealloc(NULL, len + 2, sizeof *e.symbols),
                  .best = xrealloc(NULL, 4 * (len + 2), sizeof *e.best)};
     size_t from = 0;
@@ -4281,6 +4316,7 @@ static int is_stop(const Tokenizer *t, int id) { return t->pieces[id].stop; }
 
 // --- loading ------------------------------------------------------------------------------------
 
+// The pieces by their text; of two that are spelled alike the first is the one that is found.
 static void index_pieces(Tokenizer *t)
 {
     t->ids = map_init(t->vocab_size);
@@ -4310,12 +4346,14 @@ static void find_byte_pieces(Tokenizer *t)
     }
 }
 
+// Ids are numbers of a file, where -1 and more than there are may stand for none.
 static void mark_stop(Tokenizer *t, double id)
 {
     if (id >= 0 && id < t->vocab_size) t->pieces[(int)id].stop = 1;
 }
 
-// Tokens that end a turn, whatever the file says about them.
+// Tokens that end a turn, whatever the file says about them: many files name one EOS, that of a
+// text, but their models end a turn with another one, and would talk on to themselves.
 static void find_stops(Tokenizer *t)
 {
     static const char *const names[] = {
@@ -4326,7 +4364,8 @@ static void find_stops(Tokenizer *t)
         mark_stop(t, find_piece(t, names[i], strlen(names[i]), TOKEN_CONTROL | TOKEN_USER));
 }
 
-// Reads all of a file ("-": standard input) into memory that the caller frees; *len is its size.
+// Reads all of a file ("-": standard input) into memory that the caller frees; *len is its size. A
+// zero byte ends it, for those who read numbers there. A pipe's size is known only at its end.
 static char *read_text(const char *path, size_t *len)
 {
     FILE *f = strcmp(path, "-") ? fopen(path, "rb") : stdin;
@@ -4344,8 +4383,9 @@ static char *read_text(const char *path, size_t *len)
     return text;
 }
 
-// The byte that GPT-2 writes as character c, or -1: printable ones stand for themselves, the
-// others are numbered from 256 on.
+// The byte that GPT-2 writes as character c, or -1. Its lists of merges are lines of text with a
+// space inside, in which a byte may be neither blank nor broken UTF-8: so bytes that are printable
+// characters of Latin-1 stand for themselves, and the others are numbered from 256 on.
 static int byte_of_char(uint32_t c)
 {
     if ((c > 32 && c < 127) || (c > 160 && c < 173) || (c > 173 && c < 256)) return (int)c;
@@ -4392,7 +4432,9 @@ static void read_pieces(Tokenizer *t, const Vocab *v)
     }
 }
 
-// A merge is two pieces with a space between.
+// A merge is two pieces with a space between, which is never the first byte of a piece: blanks are
+// written as other characters. Its place in the list is its rank. Merges of pieces that are not
+// there can never happen, and are left out.
 static void read_merges(Tokenizer *t, const Vocab *v)
 {
     Values list = v->merges;
@@ -4414,12 +4456,12 @@ static void read_merges(Tokenizer *t, const Vocab *v)
 static const WordStyle *find_words(const char *path, const char *name)
 {
     if (!strcmp(name, "default"))
-        fprintf(stderr, "%s: %s: no tokenizer.ggml.pre says how text is cut into words: done as for "
+        fprintf(stderr, "%s: %s: no tokenizer.ggml.pre says how text is cut into words; as for "
                 "gpt-2, which is a guess\n", prog, path);
     for (size_t i = 0; i < COUNT(word_styles); i++) {
-        const char *all = word_styles[i].name, *at = all;
-        for (; (at = strstr(at, name)); at++)
-            if ((at == all || at[-1] == ' ') && strchr(",", at[strlen(name)])) return &word_styles[i];
+        const WordStyle *w = &word_styles[i];
+        for (const char *at = w->name; (at = strstr(at, name)); at++)
+            if ((at == w->name || at[-1] == ' ') && strchr(",", at[strlen(name)])) return w;
     }
     die(EXIT_DATA, path, "its cut of text into words (got %s, want one of %s)", name,
         LIST_NAMES(word_styles));
@@ -4483,6 +4525,12 @@ static void tokenizer_load(Tokenizer *t, const char *path, int vocab_size)
 // it becomes surer, above 1 more daring, at 0 the likeliest token is all that is left. Before that
 // a penalty makes recent tokens less likely; after it top-k, min-p and top-p drop what is unlikely,
 // and one draw from what is left decides. The same seed gives the same text.
+//
+// Why drop anything? The tail of a distribution is long: ten thousand tokens of one in a hundred
+// thousand each are drawn once in ten times, and one wrong word leads the text astray. top-k keeps
+// a number of tokens, top-p (nucleus sampling) as many as have a share of the whole, which are few
+// where the model is sure and many where it is not; min-p those that are not much less likely than
+// the best.
 
 typedef struct {
     double temperature; // 0: always the most likely token
@@ -4501,7 +4549,8 @@ typedef struct {
 
 enum { REPEAT_WINDOW = 64 }; // how many tokens are "recent"
 
-// xorshift64*: 64 bits, the upper ones the better.
+// xorshift64* (Vigna 2016): three shifts walk through all states but 0, a product mixes the result.
+// The upper bits are the better ones.
 static uint64_t next_random(uint64_t *state)
 {
     *state ^= *state >> 12;
@@ -4513,7 +4562,8 @@ static uint64_t next_random(uint64_t *state)
 // At least 0 and below 1: as many bits as a float holds.
 static float random_unit(uint64_t *state) { return (float)(next_random(state) >> 40) * 0x1p-24f; }
 
-// Never zero, whatever the seed: zero is the generator's fixed point.
+// A state for a seed. Seeds that are neighbours must not give texts that are alike, so splitmix64
+// stirs the bits first. Never zero, whatever the seed: zero is the generator's fixed point.
 static uint64_t seed_random(uint64_t seed)
 {
     uint64_t z = seed + 0x9e3779b97f4a7c15; // splitmix64
@@ -4548,7 +4598,8 @@ static int more_likely(const void *a, const void *b)
     return x->id - y->id;
 }
 
-// Makes recent tokens less likely, whichever sign their logits have, and each only once.
+// Makes recent tokens less likely, whichever sign their logits have. What is read first is written
+// afterwards, so that a token that occurred twice pays only once.
 static void penalize(float *logits, float penalty, const int *recent, int n)
 {
     float less[REPEAT_WINDOW];
@@ -4557,7 +4608,8 @@ static void penalize(float *logits, float penalty, const int *recent, int n)
         logits[recent[i]] = less[i] > 0 ? less[i] / penalty : less[i] * penalty;
 }
 
-// Draws a token. logits [n] are overwritten. recent: the last tokens, n_recent of them.
+// Draws a token. logits [n] are overwritten. recent: the last tokens, n_recent of them. To draw is
+// to lay the probabilities side by side and see on which of them a random point falls.
 static int sample(Sampler *s, float *logits, size_t n, const int *recent, int n_recent)
 {
     if (s->repeat_penalty != 1) penalize(logits, s->repeat_penalty, recent, n_recent);
@@ -4628,12 +4680,15 @@ typedef struct {
     double read_s, made_s;     // and the seconds they took
 } Session;
 
-static volatile sig_atomic_t interrupted; // by Ctrl-C
+// Set by Ctrl-C, and looked at between tokens and between the chunks of a prompt: a step of the
+// model is never left half done, so that its cache can be used afterwards.
+static volatile sig_atomic_t interrupted;
 
 static void on_interrupt(int sig) { interrupted = sig; }
 
-// The first Ctrl-C ends the text cleanly, the second ends the program. flags: SA_RESTART, so that a
-// write that waits for its reader goes on, or 0: a read ends.
+// The first Ctrl-C ends the text cleanly, the second ends the program, as the system would have
+// done without this. flags: SA_RESTART, so that a write that waits for its reader goes on, or 0: a
+// read ends.
 static void catch_interrupt(int flags)
 {
     struct sigaction action = {.sa_handler = on_interrupt, .sa_flags = flags | SA_RESETHAND};
@@ -4660,9 +4715,12 @@ static void progress(const char *what, double start, size_t done, size_t total)
                 took / (double)done * (double)(total - done));
 }
 
-// Reads tokens[n] in chunks and sets the logits; stops early on Ctrl-C. A text that outgrows
-// LongRoPE's short list is read again from its beginning, with the long one. A model with NaN or
-// infinity among its weights is found out here.
+// Reads tokens[n] in chunks and sets the logits; stops early on Ctrl-C. A chunk goes through the
+// model as one matrix, so that every weight is fetched from memory once for all of its tokens: that
+// is why a prompt is read many times faster than a text is written. The logits of the last token
+// are all that is needed. A text that outgrows LongRoPE's short list is read again from its
+// beginning, with the long one: keys are cached unrotated, but what the layers made of the old
+// angles is in them. A model with NaN or infinity among its weights is found out here.
 static void feed(Session *s, const int *tokens, size_t n)
 {
     Attention *a = &s->state.attn;
@@ -4687,8 +4745,10 @@ static void feed(Session *s, const int *tokens, size_t n)
             die(EXIT_DATA, s->model.path, "its logits are not finite at position %lld", s->pos - 1);
 }
 
-// Text on its way out: an incomplete UTF-8 sequence at the end waits for its other bytes, and is
-// dropped if there are none. On a terminal, characters that it would obey are shown: ESC as ^[.
+// Text on its way out. A token may end inside a character (an emoji's four bytes are rarely one
+// piece), so an incomplete UTF-8 sequence at the end waits for its other bytes, and is dropped if
+// there are none. On a terminal, characters that it would obey are shown, ESC as ^[: what a model
+// has read somewhere must not rename windows or type commands.
 typedef struct {
     FILE *out;
     int terminal;
@@ -4730,7 +4790,8 @@ static void write_token(const Tokenizer *t, Stream *out, int prev, int id)
 }
 
 // With --show-tokens, what the model is about to read: ids, and then pieces in which blanks and
-// bytes that are no characters can be seen.
+// bytes that are no characters can be seen. Most of what goes wrong between a model and its user is
+// a missing blank or a turn's mark that became letters.
 static void show_tokens(const Tokenizer *t, const int *ids, size_t n)
 {
     if (!opt.show_tokens) return;
@@ -4756,7 +4817,9 @@ static const char *const endings[] = {"the model", "-n", "a full context (see -c
                                       "Ctrl-C"};
 
 // Reads ids[n] and goes on until a stop token, the number of steps asked for, a full context or
-// Ctrl-C. echo: the prompt is written out first, as llama2.c does.
+// Ctrl-C; returns which. echo: the prompt is written out first, as llama2.c does. Every token is
+// drawn from the logits, written out, and read in its turn, which gives the next logits. The last
+// one need not be read, since nothing follows it, but stands behind the others in s->ids.
 static int reply(Session *s, const int *ids, size_t n, int echo)
 {
     const Tokenizer *t = &s->tokenizer;
@@ -4813,7 +4876,8 @@ static int *encode_text(const Tokenizer *t, const char *text, const char *templa
     return ids;
 }
 
-// Mode generate: continues the prompt.
+// Mode generate: continues the prompt. It has to fit into the context whole, since a text whose
+// beginning was silently cut off is another text.
 static void run_generate(Session *s)
 {
     size_t n;
