@@ -4316,36 +4316,6 @@ static int is_stop(const Tokenizer *t, int id) { return t->pieces[id].stop; }
 
 // --- loading ------------------------------------------------------------------------------------
 
-// The pieces by their text; of two that are spelled alike the first is the one that is found.
-static void index_pieces(Tokenizer *t)
-{
-    t->ids = map_init(t->vocab_size);
-    memset(t->byte_id, -1, sizeof t->byte_id);
-    for (int id = 0; id < t->vocab_size; id++) {
-        const Piece *p = &t->pieces[id];
-        if (isnan(p->score)) die(EXIT_DATA, t->path, "piece %d has no score (got nan)", id);
-        if (!p->len) continue;
-        map_add(&t->ids, p->text, (size_t)p->len, id);
-        uint8_t *most = &t->special_len[(uint8_t)*p->text];
-        if (p->kind != TOKEN_TEXT && p->len < 256 && p->len > *most) *most = (uint8_t)p->len;
-    }
-}
-
-// The pieces that stand for bytes, named <0x00> to <0xFF>; all of them have to be there, and none
-// may be a control token, which a text could then write.
-static void find_byte_pieces(Tokenizer *t)
-{
-    static char bytes[256];
-    for (int byte = 0; byte < 256; byte++) {
-        char name[8];
-        snprintf(name, sizeof name, "<0x%02X>", (unsigned)byte);
-        int id = t->byte_id[byte] = find_piece(t, name, 6, TOKEN_TEXT | TOKEN_USER);
-        if (id < 0) die(EXIT_DATA, t->path, "no piece for byte %d (want %s)", byte, name);
-        bytes[byte] = (char)byte;
-        t->pieces[id] = (Piece){.text = &bytes[byte], .len = 1, .kind = TOKEN_BYTE};
-    }
-}
-
 // Ids are numbers of a file, where -1 and more than there are may stand for none.
 static void mark_stop(Tokenizer *t, double id)
 {
@@ -4362,6 +4332,38 @@ static void find_stops(Tokenizer *t)
         "</s>"};
     for (size_t i = 0; i < COUNT(names); i++)
         mark_stop(t, find_piece(t, names[i], strlen(names[i]), TOKEN_CONTROL | TOKEN_USER));
+}
+
+// What has to be found quickly: pieces by their text (of two that are spelled alike the first), how
+// long special tokens can be, and the ones that end a turn.
+static void index_pieces(Tokenizer *t)
+{
+    t->ids = map_init(t->vocab_size);
+    memset(t->byte_id, -1, sizeof t->byte_id);
+    for (int id = 0; id < t->vocab_size; id++) {
+        const Piece *p = &t->pieces[id];
+        if (isnan(p->score)) die(EXIT_DATA, t->path, "piece %d has no score (got nan)", id);
+        if (!p->len) continue;
+        map_add(&t->ids, p->text, (size_t)p->len, id);
+        uint8_t *most = &t->special_len[(uint8_t)*p->text];
+        if (p->kind != TOKEN_TEXT && p->len < 256 && p->len > *most) *most = (uint8_t)p->len;
+    }
+    find_stops(t);
+}
+
+// The pieces that stand for bytes, named <0x00> to <0xFF>; all of them have to be there, and none
+// may be a control token, which a text could then write.
+static void find_byte_pieces(Tokenizer *t)
+{
+    static char bytes[256];
+    for (int byte = 0; byte < 256; byte++) {
+        char name[8];
+        snprintf(name, sizeof name, "<0x%02X>", (unsigned)byte);
+        int id = t->byte_id[byte] = find_piece(t, name, 6, TOKEN_TEXT | TOKEN_USER);
+        if (id < 0) die(EXIT_DATA, t->path, "no piece for byte %d (want %s)", byte, name);
+        bytes[byte] = (char)byte;
+        t->pieces[id] = (Piece){.text = &bytes[byte], .len = 1, .kind = TOKEN_BYTE};
+    }
 }
 
 // Reads all of a file ("-": standard input) into memory that the caller frees; *len is its size. A
@@ -4485,7 +4487,6 @@ static void tokenizer_from_vocab(Tokenizer *t, const char *path, const Vocab *v)
     for (size_t i = 0; i < v->ends.n; i++) mark_stop(t, number_at(v->ends, i));
     mark_stop(t, v->eos);
     mark_stop(t, v->eot);
-    find_stops(t);
     if (t->bos >= 0 && t->pieces[t->bos].kind == TOKEN_TEXT) t->bos = -1;
     t->add_bos &= t->bos >= 0;
 }
@@ -4506,16 +4507,13 @@ static void tokenizer_load(Tokenizer *t, const char *path, int vocab_size)
         if (len > size - at - 8)
             die(EXIT_DATA, path, "piece %d does not fit the file (got length %zu)", id, len);
         t->pieces[id] = (Piece){.text = (const char *)entry + 8, .len = (int)len,
-                                .score = read_f32(entry),
+                                .score = read_f32(entry), .stop = id == ID_BOS || id == ID_EOS,
                                 .kind = id <= ID_EOS ? TOKEN_CONTROL : TOKEN_TEXT};
     }
     if (id < vocab_size || at != size)
         die(EXIT_DATA, path, "not a tokenizer of this model's %d pieces", vocab_size);
     index_pieces(t);
     find_byte_pieces(t);
-    mark_stop(t, ID_BOS);
-    mark_stop(t, ID_EOS);
-    find_stops(t);
 }
 
 // ================================================================================================
@@ -4898,12 +4896,10 @@ static void read_prompt(Session *s)
     const char *prompt = opt.prompt ? opt.prompt : "";
     if (s->len >= 2 && (!memcmp(text, "\xff\xfe", 2) || !memcmp(text, "\xfe\xff", 2)))
         die(EXIT_DATA, opt.file, "UTF-16 (want UTF-8); convert it: iconv -f UTF-16 -t UTF-8");
-    size_t mark = s->len >= 3 && !memcmp(text, "\xef\xbb\xbf", 3) ? 3 : 0;
-    s->len -= mark;
-    memmove(text, text + mark, s->len);
+    size_t mark = strncmp(text, "\xef\xbb\xbf", 3) ? 0 : 3;
     text = xrealloc(text, s->len + strlen(prompt) + 2, 1);
-    s->len += (size_t)sprintf(text + s->len, opt.file && opt.prompt ? "\n%s" : "%s", prompt);
-    if (opt.file || opt.prompt) s->text = text;
+    s->len += (size_t)sprintf(text + s->len, opt.file && opt.prompt ? "\n%s" : "%s", prompt) - mark;
+    if (opt.file || opt.prompt) s->text = text + mark;
 }
 
 // ================================================================================================
