@@ -10,6 +10,12 @@
 // the cache already holds of the result need not be read again: as a rule all but the last turn. So
 // a template may leave out what was thought about earlier turns, and old turns may be dropped,
 // without a case of their own.
+//
+// How to read this file. A template goes through four layers, each of which calls those before it:
+// terms (what a template computes with), functions (what it can do to them), expressions (what it
+// writes between braces) and tags (what decides what is written). Then come the formats for models
+// that bring no template, what has to hold of a template before it is used, and the turns of a
+// conversation. Who wants to know only how a chat works begins there, at answer().
 #ifndef TESTING
 #define TESTING // leaves run.c's main out
 #define CHAT
@@ -29,6 +35,12 @@ static struct {
 //     {% if %} {% for %} {% set %}    have the meaning that their names say
 //     {# comment #}       writes nothing, and all else is text that is written as it stands
 //
+// For example, ChatML, with which the models of several families were trained:
+//
+//     {% for m in messages %}<|im_start|>{{ m.role }}
+//     {{ m.content }}<|im_end|>
+//     {% endfor %}<|im_start|>assistant
+//
 // The interpreter knows the part of the language that templates use when there are no tools. It
 // runs along the template's text without taking it apart first: a branch that is not taken is only
 // searched for its end, so that what is unknown in it does no harm. Whatever goes wrong in an
@@ -37,7 +49,10 @@ static struct {
 // what is computed from it, and where it matters (it is to be written, or decides something) the
 // template stops with that reason. A template that stops is refused.
 
-// What an expression comes to. A message is a list of two, its role and its content.
+// What an expression comes to: a value of a few words, which is passed and copied as a number is.
+// Texts are pieces of the template, of messages or of kept memory and end where n says, not with a
+// zero. A message is a list of two, its role and its content. The order of kinds counts: up to
+// T_WRONG nothing is there, and from T_TEXT on n is a length.
 typedef struct Term {
     enum { T_UNDEFINED, T_NONE, T_WRONG, T_BOOL, T_NUMBER, T_TEXT, T_LIST, T_MESSAGE } kind;
     long n; // the number; bytes of the text, items of the list
@@ -47,7 +62,9 @@ typedef struct Term {
     };
 } Term;
 
-// A template at work. Everything that it allocates is kept to its end.
+// A template at work. Everything that it allocates is kept to its end, so that terms can share what
+// they point to and nobody owns it. A template may be anybody's work: it has so much depth and so
+// much work, and is stopped when that is used up.
 typedef struct {
     const char *text, *at; // all of it, and how far it is read
     struct {
@@ -76,6 +93,7 @@ static Term bool_term(int yes) { return (Term){T_BOOL, yes, {NULL}}; }
 static Term wrong_term(const char *reason) { return (Term){T_WRONG, 0, {reason}}; }
 static int is_name_char(char c) { return isalnum((unsigned char)c) || c == '_'; }
 
+// Texts are the same if they are spelled alike; lists only if they are one and the same.
 static int same_term(Term a, Term b)
 {
     if (a.kind != b.kind || a.n != b.n) return 0;
@@ -94,6 +112,7 @@ static void stop_template(Template *t, const char *reason)
     t->at = "";
 }
 
+// Memory that the template has until its end, from which free_template() frees it.
 static void *keep(Template *t, size_t bytes)
 {
     struct Kept *k = xrealloc(NULL, sizeof *k + bytes, 1);
@@ -103,13 +122,23 @@ static void *keep(Template *t, size_t bytes)
     return k->terms;
 }
 
-// Whether it counts as yes. Something wrong must not decide anything.
+// A copy of the text that ends with a zero byte.
+static char *keep_string(Template *t, Term v)
+{
+    char *s = memcpy(keep(t, (size_t)v.n + 1), v.s, (size_t)v.n);
+    s[v.n] = 0;
+    return s;
+}
+
+// Whether it counts as yes, as in Python: a number that is not 0, a text or list that is not empty.
+// What is not there is a no, but something wrong must not decide anything.
 static int is_true(Template *t, Term v)
 {
     if (v.kind == T_WRONG) stop_template(t, v.s);
     return v.kind > T_WRONG && v.n;
 }
 
+// Adds to what the template has written, which ends with a zero for those who print it.
 static void write_text(Template *t, const char *s, size_t n)
 {
     if (t->n_out + n >= t->room) {
@@ -121,6 +150,7 @@ static void write_text(Template *t, const char *s, size_t n)
     if ((t->work += n) > MOST_WORK) stop_template(t, "it does not come to an end");
 }
 
+// Writes what an expression came to. A variable that nobody set writes nothing, as in Jinja.
 static void write_term(Template *t, Term v)
 {
     char digits[32];
@@ -131,6 +161,10 @@ static void write_term(Template *t, Term v)
 
 // --- variables -----------------------------------------------------------------------------------
 
+// Variables lie in one array, the latest last. A loop notes how many there are and goes back to
+// that number after each round, which is all that scopes are here.
+
+// The latest variable of that name, or NULL.
 static Term *find_var(Template *t, Term name)
 {
     for (int i = t->n_vars - 1; i >= 0; i--)
@@ -145,6 +179,9 @@ static void add_var(Template *t, Term name, Term value)
 }
 
 // --- words ---------------------------------------------------------------------------------------
+//
+// There is no list of words made beforehand: readers look at the text where the template stands,
+// and step over what they know. White space before a word is stepped over with it.
 
 // Steps over this word or sign, if it comes next. The end of a tag, which may begin with a minus,
 // is no operator.
@@ -171,6 +208,7 @@ static Term read_name(Template *t)
     return name;
 }
 
+// A text in quotes of either kind, in which a backslash may begin a code for a character.
 static Term read_string(Template *t)
 {
     static const char codes[] = "ntr\\'\"", chars[] = "\n\t\r\\'\"";
@@ -188,7 +226,11 @@ static Term read_string(Template *t)
 }
 
 // --- functions -----------------------------------------------------------------------------------
+//
+// They compute terms from terms and know nothing of the template's text. What is wrong in one of
+// the arguments is the result, too, so that the reason that is told is the first one.
 
+// Python's + and Jinja's ~: the sum of numbers, or texts one behind the other.
 static Term join_terms(Template *t, Term a, Term b)
 {
     if (a.kind == T_WRONG || b.kind == T_WRONG) return a.kind == T_WRONG ? a : b;
@@ -200,12 +242,14 @@ static Term join_terms(Template *t, Term a, Term b)
     return (Term){T_TEXT, a.n + b.n, {s}};
 }
 
+// Where the part begins in text v, or NULL.
 static const char *find_text(Term v, Term part)
 {
     return memmem(v.s, (size_t)v.n, part.s, (size_t)part.n);
 }
 
-// Python's `in`.
+// Python's `in`: a part of a text, an item of a list, a field of a message. In nothing there is
+// nothing.
 static Term is_inside(Term part, Term v)
 {
     if (v.kind == T_WRONG || part.kind == T_WRONG) return part.kind == T_WRONG ? part : v;
@@ -225,6 +269,8 @@ static Term strip_text(Term v, Term set, int left, int right)
     return v;
 }
 
+// The list of what stands between separators: counted first, and cut then. The parts are not copied
+// but point into v.
 static Term split_text(Template *t, Term v, Term separator)
 {
     long n = 1;
@@ -242,6 +288,7 @@ static Term split_text(Template *t, Term v, Term separator)
     return (Term){T_LIST, n, {.items = parts}};
 }
 
+// Cut at the old text, and joined with the new one.
 static Term replace_text(Template *t, Term v, Term old, Term new)
 {
     Term parts = split_text(t, v, old);
@@ -255,7 +302,7 @@ static Term replace_text(Template *t, Term v, Term old, Term new)
 // Letters in another case: 'u'pper, 'l'ower, or words with a 't'itle's capitals (of ASCII only).
 static Term change_case(Template *t, Term v, char how)
 {
-    char *s = memcpy(keep(t, (size_t)v.n + 1), v.s, (size_t)v.n);
+    char *s = keep_string(t, v);
     for (long i = 0; i < v.n; i++) {
         int inside = i && isalpha((unsigned char)v.s[i - 1]);
         int up = how == 'u' || (how == 't' && !inside);
@@ -266,16 +313,17 @@ static Term change_case(Template *t, Term v, char how)
 
 static time_t (*clock_of_templates)(time_t *) = time; // a test sets another
 
+// Today, as strftime writes it: some templates tell the model what day it is.
 static Term format_date(Template *t, Term format)
 {
     time_t now = clock_of_templates(NULL);
-    char *copy = keep(t, (size_t)format.n + 1), *s = keep(t, 256);
-    memcpy(copy, format.s, (size_t)format.n);
-    copy[format.n] = 0;
-    return (Term){T_TEXT, (long)strftime(s, 256, copy, localtime(&now)), {s}};
+    char *s = keep(t, 256);
+    size_t n = strftime(s, 256, keep_string(t, format), localtime(&now));
+    return (Term){T_TEXT, (long)n, {s}};
 }
 
-// A text's own functions, methods or filters; the argument is missing (n_args 0) or a text.
+// A text's own functions; the argument is missing (n_args 0) or a text. Python's methods and
+// Jinja's filters of one name do the same here: m.content.strip() and m.content | trim.
 static Term call_on_text(Template *t, Term v, Term name, const Term *arg, int n_args)
 {
     Term set = n_args ? arg[0] : text_term(BLANKS);
@@ -294,19 +342,16 @@ static Term call_on_text(Template *t, Term v, Term name, const Term *arg, int n_
     return wrong_term("an unknown function");
 }
 
-// A method or filter of v, or a function (v is undefined then).
+// A method or filter of v, or a function (v is undefined then). raise_exception is how templates
+// refuse what their models were not trained for, say two turns of the user one behind the other:
+// its argument becomes the reason.
 static Term call(Template *t, Term v, Term name, const Term *arg, int n_args)
 {
     if (v.kind == T_WRONG) return v;
     for (int i = 0; i < n_args; i++)
         if (arg[i].kind == T_WRONG) return arg[i];
     int text = n_args && arg[0].kind == T_TEXT;
-    if (is_word(name, "raise_exception") && text) {
-        char *reason = keep(t, (size_t)arg[0].n + 1);
-        memcpy(reason, arg[0].s, (size_t)arg[0].n);
-        reason[arg[0].n] = 0;
-        return wrong_term(reason);
-    }
+    if (is_word(name, "raise_exception") && text) return wrong_term(keep_string(t, arg[0]));
     if (is_word(name, "strftime_now") && text) return format_date(t, arg[0]);
     if (is_word(name, "default") && n_args) return v.kind ? v : arg[0];
     if (is_word(name, "string") && v.kind == T_TEXT) return v;
@@ -317,6 +362,12 @@ static Term call(Template *t, Term v, Term name, const Term *arg, int n_args)
 }
 
 // --- expressions ---------------------------------------------------------------------------------
+//
+// A function for each kind of expression reads its text and returns what it comes to, at once:
+// there is no tree of the expression in between. read_expression() is the outermost, read_binary()
+// reads operators by how strongly they bind, read_operand() what stands between them. Both sides of
+// "and" and "or" are read and so computed, which does no harm where nothing has side effects: what
+// is wrong on the side that does not count is dropped.
 
 static Term read_expression(Template *t);
 
@@ -337,6 +388,7 @@ static int read_items(Template *t, const char *close, Term *items, int most)
     return n;
 }
 
+// The arguments of a call, if there are any, and its result. Filters may come without brackets.
 static Term read_call(Template *t, Term v, Term name)
 {
     Term args[4];
@@ -344,6 +396,8 @@ static Term read_call(Template *t, Term v, Term name)
     return call(t, v, name, args, n);
 }
 
+// m.role or m['role']. Other names are those of tool calls and thoughts, which our messages do not
+// have: they are undefined, and templates ask for that.
 static Term find_attribute(Term v, Term name)
 {
     if (v.kind == T_WRONG) return v;
@@ -352,7 +406,9 @@ static Term find_attribute(Term v, Term name)
     return is_word(name, "role") ? v.items[0] : is_word(name, "content") ? v.items[1] : (Term){0};
 }
 
-// Behind a bracket: [name], [i], or [from:to:step] of which the step is 1 or -1.
+// Behind a bracket: [name], [i], or [from:to:step] of which the step is 1 or -1. As in Python a
+// negative place counts from the end, [1:] is all but the first, and [::-1] is the list backwards,
+// in which templates look for the last user's message.
 static Term read_index(Template *t, Term v)
 {
     Term part[3] = {{0}};
@@ -378,7 +434,7 @@ static Term read_index(Template *t, Term v)
     return (Term){T_LIST, end - at, {.items = items}};
 }
 
-// Behind "is".
+// Behind "is": whether the term is of one of these kinds, as Jinja sees them.
 static Term read_test(Template *t, Term v)
 {
 #define KIND(k) (1 << T_##k)
@@ -406,6 +462,7 @@ static Term read_test(Template *t, Term v)
     return wrong_term("an unknown test");
 }
 
+// Behind ( or [. One term in round brackets without a comma is no list.
 static Term read_list(Template *t, const char *close)
 {
     Term items[32], *kept;
@@ -416,6 +473,8 @@ static Term read_list(Template *t, const char *close)
     return (Term){T_LIST, n, {.items = kept}};
 }
 
+// A text, a number, a list, a variable or a call, and all that is hung on behind it: .name,
+// [index], | filter, is test.
 static Term read_operand(Template *t)
 {
     Term v;
@@ -446,6 +505,8 @@ static const struct {
                  {">", 4}, {"in", 4}, {"not", 4}, {"+", 5}, {"-", 5}, {"~", 6}, {"%", 7}};
 enum { LEVEL_NOT = 3 };
 
+// a and b joined by the operator, of which the first letter tells which it is. As in Python "or"
+// and "and" give one of their sides, not just yes or no: m.name or 'user'.
 static Term apply_operator(Template *t, const char *sign, Term a, Term b)
 {
     if (a.kind == T_WRONG) return a;
@@ -468,7 +529,9 @@ static Term apply_operator(Template *t, const char *sign, Term a, Term b)
     return b.n > 0 && a.n >= 0 ? number_term(a.n % b.n) : wrong_term("a remainder of that");
 }
 
-// Operands and the operators of this level or a higher one between them.
+// Operands and the operators of this level or a higher one between them. Whatever stands to the
+// right of an operator is read one level higher, so that a - b - c is (a - b) - c, and after each
+// operator the search begins anew with the weakest.
 static Term read_binary(Template *t, int level)
 {
     Term a;
@@ -491,7 +554,7 @@ static Term read_binary(Template *t, int level)
     return a;
 }
 
-// With Python's choice: A if C else B.
+// With Python's choice: A if C else B. Without an else the other is undefined, and writes nothing.
 static Term read_expression(Template *t)
 {
     if (++t->depth > MOST_DEPTH) stop_template(t, "brackets too deep");
@@ -507,6 +570,11 @@ static Term read_expression(Template *t)
 }
 
 // --- tags ----------------------------------------------------------------------------------------
+//
+// run_block() goes along text and tags up to a tag that ends a block, and hands that tag's word to
+// who began the block. A block is live, or it is skipped: then tags are still matched with their
+// ends, but nothing is computed or written. White space around tags is half of what makes a
+// template right; its rules are in close_tag() and end_of_text().
 
 // Steps over the end of a tag and the white space that goes with it: all of it behind a minus, the
 // newline behind a {% %} or {# #}, as for the models' authors (trim_blocks).
@@ -525,7 +593,8 @@ static void close_tag(Template *t)
     else if (kind != '}' && *t->at == '\n') t->at++;
 }
 
-// Goes to the end of a tag that ends with this character and a brace.
+// Goes to the end of a tag that ends with this character and a brace, but not to one inside a text
+// in quotes. A sign in front of the end is left for close_tag().
 static void skip_tag(Template *t, char kind)
 {
     for (char c; (c = *t->at) && !(c == kind && t->at[1] == '}'); t->at++)
@@ -574,7 +643,8 @@ static char next_tag(Template *t, int live)
 
 static Term run_block(Template *t, int live);
 
-// From behind the word if to behind its endif.
+// From behind the word if to behind its endif: each branch is a block, of which at most one is
+// live.
 static void run_if(Template *t, int live)
 {
     int done = !live; // one branch was taken, or none may be
@@ -592,7 +662,8 @@ static void run_if(Template *t, int live)
     close_tag(t);
 }
 
-// One time round a loop, live if there is an item.
+// One time round a loop, live if there is an item. The loop's own variables are set for the round,
+// so that those of a loop inside hide them and are gone with it.
 static void run_body(Template *t, Term name, Term list, long i)
 {
     add_var(t, text_term("loop.index0"), number_term(i));
@@ -604,6 +675,8 @@ static void run_body(Template *t, Term name, Term list, long i)
     if (!is_word(word, "endfor")) stop_template(t, "a for without its end, or unknown words in it");
 }
 
+// Goes back to the body for each item of the list. A list without items, or one that is not live,
+// has its body skipped once, to get to its end.
 static void run_for(Template *t, int live)
 {
     Term name = {0}, list = {0};
@@ -628,7 +701,9 @@ static void run_for(Template *t, int live)
     close_tag(t);
 }
 
-// Behind set: name = expression, or name = namespace(name = expression, ...).
+// Behind set: name = expression, or name = namespace(name = expression, ...). What is set inside a
+// loop is forgotten at the end of the round; a namespace is how a template remembers something from
+// one round to the next.
 static void run_set(Template *t)
 {
     Term name = read_name(t), dot = join_terms(t, name, text_term("."));
@@ -654,7 +729,8 @@ static void run_set(Template *t)
     else add_var(t, name, value);
 }
 
-// A tag that begins with this word, behind which it stands.
+// A tag that begins with this word, behind which it stands. Macros are for tools, as far as has
+// been seen: their definitions are skipped.
 static void run_tag(Template *t, Term word, int live)
 {
     if (is_word(word, "if")) run_if(t, live);
@@ -697,6 +773,7 @@ static Term run_block(Template *t, int live)
     return word;
 }
 
+// Frees what it has kept and written.
 static void free_template(Template *t)
 {
     for (struct Kept *k = t->kept, *next; k; k = next) next = k->next, free(k);
@@ -726,7 +803,8 @@ static void run_template(Template *t, const char *text, const Term *messages, lo
 
 // --- formats -------------------------------------------------------------------------------------
 
-// Formats by name, for models that bring none; mark: a token that only such a model has.
+// Formats by name, for models that bring none; mark: a token that only such a model has. They are
+// templates like others.
 typedef struct {
     const char *name, *mark, *template;
 } ChatFormat;
@@ -760,6 +838,19 @@ static const ChatFormat chat_formats[] = {
      "{{ '<|assistant|>\n' }}"},
 };
 
+// A text that is written as a file is, and is there, ended by a zero byte, when that is closed.
+static FILE *open_text(char **text, size_t *len)
+{
+    FILE *out = open_memstream(text, len);
+    if (!out) die(EXIT_DATA, "memory", "cannot begin a text (%s)", strerror(errno));
+    return out;
+}
+
+static void close_text(FILE *out)
+{
+    if (fclose(out)) die(EXIT_DATA, "memory", "cannot write a text (%s)", strerror(errno));
+}
+
 // The template for 'SYSTEM|USER|REPLY|END': what stands before a system's text, before a user's,
 // before a reply and behind it. {} in the first two is the text's place, if it is not their end; a
 // bar in <|token|> or [|token|] is no separator. NULL: these are not four parts.
@@ -772,8 +863,7 @@ static const char *compose_template(const char *parts)
         {"{% else %}{{ m.content + '", "' }}{% endif %}{% endfor %}"}};
     char *text;
     size_t len, part = 0, placed = 0;
-    FILE *out = open_memstream(&text, &len);
-    if (!out) die(EXIT_DATA, "memory", "cannot begin a text (%s)", strerror(errno));
+    FILE *out = open_text(&text, &len);
     fputs(ends[0][0], out);
     for (const char *p = parts; *p && part < COUNT(ends); p++) {
         int token = (p > parts && strchr("<[", p[-1])) || (p[1] && strchr(">]", p[1]));
@@ -788,18 +878,24 @@ static const char *compose_template(const char *parts)
         } else fprintf(out, *p == '\'' ? "\\%c" : "%c", *p);
     }
     fputs(ends[3][1], out);
-    if (fclose(out)) die(EXIT_DATA, "memory", "cannot write a text (%s)", strerror(errno));
+    close_text(out);
     return part == 3 ? text : NULL;
 }
 
 // --- the template to be used ---------------------------------------------------------------------
+//
+// Before the first turn a template is tried on a small conversation. That shows whether it can be
+// executed at all, which tokens it writes (no user may write those), and what it writes behind a
+// reply: the token at which the model's replies have to end, whatever the file says about its EOS.
 
+// A token as a text for the template, which writes BOS and EOS by name.
 static Term piece_term(const Tokenizer *t, int id)
 {
     return id < 0 ? text_term("") : (Term){T_TEXT, t->pieces[id].len, {t->pieces[id].text}};
 }
 
 // Writes messages[n], to out->out; 0 if the template refuses them, for the reason out->error.
+// Either way free_template() is the caller's to call.
 static int write_chat(const Tokenizer *t, Template *out, const char *template,
                       const Term *messages, size_t n)
 {
@@ -808,6 +904,7 @@ static int write_chat(const Tokenizer *t, Template *out, const char *template,
     return !*out->error;
 }
 
+// The pair has to live as long as the message does.
 static Term make_message(Term pair[2], const char *role, const char *content)
 {
     pair[0] = text_term(role);
@@ -836,8 +933,9 @@ static void make_control(Tokenizer *t, int id)
     if (p->len > *most) *most = (uint8_t)p->len;
 }
 
-// Tries the template on a small conversation. Its tokens become control tokens, which no text can
-// write, and the first one behind a reply ends replies. Returns what is wrong with it, or NULL.
+// Tries the template on a small conversation, whose texts are a byte that no template writes, so
+// that they can be counted: each has to be there. Its tokens become control tokens, which no text
+// can write, and the first one behind a reply ends replies. Returns what is wrong with it, or NULL.
 static const char *try_template(Tokenizer *t, const char *template)
 {
     static char reason[sizeof(((Template *)NULL)->error)];
@@ -860,7 +958,8 @@ static const char *try_template(Tokenizer *t, const char *template)
     return right ? NULL : reason;
 }
 
-// The template to be used, or NULL; *what says what it is, or why there is none.
+// The template to be used, or NULL; *what says what it is, or why there is none. What the user says
+// counts first, then the model's own template, then a format of which the vocabulary has the mark.
 static const char *find_template(const Session *s, const char **what)
 {
     const Vocab *v = &s->model.vocab;
@@ -897,7 +996,8 @@ static const char *open_template(Session *s, const char **what)
 }
 
 // Whether a system's text that is empty has to be written for there to be none: the template would
-// put in one of its own.
+// put in one of its own. That shows in what it writes for a user's text alone, which is then
+// longer.
 static int needs_empty_system(const Tokenizer *t, const char *template)
 {
     Template with, without;
@@ -912,7 +1012,8 @@ static int needs_empty_system(const Tokenizer *t, const char *template)
 }
 
 // The ids of messages[n] and the beginning of a reply; the caller frees them. A user cannot write
-// control tokens: behind a byte 1 (see quote_text) there is none.
+// control tokens: behind a byte 1 (see quote_text) there is none. own[i] says of byte i of the text
+// whether a token may begin there, and the marks are taken out.
 static int *encode_chat(const Session *s, const char *template, const Term *messages, size_t n,
                         size_t *n_ids)
 {
@@ -932,7 +1033,9 @@ static int *encode_chat(const Session *s, const char *template, const Term *mess
     return ids;
 }
 
-// A copy of the text with a byte 1 in front of each control token in it and of each byte 1.
+// A copy of the text with a byte 1 in front of each control token in it and of each byte 1. The
+// template moves texts around, trims and joins them; the mark travels along, and so it is known
+// afterwards which tokens are the template's and which are letters that a user typed.
 static char *quote_text(const Tokenizer *t, const char *text)
 {
     size_t len = strlen(text), n, to = 0;
@@ -946,8 +1049,12 @@ static char *quote_text(const Tokenizer *t, const char *text)
 }
 
 // --- turns ---------------------------------------------------------------------------------------
+//
+// A turn is the user's text and the reply to it. Nothing is kept between turns but the messages and
+// the cache: the template writes the whole conversation, and the longest beginning that the cache
+// has already is not read again.
 
-// Turns and fillers end with a zero byte, and must not end before.
+// Turns end with a zero byte, and must not end before.
 static void check_string(const char *what, const char *text, size_t len)
 {
     if (strlen(text) < len) die(EXIT_DATA, what, "a zero byte in it (at %zu)", strlen(text));
@@ -963,6 +1070,7 @@ static void rewind_session(Session *s, size_t pos)
     s->pos = seen / TILE + c->ring > (size_t)s->pos / TILE ? (long long)pos : 0;
 }
 
+// What has been said so far. The contents of messages belong to it.
 typedef struct {
     const char *template;
     Term *messages; // [n]
@@ -976,6 +1084,7 @@ static void add_message(Conversation *c, const char *role, const char *content)
     c->messages[c->n++] = make_message(xcalloc(2, sizeof(Term)), role, content);
 }
 
+// Forgets n messages.
 static void drop_messages(Conversation *c, size_t from, size_t n)
 {
     if (!n) return;
@@ -987,8 +1096,9 @@ static void drop_messages(Conversation *c, size_t from, size_t n)
     memmove(c->messages + from, c->messages + from + n, (c->n - from) * sizeof *c->messages);
 }
 
-// The ids of the conversation. If they and a reply do not fit into the context the oldest turns go,
-// but never the last; NULL if it does not fit even so, or if nothing may go.
+// The ids of the conversation, which the caller frees. If they and a reply do not fit into the
+// context the oldest turns go, but never the last; NULL if it does not fit even so, or if nothing
+// may go.
 static int *fit_conversation(const Session *s, Conversation *c, size_t *n)
 {
     size_t before = c->n, ctx = (size_t)s->ctx;
@@ -1015,16 +1125,15 @@ static char *spell_ids(const Tokenizer *t, const int *ids, size_t n)
 {
     char *text;
     size_t len;
-    FILE *out = open_memstream(&text, &len);
-    if (!out) die(EXIT_DATA, "memory", "cannot begin a text (%s)", strerror(errno));
-    Stream stream = {.out = out};
+    Stream stream = {.out = open_text(&text, &len)};
     for (size_t i = 0; i < n; i++)
         stream_write(&stream, t->pieces[ids[i]].text, (size_t)t->pieces[ids[i]].len);
-    if (fclose(out)) die(EXIT_DATA, "memory", "cannot write a text (%s)", strerror(errno));
+    close_text(stream.out);
     return text;
 }
 
-// Answers the user's text, and tells why if the reply was cut. 0: it does not fit.
+// Answers the user's text, and tells why if the reply was cut. 0: it does not fit. At least one
+// token is always read, since only that gives the logits from which the reply begins.
 static int answer(Session *s, Conversation *c, const char *text)
 {
     size_t n, common = 0;
@@ -1060,7 +1169,8 @@ static void wait_for_line(const char *prompt)
 }
 
 // Reads a turn: a line, and the next one, too, where it ends with a backslash. The caller frees it.
-// NULL at the end, or when Ctrl-C ends the wait for it.
+// NULL at the end, or when Ctrl-C ends the wait for it. A terminal hands over lines of at most
+// 4,095 bytes and drops the rest without a word, so that is said here.
 static char *read_turn(void)
 {
     enum { TERMINAL_LINE = 4096 }; // what a terminal hands over at most, with the newline
@@ -1094,7 +1204,8 @@ static char *read_turn(void)
     return NULL;
 }
 
-// Turn by turn on stdin and stdout. The first turn may be given.
+// Turn by turn on stdin and stdout. The first turn may be given. A line that begins with // is a
+// turn that begins with /, so that no text is out of reach for the one command there is, /clear.
 static void run_chat(Session *s)
 {
     const char *what;
@@ -1129,6 +1240,7 @@ static void run_chat(Session *s)
 
 // --- info ---------------------------------------------------------------------------------------
 
+// How positions enter, in one line.
 static void print_rope(const char *what, const RopeConfig *r)
 {
     printf("%-14s%s, base %g, L %d, factor %g, attention factor %g", what,
@@ -1137,7 +1249,8 @@ static void print_rope(const char *what, const RopeConfig *r)
     printf("\n");
 }
 
-// Parameters and bytes of all matrices, by type.
+// Parameters and bytes of all matrices, by type. Each layer has its matrices; beside them there are
+// the embedding and the classifier, which are one where they share their weights.
 static void print_weights(const Model *m)
 {
     size_t bytes[N_TENSOR_TYPES] = {0}, total = 0, parameters = 0;
@@ -1157,7 +1270,9 @@ static void print_weights(const Model *m)
     printf("together %.1f MB, %.1fM parameters\n", total / 1e6, parameters / 1e6);
 }
 
-// What the model is, and what a context of ctx tokens takes.
+// What the model is, and what a context of ctx tokens takes: all that can be said without running
+// it, so that somebody with a file knows within a second whether it can be run, how, and on what
+// machine.
 static void run_info(Session *s)
 {
     const Model *m = &s->model;
@@ -1190,6 +1305,7 @@ static void run_info(Session *s)
 
 // --- options -------------------------------------------------------------------------------------
 
+// Modes, then the options that only they have; the others are those of run.c.
 static const Mode chat_modes[] = {
     {"generate", run_generate, ENDLESS, NULL}, {"chat", run_chat, ENDLESS | TALKS, NULL},
     {"info", run_info, NO_STATE, NULL},
