@@ -1297,7 +1297,7 @@ static void run_info(Session *s)
     printf("chat format   %s\n", template ? what : "unknown");
     printf("tokenizer     %s%s, %d tokens, %s\n",
            t->words ? "byte-level BPE, words as " : "SentencePiece-style",
-           t->words ? t->words->name : "", t->vocab_size, t->add_bos ? "BOS" : "no BOS");
+           t->words ? m->vocab.pre : "", t->vocab_size, t->add_bos ? "BOS" : "no BOS");
     double row = 2.0 * (c.dim + c.hidden_dim + q_dim(&c) + kv_dim(&c));
     printf("memory        %.1f MB file (mapped), %.1f MB KV cache at -c %lld, %.1f MB besides\n",
            m->size / 1e6, cache.bytes / 1e6, s->ctx, 4 * (opt.chunk * row + c.vocab_size) / 1e6);

@@ -594,7 +594,7 @@ typedef struct {
     int shared_classifier;
     size_t weight_bytes;        // read for each token (without the embedding table's other rows)
     const uint8_t *map;
-    size_t size;
+    size_t size;                // of all its files; map is the first
 } Model;
 
 // What all heads of a token have together: queries, and keys (or values).
@@ -2982,8 +2982,7 @@ static void classify(State *s, size_t first, size_t count, float *logits)
 // llama2.c's files, little-endian:
 //   version 0   28 bytes: int32 dim, hidden_dim, n_layers, n_heads, n_kv_heads, vocab_size,
 //               max_seq_len; a negative vocab_size says that a classifier of its own follows.
-//               Then floats, in the order that load_checkpoint() has, each over
-//               all layers.
+//               Then floats, in the order of load_checkpoint(), each over all layers.
 //   version 1   256 bytes: magic 0x616b3432, version, the seven int32 above, u8 shared classifier.
 //               Then floats, in its other order.
 //   version 2   as 1, with int32 group at byte 37; the norms in f32, every other matrix of every
@@ -3060,6 +3059,37 @@ enum { MAGIC = 0x616b3432, EXT_MAGIC = 0x31545845, HEADER = 256 }; // "24ka", "E
 
 // Ends the program, since the model's file is not as it has to be.
 #define REFUSE(m, ...) die(EXIT_DATA, (m)->path, __VA_ARGS__)
+
+// --- files --------------------------------------------------------------------------------------
+
+// A mapped file that shrinks, or whose disk fails, shows when a page of it is read: by arithmetic,
+// never in the middle of something that die() uses.
+static const char *mapped_path;
+
+static void on_lost(int sig)
+{
+    static atomic_flag said = ATOMIC_FLAG_INIT;
+    (void)sig;
+    while (atomic_flag_test_and_set(&said)) pause(); // another thread says it
+    die(EXIT_DATA, mapped_path, "shrank while in use, or cannot be read");
+}
+
+// Maps the file; *size gets its length.
+static const uint8_t *map_file(const char *path, size_t *size)
+{
+    struct stat st;
+    int fd = open(path, O_RDONLY | O_NONBLOCK); // a pipe is refused, not waited for
+    if (fd < 0 || fstat(fd, &st)) die(EXIT_DATA, path, "cannot open (%s)", strerror(errno));
+    if (!S_ISREG(st.st_mode)) die(EXIT_DATA, path, "not a file that can be mapped");
+    *size = (size_t)st.st_size;
+    if (!*size) die(EXIT_DATA, path, "the file is empty");
+    void *map = mmap(NULL, *size, PROT_READ, MAP_PRIVATE, fd, 0);
+    if (map == MAP_FAILED) die(EXIT_DATA, path, "cannot map (%s)", strerror(errno));
+    close(fd);
+    mapped_path = path;
+    signal(SIGBUS, on_lost);
+    return map;
+}
 
 // --- numbers ------------------------------------------------------------------------------------
 //
@@ -3440,13 +3470,15 @@ typedef struct {
     const TensorType *type; // of a tensor; NULL: unknown, and
     uint32_t number;        // its number in GGUF
     size_t rows, cols;      // [n][1]: a vector; dimensions behind the second count as rows
-    size_t offset;          // where it begins in the file
+    size_t offset;          // where it begins, behind the file's lists
+    const uint8_t *data;    // the same in memory
 } FileItem;
 
 // A file that is being read.
 typedef struct {
     Model *m;
-    size_t at;              // how far it was read
+    const uint8_t *map;     // [size]
+    size_t size, at;        // at: how far it was read
     FileItem *keys, *tensors;
 } ModelFile;
 
@@ -3461,10 +3493,10 @@ static FileItem *find_entry(FileItem *list, const char *name)
 // Moves past n items of `size` bytes, all in the file.
 static const uint8_t *gguf_skip(ModelFile *s, size_t n, size_t size)
 {
-    if (n > (s->m->size - s->at) / size)
+    if (n > (s->size - s->at) / size)
         REFUSE(s->m, "cut off, or a wrong count (want %zu x %zu bytes at %zu)", n, size, s->at);
     s->at += n * size;
-    return s->m->map + s->at - n * size;
+    return s->map + s->at - n * size;
 }
 
 // The next number, of `size` bytes.
@@ -3484,7 +3516,7 @@ static void gguf_key(ModelFile *s, FileItem *k)
     if (type >= COUNT(value_bytes) || type == G_ARRAY)
         REFUSE(s->m, "key %.*s has an unknown type (got %u)", (int)k->len, k->name, type);
     size_t n = array ? gguf_number(s, 8) : 1;
-    k->values = (Values){s->m->map + s->at, n, type};
+    k->values = (Values){s->map + s->at, n, type};
     for (; type == G_STRING && n > 0; n--) gguf_skip(s, gguf_number(s, 8), 1);
     if (n > 0) gguf_skip(s, n, value_bytes[type]);
 }
@@ -3503,13 +3535,17 @@ static void gguf_tensor(ModelFile *s, FileItem *t)
         if (tensor_types[i].gguf == (int64_t)t->number) t->type = &tensor_types[i];
 }
 
-// A list of n entries, each a name, which may not come twice, and what `read` reads; the last has
-// no name.
-static FileItem *gguf_list(ModelFile *s, size_t n, void (*read)(ModelFile *, FileItem *))
+// Adds n entries to the list (NULL: none yet), each a name, which may not come twice, and what
+// `read` reads; behind the last is one without a name.
+static FileItem *gguf_list(ModelFile *s, FileItem *list, size_t n,
+                           void (*read)(ModelFile *, FileItem *))
 {
+    size_t have = 0;
     if (n > 1 << 14) REFUSE(s->m, "too many keys or tensors (got %zu)", n);
-    FileItem *list = xcalloc(n + 1, sizeof *list);
-    for (FileItem *e = list; e < list + n; e++) {
+    while (list && list[have].name) have++;
+    list = xrealloc(list, have + n + 1, sizeof *list);
+    memset(list + have, 0, (n + 1) * sizeof *list);
+    for (FileItem *e = list + have; e < list + have + n; e++) {
         char name[256] = {0};
         e->len = gguf_number(s, 8);
         const char *at = (const char *)gguf_skip(s, e->len, 1);
@@ -3567,7 +3603,7 @@ typedef struct {
     int no_window; // the window that files name is not applied
 } Arch;
 static const Arch archs[] = {
-    {"llama", {0}, 0, 0}, // its converters permute wq and wk to interleaved pairs
+    {"llama", {.norm_eps = 1e-5f}, 0, 0}, // its converters permute wq and wk to interleaved pairs
     {"qwen2", {.rope_split = 1, .norm_eps = 1e-6f}, 0, 0},
     {"qwen3", {.rope_split = 1, .norm_eps = 1e-6f, .qk_norm = 1}, 0, 0},
     {"gemma2", {GEMMA, .global_every = 2, .rope.window = 4096, .score_cap = 50, .logit_cap = 30},
@@ -3578,8 +3614,8 @@ static const Arch archs[] = {
     {"gptneox", {LAYER_NORM, .rope_split = 1, .parallel = 1}, 0, 0},
     {"smollm3", {.nope_every = 4, .local.still = 1, .norm_eps = 1e-6f}, 0, 0},
     {"phi3", {.rope_split = 1, .norm_eps = 1e-5f}, 0, 1},
-    {"olmo2", {.rope_split = 1, .no_pre_norm = 1, .post_norm = 1, .qk_norm = 2, .global_every = 4},
-     0, 0},
+    {"olmo2", {.rope_split = 1, .no_pre_norm = 1, .post_norm = 1, .qk_norm = 2, .norm_eps = 1e-6f,
+               .global_every = 4}, 0, 0},
     {"granite", {.norm_eps = 1e-6f}, 0, 0},
     {"mistral3", {.rope.temp_from_0 = 1, .norm_eps = 1e-5f}, 0, 0},
 };
@@ -3642,8 +3678,6 @@ static void gguf_config(ModelFile *s, const Arch *arch)
     Config *c = &m->config;
     *c = arch->config;
     c->rope.theta = 10000;
-    if (key_number(s, ".expert_count", 0, 65536, 0) > 0)
-        REFUSE(m, "a mixture of experts, which cannot be run");
     for (size_t i = 0; i < COUNT(config_fields); i++) {
         const Value *f = &config_fields[i].value;
         double v = f->key ? key_number(s, f->key, f->lo, f->hi, NAN) : NAN;
@@ -3712,10 +3746,7 @@ static Tensor take_tensor(ModelFile *s, const Weight *w, int l, const char *what
         REFUSE(m, "tensor %s (got %zu x %zu, want %zu x %zu, and rows of whole blocks of %zu)",
                name, e->rows, e->cols, rows, cols, block);
     Tensor t = {.type = e->type, .group = e->type->group, .rows = rows, .cols = cols};
-    size_t bytes = tensor_bytes(&t);
-    if (e->offset > m->size || bytes > m->size - e->offset || e->offset % 4)
-        REFUSE(m, "tensor %s: %zu bytes at %zu are not in the file", name, bytes, e->offset);
-    t.data = m->map + e->offset + (part ? w->first * (cols / block) * e->type->bytes : 0);
+    t.data = e->data + (part ? w->first * (cols / block) * e->type->bytes : 0);
     t.rows = w->rows;
     e->used = 1;
     return t;
@@ -3733,36 +3764,110 @@ static void take_weights(ModelFile *s, int l, const Weight *w, const Weight *end
     }
 }
 
-// The lists of keys and tensors; their offsets then count from the beginning of the file.
+// The lists of keys and of tensors; these are added to those of files read before, and all of them
+// must be in the file.
 static void gguf_directory(ModelFile *s)
 {
     Model *m = s->m;
+    size_t end = 0;
+    s->at = 0;
+    if (gguf_number(s, 4) != 0x46554747) REFUSE(m, "no GGUF file");
     uint32_t version = gguf_number(s, 4);
     if (version && version << 16 == 0)
         REFUSE(m, "a big-endian GGUF file (want a little-endian one)");
     if (version != 2 && version != 3) REFUSE(m, "GGUF version (got %u, want 2 or 3)", version);
     size_t n_tensors = gguf_number(s, 8), n_keys = gguf_number(s, 8);
-    s->keys = gguf_list(s, n_keys, gguf_key);
-    s->tensors = gguf_list(s, n_tensors, gguf_tensor);
+    s->keys = gguf_list(s, NULL, n_keys, gguf_key);
+    s->tensors = gguf_list(s, s->tensors, n_tensors, gguf_tensor);
     int align = (int)key_number(s, "general.alignment", 4, 1 << 20, 32);
     if (align & (align - 1)) REFUSE(m, "general.alignment (got %d, want a power of two)", align);
-    gguf_skip(s, round_up(s->at, align) - s->at, 1);
-    for (FileItem *t = s->tensors; t->name; t++) t->offset = add_size(t->offset, s->at);
+    size_t begin = round_up(s->at, align);
+    for (FileItem *t = s->tensors; t->name; t++) {
+        if (t->data) continue; // another file's
+        Tensor all = {.type = t->type, .rows = t->rows, .cols = t->cols};
+        size_t at = add_size(begin, t->offset);
+        end = max_size(end, add_size(at, t->type ? tensor_bytes(&all) : 1));
+        if (at % 4) REFUSE(m, "tensor %.*s is at byte %zu", (int)t->len, t->name, at);
+        t->data = s->map + min_size(at, s->size);
+    }
+    if (end > s->size)
+        REFUSE(m, "cut off: %zu of its %zu bytes are missing", end - s->size, end);
+}
+
+// The tensors of a model's other files, if it comes in several. The first has the keys.
+static void add_parts(ModelFile *s)
+{
+    const char *first = s->m->path, form[] = "%.*s-%05d-of-%05d.gguf";
+    FileItem *keys = s->keys;
+    char path[PATH_MAX];
+    int n = (int)key_number(s, "split.count", 0, 99999, 0), stem = (int)strlen(first) - 20;
+    for (int i = 1; i <= n && n > 1; i++) {
+        snprintf(path, sizeof path, form, stem > 0 ? stem : 0, first, i, n);
+        if (i == 1 && strcmp(path, first))
+            REFUSE(s->m, "one of %d files that are a model (want NAME-00001-of-%05d.gguf)", n, n);
+        if (i == 1) continue;
+        s->map = map_file(s->m->path = path, &s->size);
+        gguf_directory(s);
+        s->m->size += s->size;
+        free(s->keys);
+    }
+    s->m->path = first;
+    s->keys = keys;
+}
+
+// Keys, by a part of their names, of models that cannot be run, unless their number is 0, -1 or
+// `none`. Without what they say, a model would compute something else than it was trained to.
+static const char other[] = "a model with a step that is not known here";
+static const struct {
+    const char *sign;
+    double none;
+    const char *what;
+} signs[] = {
+    {"expert_count", 0, "a mixture of experts"}, {"ssm.", 0, "a model with recurrent layers"},
+    {"wkv.", 0, "a recurrent model"}, {"shortconv.", 0, "a model with convolutions"},
+    {"clip.", 0, "a vision tower, without the model of text that it belongs to"},
+    {"vision.", 0, "a model with a vision tower"}, {"adapter.", 0, "an adapter, not a model"},
+    {"decoder_start_token", 0, "a model with an encoder"},
+    {"softcap", 0, other}, {"clamp", 0, other}, {"temperature", 0, other}, {"sections", 0, other},
+    {"lora_rank", 0, other}, {"_swa", 0, other}, {"scale", 1, other}, {"multiplier", 1, other},
+    {"yarn_", 1, other}, {"max_alibi_bias", 8, other},
+};
+
+// Refuses a model by such a key; other steps count where the architecture is known, which might
+// have read the key.
+static void check_signs(const ModelFile *s)
+{
+    const char *arch = s->m->arch;
+    for (const FileItem *k = s->keys; k->name; k++)
+        for (size_t i = 0; i < COUNT(signs); i++) {
+            int found = !!memmem(k->name, k->len, signs[i].sign, strlen(signs[i].sign));
+            int own = arch && !strncmp(k->name, arch, strlen(arch));
+            if (!found || k->used || (signs[i].what == other && !own)) continue;
+            for (size_t j = 0; j < k->values.n; j++) {
+                double v = k->values.type == G_STRING ? NAN : number_at(k->values, j);
+                if (v != 0 && v != -1 && v != signs[i].none)
+                    REFUSE(s->m, "%s, which cannot be run (key %.*s)", signs[i].what, (int)k->len,
+                           k->name);
+            }
+        }
 }
 
 static void load_gguf(Model *m)
 {
-    ModelFile s = {.m = m, .at = 4};
+    ModelFile s = {.m = m, .map = m->map, .size = m->size};
     Weight list[N_WEIGHTS];
     char name[32];
     gguf_directory(&s);
-    key_number(&s, "split.count", 0, 1, 0); // the other files would be missing
     key_word(&s, "general.architecture", "?", name);
     int arch = FIND_NAME(archs, name);
+    if (arch < 0) check_signs(&s);
+    if (!strcmp(name, "?")) add_parts(&s); // of a file that is not the first
     if (arch < 0) REFUSE(m, "architecture (got %s, want one of %s)", name, LIST_NAMES(archs));
     m->arch = archs[arch].name;
+    add_parts(&s);
     gguf_vocab(&s, &m->vocab);
     gguf_config(&s, &archs[arch]);
+    check_signs(&s);
     m->layers = xcalloc(m->config.n_layers, sizeof *m->layers);
     for (int l = 0; l < m->config.n_layers; l++) {
         list_weights(m, l, list);
@@ -3777,35 +3882,6 @@ static void load_gguf(Model *m)
 }
 
 // --- either kind --------------------------------------------------------------------------------
-
-// A mapped file that shrinks, or whose disk fails, shows when a page of it is read: by arithmetic,
-// never in the middle of something that die() uses.
-static const char *mapped_path;
-
-static void on_lost(int sig)
-{
-    static atomic_flag said = ATOMIC_FLAG_INIT;
-    (void)sig;
-    while (atomic_flag_test_and_set(&said)) pause(); // another thread says it
-    die(EXIT_DATA, mapped_path, "shrank while in use, or cannot be read");
-}
-
-// Maps the file; *size gets its length.
-static const uint8_t *map_file(const char *path, size_t *size)
-{
-    struct stat st;
-    int fd = open(path, O_RDONLY | O_NONBLOCK); // a pipe is refused, not waited for
-    if (fd < 0 || fstat(fd, &st)) die(EXIT_DATA, path, "cannot open (%s)", strerror(errno));
-    if (!S_ISREG(st.st_mode)) die(EXIT_DATA, path, "not a file that can be mapped");
-    *size = (size_t)st.st_size;
-    if (!*size) die(EXIT_DATA, path, "the file is empty");
-    void *map = mmap(NULL, *size, PROT_READ, MAP_PRIVATE, fd, 0);
-    if (map == MAP_FAILED) die(EXIT_DATA, path, "cannot map (%s)", strerror(errno));
-    close(fd);
-    mapped_path = path;
-    signal(SIGBUS, on_lost);
-    return map;
-}
 
 // What people take for a model file, by the bytes at its beginning. None of them could be the
 // number with which a llama2.c file begins.
@@ -5158,10 +5234,14 @@ static void open_session(Session *s)
     set_rope(&s->model);
     s->ctx = choose_context(c);
     if (runs) pool_start(opt.threads ? opt.threads : processors());
-    if (runs) madvise((void *)s->model.map, s->model.size, MADV_WILLNEED);
     const char *path = opt.tokenizer;
-    if (!path && s->model.vocab.tokens.n)
-        tokenizer_from_vocab(&s->tokenizer, opt.checkpoint, &s->model.vocab);
+    Vocab v = s->model.vocab;
+    int guess = v.bpe && !strcmp(v.pre, "default");
+    if (guess && runs)
+        fprintf(stderr, "%s: the file does not say how text is cut into words (tokenizer.ggml.pre): "
+                "as GPT-2 does it, which is a guess\n", prog);
+    if (!runs) strcpy(v.pre, "default"); // text is not read
+    if (!path && v.tokens.n) tokenizer_from_vocab(&s->tokenizer, opt.checkpoint, &v);
     else tokenizer_load(&s->tokenizer, path ? path : find_tokenizer(opt.checkpoint), c->vocab_size);
     read_prompt(s);
     if (!runs) return;
