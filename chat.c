@@ -422,6 +422,7 @@ static Term read_index(Template *t, Term v)
     if (!colons && part[0].kind == T_TEXT) return find_attribute(v, part[0]);
     if (v.kind == T_WRONG) return v;
     if (v.kind != T_LIST) return wrong_term("an item of what is no list");
+    // A part that is missing is a number 0, so that [:n] begins at the beginning.
     long at = part[0].n < 0 ? part[0].n + v.n : part[0].n, back = part[2].kind && part[2].n == -1;
     long end = !part[1].kind ? v.n : part[1].n < 0 ? part[1].n + v.n : part[1].n;
     if (!colons) return at >= 0 && at < v.n ? v.items[at] : (Term){0};
@@ -542,6 +543,7 @@ static Term read_binary(Template *t, int level)
         a = read_binary(t, 8);
         a = a.kind == T_NUMBER ? number_term(-a.n) : wrong_term("a minus without a number");
     } else a = read_operand(t);
+    // A sign is only accepted here if its level is high enough; a lower one is left to the caller.
     for (size_t k = 0; k < COUNT(operators);) {
         const char *sign = operators[k].sign;
         if (operators[k].level < level || !accept(t, sign)) k++;
@@ -576,8 +578,9 @@ static Term read_expression(Template *t)
 // ends, but nothing is computed or written. White space around tags is half of what makes a
 // template right; its rules are in close_tag() and end_of_text().
 
-// Steps over the end of a tag and the white space that goes with it: all of it behind a minus, the
-// newline behind a {% %} or {# #}, as for the models' authors (trim_blocks).
+// Every tag ends here, whether its text was computed or skipped: what stands before the end now is
+// what no reader knew. Steps over the end of a tag and the white space that goes with it: all of it
+// behind a minus, the newline behind a {% %} or {# #}, as for the models' authors (trim_blocks).
 static void close_tag(Template *t)
 {
     t->at += strspn(t->at, BLANKS);
@@ -688,7 +691,7 @@ static void run_for(Template *t, int live)
             stop_template(t, list.kind == T_WRONG ? list.s : "a for without a list");
     } else skip_tag(t, '%');
     close_tag(t);
-    const char *body = t->at;
+    const char *body = t->at; // where every round begins
     int outside = t->n_vars;
     if (list.kind != T_LIST) list.n = 0;
     for (long i = 0; (i < list.n || !i) && !*t->error; i++) {
@@ -862,7 +865,7 @@ static const char *compose_template(const char *parts)
         {"{{ '", "' }}"},
         {"{% else %}{{ m.content + '", "' }}{% endif %}{% endfor %}"}};
     char *text;
-    size_t len, part = 0, placed = 0;
+    size_t len, part = 0, placed = 0; // placed: {} has said where the text goes
     FILE *out = open_text(&text, &len);
     fputs(ends[0][0], out);
     for (const char *p = parts; *p && part < COUNT(ends); p++) {
@@ -973,6 +976,7 @@ static const char *find_template(const Session *s, const char **what)
         *what = "as --chat-format says";
         return text;
     }
+    // A template is a string of the file, which need not end with a zero.
     if (!name && v->chat.n) {
         text = next_string(&(Values){.at = v->chat.at, .n = 1}, &len);
         *what = memchr(text, 0, len) ? "a zero byte in it" : "the model's own";
@@ -1102,7 +1106,9 @@ static void drop_messages(Conversation *c, size_t from, size_t n)
 static int *fit_conversation(const Session *s, Conversation *c, size_t *n)
 {
     size_t before = c->n, ctx = (size_t)s->ctx;
-    size_t room = min_size(opt.steps ? (size_t)opt.steps : 256, ctx / 4); // for the reply
+    // A reply needs some room, or the next turn would be dropped at once; the last turn may do with
+    // what there is.
+    size_t room = min_size(opt.steps ? (size_t)opt.steps : 256, ctx / 4);
     int *ids, fits;
     for (;; drop_messages(c, c->kept, 2)) {
         int last = c->n == c->kept + 1;
@@ -1143,14 +1149,16 @@ static int answer(Session *s, Conversation *c, const char *text)
         drop_messages(c, c->n - 1, 1);
         return 0;
     }
+    // What the cache holds is used as far as it is the beginning of the new text, too.
     while (common < min_size(n - 1, (size_t)s->pos) && ids[common] == s->ids[common]) common++;
     rewind_session(s, common);
+    // Behind the ids come those that the reply consists of, as many as were made.
     size_t before = s->n_made;
     int end = reply(s, ids + s->pos, n - (size_t)s->pos, 0);
     free(ids);
     if (end != END_STOP) fprintf(stderr, "%s: the reply was cut by %s\n", prog, endings[end]);
     add_message(c, "assistant", spell_ids(&s->tokenizer, s->ids + n, s->n_made - before));
-    interrupted = 0;
+    interrupted = 0; // Ctrl-C ended the reply, not the conversation, and may do so again
     catch_interrupt(SA_RESTART);
     return 1;
 }
@@ -1180,7 +1188,7 @@ static char *read_turn(void)
     for (int more = 1; more;) {
         if (terminal) wait_for_line(turn ? "| " : "> ");
         if (interrupted) break;
-        catch_interrupt(0);
+        catch_interrupt(0); // it ends the wait for a line that did not come from a terminal, too
         ssize_t n = getline(&line, &room, stdin);
         catch_interrupt(SA_RESTART);
         if (n < 0 && !feof(stdin) && !interrupted)
@@ -1218,7 +1226,7 @@ static void run_chat(Session *s)
     if (!talk.format && s->model.vocab.tokens.n && !s->model.vocab.chat.n)
         fprintf(stderr, "%s: the model has no chat template, but the tokens of %s, which is used; "
                 "see --chat-format\n", prog, what);
-    if (opt.steps < 0) opt.steps = 0;
+    if (opt.steps < 0) opt.steps = 0; // a reply may be as long as the model wants
     if (talk.system && (*talk.system || needs_empty_system(&s->tokenizer, c.template)))
         add_message(&c, "system", quote_text(&s->tokenizer, talk.system));
     c.kept = c.n;

@@ -4032,10 +4032,13 @@ static void read_unicode_runs(void)
 //   X  a mark (an accent, say)          N  a number             P  punctuation
 //   B  a line's break, \r or \n         W  white space, breaks among it
 // A digit says "once to so often", = that the character has to come next but is no part of the
-// word, $ that nothing may come. At each place the first pattern that matches makes a word; what
-// lies between two matches is one, too. Behind NEXT are patterns by which each of these words is
-// cut again. deepseek-llm's own list of letters leaves a few of C out: Armenian's and Georgian's
-// small ones, and the ones for formulas.
+// word, $ that nothing may come; E is an English ending, 's, 't, 're, 've, 'm, 'll or 'd, small or
+// not. At each place the first pattern that matches makes a word; what lies between two matches is
+// one, too. Behind NEXT are patterns by which each of these words is cut again.
+//
+// deepseek-llm's own list of letters leaves a few of C out: Armenian's and Georgian's small ones,
+// and the ones for formulas. Its fourth step takes off the white space at a word's end, written
+// here so that a long run of it is walked over once and not from each of its characters.
 typedef struct {
     const char *name; // names under which files know it
     int whole_words;  // a word that is a piece needs no merges; its models want BOS
@@ -4044,11 +4047,9 @@ typedef struct {
 
 #define NEXT ""
 #define ENDINGS "'[stmd]", "'[rv]e", "'ll"
-#define ANY_ENDINGS "'[stmdSTMD]", "'[rvRV][eE]", "'[lL][lL]"
-#define MAY_END(word) word "'[stmdSTMD]", word "'[rvRV][eE]", word "'[lL][lL]", word
 #define SPACES "W+$", "W+W=" // the last one of several goes with the word behind it
 #define GPT_2 ENDINGS, " ?A+", " ?N+", " ?[^WAN]+", SPACES
-#define LLAMA(number) ANY_ENDINGS, "[^BAN]?A+", number, " ?[^WAN]+B*", "W*B+", SPACES
+#define LLAMA(number) "E", "[^BAN]?A+", number, " ?[^WAN]+B*", "W*B+", SPACES
 #define HAN "[\u4e00-\u9fa5\u0800-\u4e00\uac00-\ud7ff]+"
 static const WordStyle word_styles[] = {
     {"gpt-2, default, olmo, mpt, phi-2, exaone4, mellum", 0, {GPT_2}},
@@ -4056,16 +4057,16 @@ static const WordStyle word_styles[] = {
     {"llama-bpe, llama3, llama-v3, falcon3, pixtral", 1, {LLAMA("N3")}},
     {"dbrx, smaug-bpe", 0, {LLAMA("N3")}},
     {"qwen2, deepseek-r1-qwen, stablelm2, hunyuan", 0, {LLAMA("N")}},
-    {"qwen35", 0, {ANY_ENDINGS, "[^BAN]?[AX]+", "N", " ?[^WAXN]+B*", "W*B+", SPACES}},
-    {"seed-coder", 0, {ANY_ENDINGS, "[^BAN]?A+", "N", " ?[^WAN]+", "W*B+", SPACES}},
+    {"qwen35", 0, {"E", "[^BAN]?[AX]+", "N", " ?[^WAXN]+B*", "W*B+", SPACES}},
+    {"seed-coder", 0, {"E", "[^BAN]?A+", "N", " ?[^WAN]+", "W*B+", SPACES}},
     {"tekken", 1, {"[^BAN]?U*K+", "[^BAN]?U+K*", "N", " ?[^WAN]+[B/]*", "W*B+", SPACES}},
-    {"gpt-4o, llama4, kanana2", 0, {MAY_END("[^BAN]?U*K+"), MAY_END("[^BAN]?U+K*"), "N3",
-                                    " ?[^WAN]+[B/]*", "W*B+", SPACES}},
+    {"gpt-4o, llama4, kanana2", 0,
+     {"[^BAN]?U*K+E?", "[^BAN]?U+K*E?", "N3", " ?[^WAN]+[B/]*", "W*B+", SPACES}},
     {"falcon", 0, {"[P$+<=>^~|`]+", NEXT, GPT_2, NEXT, "[0-9][0-9][0-9]"}},
     {"bloom", 0, {" ?[^W(|.,!?)\u2026\u3002\uff0c\u3001\u0964\u06d4\u060c]+"}},
     {"deepseek-llm", 0, {"B", NEXT, "W?C+", NEXT,
                          "W?[!-/:-~\uff01-\uff0f\uff1a-\uff5e\u2018-\u201f\u3000-\u3002]+", NEXT,
-                         "W+$", NEXT, HAN, NEXT, "N+"}},
+                         "[^B]*[^W]", "W+", NEXT, HAN, NEXT, "N+"}},
     {"deepseek-coder", 0, {"B", NEXT, "W?A+", NEXT, "W?P+", NEXT, HAN, NEXT, "N"}},
 };
 
@@ -4103,9 +4104,15 @@ static int in_set(const char *p, uint32_t c)
 // does not match behind them: "W*B+" takes all white space up to the last line break in it.
 static Char *match_pattern(const char *p, Char *s, Char *end)
 {
-    if (!*p || *p == '$') return *p && s < end ? NULL : s;
+    static const char *const endings[] = {"'[stmdSTMD]", "'[rvRV][eE]", "'[lL][lL]"};
     const char *behind = *p == '[' ? strchr(p, ']') + 1 : p + 1;
     Char *from = s, *match = NULL;
+    if (!*p || *p == '$') return *p && s < end ? NULL : s;
+    if (*p == 'E') { // the last of its pattern
+        for (size_t i = 0; !match && i < COUNT(endings); i++)
+            match = match_pattern(endings[i], s, end);
+        return match || *behind != '?' ? match : s;
+    }
     int times = *behind && strchr("?*+=123", *behind) ? *behind++ : '1';
     int least = times != '?' && times != '*';
     int most = isdigit(times) ? times - '0' : times == '*' || times == '+' ? INT_MAX : 1;
@@ -4580,14 +4587,14 @@ static void tokenizer_load(Tokenizer *t, const char *path, int vocab_size)
     for (; id < vocab_size && at + 8 <= size; id++, at += 8 + len) {
         entry = file + at;
         len = (uint32_t)read_i32(entry + 4);
-        if (len > size - at - 8)
-            die(EXIT_DATA, path, "piece %d does not fit the file (got length %zu)", id, len);
+        if (len > size - at - 8) break;
         t->pieces[id] = (Piece){.text = (const char *)entry + 8, .len = (int)len,
                                 .score = read_f32(entry), .stop = id == ID_BOS || id == ID_EOS,
                                 .kind = id <= ID_EOS ? TOKEN_CONTROL : TOKEN_TEXT};
     }
     if (id < vocab_size || at != size)
-        die(EXIT_DATA, path, "not a tokenizer of this model's %d pieces", vocab_size);
+        die(EXIT_DATA, path, "not a tokenizer.bin of %d pieces, as this model's (got %d, and %zu "
+            "bytes of %zu)", vocab_size, id, min_size(at, size), size);
     index_pieces(t);
     find_byte_pieces(t);
 }

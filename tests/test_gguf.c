@@ -299,6 +299,24 @@ static void test_words(void)
     check_words("minerva-7b", "12x", "1|2|x|");
 }
 
+// Long runs are walked over a few times, not once from each of their characters.
+static void test_long_words(void)
+{
+    static const char *const runs[] = {" ", "a", "A", "1", "!", "'", "\n", "\t1", "好", "か。", "\xcc\x81"};
+    enum { TIMES = 50000 };
+    for (size_t w = 0; w < COUNT(word_styles); w++)
+        for (size_t k = 0; k < COUNT(runs); k++) {
+            size_t size = strlen(runs[k]), len = TIMES * size, n;
+            char *text = xrealloc(NULL, len + 1, 1);
+            for (size_t i = 0; i < TIMES; i++) memcpy(text + i * size, runs[k], size);
+            text[len] = '1';
+            clock_t start = clock();
+            free(read_words(&word_styles[w], text, len + 1, &n));
+            CHECK(clock() - start < 3 * CLOCKS_PER_SEC); // for each character, it would be minutes
+            free(text);
+        }
+}
+
 static void test_special_tokens(void)
 {
     for (int k = 0; k < N_MODELS; k += 2) {
@@ -509,7 +527,7 @@ static const struct {
 static void test_real(void)
 {
     const char *folder = getenv("GGUF_MODELS");
-    if (!folder) {
+    if (!folder || !*folder) {
         printf("test_gguf: GGUF_MODELS is not set: the public models are skipped\n");
         return;
     }
@@ -545,6 +563,7 @@ int main(void)
     test_local_window();
     test_score_scale();
     test_words();
+    test_long_words();
     test_special_tokens();
     test_named_ends();
     test_round_trip();
