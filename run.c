@@ -4540,9 +4540,6 @@ static void read_merges(Tokenizer *t, const Vocab *v)
 // The cut of text into words that has this name among its own.
 static const WordStyle *find_words(const char *path, const char *name)
 {
-    if (!strcmp(name, "default"))
-        fprintf(stderr, "%s: %s: no tokenizer.ggml.pre says how text is cut into words; as for "
-                "gpt-2, which is a guess\n", prog, path);
     for (size_t i = 0; i < COUNT(word_styles); i++) {
         const WordStyle *w = &word_styles[i];
         for (const char *at = w->name; (at = strstr(at, name)); at++)

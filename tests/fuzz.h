@@ -129,7 +129,8 @@ static void run_model(const Model *m, uint64_t bits, int64_t ctx)
     size_t most = bits >> 20 & 15 ? 8 << 20 : 256 << 20;
     if (cache.bytes > most || cache.n_slots * (size_t)c->head_dim > 1 << 20) return;
     state_init(&s, m, ctx, chunk, f32, exact);
-    if (bits >> 6 & 1) s.attn.watch = xcalloc(c->n_layers * s.chunk, sizeof *s.attn.watch);
+    if (bits >> 6 & 1) s.attn.watch = xcalloc(c->n_layers * s.chunk * c->n_heads,
+                                                sizeof *s.attn.watch);
     float *logits = xcalloc(vocab, 4);
     size_t step = 0;
     for (size_t at = 0; at < n; at += step) {
@@ -412,7 +413,7 @@ static int try_input(int target, const uint8_t *data, size_t size)
         MUST(status == EXIT_DATA || (status == EXIT_USAGE && targets[target].use == use_options));
         MUST(len > 6 && !strncmp(said, "run: ", 5) && said[len - 1] == '\n');
         for (size_t i = 0; i + 1 < len; i++) MUST(!iscntrl((unsigned char)said[i]));
-    } else MUST(!*said || targets[target].use == use_options || strstr(said, "a guess")); // hints
+    } else MUST(!*said || targets[target].use == use_options); // which may give a hint
     while (n_live) free(live[--n_live]);
     for (; n_mapped; n_mapped--) munmap(mapped[n_mapped - 1].p, mapped[n_mapped - 1].size);
     return status;
