@@ -4238,7 +4238,8 @@ static int map_find(const Map *m, const void *key, size_t len) // -1: not there
     return slot->key ? slot->value : -1;
 }
 
-// The piece with that text, if it is of these kinds; -1: none.
+// The piece with that text, if it is of these kinds; -1: none. Nearly all the work of encoding is
+// done here: once for each symbol, and once for each pair that may merge.
 static int find_piece(const Tokenizer *t, const char *s, size_t len, int kinds)
 {
     int id = map_find(&t->ids, s, len);
@@ -4385,7 +4386,8 @@ static int tokenizer_encode(const Tokenizer *t, const char *text, const char *te
     return e.count;
 }
 
-// The bytes of a token, given the one before it: the space put before the text is not text.
+// The bytes of a token, given the one before it: the space that encode_plain() put before a text is
+// no part of it. Control tokens are no text. Bytes of one character may come from several tokens.
 static const char *tokenizer_decode(const Tokenizer *t, int prev, int id, size_t *len)
 {
     const Piece *p = &t->pieces[id];
@@ -4492,9 +4494,11 @@ static size_t plain_text(const char *s, size_t len, int bpe, char *out)
     return n;
 }
 
-// Type numbers in the file: 1 normal, 2 unknown, 3 control, 4 user-defined, 5 unused, 6 byte. Of a
-// SentencePiece vocabulary BOS, EOS and EOT are control tokens whatever their type is, so that no
-// text can write them (some files in GPT-2's way name a comma as a BOS that they never use).
+// Pieces as the file has them become plain text where they are text: what they are compared with is
+// the user's. Type numbers in the file: 1 normal, 2 unknown, 3 control, 4 user-defined, 5 unused, 6
+// byte. Of a SentencePiece vocabulary BOS, EOS and EOT are control tokens whatever their type is,
+// so that no text can write them (some files in GPT-2's way name a comma as a BOS that they never
+// use).
 static void read_pieces(Tokenizer *t, const Vocab *v)
 {
     static const int kinds[] = {[2] = TOKEN_CONTROL, [3] = TOKEN_CONTROL, [4] = TOKEN_USER};
@@ -4549,7 +4553,9 @@ static const WordStyle *find_words(const char *path, const char *name)
         LIST_NAMES(word_styles));
 }
 
-// From a model file. BOS is none where the file names an ordinary piece (a comma, in some).
+// From a model file: pieces, then what finds them, then how words are cut and merged. Whether BOS
+// comes first is the file's to say, or its kind's: Llama's and Mistral's models want it, those
+// after GPT-2 have none. BOS is none where the file names an ordinary piece (a comma, in some).
 static void tokenizer_from_vocab(Tokenizer *t, const char *path, const Vocab *v)
 {
     size_t n = v->tokens.n;
@@ -4773,7 +4779,8 @@ static void catch_interrupt(int flags)
     sigaction(SIGINT, &action, NULL);
 }
 
-// A broken pipe and a limit on files' sizes show as failed writes.
+// A broken pipe and a limit on files' sizes show as failed writes, which are told in words, and not
+// as the end of the program by a signal.
 static void catch_signals(void)
 {
     catch_interrupt(SA_RESTART);
@@ -4781,8 +4788,9 @@ static void catch_signals(void)
     signal(SIGXFSZ, SIG_IGN);
 }
 
-// A line on stderr that replaces itself, when someone is there to see it and the work takes more
-// than a second; it goes away when all is done.
+// How far the reading is, and how long it will take at the speed so far: a prompt of a hundred
+// pages is minutes without a word of text. A line on stderr that replaces itself, when someone is
+// there to see it and the work takes more than a second; it goes away when all is done.
 static void progress(const char *what, double start, size_t done, size_t total)
 {
     double took = seconds() - start;
@@ -4889,7 +4897,7 @@ static void show_tokens(const Tokenizer *t, const int *ids, size_t n)
     fputc('\n', stderr);
 }
 
-// Why a text ended.
+// Why a text ended, for the last line: a text that the model ended is whole, others are not.
 enum { END_STOP, END_STEPS, END_CONTEXT, END_INTERRUPT };
 static const char *const endings[] = {"the model", "-n", "a full context (see -c, --window)",
                                       "Ctrl-C"};
@@ -4932,7 +4940,8 @@ static int reply(Session *s, const int *ids, size_t n, int echo)
     return end;
 }
 
-// The last line of a run, with all that is needed to have the text again.
+// The last line of a run, with all that is needed to have the text again. Reading and writing have
+// speeds of their own: the one is bound by arithmetic, the other by the bandwidth of memory.
 static void say_speed(const Session *s, const char *ending)
 {
     fprintf(stderr, "prompt: %zu tokens, %.1f tok/s; generated: %zu tokens, %.1f tok/s; seed %lld; "
@@ -4969,7 +4978,8 @@ static void run_generate(Session *s)
     say_speed(s, endings[end]);
 }
 
-// The user's text: a file's, the prompt, or in a chat both. A byte order mark is no text.
+// The user's text: a file's, the prompt, or in a chat both. A byte order mark is no text. UTF-16,
+// as some editors write it, would be read as letters with zeros between, and is refused.
 static void read_prompt(Session *s)
 {
     char *text = opt.file ? read_text(opt.file, &s->len) : copy_string("");
