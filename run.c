@@ -1987,10 +1987,10 @@ struct TensorType {
     Scales scales;
     size_t group;   // block types: values that share a scale
     int has_min;
-    int bits, zero; // of a code, and the code that means 0
-    size_t apart;   // pieces from that of a nibble's low half to that of its high half
-    size_t at;      // where in a block the nibbles (or bytes) begin, and
-    size_t high;    // the bits above the fourth
+    int bits, stored, zero; // of a code; of them, how many lie together; the code that means 0
+    size_t apart;   // pieces from that of a unit's low bits to that of its high ones
+    size_t at;      // where in a block the codes begin, and
+    size_t high;    // the bits above the stored
 };
 
 enum { AS_F32 = 0, AS_F16 = 1, AS_BF16 = 30 }; // floats, as GGUF numbers their types
@@ -2109,11 +2109,13 @@ INLINE vf half_at(int bit, vi words)
 }
 
 // Planar rows have their scales apart, a row of floats for each. Up to three more than there are
-// may be read and stored.
+// may be read and stored. Those of the panel after the next are asked for.
 static void scales_planar(const TensorType *type, const uint8_t *rows, size_t pitch, size_t n,
                           float *scale, float *min)
 {
     (void)type, (void)min;
+    for (size_t at = 0; at < PANEL * pitch; at += 64)
+        __builtin_prefetch(rows + 2 * PANEL * pitch + at, 0, 2);
     for (size_t g = 0; g < n; g += 4, rows += 16, scale += 4 * PANEL) {
         vi a[4];
         transpose_rows(rows, pitch, a);
@@ -2173,6 +2175,66 @@ static void scales_q6_k(const TensorType *type, const uint8_t *rows, size_t pitc
     }
 }
 
+// Byte g % 4 of each word, moved down by `down` bits more, as an integer of `bits` bits.
+INLINE vi bits_of(vi words, size_t g, int down, int bits)
+{
+    return words >> ((int)g % 4 * 8 + down) & ((1 << bits) - 1);
+}
+
+// Q2_K: for each of 16 groups of 16 a byte, the scale in its low nibble and the minimum in its high
+// one, then 64 bytes of pairs of bits, half d and half dmin.
+static void scales_q2_k(const TensorType *type, const uint8_t *rows, size_t pitch, size_t n,
+                        float *scale, float *min)
+{
+    for (; n; n--, rows += type->bytes) {
+        vi w[4], last[4];
+        transpose_rows(rows, pitch, w);
+        transpose_rows(rows + 68, pitch, last);
+        vf d = half_at(0, last[3]), dmin = half_at(16, last[3]);
+        for (size_t g = 0; g < 16; g++, scale += PANEL, min += PANEL) {
+            vstore(scale, d * __builtin_convertvector(bits_of(w[g / 4], g, 0, 4), vf));
+            vstore(min, dmin * __builtin_convertvector(bits_of(w[g / 4], g, 4, 4), vf));
+        }
+    }
+}
+
+// Q3_K: a plane of 32 bytes with the third bits, 64 bytes of pairs, 12 of scales of six bits, less
+// 32, and half d. The low four bits of scales 0..7 are the low nibbles of bytes 0..7, those of 8..15
+// the high ones; bytes 8..11 have the upper two, of scales 0..3 in their lowest bits and so on.
+static void scales_q3_k(const TensorType *type, const uint8_t *rows, size_t pitch, size_t n,
+                        float *scale, float *min)
+{
+    (void)min;
+    for (; n; n--, rows += type->bytes) {
+        vi w[4]; // the last 16 bytes: two of codes, then 0..1, 2..5, 6..9, 10..11 and d
+        transpose_rows(rows + 94, pitch, w);
+        vf d = half_at(16, w[3]);
+        for (int i = 0; i < 3; i++) w[i] = (vi)((vu)w[i] >> 16) | w[i + 1] << 16; // 0..3, 4..7, ...
+        for (size_t g = 0; g < 16; g++, scale += PANEL) {
+            vi low = bits_of(w[g / 4 % 2], g, (int)g / 8 * 4, 4);
+            vi high = bits_of(w[2], g, (int)g / 4 * 2, 2);
+            vstore(scale, d * __builtin_convertvector((low | high << 4) - 32, vf));
+        }
+    }
+}
+
+// IQ4_XS: half d, then for each of 8 groups of 32 a scale of six bits, less 32: the upper two bits
+// of all in two bytes, the low four in four bytes, two each; then nibbles, 16 bytes a group.
+static void scales_iq4_xs(const TensorType *type, const uint8_t *rows, size_t pitch, size_t n,
+                          float *scale, float *min)
+{
+    (void)min;
+    for (; n; n--, rows += type->bytes) {
+        vi w[4];
+        transpose_rows(rows, pitch, w);
+        vf d = half_at(0, w[0]);
+        for (int g = 0; g < 8; g++, scale += PANEL) {
+            vi six = (w[1] >> g * 4 & 15) | (w[0] >> (16 + g * 2) & 3) << 4;
+            vstore(scale, d * __builtin_convertvector(six - 32, vf));
+        }
+    }
+}
+
 // --- Words --------------------------------------------------------------------------------------
 // Words are four codes that are multiplied together with four int8 of x: dot_words() adds their
 // products, lane by lane, to a running sum, and widen() makes of that the sum in 32 bits. All of it
@@ -2221,61 +2283,82 @@ INLINE vi widen(int bits, vi sum)
 // A piece is 16 values that follow each other in a row. Codes of 4 to 6 bits are stored as nibbles
 // and the bits above the fourth apart from them. Unit u of a block is its u-th 16 bytes of nibbles:
 // the low ones are one piece, the high ones the piece `apart` pieces later. apart is 1 in blocks of
-// 32 (so that a unit is a block); 2 in Q4_K and Q5_K, whose every two units hold 32 values and the
-// next 32; 4 in Q6_K, whose every four units hold 64 values and the next 64. A unit of bytes is two
-// pieces that follow each other.
+// 32 (so that a unit is a block) and in IQ4_XS; 2 in Q4_K and Q5_K, whose every two units hold 32
+// values and the next 32; 4 in Q6_K, whose every four units hold 64 values and the next 64. A unit
+// of bytes is two pieces that follow each other. Q2_K and Q3_K store pairs of bits, 32 values in
+// the lowest of 32 bytes, the next 32 in those above and so on: a unit is two such pairs of 16
+// bytes, so that two units share them, and apart is 2. IQ4's nibbles are numbers of values in a
+// table, which become codes of a byte.
 
-// What is constant in a tile, so that compilers unroll everything: a type's bits, apart and group,
-// and the values in a block.
+// What is constant in a tile, so that compilers unroll everything: the bits of a type's codes and
+// how many of them are stored together, its apart and group, and the values in a block.
 typedef struct {
-    int bits;
+    int bits, stored;
     size_t apart, group, block;
 } Codes;
 
-// The piece of unit u's low nibbles (h = 0) or high ones (h = 1).
+// The piece of unit u's low bits (h = 0) or high ones (h = 1).
 INLINE size_t piece_of(Codes c, size_t u, size_t h)
 {
     return u / c.apart * 2 * c.apart + u % c.apart + h * c.apart;
 }
 
-// Bits above the fourth are kept, in blocks of 256, in planes of 32 bytes: the lowest bits of each
-// byte (one in Q5_K, two in Q6_K) are those of the plane's first 32 values, the next bits those of
-// the next 32, and a unit's two pieces share their 16 bytes. Blocks of 32 have 32 single bits in 4
+// Bits above the stored are kept, in blocks of 256, in planes of 32 bytes: the lowest bits of each
+// byte (two in Q6_K, else one) are those of the plane's first 32 values, the next bits those of the
+// next 32, and a unit's two pieces share their 16 bytes. Blocks of 32 have 32 single bits in 4
 // bytes. These are spread: zipped with itself twice, a quarter has them in every word, where a word
 // takes its four, and a product with four bits set makes copies of them, of which one lies, as the
 // mask wants it, at bit 4 of each byte.
 INLINE void add_high_bits(Codes c, const char *high, size_t pitch, int i, size_t u, vi codes[2])
 {
     static const uint32_t first_bit[4] = {0, 4, 8, 12};
-    int each = c.bits - 4, plane = (int)piece_of(c, u, 0) / 2 * each / 8;
+    int each = c.bits - c.stored, plane = (int)piece_of(c, u, 0) / 2 * each / 8;
     vi v = load_rows(high + (c.apart == 1 ? 0 : (size_t)plane * 32 + u % 2 * 16), pitch, i);
     vi single = zip_low(zip_low(v, v), zip_low(v, v));
     for (size_t h = 0; h < 2; h++) {
         int piece = (int)piece_of(c, u, h);
         vu four = (vu)single >> ((vu)load_everywhere(first_bit) + 16 * (uint32_t)piece) & 15;
         if (c.apart == 1) codes[h] |= (vi)(four * 0x02040810 & 0x10101010);
-        else codes[h] |= (v >> piece / 2 * each % 8 & ((1 << each) - 1) * 0x01010101) << 4;
+        else codes[h] |= (v >> piece / 2 * each % 8 & ((1 << each) - 1) * 0x01010101) << c.stored;
     }
+}
+
+// The bytes that IQ4's nibbles stand for: byte by byte values[code].
+INLINE vi look_up(vi codes)
+{
+    static const int8_t values[16] = {-127, -104, -83, -65, -49, -35, -22, -10,
+                                      1, 13, 25, 38, 53, 69, 89, 113};
+#if defined(MM)
+    return (vi)MM(shuffle_epi8)((mi)load_everywhere(values), (mi)codes);
+#elif defined(NEON)
+    return (vi)vqtbl1q_s8(vld1q_s8(values), (uint8x16_t)codes);
+#else
+    vc bytes = (vc)codes;
+    for (size_t i = 0; i < sizeof bytes; i++) bytes[i] = (uint8_t)values[bytes[i]];
+    return (vi)bytes;
+#endif
 }
 
 // The codes of unit u, of rows i, i + 4, ... of a panel: those of its two pieces.
 INLINE void read_codes(Codes c, const TensorType *type, const char *block, size_t pitch, int i,
                        size_t u, vi codes[2])
 {
-    const char *at = block + type->at + 16 * u;
-    vi nibbles = load_rows(at + (c.bits == 8 ? 16 * u : 0), pitch, i);
-    codes[0] = nibbles & 0x0f0f0f0f;
-    codes[1] = nibbles >> 4 & 0x0f0f0f0f;
-    if (c.bits == 8) {
-        codes[0] = nibbles ^ FLIP;
-        codes[1] = load_rows(at + 16 * u + 16, pitch, i) ^ FLIP;
-    } else if (c.bits > 4) add_high_bits(c, block + type->high, pitch, i, u, codes);
+    size_t at = c.stored == 8 ? 32 * u : c.stored == 4 ? 16 * u : u / 4 * 32 + u % 2 * 16;
+    int shift = c.stored == 2 ? (int)u / 2 % 2 * 4 : 0, mask = ((1 << c.stored) - 1) * 0x01010101;
+    vi units = load_rows(block + type->at + at, pitch, i);
+    codes[0] = units >> shift & mask;
+    codes[1] = c.stored < 8 ? units >> (shift + c.stored) & mask
+                            : load_rows(block + type->at + at + 16, pitch, i);
+    if (c.bits > c.stored && c.bits < 8)
+        add_high_bits(c, block + type->high, pitch, i, u, codes);
+    for (int h = 0; h < 2 && c.bits == 8; h++)
+        codes[h] = (c.stored == 4 ? look_up(codes[h]) : codes[h]) ^ FLIP;
 }
 
 // The codes, less the type's zero, of n blocks of one row: q[n][block].
 static void block_codes(const TensorType *type, const uint8_t *b, size_t n, int8_t *q)
 {
-    Codes c = {type->bits, type->apart, type->group, type->block};
+    Codes c = {type->bits, type->stored, type->apart, type->group, type->block};
     for (; n; n--, b += type->bytes, q += type->block)
         for (size_t u = 0; u < type->block / 32; u++) {
             vi codes[2];
@@ -2435,10 +2518,10 @@ INLINE void pack_words(Codes c, const Panel *p)
     }
 }
 
-// One packed panel against tokens t .. t + nt - 1, of which those below n are wanted: a word of
-// codes of each row (a vector of `words`) times the same four values of x in all lanes. Where sums
-// are narrow they are widened after `run` words, before they can overflow.
-INLINE void tile_some(size_t nt, Codes c, const Panel *p, size_t t)
+// A packed panel against Q8_TOKENS tokens from t on: a word of codes of each row (a vector of
+// `words`) times the same four values of x in all lanes. Where sums are narrow they are widened
+// after `run` words, before they can overflow. Behind the last token there is room, and rubbish.
+INLINE void tile_some(Codes c, const Panel *p, size_t t)
 {
     const Quantized *x = p->x;
     const vi *words = p->words;
@@ -2446,7 +2529,7 @@ INLINE void tile_some(size_t nt, Codes c, const Panel *p, size_t t)
     const int8_t *q = x->q + t * cols;
     float zero = (float)p->type->zero;
     vf sum[Q8_TOKENS] = {{0}};
-    if (NARROW && c.bits < 8) run = min_size(quads, 8 >> (c.bits - 4));
+    if (NARROW && c.bits < 8) run = min_size(quads, c.bits < 5 ? 8 : 8 >> (c.bits - 4));
     for (size_t g = 0; g < n_groups; g++, words += quads, q += c.group) {
         const float *scale = x->scale + t * n_groups + g;
         const float *minus_sum = x->minus_sum + t * n_groups + g;
@@ -2455,48 +2538,43 @@ INLINE void tile_some(size_t nt, Codes c, const Panel *p, size_t t)
         for (size_t begin = 0; begin < quads; begin += run) {
             vi part[Q8_TOKENS] = {{0}};
             for (size_t k = begin; k < begin + run; k++)
-                for (size_t i = 0; i < nt; i++) {
+                for (size_t i = 0; i < Q8_TOKENS; i++) {
                     int32_t four;
                     memcpy(&four, q + i * cols + 4 * k, 4);
                     part[i] = dot_words(c.bits, part[i], words[k], four - (vi){0});
                 }
-            for (size_t i = 0; i < nt; i++) d[i] += widen(c.bits, part[i]);
+            for (size_t i = 0; i < Q8_TOKENS; i++) d[i] += widen(c.bits, part[i]);
         }
-        for (size_t i = 0; i < nt; i++)
+        for (size_t i = 0; i < Q8_TOKENS; i++)
             sum[i] = add_group(sum[i], p, g, d[i], zero, minus_sum[i * n_groups],
                                scale[i * n_groups]);
     }
-    for (size_t i = 0; i < nt && t + i < p->n; i++)
+    for (size_t i = 0; i < Q8_TOKENS && t + i < p->n; i++)
         vstore_part(p->out + (t + i) * p->out_pitch, sum[i], p->n_rows);
 }
 
-INLINE void tile_many(Codes c, const Panel *p)
+INLINE void tile(Codes c, const Panel *p)
 {
-    size_t t = 0;
-    for (; t + Q8_TOKENS / 2 < p->n; t += Q8_TOKENS) tile_some(Q8_TOKENS, c, p, t);
-    if (t < p->n) tile_some(Q8_TOKENS / 2, c, p, t);
+    if (p->n == 1) tile_one(c, p);
+    else pack_words(c, p);
+    for (size_t t = 0; p->n > 1 && t < p->n; t += Q8_TOKENS) tile_some(c, p, t);
 }
 
-// A tile for each kind of codes, which are constants there. (Packing is a function of its own,
-// since inlined it makes gcc lay out the loops behind it in a way that costs prompts 10 %.)
-#define TILE_KIND(name, ...)                                                        \
-    __attribute__((noinline)) static void pack_##name(const Panel *p)               \
-    {                                                                               \
-        pack_words((Codes){__VA_ARGS__}, p);                                        \
-    }                                                                               \
-    static void tile_##name(const Panel *p)                                         \
-    {                                                                               \
-        if (p->n > 1) pack_##name(p), tile_many((Codes){__VA_ARGS__}, p);           \
-        else tile_one((Codes){__VA_ARGS__}, p);                                     \
-    }
-TILE_KIND(bytes_32, 8, 1, 32, 32)
-TILE_KIND(bytes_64, 8, 1, 64, 64)
-TILE_KIND(bytes_any, 8, 1, p->x->group, p->x->group)
-TILE_KIND(q4, 4, 1, 32, 32)
-TILE_KIND(q5, 5, 1, 32, 32)
-TILE_KIND(q4_k, 4, 2, 32, 256)
-TILE_KIND(q5_k, 5, 2, 32, 256)
-TILE_KIND(q6_k, 6, 4, 16, 256)
+// A tile for each kind of codes, which are constants there.
+#define TILE_KIND(name, ...) \
+    static void tile_##name(const Panel *p) { tile((Codes){__VA_ARGS__}, p); }
+TILE_KIND(bytes_32, 8, 8, 1, 32, 32)
+TILE_KIND(bytes_64, 8, 8, 1, 64, 64)
+TILE_KIND(bytes_any, 8, 8, 1, p->x->group, p->x->group)
+TILE_KIND(q4, 4, 4, 1, 32, 32)
+TILE_KIND(q5, 5, 4, 1, 32, 32)
+TILE_KIND(q2_k, 2, 2, 2, 16, 256)
+TILE_KIND(q3_k, 3, 2, 2, 16, 256)
+TILE_KIND(q4_k, 4, 4, 2, 32, 256)
+TILE_KIND(q5_k, 5, 4, 2, 32, 256)
+TILE_KIND(q6_k, 6, 4, 4, 16, 256)
+TILE_KIND(iq4_nl, 8, 4, 1, 32, 32)
+TILE_KIND(iq4_xs, 8, 4, 1, 32, 256)
 
 static void tile_planar(const Panel *p)
 {
@@ -2509,15 +2587,21 @@ static const TensorType tensor_types[] = {
     [T_F32] = {.name = "f32", .gguf = AS_F32, .block = 1, .bytes = 4, .unpack = unpack_floats},
     [T_F16] = {.name = "f16", .gguf = AS_F16, .block = 1, .bytes = 2, .unpack = unpack_floats},
     [T_BF16] = {.name = "bf16", .gguf = AS_BF16, .block = 1, .bytes = 2, .unpack = unpack_floats},
-    [T_Q8] = {"q8_0 (planar)", -1, 1, 1, unpack_q8, tile_planar, scales_planar, 0, 0, 8, ZERO, 1, 0, 0},
-    [T_BLOCKS] = {"q8_0", 8, 32, 34, unpack_blocks, tile_bytes_32, scales_32, 32, 0, 8, ZERO, 1, 2, 0},
-    {"q4_0", 2, 32, 18, unpack_blocks, tile_q4, scales_32, 32, 0, 4, 8, 1, 2, 0},
-    {"q4_1", 3, 32, 20, unpack_blocks, tile_q4, scales_32, 32, 1, 4, 0, 1, 4, 0},
-    {"q5_0", 6, 32, 22, unpack_blocks, tile_q5, scales_32, 32, 0, 5, 16, 1, 6, 2},
-    {"q5_1", 7, 32, 24, unpack_blocks, tile_q5, scales_32, 32, 1, 5, 0, 1, 8, 4},
-    {"q4_k", 12, 256, 144, unpack_blocks, tile_q4_k, scales_k, 32, 1, 4, 0, 2, 16, 0},
-    {"q5_k", 13, 256, 176, unpack_blocks, tile_q5_k, scales_k, 32, 1, 5, 0, 2, 48, 16},
-    {"q6_k", 14, 256, 210, unpack_blocks, tile_q6_k, scales_q6_k, 16, 0, 6, 32, 4, 0, 128},
+    [T_Q8] = {"q8_0 (planar)", -1, 1, 1, unpack_q8, tile_planar, scales_planar, 0, 0, 8, 8, ZERO,
+              1, 0, 0},
+#define IN_BLOCKS(tile, scales) unpack_blocks, tile_##tile, scales_##scales
+    [T_BLOCKS] = {"q8_0", 8, 32, 34, IN_BLOCKS(bytes_32, 32), 32, 0, 8, 8, ZERO, 1, 2, 0},
+    {"q4_0", 2, 32, 18, IN_BLOCKS(q4, 32), 32, 0, 4, 4, 8, 1, 2, 0},
+    {"q4_1", 3, 32, 20, IN_BLOCKS(q4, 32), 32, 1, 4, 4, 0, 1, 4, 0},
+    {"q5_0", 6, 32, 22, IN_BLOCKS(q5, 32), 32, 0, 5, 4, 16, 1, 6, 2},
+    {"q5_1", 7, 32, 24, IN_BLOCKS(q5, 32), 32, 1, 5, 4, 0, 1, 8, 4},
+    {"q2_k", 10, 256, 84, IN_BLOCKS(q2_k, q2_k), 16, 1, 2, 2, 0, 2, 16, 0},
+    {"q3_k", 11, 256, 110, IN_BLOCKS(q3_k, q3_k), 16, 0, 3, 2, 4, 2, 32, 0},
+    {"q4_k", 12, 256, 144, IN_BLOCKS(q4_k, k), 32, 1, 4, 4, 0, 2, 16, 0},
+    {"q5_k", 13, 256, 176, IN_BLOCKS(q5_k, k), 32, 1, 5, 4, 0, 2, 48, 16},
+    {"q6_k", 14, 256, 210, IN_BLOCKS(q6_k, q6_k), 16, 0, 6, 4, 32, 4, 0, 128},
+    {"iq4_nl", 20, 32, 18, IN_BLOCKS(iq4_nl, 32), 32, 0, 8, 4, ZERO, 1, 2, 0},
+    {"iq4_xs", 23, 256, 136, IN_BLOCKS(iq4_xs, iq4_xs), 32, 0, 8, 4, ZERO, 1, 8, 0},
 };
 enum { N_TENSOR_TYPES = sizeof tensor_types / sizeof *tensor_types };
 

@@ -473,7 +473,7 @@ static void give_ggufs(Give give)
         {"llama", "q4_0", 1, NULL, "smollm", NULL, 0},
         {"qwen2", "q8_0 q5_1 q4_0 q4_1 q5_0 f16 bf16 q5_k", 1, "yarn", "qwen2",
          "<|start_header_id|>", 0},
-        {"qwen3", "q8_0 q5_1 q4_0 q4_1 q5_0 f16 bf16 q6_k", 1, "linear", "llama-bpe", "<<SYS>>", 0},
+        {"qwen3", "q8_0 q5_1 q4_0 iq4_nl q5_0 f16 bf16 q3_k", 1, "linear", "llama-bpe", "<<SYS>>", 0},
         {"gemma3", "q4_0", 0, NULL, NULL, "<start_of_turn>", 1},
         {"llama", "q4_0", 0, "yarn 1.5", NULL, "[INST]", 1},
         {"llama", "q8_0", 0, "longrope", NULL, NULL, 0},

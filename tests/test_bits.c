@@ -103,7 +103,7 @@ static void test_words(void)
 static uint8_t *random_blocks(const TensorType *type, size_t n)
 {
     uint8_t *data = xcalloc(n, type->bytes);
-    size_t last = type->block == 256 && type->bytes == 210 ? 208 : 0; // q6_k's scale is its last
+    size_t last = type->bytes == 210 ? 208 : type->bytes == 110 ? 108 : type->bytes == 84 ? 80 : 0;
     for (size_t i = 0; i < n * type->bytes; i++) data[i] = (uint8_t)(random_bits() >> 24);
     for (size_t i = 0; i < n; i++) {
         uint8_t *scales = data + i * type->bytes + last;
@@ -127,6 +127,12 @@ static void test_products(void)
         {"q6_k", 0xc1501ca82db0981a},
         {"q8_0 exact", 0x139f14d53fbc3d0f},
         {"q6_k exact", 0x1fad3da2e351c471},
+        {"q2_k", 0x01be35b7610bf08c},
+        {"q3_k", 0xff3cf92ef06a4e63},
+        {"iq4_nl", 0x4128faa82a2edc59},
+        {"iq4_xs", 0x8f021016f0b1d796},
+        {"q2_k exact", 0x3842591295b55f58},
+        {"iq4_nl exact", 0x11186354d9ebaaad},
     };
     for (size_t i = 0; i < COUNT(golden); i++) {
         const TensorType *type = tensor_types;

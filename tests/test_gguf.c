@@ -181,6 +181,75 @@ static void test_score_scale(void)
     CHECK_NEAR(gemma_config(48).score_scale, 0, 0); // 1 / sqrt(head_dim)
 }
 
+// What the bits of a half mean.
+static double half_value(uint16_t h)
+{
+    int exp = (h >> 10) & 31, man = h & 1023;
+    return (h >> 15 ? -1 : 1) * (exp ? ldexp(1024 + man, exp - 25) : ldexp(man, -24));
+}
+
+// The value of number i of a block, from the descriptions of the formats, byte by byte.
+static double value_q2_k(const uint8_t *b, int i)
+{
+    uint16_t d[2];
+    memcpy(d, b + 80, 4);
+    int code = b[16 + i / 128 * 32 + i % 32] >> i / 32 % 4 * 2 & 3, scale = b[i / 16];
+    return half_value(d[0]) * (scale & 15) * code - half_value(d[1]) * (scale >> 4);
+}
+
+static double value_q3_k(const uint8_t *b, int i)
+{
+    uint16_t d;
+    memcpy(&d, b + 108, 2);
+    int code = b[32 + i / 128 * 32 + i % 32] >> i / 32 % 4 * 2 & 3, g = i / 16;
+    int low = g < 8 ? b[96 + g] & 15 : b[96 + g - 8] >> 4, high = b[104 + g % 4] >> g / 4 * 2 & 3;
+    return half_value(d) * (low + 16 * high - 32) * (code - (b[i % 32] >> i / 32 & 1 ? 0 : 4));
+}
+
+static const int8_t iq4_values[] = {-127, -104, -83, -65, -49, -35, -22, -10,
+                                    1, 13, 25, 38, 53, 69, 89, 113};
+
+static double value_iq4_nl(const uint8_t *b, int i)
+{
+    uint16_t d;
+    memcpy(&d, b, 2);
+    return half_value(d) * iq4_values[b[2 + i % 16] >> i / 16 * 4 & 15];
+}
+
+static double value_iq4_xs(const uint8_t *b, int i)
+{
+    uint16_t d[2];
+    memcpy(d, b, 4);
+    int g = i / 32, scale = (b[4 + g / 2] >> g % 2 * 4 & 15) + 16 * (d[1] >> 2 * g & 3) - 32;
+    return half_value(d[0]) * scale * iq4_values[b[8 + g * 16 + i % 16] >> i % 32 / 16 * 4 & 15];
+}
+
+static void test_values(void)
+{
+    static const struct {
+        const char *name;
+        double (*value)(const uint8_t *block, int i);
+    } types[] = {{"q2_k", value_q2_k}, {"q3_k", value_q3_k}, {"iq4_nl", value_iq4_nl},
+                 {"iq4_xs", value_iq4_xs}};
+    for (size_t k = 0; k < COUNT(types) * 100; k++) {
+        const TensorType *type = &tensor_types[FIND_NAME(tensor_types, types[k / 100].name)];
+        uint8_t block[256];
+        float row[256];
+        int bad = 0;
+        for (size_t i = 0; i < type->bytes; i++) block[i] = (uint8_t)(random_bits() >> 24);
+        for (size_t at = 0; at < type->bytes; at += type->bytes == 110 ? 108 : 2)
+            if (at + 2 <= type->bytes) block[at + 1] &= 0xbf; // no half is infinite or NaN
+        Tensor t = {.type = type, .data = block, .group = type->group, .rows = 1,
+                    .cols = type->block};
+        type->unpack(&t, 0, row);
+        for (size_t i = 0; i < type->block; i++) {
+            double want = types[k / 100].value(block, (int)i);
+            bad += !(fabs(row[i] - want) <= 1e-6 * fabs(want) + 1e-9);
+        }
+        CHECK_INT(bad, 0);
+    }
+}
+
 // Each block type: the codes and the scales of a panel of rows mean what unpack says.
 static void test_panels(void)
 {
@@ -556,6 +625,7 @@ static void test_real(void)
 
 int main(void)
 {
+    test_values();
     test_panels();
     test_losses();
     test_attention_factors();

@@ -347,13 +347,14 @@ static void test_blocks(void)
         const TensorType *type = &tensor_types[i % N_TENSOR_TYPES];
         if (type->unpack != unpack_blocks) continue;
         size_t n = sizes[i / N_TENSOR_TYPES], cols = n * type->block, rows = PANEL + 3;
-        size_t pitch = n * type->bytes, d_at = type->bytes == 210 ? 208 : 0;
+        size_t pitch = n * type->bytes, d_at = type->bytes == 210 ? 208 : type->bytes == 110 ? 108 : type->bytes == 84 ? 80 : 0;
         uint8_t *data = xcalloc(2 * PANEL, pitch);
         int8_t *codes = xcalloc(PANEL, cols);
         float *scales = xcalloc(PANEL * cols, 4), *mins = xcalloc(PANEL * cols, 4);
         for (size_t k = 0; k < rows * pitch; k++) data[k] = (uint8_t)(random_bits() >> 24);
         for (size_t k = 0; k < rows * n; k++) // scales and minima that are no NaN
-            data[k * type->bytes + d_at + 1] &= 0xbf, data[k * type->bytes + 3] &= 0xbf;
+            for (size_t half = 0; half < (type->has_min ? 2 : 1); half++)
+                data[k * type->bytes + d_at + 2 * half + 1] &= 0xbf;
         Tensor w = {type, data, NULL, type->group, rows, cols, NULL};
         float *x = random_floats(N * cols), *want = xcalloc(N * rows, 4);
         float *one = xcalloc(N * rows, 4), *all = xcalloc(N * rows, 4);
