@@ -2199,8 +2199,8 @@ static void scales_q2_k(const TensorType *type, const uint8_t *rows, size_t pitc
 }
 
 // Q3_K: a plane of 32 bytes with the third bits, 64 bytes of pairs, 12 of scales of six bits, less
-// 32, and half d. The low four bits of scales 0..7 are the low nibbles of bytes 0..7, those of 8..15
-// the high ones; bytes 8..11 have the upper two, of scales 0..3 in their lowest bits and so on.
+// 32, and half d. The low four bits of scales 0..7 are the low nibbles of bytes 0..7, those of
+// 8..15 the high ones; bytes 8..11 have the upper two, of scales 0..3 in their lowest bits and so on.
 static void scales_q3_k(const TensorType *type, const uint8_t *rows, size_t pitch, size_t n,
                         float *scale, float *min)
 {
