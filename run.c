@@ -2553,7 +2553,7 @@ INLINE void tile_some(Codes c, const Panel *p, size_t t)
         vstore_part(p->out + (t + i) * p->out_pitch, sum[i], p->n_rows);
 }
 
-INLINE void tile(Codes c, const Panel *p)
+INLINE void tile_codes(Codes c, const Panel *p)
 {
     if (p->n == 1) tile_one(c, p);
     else pack_words(c, p);
@@ -2562,7 +2562,7 @@ INLINE void tile(Codes c, const Panel *p)
 
 // A tile for each kind of codes, which are constants there.
 #define TILE_KIND(name, ...) \
-    static void tile_##name(const Panel *p) { tile((Codes){__VA_ARGS__}, p); }
+    static void tile_##name(const Panel *p) { tile_codes((Codes){__VA_ARGS__}, p); }
 TILE_KIND(bytes_32, 8, 8, 1, 32, 32)
 TILE_KIND(bytes_64, 8, 8, 1, 64, 64)
 TILE_KIND(bytes_any, 8, 8, 1, p->x->group, p->x->group)
