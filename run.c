@@ -2176,7 +2176,7 @@ static void scales_q6_k(const TensorType *type, const uint8_t *rows, size_t pitc
 }
 
 // Byte g % 4 of each word, moved down by `down` bits more, as an integer of `bits` bits.
-INLINE vi bits_of(vi words, size_t g, int down, int bits)
+INLINE vi byte_bits(vi words, size_t g, int down, int bits)
 {
     return words >> ((int)g % 4 * 8 + down) & ((1 << bits) - 1);
 }
@@ -2192,8 +2192,8 @@ static void scales_q2_k(const TensorType *type, const uint8_t *rows, size_t pitc
         transpose_rows(rows + 68, pitch, last);
         vf d = half_at(0, last[3]), dmin = half_at(16, last[3]);
         for (size_t g = 0; g < 16; g++, scale += PANEL, min += PANEL) {
-            vstore(scale, d * __builtin_convertvector(bits_of(w[g / 4], g, 0, 4), vf));
-            vstore(min, dmin * __builtin_convertvector(bits_of(w[g / 4], g, 4, 4), vf));
+            vstore(scale, d * __builtin_convertvector(byte_bits(w[g / 4], g, 0, 4), vf));
+            vstore(min, dmin * __builtin_convertvector(byte_bits(w[g / 4], g, 4, 4), vf));
         }
     }
 }
@@ -2211,8 +2211,8 @@ static void scales_q3_k(const TensorType *type, const uint8_t *rows, size_t pitc
         vf d = half_at(16, w[3]);
         for (int i = 0; i < 3; i++) w[i] = (vi)((vu)w[i] >> 16) | w[i + 1] << 16; // 0..3, 4..7, ...
         for (size_t g = 0; g < 16; g++, scale += PANEL) {
-            vi low = bits_of(w[g / 4 % 2], g, (int)g / 8 * 4, 4);
-            vi high = bits_of(w[2], g, (int)g / 4 * 2, 2);
+            vi low = byte_bits(w[g / 4 % 2], g, (int)g / 8 * 4, 4);
+            vi high = byte_bits(w[2], g, (int)g / 4 * 2, 2);
             vstore(scale, d * __builtin_convertvector((low | high << 4) - 32, vf));
         }
     }
