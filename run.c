@@ -3058,10 +3058,15 @@ static void classify(State *s, size_t first, size_t count, float *logits)
 // ================================================================================================
 // 10  Checkpoints
 //
-// Two kinds of files hold models: llama2.c's, and GGUF (section 11). Both become the same two
-// things here: numbers, each of which one table says what it may be, and a directory of tensors by
-// name, from which the weights are taken. Nothing in a file is trusted: every number is held
-// against its range, and every tensor against its shape and the end of the file.
+// Two kinds of files hold models: llama2.c's, and GGUF (section 11). Both are the same two things
+// in different wrapping, numbers and tensors, and both come to the same two tables. config_fields
+// has a row for each number of Config: what the files and the user call it, and which values it may
+// have. list_weights() has a row for each tensor: its name, its shape, which follows from those
+// numbers, and its place in the model. Behind the two doors nobody knows which kind of file it was.
+//
+// Nothing in a file is trusted: every number is held against its range, and every tensor against
+// its shape and the end of the file, before it is used. The file itself is mapped, not read: its
+// weights are computed with where they lie, and a model that is larger than the memory still runs.
 //
 // llama2.c's files, little-endian:
 //   version 0   28 bytes: int32 dim, hidden_dim, n_layers, n_heads, n_kv_heads, vocab_size,
@@ -3078,6 +3083,11 @@ static void classify(State *s, size_t first, size_t count, float *logits)
 //   t5          [rows][n_heads]           fire     c, T, w1 [32], b1 [32], w2 [n_heads][32],
 //   shaw        [rows + 1][head_dim]               b2 [n_heads]
 // and behind it longrope's short and long factors, [head_dim / 2] each.
+
+// Many tables here have rows that begin with a name: methods, encodings, architectures, types of
+// tensors. What is done with all of them is to find a row, and to list the names for somebody who
+// wrote another; so that no table needs functions of its own, they see it as an array of unknown
+// rows of `size` bytes.
 
 // An array whose rows begin with their names.
 typedef struct {
@@ -3107,19 +3117,23 @@ static const char *list_names(Names t)
 }
 #define LIST_NAMES(array) list_names((Names)NAMES(array))
 
-// Numbers in a file, wherever they lie.
+// Numbers in a file, wherever they lie: a file owes nobody an alignment.
 typedef int32_t file_i32 __attribute__((aligned(1), may_alias));
 typedef float file_f32 __attribute__((aligned(1), may_alias));
 static int32_t read_i32(const uint8_t *p) { return *(const file_i32 *)p; }
 static float read_f32(const uint8_t *p) { return *(const file_f32 *)p; }
 
-// A value's bytes and what it is, by GGUF's number of its type: u unsigned, i signed, f float, s
-// string. A boolean is a number, 0 or 1.
+// The lists that come with a model (Values) are of the types that GGUF has: 8-bit to 64-bit
+// integers, floats, booleans, strings. Writers of files do not agree on which to take for what, so
+// nobody here asks: a number is read as a double, whatever it is, which is exact up to 2^53. These
+// are a value's bytes and what it is, by GGUF's number of its type: u unsigned, i signed, f float,
+// s string. A boolean is a number, 0 or 1.
 static const uint8_t value_bytes[] = {1, 1, 2, 2, 4, 4, 4, 1, 0, 0, 8, 8, 8};
 static const char value_kinds[] = "uiuiuifus-uif";
 enum { G_I32 = 5, G_F32 = 6, G_STRING = 8, G_ARRAY = 9 };
 
-// Number i of a list, whatever they are.
+// Number i of a list, whatever they are. An integer of few bytes fills the low ones of v; shifting
+// it up and down again spreads its sign.
 static double number_at(Values list, size_t i)
 {
     union { uint64_t u; float f; double d; } v = {0};
@@ -3130,7 +3144,8 @@ static double number_at(Values list, size_t i)
     return (double)((int64_t)(v.u << unused) >> unused);
 }
 
-// The next of a list of strings.
+// The next of a list of strings, *len bytes without a zero behind them; the list begins behind it
+// afterwards.
 static const char *next_string(Values *list, size_t *len)
 {
     const char *s = (const char *)list->at + 8;
@@ -3158,7 +3173,8 @@ static void on_lost(int sig)
     die(EXIT_DATA, mapped_path, "shrank while in use, or cannot be read");
 }
 
-// Maps the file; *size gets its length.
+// Maps the file; *size gets its length. Pages come into memory as they are touched: the first token
+// touches all of them, in order and by all threads, which is as fast as asking for them ahead.
 static const uint8_t *map_file(const char *path, size_t *size)
 {
     struct stat st;
@@ -3181,45 +3197,47 @@ static const uint8_t *map_file(const char *path, size_t *size)
 // one row says what it is called in each, and what it may be. Options that are no numbers of Config
 // have rows of the same kind in tables of their own (section 15).
 
-// What the command line says about Config, in a Config of its own. Where it says nothing there is
-// 0, or -1 where 0 means something.
+// The command line is read before there is a model, so what it says about Config goes to a Config
+// of its own, and is laid over the model's later. Where it says nothing there is 0, or -1 where 0
+// has a meaning: --window 0 takes a model's window away, which is not the same as to say nothing.
 #define UNASKED {.rope = {.method = -1, .window = -1, .sinks = -1, .temp = -1}}
 static const Config unasked = UNASKED;
 static Config asked = UNASKED;
 
-// Where a value goes, and what it may be. WHOLE: a double without a fraction.
+// A number or a text that somebody sets: the user by the option's name, a header, a GGUF key, or
+// several of these. Rows without a name are of two kinds: what only files say, and the second
+// number of an option such as --string S:W, whose row is the one before.
 typedef struct {
+    char letter;       // 0: none
+    const char *name;
     const char *field; // its name in Config; NULL: it is not of Config
-    enum { N_INT, N_LONG, N_FLOAT, N_DOUBLE, N_WHOLE, N_TEXT } kind;
+    enum { N_INT, N_LONG, N_FLOAT, N_DOUBLE, N_WHOLE, N_TEXT } kind; // WHOLE: double, no fraction
     void *to;          // of a field: where it is in `asked`
     double lo, hi;
     Names names;       // if any, the value is the number of a row
     int at;            // in a header of version 1, the extension block being at 64; 0: nowhere
     const char *key;   // in GGUF, behind the architecture's name; NULL: nowhere
     int needed;        // there
-} Value;
-
-// One that the user may give on the command line.
-typedef struct {
-    char letter;       // 0: none
-    const char *name;  // NULL: none; it is no option, or what follows a colon in the one before
-    Value value;
     const char *arg;   // "": takes no value, and sets 1; with a colon: the next row takes the rest
     const char *help;  // NULL: the names are
 } Option;
 
+// What stands between an option's name and its arg. The kind is that of the variable. FIELD is a
+// number of Config, NEEDS one that no GGUF file can leave out.
 #define TYPE_OF(x) _Generic(x, long long: N_LONG, float: N_FLOAT, double: N_DOUBLE, \
                          const char *: N_TEXT, default: N_INT)
-#define NUMBER(to, lo, hi) {NULL, TYPE_OF(to), &to, lo, hi, {0}, 0, NULL, 0}
-#define WHOLE(to, lo, hi) {NULL, N_WHOLE, &to, lo, hi, {0}, 0, NULL, 0}
+#define NUMBER(to, lo, hi) NULL, TYPE_OF(to), &to, lo, hi, {0}, 0, NULL, 0
+#define WHOLE(to, lo, hi) NULL, N_WHOLE, &to, lo, hi, {0}, 0, NULL, 0
 #define FLAG(to) NUMBER(to, 0, 1)
 #define TEXT(to) NUMBER(to, 0, 0)
-#define NAME(to, table) {NULL, N_INT, &to, 0, 0, NAMES(table), 0, NULL, 0}
-#define FIELD(m, lo, hi, at, key) {#m, TYPE_OF(asked.m), &asked.m, lo, hi, {0}, at, key, 0}
-#define NEEDS(m, lo, hi, at, key) {#m, TYPE_OF(asked.m), &asked.m, lo, hi, {0}, at, key, 1}
+#define NAME(to, table) NULL, N_INT, &to, 0, 0, NAMES(table), 0, NULL, 0
+#define FIELD(m, lo, hi, at, key) #m, TYPE_OF(asked.m), &asked.m, lo, hi, {0}, at, key, 0
+#define NEEDS(m, lo, hi, at, key) #m, TYPE_OF(asked.m), &asked.m, lo, hi, {0}, at, key, 1
 #define UNNAMED(value) {0, NULL, value, NULL, NULL}
 
-// Of two keys for one number the better comes last.
+// The numbers of Config. Rows are read from the first to the last, so of two keys for one number
+// the better comes last. A range is what the arithmetic can stand, not what is wise: a limit that a
+// header could pass would be memory read beyond its end, or a loop without one.
 static const Option config_fields[] = {
     UNNAMED(NEEDS(dim, 1, 1 << 24, 8, ".embedding_length")),
     UNNAMED(NEEDS(hidden_dim, 1, 1 << 24, 12, ".feed_forward_length")),
@@ -3245,8 +3263,8 @@ static const Option config_fields[] = {
     UNNAMED(FIELD(score_cap, 1e-3, 1e6, 0, ".attn_logit_softcapping")),
     UNNAMED(FIELD(logit_cap, 1e-3, 1e6, 0, ".final_logit_softcapping")),
     UNNAMED(FIELD(rope.factor, 1, 1e6, 0, ".rope.scale_linear")), // its name in old files
-    {0, "rope-scaling", {"rope.method", N_INT, &asked.rope.method, 0, N_ROPE_METHODS - 1,
-     NAMES(rope_methods), 84, NULL, 0}, "METHOD", "to go past L; see below"},
+    {0, "rope-scaling", "rope.method", N_INT, &asked.rope.method, 0, N_ROPE_METHODS - 1,
+     NAMES(rope_methods), 84, NULL, 0, "METHOD", "to go past L; see below"},
     {0, "rope-factor", FIELD(rope.factor, 1, 1e6, 88, ".rope.scaling.factor"), "S", "(-c / L)"},
     {0, "rope-orig-ctx",
      FIELD(rope.orig_ctx, 1, 1 << 28, 92, ".rope.scaling.original_context_length"),
@@ -3270,10 +3288,10 @@ static const Option config_fields[] = {
     UNNAMED(FIELD(rope.temp_ctx, 1, 1 << 28, 0, NULL)),
 };
 
-// How far into a Config a row's number is.
-static size_t field_at(const Value *f) { return (size_t)((char *)f->to - (char *)&asked); }
+// How far into a Config a row's number is, in the model's as in `asked`.
+static size_t field_at(const Option *f) { return (size_t)((char *)f->to - (char *)&asked); }
 
-static void store_value(const Value *f, void *to, long double v)
+static void store_value(const Option *f, void *to, long double v)
 {
     switch (f->kind) {
     case N_INT: *(int *)to = (int)v; break;
@@ -3283,6 +3301,8 @@ static void store_value(const Value *f, void *to, long double v)
     }
 }
 
+// A number of the file, if it is in its range; the dot before a key is for the architecture's name.
+// The comparison is written so that NaN is in no range.
 static double check_range(const Model *m, const char *name, double v, double lo, double hi)
 {
     if (!(v >= lo && v <= hi))
@@ -3290,8 +3310,9 @@ static double check_range(const Model *m, const char *name, double v, double lo,
     return v;
 }
 
-// Sets the field to v; name: what the file calls it.
-static void set_field(Model *m, const Value *f, const char *name, double v)
+// Sets the model's field to v, from a file; name: what the file calls it. A whole number may come
+// as a float, but not with a fraction.
+static void set_field(Model *m, const Option *f, const char *name, double v)
 {
     check_range(m, name, v, f->lo, f->hi);
     if (f->kind == N_INT && v != rint(v)) REFUSE(m, "%s (got %g, want a whole number)", name, v);
@@ -3303,7 +3324,7 @@ static void set_field(Model *m, const Value *f, const char *name, double v)
 static void read_fields(Model *m, int from, int to)
 {
     for (size_t i = 0; i < COUNT(config_fields); i++) {
-        const Value *f = &config_fields[i].value;
+        const Option *f = &config_fields[i];
         if (f->at < from || f->at >= to) continue;
         const uint8_t *p = m->map + f->at - (m->version ? 0 : 8);
         double v = f->kind == N_INT ? (double)read_i32(p) : (double)read_f32(p);
@@ -3311,17 +3332,20 @@ static void read_fields(Model *m, int from, int to)
     }
 }
 
-// What the command line says about Config takes the place of what the file says.
+// What the command line says about Config takes the place of what the file says. Both were held
+// against the same ranges; check_rope() looks at what they are together.
 static void lay_over(Config *c)
 {
     for (size_t i = 0; i < COUNT(config_fields); i++) {
-        const Value *f = &config_fields[i].value;
+        const Option *f = &config_fields[i];
         size_t at = field_at(f), bytes = f->kind == N_DOUBLE ? sizeof(double) : sizeof(int);
         if (memcmp(f->to, (char *)&unasked + at, bytes)) memcpy((char *)c + at, f->to, bytes);
     }
 }
 
-// What one field cannot say: holds them against each other, and fills in the heads' sizes.
+// Ranges are for each number by itself. This holds them against each other: heads share what they
+// divide, pairs of dimensions turn, and a table has the rows that its encoding can use. It also
+// fills in what follows from the others, the heads' number and size.
 static void complete_config(Model *m)
 {
     Config *c = &m->config;
@@ -3354,11 +3378,13 @@ static void check_rope(const Config *c, const char *path)
     int linear = r->method == ROPE_LINEAR && encodings[c->encoding].linear;
     RopeConfig full = *r;
     rope_resolve(&full, c->train_ctx, c->train_ctx);
+    // Defaults are filled in before they are compared, in a copy: --beta-slow 33 is wrong only
+    // because --beta-fast is 32 where nobody says otherwise.
 #define WRONG(option, ...) die(path ? EXIT_DATA : EXIT_USAGE, path ? path : option, __VA_ARGS__)
     if (r->method == ROPE_LONGROPE && !(r->long_factors && r->short_factors))
         WRONG("--rope-scaling", "longrope needs --long-factors and --short-factors");
-    if (r->sinks && !r->window) WRONG("--sinks", "sinks (got %d) need a window", r->sinks);
-    if (r->sinks && r->distance) WRONG("--sinks", "not with another distance method");
+    if (r->sinks && (!r->window || r->distance))
+        WRONG("--sinks", "sinks need a window, and no other distance method");
     if (full.beta_fast < full.beta_slow)
         WRONG("--beta-fast", "below --beta-slow (got %g, %g)", full.beta_fast, full.beta_slow);
     if (full.high_freq_factor < full.low_freq_factor)
@@ -3373,8 +3399,10 @@ static void check_rope(const Config *c, const char *path)
 // --- weights ------------------------------------------------------------------------------------
 
 // A tensor that a model may have, [rows][cols], and its place in the model; rows 0: this one has
-// none. A vector is a column. It may be a part of another tensor, `fused`, of which it is the rows
-// from `first` on out of `all`.
+// none. A vector is a column, [n][1], so that the bias of a matrix has the matrix's rows. Some
+// files keep tensors that are multiplied with the same input as one, so that one product does for
+// them all: then this one is `fused`, the rows from `first` on out of `all`. Cutting them apart
+// again costs nothing, since rows lie one behind the other.
 typedef struct {
     enum { MATRIX, TABLE, NORM, LIST } kind; // Tensor, Tensor of which rows are read, Norm, floats
     void *to;
@@ -3384,7 +3412,10 @@ typedef struct {
     size_t first, all;
 } Weight;
 
-// Every tensor: layer l's, then the model's. angles: cosines and sines that version 0 has.
+// Every tensor, with layer l's first and the model's behind them. Here is what shapes follow from:
+// a model of layers that normalize behind their branches, not before, has no attn_norm, one without
+// a gate no ffn_gate, and what the encoding learned has a shape for each encoding. `angles` are
+// cosines and sines that version 0 of llama2.c's files has, and which nobody reads.
 enum { N_OF_LAYER = 13, N_WEIGHTS = N_OF_LAYER + 9 };
 static void list_weights(Model *m, int l, Weight list[N_WEIGHTS])
 {
@@ -3428,7 +3459,8 @@ static void list_weights(Model *m, int l, Weight list[N_WEIGHTS])
     memcpy(list, all, sizeof all);
 }
 
-// The tensor's values in memory, those in the file if they are floats; NULL: there is no tensor.
+// Vectors are floats in memory: those in the file if they are f32, else a copy, since f16 and bf16
+// are for storing, not for computing with; NULL: there is no tensor.
 static const float *to_floats(const Model *m, Tensor t)
 {
     if (t.data && t.type->unpack != unpack_floats)
@@ -3454,7 +3486,8 @@ static void put_weight(Model *m, const Weight *w, Tensor t)
     }
 }
 
-// With all weights in place: without a classifier of its own the model uses the embeddings.
+// With all weights in place. Without a classifier of its own the model uses the embeddings: the
+// score of a token is then how much the last state is like the token's own vector.
 static void complete_weights(Model *m)
 {
     m->shared_classifier = !m->classifier.data;
@@ -3465,6 +3498,8 @@ static void complete_weights(Model *m)
 
 // --- llama2.c's files ---------------------------------------------------------------------------
 
+// Config from the file's first bytes. Without the magic number a file is of version 0, which has
+// none: whatever is no model looks like that, and is told by numbers out of their ranges.
 static void read_header(Model *m)
 {
     Config *c = &m->config;
@@ -3486,8 +3521,9 @@ static void read_header(Model *m)
     complete_config(m);
 }
 
-// The weight that lies `at` bytes into the file, if it is there; returns where it ends. In version
-// 2 matrices are planar Q8_0: whole groups, and scales at a multiple of 4.
+// The weight that lies `at` bytes into the file, if it is there; returns where it ends, so that the
+// caller finds out whether the file ends there, too. In version 2 matrices are planar Q8_0, all
+// values and then all scales: whole groups, and scales at a multiple of 4, which floats need.
 static size_t lay_weight(Model *m, const Weight *w, size_t at)
 {
     int planar = m->group && w->kind <= TABLE;
@@ -3503,7 +3539,9 @@ static size_t lay_weight(Model *m, const Weight *w, size_t at)
     return end;
 }
 
-// The file from its beginning to its end. Names are GGUF's, with those of layers each over all.
+// Walks the file from its beginning to its end: it has no directory, only an order. A tensor of
+// layers comes once, for all of them one behind the other. Nothing is used before the sizes of all
+// are known to add up to the file's, but for checks of what lies in it.
 static void load_checkpoint(Model *m)
 {
     static const char *const orders[2][16] = {
@@ -3541,11 +3579,14 @@ static void load_checkpoint(Model *m)
 //   key:     string name, u32 type, value (of an array: u32 element type, u64 count, elements)
 //   tensor:  string name, u32 n_dims, u64 dims[n_dims] (the inner one first), u32 type, u64 offset
 //   string:  u64 length, bytes
-// A count is held against the bytes that are left before anything is allocated or skipped. A
-// tensor that the architecture does not use is an error, since a model that needs it would be
-// computed wrongly without.
+// A count is held against the bytes that are left before anything is allocated or skipped.
+//
+// What is not understood is refused rather than passed over. A model that is computed without one
+// of its steps still writes fluent text, only worse, and nobody could tell why; so a tensor that
+// the architecture does not use is an error, as is a key that speaks of a step that is not known
+// here. Keys that only describe the model (its name, its author, its licence) are many, and free.
 
-// A key or a tensor of the file.
+// A key or a tensor of the file, found again by its name.
 typedef struct {
     const char *name; // no zero behind its len bytes; NULL: the end of a list
     size_t len;
@@ -3566,7 +3607,8 @@ typedef struct {
     FileItem *keys, *tensors;
 } ModelFile;
 
-// The entry of that name, or NULL.
+// The entry of that name, or NULL. Lists have some hundred entries, each looked for a few times, so
+// that going through them is quick enough.
 static FileItem *find_entry(FileItem *list, const char *name)
 {
     size_t len = strlen(name);
@@ -3574,7 +3616,8 @@ static FileItem *find_entry(FileItem *list, const char *name)
     return list->name ? list : NULL;
 }
 
-// Moves past n items of `size` bytes, all in the file.
+// Moves past n items of `size` bytes, all in the file. Everything is read by way of this function,
+// so that here alone the end of the file can be met; the division keeps n * size from wrapping.
 static const uint8_t *gguf_skip(ModelFile *s, size_t n, size_t size)
 {
     if (n > (s->size - s->at) / size)
@@ -3591,7 +3634,8 @@ static size_t gguf_number(ModelFile *s, size_t size)
     return v;
 }
 
-// What stands behind a key's name: its type and value.
+// What stands behind a key's name: its type and value, which stays where it is. Strings have to be
+// gone through one by one, since each says only its own length. Arrays of arrays do not occur.
 static void gguf_key(ModelFile *s, FileItem *k)
 {
     uint32_t type = gguf_number(s, 4);
@@ -3605,7 +3649,9 @@ static void gguf_key(ModelFile *s, FileItem *k)
     if (n > 0) gguf_skip(s, n, value_bytes[type]);
 }
 
-// What stands behind a tensor's name; the offset counts from the end of this list.
+// What stands behind a tensor's name. Dimensions are written with the inner one first, what is
+// `cols` here; a tensor of one row is a vector and becomes a column. The offset counts from the end
+// of this list.
 static void gguf_tensor(ModelFile *s, FileItem *t)
 {
     size_t n_dims = gguf_number(s, 4);
@@ -3655,8 +3701,10 @@ static Values find_key(const ModelFile *s, const char *name, int is_text)
     return k->values;
 }
 
-// The number that a key says, or `absent`: that is also what -1 and the largest unsigned number
-// mean, and 0 where it can mean nothing else. A list of equal numbers, one a layer, is that number.
+// The number that a key says, or `absent`. Writers say "none" in many ways: by leaving the key out,
+// by -1, by the largest unsigned number (which is -1, seen by somebody else), and by 0 where it can
+// mean nothing else. A list of equal numbers, one a layer, is that number; where layers differ in
+// size the shapes in list_weights() would not hold.
 static double key_number(const ModelFile *s, const char *name, double lo, double hi, double absent)
 {
     Values k = find_key(s, name, 0);
@@ -3677,7 +3725,15 @@ static void key_word(const ModelFile *s, const char *name, const char *absent, c
     snprintf(out, 32, "%.*s", (int)min_size(len, 31), word);
 }
 
-// What architectures differ in.
+// What architectures differ in, as fields of Config; what a file says comes on top. Names are those
+// that converters write, and stand for families: "llama" is also Mistral, SmolLM, TinyLlama and
+// many others, that are computed alike. Most of them turn halves of a head, (m, m + n_rot / 2); the
+// converters of llama permute wq and wk, so that these have neighbours as pairs. Newer ones norm q
+// and k before they turn, which keeps scores from growing, or norm what a branch gives, not what it
+// gets; gemma has local layers, which see a window, between global ones, and scales embeddings by
+// sqrt(dim), which cannot be written in this table (-1 stands for it). Older ones (gpt2, bloom,
+// gptneox) have LayerNorm, biases, and a feed-forward net without a gate, and differ in how they
+// know positions: by a learned table, by ALiBi, by turning a part of each head.
 #define LAYER_NORM .layer_norm = 1, .no_gate = 1, .gelu = 1, .norm_eps = 1e-5f
 #define GEMMA .post_norm = 1, .rope_split = 1, .gelu = 1, .emb_scale = -1, .norm_eps = 1e-6f
 typedef struct {
@@ -3704,7 +3760,8 @@ static const Arch archs[] = {
     {"mistral3", {.rope.temp_from_0 = 1, .norm_eps = 1e-5f}, 0, 0},
 };
 
-// What the keys say about scaling, in our terms.
+// What the keys say about scaling, in our terms. A model with factors for each pair is one of
+// LongRoPE, whether or not a key says so.
 static void gguf_rope(ModelFile *s, RopeConfig *r)
 {
     char type[32];
@@ -3724,7 +3781,10 @@ static void gguf_rope(ModelFile *s, RopeConfig *r)
         r->attn_factor = given * (0.1 * log_s + 1) / (0.1 * less * log_s + 1);
 }
 
-// The tokenizer's lists, each as long as there are tokens, and ids, each of one of them.
+// The tokenizer's lists, each as long as there are tokens, and ids, each of one of them. Section 12
+// makes sense of them; here they only have to be whole. Whether BOS begins a text is a matter of
+// habit where the file does not say: SentencePiece's models are trained with it, those of
+// byte-level BPE are not, but for Llama 3's kin.
 static void gguf_vocab(ModelFile *s, Vocab *v)
 {
     char model[32];
@@ -3755,7 +3815,8 @@ static void gguf_vocab(ModelFile *s, Vocab *v)
     v->space_prefix = key_number(s, "tokenizer.ggml.add_space_prefix", 0, 1, 1) != 0;
 }
 
-// Config: the architecture's, then what the keys say.
+// Config: the architecture's, then what the keys say, then what follows from both. Where layers are
+// local, the file's window is theirs, and the global ones have none.
 static void gguf_config(ModelFile *s, const Arch *arch)
 {
     Model *m = s->m;
@@ -3763,7 +3824,7 @@ static void gguf_config(ModelFile *s, const Arch *arch)
     *c = arch->config;
     c->rope.theta = 10000;
     for (size_t i = 0; i < COUNT(config_fields); i++) {
-        const Value *f = &config_fields[i].value;
+        const Option *f = &config_fields[i];
         double v = f->key ? key_number(s, f->key, f->lo, f->hi, NAN) : NAN;
         if (!isnan(v)) set_field(m, f, f->key, v);
         else if (f->needed) REFUSE(m, "no key %s%s", m->arch, f->key);
@@ -3781,7 +3842,9 @@ static void gguf_config(ModelFile *s, const Arch *arch)
     if (c->global_every) c->local.window = c->rope.window, c->rope.window = 0;
 }
 
-// Which layers are local: by the architecture's number or the file's, or by a list of the file's.
+// Which layers are local: by the architecture's number or the file's, of which every so many-th is
+// global, or by a list of the file's, with a boolean or a number for each layer. In a model that
+// leaves some layers without positions, these are the local ones, which stand still.
 static void set_local_layers(ModelFile *s)
 {
     Config *c = &s->m->config;
@@ -3836,7 +3899,9 @@ static Tensor take_tensor(ModelFile *s, const Weight *w, int l, const char *what
     return t;
 }
 
-// Tensors k of the list, [begin, end), to their places.
+// Takes the tensors [w, end) of a list, of layer l or with l < 0 of the model, and puts them in
+// their places. Any matrix and any norm may come with a bias: converters write them where the model
+// was trained with some, whatever its architecture is called.
 static void take_weights(ModelFile *s, int l, const Weight *w, const Weight *end)
 {
     for (; w < end; w++) {
@@ -3848,8 +3913,8 @@ static void take_weights(ModelFile *s, int l, const Weight *w, const Weight *end
     }
 }
 
-// The lists of keys and of tensors; these are added to those of files read before, and all of them
-// must be in the file.
+// The lists of keys and of tensors; these are added to those of files read before. All of them must
+// be in the file: downloads break off, and the end of the last tensor says how much is missing.
 static void gguf_directory(ModelFile *s)
 {
     Model *m = s->m;
@@ -3878,7 +3943,9 @@ static void gguf_directory(ModelFile *s)
         REFUSE(m, "cut off: %zu of its %zu bytes are missing", end - s->size, end);
 }
 
-// The tensors of a model's other files, if it comes in several. The first has the keys.
+// The tensors of a model's other files, if it comes in several, NAME-00001-of-00003.gguf and so on:
+// large models are cut up for hosts that limit the size of a file. Each of them is a GGUF file with
+// a directory of its own, mapped by itself. The first has the keys, and is the one to be named.
 static void add_parts(ModelFile *s)
 {
     const char *first = s->m->path, form[] = "%.*s-%05d-of-%05d.gguf";
@@ -3900,7 +3967,9 @@ static void add_parts(ModelFile *s)
 }
 
 // Keys, by a part of their names, of models that cannot be run, unless their number is 0, -1 or
-// `none`. Without what they say, a model would compute something else than it was trained to.
+// `none`, with which the step would do nothing. First what a model may be altogether, so that its
+// user hears that, and not which tensor is missed first; then steps that some architectures have in
+// addition: caps, scales and limits that have no field of Config, or not by this name.
 static const char other[] = "a model with a step that is not known here";
 static const struct {
     const char *sign;
@@ -3917,8 +3986,8 @@ static const struct {
     {"yarn_", 1, other}, {"max_alibi_bias", 8, other},
 };
 
-// Refuses a model by such a key; other steps count where the architecture is known, which might
-// have read the key.
+// Refuses a model by such a key. Keys that were used are known, and so no sign of anything; other
+// steps count only where the architecture is known, which might have used them.
 static void check_signs(const ModelFile *s)
 {
     const char *arch = s->m->arch;
@@ -3936,6 +4005,9 @@ static void check_signs(const ModelFile *s)
         }
 }
 
+// A GGUF file from its directory to its weights, in the order in which things follow from each
+// other. Refusals come from the general to the particular: no model that can be run at all, an
+// architecture that is not known, a number that is out of range, a tensor that is not there.
 static void load_gguf(Model *m)
 {
     ModelFile s = {.m = m, .map = m->map, .size = m->size};
@@ -5079,8 +5151,14 @@ static void read_prompt(Session *s)
 // ================================================================================================
 // 15  Options and main
 //
-// One table says what every option is called, where its value goes and what it may be; the
-// parser, the range checks and the help text all come from it.
+// Tables say what every option is called, where its value goes and what it may be; the parser, the
+// range checks and the help text all come from them. The numbers of Config have theirs in section
+// 10, since files know them, too. A program (this one, chat.c, tests/measure.c) is a list of such
+// tables and of modes, the things that it can do with a model.
+//
+// What the command line says is checked in the order in which it can be known to be wrong: options
+// by themselves, before any file is opened; the file; then both together. A mistake in the command
+// line ends with status 2, one in a file or in the system with 1, each with one line on stderr.
 
 // Numbers are parsed whole: "12x", "", "nan" and what is out of range are refused, never clamped.
 // what: the option or the file that says it; code: the exit status if it is wrong.
@@ -5108,7 +5186,8 @@ typedef struct {
 } Mode;
 
 
-// A distance method's numbers.
+// A distance method's numbers; section 5 says what they do. Which of the two comes first on the
+// command line is as its authors write them.
 #define REACH(method) NUMBER(opt.distance[method].reach, 1, 1 << 28)
 #define OTHER(method) WHOLE(opt.distance[method].other, 1, 1 << 28)
 
@@ -5171,6 +5250,7 @@ static const Option *option_row(size_t i)
     return NULL;
 }
 
+// One line an option, in the order of the tables: its names, what its value is, and what it does.
 static void print_help(void)
 {
     const Option *o;
@@ -5180,33 +5260,35 @@ static void print_help(void)
         if (!o->name) continue;
         if (o->letter) sprintf(letter, "-%c, ", o->letter);
         snprintf(left, sizeof left, "%s--%s %s", letter, o->name, o->arg);
-        printf("  %-30s %s\n", left, o->help ? o->help : list_names(o->value.names));
+        printf("  %-30s %s\n", left, o->help ? o->help : list_names(o->names));
     }
     printf("--rope-scaling:\n");
     for (int i = 0; i < N_ROPE_METHODS; i++)
         printf("  %-30s %s\n", rope_methods[i].name, rope_methods[i].what);
 }
 
-// Sets what option o says; text: its value, of which the next row takes what follows a colon.
+// Sets what option o says; text: its value, of which the next row takes what follows a colon. A
+// name that is none is answered with those that are.
 static void set_option(const Option *o, const char *name, char *text)
 {
-    const Value *v = &o->value;
     if (o->arg && strchr(o->arg, ':')) {
         char *colon = strchr(text, ':');
         if (!colon) die(EXIT_USAGE, name, "want two numbers, %s (got '%.99s')", o->arg, text);
         *colon = 0;
         set_option(o + 1, name, colon + 1);
     }
-    int whole = v->kind != N_FLOAT && v->kind != N_DOUBLE, flag = o->arg && !*o->arg;
-    int row = find_name(v->names, strcmp(text ? text : "", "pi") ? text : "linear"); // as [PI] says
-    if (v->names.n && row < 0)
+    int whole = o->kind != N_FLOAT && o->kind != N_DOUBLE, flag = o->arg && !*o->arg;
+    int row = find_name(o->names, strcmp(text ? text : "", "pi") ? text : "linear"); // as [PI] says
+    if (o->names.n && row < 0)
         die(EXIT_USAGE, name, "no such name (got '%.99s', want %s)", text,
-            o->help ? o->help : list_names(v->names));
-    if (v->kind == N_TEXT) *(const char **)v->to = text;
-    else store_value(v, v->to, v->names.n ? row : flag ? 1
-                               : parse_number(EXIT_USAGE, name, text, whole, v->lo, v->hi));
+            o->help ? o->help : list_names(o->names));
+    if (o->kind == N_TEXT) *(const char **)o->to = text;
+    else if (o->names.n || flag) store_value(o, o->to, flag ? 1 : row);
+    else store_value(o, o->to, parse_number(EXIT_USAGE, name, text, whole, o->lo, o->hi));
 }
 
+// The whole command line: "--name value", "--name=value", "-n value", and one word without a dash,
+// the model's file. Options may stand before it and behind it, and the last of two counts.
 static void parse_options(int argc, char **argv)
 {
     for (int a = 1; a < argc; a++) {
@@ -5243,6 +5325,8 @@ static const char *find_tokenizer(const char *checkpoint)
     die(EXIT_DATA, checkpoint, "no tokenizer.bin beside it or in the folder above; use -z");
 }
 
+// As many threads as this process may use processors: taskset and containers allow it fewer than
+// the machine has, and more threads than processors wait for each other.
 static int processors(void)
 {
 #ifdef __linux__
@@ -5253,7 +5337,7 @@ static int processors(void)
     return n > 0 ? (int)n : 1;
 }
 
-// Numbers separated by blanks or commas, one a pair, all positive.
+// LongRoPE's factors from a file: numbers separated by blanks or commas, one a pair, all positive.
 static const float *read_factors(const char *path, size_t pairs)
 {
     size_t len, n = 0;
@@ -5269,8 +5353,10 @@ static const float *read_factors(const char *path, size_t pairs)
     return list;
 }
 
-// Lays what the command line says about positions over the model's: another method takes the
-// place of the model's factors, too, and a window that was taken away takes its sinks along.
+// Lays what the command line says about positions over the model's. Another method takes the place
+// of the model's factors, too, which belong to the model's own; a window that is taken away takes
+// its sinks along. An option that could have no effect is refused, since whoever gives it expects
+// one.
 static void set_rope(Model *m)
 {
     Config *c = &m->config;
@@ -5324,6 +5410,8 @@ static void check_context(const Config *c, long long ctx)
                 (c->train_ctx + 1) / 2);
 }
 
+// From the command line to a model that can be fed: everything that a mode needs, and for those
+// that only look at the model (NO_STATE) no threads, cache or way to cut text.
 static void open_session(Session *s)
 {
     int runs = !(program->modes[opt.mode].kind & NO_STATE);
@@ -5334,10 +5422,9 @@ static void open_session(Session *s)
     if (runs) pool_start(opt.threads ? opt.threads : processors());
     const char *path = opt.tokenizer;
     Vocab v = s->model.vocab;
-    int guess = v.bpe && !strcmp(v.pre, "default");
-    if (guess && runs)
-        fprintf(stderr, "%s: the file does not say how text is cut into words (tokenizer.ggml.pre): "
-                "as GPT-2 does it, which is a guess\n", prog);
+    if (runs && v.bpe && !strcmp(v.pre, "default"))
+        fprintf(stderr, "%s: how text is cut into words is not said (tokenizer.ggml.pre), and "
+                "guessed: as for GPT-2\n", prog);
     if (!runs) strcpy(v.pre, "default"); // text is not read
     if (!path && v.tokens.n) tokenizer_from_vocab(&s->tokenizer, opt.checkpoint, &v);
     else tokenizer_load(&s->tokenizer, path ? path : find_tokenizer(opt.checkpoint), c->vocab_size);

@@ -90,6 +90,7 @@ static FILE *open_input(void) { return fmemopen((void *)(uintptr_t)input, input_
 #include "model.h"
 #define GGUF_DIM 32
 #include "gguf.h"
+#include "archs.h"
 
 // What is wrong with run.c, rather than with the input.
 #define MUST(what) \
@@ -129,8 +130,8 @@ static void run_model(const Model *m, uint64_t bits, int64_t ctx)
     size_t most = bits >> 20 & 15 ? 8 << 20 : 256 << 20;
     if (cache.bytes > most || cache.n_slots * (size_t)c->head_dim > 1 << 20) return;
     state_init(&s, m, ctx, chunk, f32, exact);
-    if (bits >> 6 & 1) s.attn.watch = xcalloc(c->n_layers * s.chunk * c->n_heads,
-                                                sizeof *s.attn.watch);
+    if (bits >> 6 & 1)
+        s.attn.watch = xcalloc(c->n_layers * s.chunk * c->n_heads, sizeof *s.attn.watch);
     float *logits = xcalloc(vocab, 4);
     size_t step = 0;
     for (size_t at = 0; at < n; at += step) {
@@ -208,7 +209,7 @@ static void use_gguf_filled(const uint8_t *data, size_t size, size_t fill)
 static void use_gguf(const uint8_t *data, size_t size) { use_gguf_filled(data, size, 0); }
 
 // A GGUF file up to its weights, which are added: so that changes fall upon what describes them.
-static void use_keys(const uint8_t *data, size_t size) { use_gguf_filled(data, size, 1 << 18); }
+static void use_keys(const uint8_t *data, size_t size) { use_gguf_filled(data, size, 1 << 19); }
 
 // A tokenizer.bin, for as many pieces as there are in it.
 static void use_tokenizer(const uint8_t *data, size_t size)
@@ -488,6 +489,21 @@ static void give_ggufs(Give give)
     }
 }
 
+// The architectures that build_gguf() does not write, with tensors fused and biases, windows'
+// patterns in three spellings, and the keys that only they have.
+static void give_architectures(Give give)
+{
+    for (size_t i = 0; i < COUNT(arch_specs); i++) {
+        size_t size;
+        if (i && !strcmp(arch_specs[i].arch, arch_specs[i - 1].arch) && !arch_specs[i].spelling &&
+            !(arch_specs[i].longrope > 0)) continue;
+        uint8_t *file = build_arch(&arch_specs[i], &size, 0, 1);
+        give(find_target("gguf"), (char[]){(char)('A' + i), 0}, file, size);
+        give(find_target("keys"), (char[]){(char)('A' + i), 0}, file, arch_data_at);
+        free(file);
+    }
+}
+
 // GGUF files with fewer scores or types than tokens, or without longrope's short factors, or all of
 // its factors, which are the last tensors: to be refused.
 static void give_short_lists(Give give)
@@ -520,6 +536,7 @@ static void give_seeds(Give give)
     static uint8_t tokenizer_file[8000];
     give_checkpoints(give);
     give_ggufs(give);
+    give_architectures(give);
     size_t size = make_tokenizer(tokenizer_file);
     give(find_target("tokenizer"), "a", tokenizer_file, size);
     for (int i = 0; i < 4; i++) {
@@ -541,11 +558,10 @@ static void give_program_options(Give give)
     const Option *o;
     for (size_t at = 0; (o = option_row(at)); at++) {
         if (!o->name) continue;
-        const Value *v = &o->value;
-        int is_float = v->kind == N_FLOAT || v->kind == N_DOUBLE, is_flag = !*o->arg;
-        int is_text = v->kind == N_TEXT || strchr(o->arg, ':');
-        const double numbers[] = {v->lo, fmax(v->lo, 2), v->hi, 2 * v->hi};
-        size_t n_values = v->names.n ? v->names.n : is_flag ? 1 : 4;
+        int is_float = o->kind == N_FLOAT || o->kind == N_DOUBLE, is_flag = !*o->arg;
+        int is_text = o->kind == N_TEXT || strchr(o->arg, ':');
+        const double numbers[] = {o->lo, fmax(o->lo, 2), o->hi, 2 * o->hi};
+        size_t n_values = o->names.n ? o->names.n : is_flag ? 1 : 4;
         for (size_t i = 0; i < 3 * n_values; i++) {
             size_t k = i / 3, other = count + k;
             char number[32], name[64], line[96] = {(char)(i % 3 * N_ENCODINGS + measures)};
@@ -554,7 +570,7 @@ static void give_program_options(Give give)
             snprintf(name, sizeof name, "%c-%s-%zu", measures ? 'm' : 'o', o->name, i);
             int n = snprintf(line + 1, sizeof line - 1, "-c\n90\n--%s%s%s", o->name,
                              is_flag ? "" : "\n",
-                             is_flag ? "" : v->names.n ? row_name(v->names, k)
+                             is_flag ? "" : o->names.n ? row_name(o->names, k)
                              : is_text ? texts[k] : number);
             give(find_target("options"), name, (const uint8_t *)line, 1 + (size_t)n);
         }

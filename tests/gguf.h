@@ -71,7 +71,7 @@ static void put_key(Out *o, const char *name, uint32_t type)
 
 static void key_u32(Out *o, const char *arch, const char *name, uint32_t v)
 {
-    char full[64];
+    char full[128];
     snprintf(full, sizeof full, "%s%s", arch, name);
     put_key(o, full, 4);
     put_u32(o, v);
@@ -79,7 +79,7 @@ static void key_u32(Out *o, const char *arch, const char *name, uint32_t v)
 
 static void key_f32(Out *o, const char *arch, const char *name, float v)
 {
-    char full[64];
+    char full[128];
     snprintf(full, sizeof full, "%s%s", arch, name);
     put_key(o, full, 6);
     put_bytes(o, &v, 4);
