@@ -3154,6 +3154,7 @@ static const char *next_string(Values *list, size_t *len)
     return s;
 }
 
+// What llama2.c's files and our extension block begin with, and how long a header is.
 enum { MAGIC = 0x616b3432, EXT_MAGIC = 0x31545845, HEADER = 256 }; // "24ka", "EXT1"
 
 // Ends the program, since the model's file is not as it has to be.
@@ -3239,6 +3240,7 @@ typedef struct {
 // the better comes last. A range is what the arithmetic can stand, not what is wise: a limit that a
 // header could pass would be memory read beyond its end, or a loop without one.
 static const Option config_fields[] = {
+    // The shape.
     UNNAMED(NEEDS(dim, 1, 1 << 24, 8, ".embedding_length")),
     UNNAMED(NEEDS(hidden_dim, 1, 1 << 24, 12, ".feed_forward_length")),
     UNNAMED(NEEDS(n_layers, 1, 4096, 16, ".block_count")),
@@ -3247,12 +3249,14 @@ static const Option config_fields[] = {
     UNNAMED(FIELD(head_dim, 2, 1 << 14, 0, ".attention.key_length")),
     UNNAMED(FIELD(vocab_size, -(1 << 24), 1 << 24, 28, NULL)),
     UNNAMED(NEEDS(train_ctx, 1, 1 << 28, 32, ".context_length")),
+    // What the extension block adds, and GGUF's names for the same.
     UNNAMED(FIELD(encoding, 0, N_ENCODINGS - 1, 68, NULL)),
     UNNAMED(FIELD(train_ctx, 1, 1 << 28, 72, NULL)),
     UNNAMED(FIELD(norm_eps, 1e-12, 1, 80, ".attention.layer_norm_rms_epsilon")),
     UNNAMED(FIELD(norm_eps, 1e-12, 1, 0, ".attention.layer_norm_epsilon")),
     UNNAMED(FIELD(rows, 0, 1 << 24, 128, NULL)),
     UNNAMED(FIELD(max_distance, 0, 1 << 28, 132, NULL)),
+    // What only GGUF's architectures have.
     UNNAMED(FIELD(local.theta, 1.5, 1e12, 0, ".rope.freq_base_swa")),
     UNNAMED(FIELD(n_rot, 2, 1 << 14, 0, ".rope.dimension_count")),
     UNNAMED(FIELD(parallel, 0, 1, 0, ".use_parallel_residual")),
@@ -3262,6 +3266,7 @@ static const Option config_fields[] = {
     UNNAMED(FIELD(score_scale, 1e-6, 1e6, 0, ".attention.scale")),
     UNNAMED(FIELD(score_cap, 1e-3, 1e6, 0, ".attn_logit_softcapping")),
     UNNAMED(FIELD(logit_cap, 1e-3, 1e6, 0, ".final_logit_softcapping")),
+    // Positions past the trained length, of which the user has a say.
     UNNAMED(FIELD(rope.factor, 1, 1e6, 0, ".rope.scale_linear")), // its name in old files
     {0, "rope-scaling", "rope.method", N_INT, &asked.rope.method, 0, N_ROPE_METHODS - 1,
      NAMES(rope_methods), 84, NULL, 0, "METHOD", "to go past L; see below"},
@@ -3279,6 +3284,7 @@ static const Option config_fields[] = {
     {0, "low-freq-factor", FIELD(rope.low_freq_factor, 1e-3, 1e6, 108, NULL), "N", "llama3 (1)"},
     {0, "high-freq-factor", FIELD(rope.high_freq_factor, 1e-3, 1e6, 112, NULL), "N", "llama3 (4)"},
     {0, "rope-fraction", FIELD(rope.fraction, 1e-6, 1, 0, NULL), "P", "the share of pairs to turn"},
+    // Which keys a query sees, and how sharply.
     {0, "window", FIELD(rope.window, 0, 1 << 28, 116, ".attention.sliding_window"),
      "W", "attend to the last W tokens only"},
     {0, "sinks", FIELD(rope.sinks, 0, 1 << 20, 120, NULL), "S", "and to the first S (of --window)"},
@@ -3291,6 +3297,7 @@ static const Option config_fields[] = {
 // How far into a Config a row's number is, in the model's as in `asked`.
 static size_t field_at(const Option *f) { return (size_t)((char *)f->to - (char *)&asked); }
 
+// A long double holds any 64-bit integer, as seeds are, and any double.
 static void store_value(const Option *f, void *to, long double v)
 {
     switch (f->kind) {
@@ -3319,8 +3326,9 @@ static void set_field(Model *m, const Option *f, const char *name, double v)
     store_value(f, (char *)&m->config + field_at(f), v);
 }
 
-// The fields in bytes [from, to) of a header; version 0 has them 8 bytes earlier. In the extension
-// block a number of 0 was not given.
+// The fields in bytes [from, to) of a header; version 0, which has neither magic number nor
+// version, has them 8 bytes earlier. In the extension block a number of 0 was not given: the block
+// grew with the methods, and older files have zeros where newer ones say something.
 static void read_fields(Model *m, int from, int to)
 {
     for (size_t i = 0; i < COUNT(config_fields); i++) {
@@ -3351,6 +3359,7 @@ static void complete_config(Model *m)
     Config *c = &m->config;
     int t5 = c->encoding == ENC_T5, least = t5 ? 2 : c->encoding == ENC_LEARNED;
     int most = t5 || c->encoding == ENC_SHAW ? 1 << 12 : 1 << 24;
+    // Heads: queries share keys in groups of the same size, and pairs of dimensions turn.
     if (!c->n_kv_heads) c->n_kv_heads = c->n_heads;
     if (c->n_heads % c->n_kv_heads)
         REFUSE(m, "n_heads is no multiple of n_kv_heads (got %d, %d)", c->n_heads, c->n_kv_heads);
@@ -3360,6 +3369,7 @@ static void complete_config(Model *m)
     if (c->head_dim % 2) REFUSE(m, "odd head size (got %d, want an even one)", c->head_dim);
     if (c->n_rot % 2 || c->n_rot > c->head_dim)
         REFUSE(m, "of a head's %d dimensions %d turn (want an even number)", c->head_dim, c->n_rot);
+    // What the table's rows leave open, and what the encoding needs.
     if (!(c->norm_eps > 0)) REFUSE(m, "no epsilon of its norms is given");
     if (c->vocab_size < 1) REFUSE(m, "vocab_size (got %d)", c->vocab_size);
     if (c->rows < least || c->rows > most)
@@ -3427,12 +3437,15 @@ static void list_weights(Model *m, int l, Weight list[N_WEIGHTS])
     size_t q_norm = ((size_t[]){0, d, q})[c->qk_norm], k_norm = ((size_t[]){0, d, kv})[c->qk_norm];
     size_t gate = c->no_gate ? 0 : hidden, vocab = c->vocab_size, heads = c->n_heads;
     size_t pairs = rotary_dims(c) / 2, factors = r->method == ROPE_LONGROPE ? pairs : 0;
+    // Two rows for kerple's r1 and r2; fire's net in one piece, as the head of the section lists
+    // it.
     const size_t table[N_ENCODINGS][2] = { // what the encoding learned
         [ENC_LEARNED] = {c->rows, dim}, [ENC_T5] = {c->rows, heads}, [ENC_KERPLE] = {2, heads},
         [ENC_FIRE] = {2 + 2 * FIRE_HIDDEN + heads * (FIRE_HIDDEN + 1), 1},
         [ENC_SHAW] = {c->rows + 1, d},
     };
     const Weight all[N_WEIGHTS] = {
+        // Attention.
         {NORM, &y->att_norm, "attn_norm", pre, 1, "", 0, 0},
         {MATRIX, &y->wq, "attn_q", q, dim, "attn_qkv", 0, qkv},
         {MATRIX, &y->wk, "attn_k", kv, dim, "attn_qkv", q, qkv},
@@ -3441,11 +3454,13 @@ static void list_weights(Model *m, int l, Weight list[N_WEIGHTS])
         {NORM, &y->k_norm, "attn_k_norm", k_norm, 1, "", 0, 0},
         {MATRIX, &y->wo, "attn_output", dim, q, "", 0, 0},
         {NORM, &y->post_att_norm, "post_attention_norm", post, 1, "", 0, 0},
+        // The feed-forward net: w1 is the gate, w3 goes up, w2 down.
         {NORM, &y->ffn_norm, "ffn_norm", pre, 1, "", 0, 0},
         {MATRIX, &y->w1, "ffn_gate", gate, dim, "ffn_up", 0, gate + hidden},
         {MATRIX, &y->w3, "ffn_up", hidden, dim, "ffn_up", gate, gate + hidden},
         {MATRIX, &y->w2, "ffn_down", dim, hidden, "", 0, 0},
         {NORM, &y->post_ffn_norm, "post_ffw_norm", post, 1, "", 0, 0},
+        // Once in a model: its two ends, and what it knows about positions.
         {TABLE, &m->tok_emb, "token_embd", vocab, dim, "", 0, 0},
         {NORM, &m->emb_norm, "token_embd_norm", dim, 1, "", 0, 0},
         {NORM, &m->final_norm, "output_norm", dim, 1, "", 0, 0},
@@ -3503,6 +3518,7 @@ static void complete_weights(Model *m)
 static void read_header(Model *m)
 {
     Config *c = &m->config;
+    // The file's length comes before its numbers, the version before what depends on it.
     int has_magic = m->size >= 4 && read_i32(m->map) == MAGIC;
     size_t header = has_magic ? HEADER : 28;
     if (m->size < header)
@@ -3556,6 +3572,7 @@ static void load_checkpoint(Model *m)
     m->layers = xcalloc(m->config.n_layers, sizeof *m->layers);
     size_t at = m->version ? HEADER : 28;
     for (const char *const *name = orders[m->version > 0]; *name; name++) {
+        // Shapes are the same for all layers; only the place is another, so the list is made anew.
         int l = 0, k = 0;
         do {
             Weight list[N_WEIGHTS];
@@ -3626,7 +3643,7 @@ static const uint8_t *gguf_skip(ModelFile *s, size_t n, size_t size)
     return s->map + s->at - n * size;
 }
 
-// The next number, of `size` bytes.
+// The next number, of `size` bytes, which may be fewer than a size_t has: the others stay 0.
 static size_t gguf_number(ModelFile *s, size_t size)
 {
     size_t v = 0;
@@ -3665,8 +3682,10 @@ static void gguf_tensor(ModelFile *s, FileItem *t)
         if (tensor_types[i].gguf == (int64_t)t->number) t->type = &tensor_types[i];
 }
 
-// Adds n entries to the list (NULL: none yet), each a name, which may not come twice, and what
-// `read` reads; behind the last is one without a name.
+// Adds n entries to the list (NULL: none yet), each a name and what `read` reads; behind the last
+// is one without a name, which ends it. A name may not come twice: readers would differ in which of
+// the two they take, and a file that means one thing to one program and another to the next is a
+// trap.
 static FileItem *gguf_list(ModelFile *s, FileItem *list, size_t n,
                            void (*read)(ModelFile *, FileItem *))
 {
@@ -3688,7 +3707,9 @@ static FileItem *gguf_list(ModelFile *s, FileItem *list, size_t n,
     return list;
 }
 
-// A key's values, none if it is not there. ".name" stands for "architecture.name".
+// A key's values, none if it is not there. ".name" stands for "architecture.name": each
+// architecture has the same keys under its own name. Whoever asks for a key has understood it, and
+// marks it used.
 static Values find_key(const ModelFile *s, const char *name, int is_text)
 {
     char full[128];
@@ -3716,7 +3737,8 @@ static double key_number(const ModelFile *s, const char *name, double lo, double
     return check_range(s->m, name, v, lo, hi);
 }
 
-// A short string, or `absent`, to out[32]; what does not fit is no word that anybody knows.
+// A short string, or `absent`, to out[32]; what does not fit is no word that anybody knows, and
+// will be refused as such, cut as it is.
 static void key_word(const ModelFile *s, const char *name, const char *absent, char out[32])
 {
     Values v = find_key(s, name, 1);
@@ -3743,17 +3765,23 @@ typedef struct {
     int no_window; // the window that files name is not applied
 } Arch;
 static const Arch archs[] = {
+    // Rotation of neighbours, or of halves, of each whole head.
     {"llama", {.norm_eps = 1e-5f}, 0, 0}, // its converters permute wq and wk to interleaved pairs
     {"qwen2", {.rope_split = 1, .norm_eps = 1e-6f}, 0, 0},
     {"qwen3", {.rope_split = 1, .norm_eps = 1e-6f, .qk_norm = 1}, 0, 0},
+    // Two kinds of layers, with two windows and, in gemma3, two bases.
     {"gemma2", {GEMMA, .global_every = 2, .rope.window = 4096, .score_cap = 50, .logit_cap = 30},
      46, 0},
     {"gemma3", {GEMMA, .global_every = 6, .local.theta = 10000, .qk_norm = 1}, 62, 0},
+    // A vector added, a bias by distance, a part of each head turned.
     {"gpt2", {LAYER_NORM, .encoding = ENC_LEARNED}, 0, 0},
     {"bloom", {LAYER_NORM, .encoding = ENC_ALIBI}, 0, 0},
     {"gptneox", {LAYER_NORM, .rope_split = 1, .parallel = 1}, 0, 0},
+    // Every fourth layer without positions.
     {"smollm3", {.nope_every = 4, .local.still = 1, .norm_eps = 1e-6f}, 0, 0},
+    // LongRoPE's lists, if they come along; its window is in files but not in use.
     {"phi3", {.rope_split = 1, .norm_eps = 1e-5f}, 0, 1},
+    // Norms behind the branches; scales in front of everything; queries that grow sharper.
     {"olmo2", {.rope_split = 1, .no_pre_norm = 1, .post_norm = 1, .qk_norm = 2, .norm_eps = 1e-6f,
                .global_every = 4}, 0, 0},
     {"granite", {.norm_eps = 1e-6f}, 0, 0},
@@ -3782,9 +3810,8 @@ static void gguf_rope(ModelFile *s, RopeConfig *r)
 }
 
 // The tokenizer's lists, each as long as there are tokens, and ids, each of one of them. Section 12
-// makes sense of them; here they only have to be whole. Whether BOS begins a text is a matter of
-// habit where the file does not say: SentencePiece's models are trained with it, those of
-// byte-level BPE are not, but for Llama 3's kin.
+// makes sense of them, and knows whether BOS begins a text where the file does not say (-1); here
+// they only have to be whole.
 static void gguf_vocab(ModelFile *s, Vocab *v)
 {
     char model[32];
@@ -3806,6 +3833,7 @@ static void gguf_vocab(ModelFile *s, Vocab *v)
     if ((v->scores.at && (v->scores.n != n || value_kinds[v->scores.type] != 'f')) ||
         (v->types.at && (v->types.n != n || value_kinds[v->types.type] == 'f')))
         REFUSE(s->m, "%zu tokens, but not as many scores (floats) and types (integers)", n);
+    // An id that is no token's is a broken file; -1 stands for none.
     int last = (int)n - 1;
     double eos = v->ends.n ? number_at(v->ends, 0) : -1;
     v->eos = eos == UINT32_MAX ? -1 : (int)check_range(s->m, "EOS", eos, -1, last);
@@ -3834,6 +3862,7 @@ static void gguf_config(ModelFile *s, const Arch *arch)
     complete_config(m);
     key_number(s, ".attention.value_length", c->head_dim, c->head_dim, 0);
     gguf_rope(s, &c->rope);
+    // What the table of architectures could not say in numbers.
     if (c->emb_scale < 0) c->emb_scale = sqrtf((float)c->dim);
     if (c->n_layers == arch->odd_size) c->score_scale = sqrtf((float)c->n_heads / c->dim);
     if (arch->no_window) c->rope.window = 0;
@@ -3859,7 +3888,8 @@ static void set_local_layers(ModelFile *s)
                               : (l + 1) % c->global_every != 0;
 }
 
-// GGUF's types by their numbers, for messages about those that are not among tensor_types.
+// GGUF's types by their numbers, for messages about those that are not among tensor_types: whoever
+// reads "IQ2_XXS" knows which other file to look for, which a number would not tell him.
 static const char *const ggml_types[] = {
     "F32", "F16", "Q4_0", "Q4_1", "Q4_2", "Q4_3", "Q5_0", "Q5_1", "Q8_0", "Q8_1", "Q2_K", "Q3_K",
     "Q4_K", "Q5_K", "Q6_K", "Q8_K", "IQ2_XXS", "IQ2_XS", "IQ3_XXS", "IQ1_S", "IQ4_NL", "IQ3_S",
@@ -3867,8 +3897,9 @@ static const char *const ggml_types[] = {
     [39] = "MXFP4"};
 
 // Tensor w of layer l, or with l < 0 of the model; what: its weight, or the bias that is added to
-// what that gives. It has its own name, or is a part of the fused one, which is known by its rows.
-// No data: the file has none. Biases are optional, and of the model's all but two.
+// what that gives. It has its own name, or is a part of the fused one, which is known by its rows:
+// "ffn_up" is fused in some files and only itself in others. No data: the file has none. Biases are
+// optional, and of the model's tensors all but the embeddings and the last norm.
 static Tensor take_tensor(ModelFile *s, const Weight *w, int l, const char *what)
 {
     Model *m = s->m;
@@ -3930,6 +3961,8 @@ static void gguf_directory(ModelFile *s)
     s->tensors = gguf_list(s, s->tensors, n_tensors, gguf_tensor);
     int align = (int)key_number(s, "general.alignment", 4, 1 << 20, 32);
     if (align & (align - 1)) REFUSE(m, "general.alignment (got %d, want a power of two)", align);
+    // Behind the lists the data begin, aligned as the file says. Of a type that is not known here
+    // the size is not known either; that a byte of it is there will do until the type is refused.
     size_t begin = round_up(s->at, align);
     for (FileItem *t = s->tensors; t->name; t++) {
         if (t->data) continue; // another file's
@@ -3957,7 +3990,7 @@ static void add_parts(ModelFile *s)
         if (i == 1 && strcmp(path, first))
             REFUSE(s->m, "one of %d files that are a model (want NAME-00001-of-%05d.gguf)", n, n);
         if (i == 1) continue;
-        s->map = map_file(s->m->path = path, &s->size);
+        s->map = map_file(s->m->path = copy_string(path), &s->size);
         gguf_directory(s);
         s->m->size += s->size;
         free(s->keys);
@@ -3990,11 +4023,11 @@ static const struct {
 // steps count only where the architecture is known, which might have used them.
 static void check_signs(const ModelFile *s)
 {
-    const char *arch = s->m->arch;
+    size_t n = s->m->arch ? strlen(s->m->arch) : 0;
     for (const FileItem *k = s->keys; k->name; k++)
         for (size_t i = 0; i < COUNT(signs); i++) {
             int found = !!memmem(k->name, k->len, signs[i].sign, strlen(signs[i].sign));
-            int own = arch && !strncmp(k->name, arch, strlen(arch));
+            int own = n && k->len > n && !memcmp(k->name, s->m->arch, n);
             if (!found || k->used || (signs[i].what == other && !own)) continue;
             for (size_t j = 0; j < k->values.n; j++) {
                 double v = k->values.type == G_STRING ? NAN : number_at(k->values, j);
@@ -4017,7 +4050,7 @@ static void load_gguf(Model *m)
     key_word(&s, "general.architecture", "?", name);
     int arch = FIND_NAME(archs, name);
     if (arch < 0) check_signs(&s);
-    if (!strcmp(name, "?")) add_parts(&s); // of a file that is not the first
+    if (!strcmp(name, "?")) add_parts(&s); // a file that is not the first says nothing of itself
     if (arch < 0) REFUSE(m, "architecture (got %s, want one of %s)", name, LIST_NAMES(archs));
     m->arch = archs[arch].name;
     add_parts(&s);
@@ -4039,8 +4072,9 @@ static void load_gguf(Model *m)
 
 // --- either kind --------------------------------------------------------------------------------
 
-// What people take for a model file, by the bytes at its beginning. None of them could be the
-// number with which a llama2.c file begins.
+// What people take for a model file, by the bytes at its beginning: pages that a browser saved, the
+// stand-ins that git leaves where large files should be, models of other programs. None of them
+// could be the number with which a llama2.c file begins, a width of 16 million at most.
 static const struct {
     size_t at;
     const char *bytes, *what;
@@ -4052,6 +4086,7 @@ static const struct {
     {1, "mgg", "an old GGML file: convert it to GGUF"},
 };
 
+// Either door: a GGUF file says so in its first four bytes.
 static void model_load(Model *m, const char *path)
 {
     *m = (Model){.path = path};
@@ -5174,8 +5209,9 @@ static long double parse_number(int code, const char *what, const char *s, int w
     return v;
 }
 
-// What a program can do. ENDLESS: where a window keeps memory constant; NO_STATE: the model does
-// not run. context: which context a run of it uses, given -c or what the model was trained on;
+// What a program can do. ENDLESS: where a window keeps memory constant, there is no end to the
+// text; NO_STATE: the model is looked at, and does not run; TALKS: a prompt is the first turn of
+// several. context: which context a run of it uses, given -c or what the model was trained on;
 // NULL: that.
 enum { ENDLESS = 1, NO_STATE = 2, TALKS = 4 };
 typedef struct {
@@ -5193,15 +5229,18 @@ typedef struct {
 
 // Options of every program that includes this file.
 static const Option shared_options[] = {
+    // Where text and model come from.
     {'i', "prompt", TEXT(opt.prompt), "TEXT", "the text to continue; chat: first turn"},
     {'f', "file", TEXT(opt.file), "PATH", "all of a file, - is standard input; chat: -i follows"},
     {'s', "seed", NUMBER(opt.seed, 0, 9e18), "N", "the same seed gives the same text"},
     {'z', "tokenizer", TEXT(opt.tokenizer), "PATH", "(tokenizer.bin beside the model or above)"},
+    // What the run costs.
     {'c', "ctx", NUMBER(opt.ctx, 1, 1 << 28), "N", "context (as trained; --window: no end)"},
     {'j', "threads", NUMBER(opt.threads, 1, 1024), "N", "(processors that may be used)"},
     {0, "chunk", NUMBER(opt.chunk, 1, 1 << 15), "N", "tokens of a prompt read at once (128)"},
     {0, "kv", NAME(opt.kv, kv_types), "f16|f32|q8", "type of the KV cache (f16)"},
     {0, "exact", FLAG(opt.exact), "", "all activations and the KV cache in float32"},
+    // Positions: the numbers of section 10's table are joined by these.
     {0, "long-factors", TEXT(opt.long_factors), "PATH", "longrope: a number a pair"},
     {0, "short-factors", TEXT(opt.short_factors), "PATH", "the same up to L tokens"},
     {0, "clamp-positions", FLAG(opt.clamp_positions), "", "learned: past the table, its last row"},
@@ -5218,7 +5257,8 @@ static const Option shared_options[] = {
     {0, "version", FLAG(opt.version), "", "that of the program"},
 };
 
-// Options of programs that write text.
+// Options of programs that write text: how much of it, and how the next token is drawn (section
+// 13).
 static const Option text_options[] = {
     {'n', "steps", NUMBER(opt.steps, 0, 1e12), "N", "new tokens (256; chat: no end); 0: no end"},
     {'t', "temp", NUMBER(opt.sampler.temperature, 0, 1e3), "T", "temperature (1); 0: likeliest"},
@@ -5242,7 +5282,7 @@ typedef struct {
 #define OPTIONS(table) {table, COUNT(table)}
 static const Program *program;
 
-// Row i of the program's tables, or NULL behind the last.
+// Row i of the program's tables, counted through all of them, or NULL behind the last.
 static const Option *option_row(size_t i)
 {
     for (size_t k = 0; k < COUNT(program->tables); i -= program->tables[k++].n)
@@ -5311,7 +5351,8 @@ static void parse_options(int argc, char **argv)
     }
 }
 
-// tokenizer.bin beside the checkpoint, or in the folder above; no pipe, which might never end.
+// tokenizer.bin beside the checkpoint, or in the folder above, where several models share it; no
+// pipe, which might never end.
 static const char *find_tokenizer(const char *checkpoint)
 {
     static char path[PATH_MAX];
@@ -5365,6 +5406,7 @@ static void set_rope(Model *m)
     if (from->method >= 0 && from->method != r->method) r->factor = r->attn_factor = 0;
     lay_over(c);
     if (!r->window && from->sinks < 0) r->sinks = 0;
+    // Lists whose length is the model's, and the distance method, of which there is one at most.
     if (opt.long_factors) r->long_factors = read_factors(opt.long_factors, rotary_dims(c) / 2);
     if (opt.short_factors) r->short_factors = read_factors(opt.short_factors, rotary_dims(c) / 2);
     for (int k = 0; k <= DIST_DUAL_CHUNK; k++) {
@@ -5383,7 +5425,8 @@ static void set_rope(Model *m)
 }
 
 // Which context the run uses: -c, else as trained; the longest length to be tested; or, where a
-// window keeps memory constant, as much as there is text.
+// window keeps memory constant, as much as there is text. Then the factor of a method that follows
+// from the context is settled first, for the trained one: a context without end has no ratio to it.
 static long long choose_context(Config *c)
 {
     long long ctx = opt.ctx ? opt.ctx : c->train_ctx;
@@ -5395,8 +5438,9 @@ static long long choose_context(Config *c)
     return 1 << 28;
 }
 
-// Learned positions end with their table. More context than trained without a method works with
-// RoPE, but the user should know.
+// Learned positions end with their table: what lies behind it was never there. More context than
+// trained without a method works with RoPE, as far as the program goes, but what is written becomes
+// nonsense, and the user should know why and what would help.
 static void check_context(const Config *c, long long ctx)
 {
     const RopeConfig *r = &c->rope;
@@ -5432,6 +5476,7 @@ static void open_session(Session *s)
     if (!runs) return;
     size_t chunk = opt.chunk; // frequencies that always change need Angles for each of its tokens
     if (rope_methods[c->rope.method].changes == ALWAYS) chunk = min_size(chunk, TILE);
+    // The cache is reserved here, and what does not fit is refused with its size.
     state_init(&s->state, &s->model, s->ctx, chunk, opt.kv, opt.exact);
     check_context(&s->state.attn.config, s->ctx);
     s->logits = xcalloc(c->vocab_size, 4);
@@ -5439,7 +5484,8 @@ static void open_session(Session *s)
     opt.sampler.rng = seed_random((uint64_t)opt.seed);
 }
 
-// All that a program's main does; check: what must hold of its own options before a file is opened.
+// All that a program's main does, from the command line to the last line that is written; check:
+// what must hold of the program's own options before a file is opened.
 static int run_main(const Program *p, void (*check)(void), int argc, char **argv)
 {
     // A closed stdin, stdout or stderr must not become some file that is opened later.
