@@ -22,7 +22,7 @@ tab=$(printf '\t')
 
 # Methods: name | label | options. Factors are 8, for 4096 tokens. The distance methods are set so
 # that no distance is above the trained 512: with self-extend 256 + (4095 - 256) / 16 at most,
-# likewise with leaky-rerope, 256 with rerope, 511 with window and sinks.
+# likewise with leaky-rerope, 256 with rerope, 511 with window and sinks. dual-chunk: C + W = 3 L / 4, W = L / 16, as published.
 methods='
 none | none |
 linear | linear | --rope-scaling linear --rope-factor 8
@@ -37,7 +37,9 @@ sinks | window 508 + 4 sinks | --window 508 --sinks 4
 self-extend | self-extend 16:256 | --self-extend 16:256
 rerope | rerope 256 | --rerope 256
 rerope-logn | rerope 256 + log-n | --rerope 256 --logn
-leaky-rerope | leaky-rerope 256:16 | --leaky-rerope 256:16'
+leaky-rerope | leaky-rerope 256:16 | --leaky-rerope 256:16
+dual-chunk | dual-chunk 352:32 | --dual-chunk 352:32
+dual-chunk-logn | dual-chunk 352:32 + log-n | --dual-chunk 352:32 --logn'
 
 # Runs one instrument with one method.
 measure() { # mode name option...
@@ -87,15 +89,15 @@ note="Lower is better. The Wind in the Willows: $short windows up to 512 tokens,
 draw loss loss-frequencies "Loss against position: scaling the frequencies
 $note" "none linear ntk dynamic dynamic-logn by-parts yarn llama3" loss
 draw loss loss-distances "Loss against position: limiting distances
-$note" "none window sinks self-extend rerope rerope-logn leaky-rerope" loss
+$note" "none window sinks self-extend rerope rerope-logn leaky-rerope dual-chunk" loss
 draw gain loss-gain "What a method makes of text more than 512 tokens back
 Loss above that of the same tokens with only the last 512 in view. Below 0, the far text helps." \
-    "window dynamic yarn sinks self-extend rerope rerope-logn" loss
+    "window dynamic yarn sinks self-extend rerope rerope-logn dual-chunk" loss
 
 draw grid passkey "Passkey: per cent of right answers
 Five digits within filler text, asked for at its end; $trials texts a cell." \
     "none linear ntk dynamic dynamic-logn by-parts yarn llama3
-     sinks self-extend leaky-rerope rerope rerope-logn" \
+     sinks self-extend leaky-rerope rerope rerope-logn dual-chunk dual-chunk-logn" \
     passkey --lengths 256,512,1024,2048,4096 --depths 5 --trials "$trials"
 
 # Harder questions, within the trained context: % right by task and length.
