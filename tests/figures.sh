@@ -22,7 +22,8 @@ tab=$(printf '\t')
 
 # Methods: name | label | options. Factors are 8, for 4096 tokens. The distance methods are set so
 # that no distance is above the trained 512: with self-extend 256 + (4095 - 256) / 16 at most,
-# likewise with leaky-rerope, 256 with rerope, 511 with window and sinks. dual-chunk: C + W = 3 L / 4, W = L / 16, as published.
+# likewise with leaky-rerope, 256 with rerope, 511 with window and sinks; dual-chunk with the sizes
+# of its paper, C + W = 3 L / 4 and W = L / 16.
 methods='
 none | none |
 linear | linear | --rope-scaling linear --rope-factor 8
