@@ -98,7 +98,16 @@ static void put_array(Out *o, const char *name, uint32_t elem, uint64_t n)
     put_u64(o, n);
 }
 
-enum { GGUF_VOCAB = 320 };
+#ifdef GGUF_1B // the shape of Llama 3.2 1B, for measuring speed
+enum { G_DIM = 2048, G_HIDDEN = 8192, G_HEADS = 32, G_KV_HEADS = 8, G_WINDOW = 24, G_LAYERS = 16,
+       GGUF_VOCAB = 128256 };
+#else
+#ifndef GGUF_DIM // small files: K blocks then fit ffn_down alone
+#define GGUF_DIM 256
+#endif
+enum { G_DIM = GGUF_DIM, G_HIDDEN = 256 + GGUF_DIM / 256 * 256, G_HEADS = 4, G_KV_HEADS = 2,
+       G_WINDOW = 24, G_LAYERS = 2, GGUF_VOCAB = 320 };
+#endif
 
 // Token `id` of the test vocabulary: three special ones, 256 bytes, one user-defined, then pairs
 // of letters (which are also what BPE's merges make). Seldom: with spaces, and an empty one.
@@ -238,12 +247,6 @@ static void put_next_matrix(Tensors *t, int layer, const char *part, size_t rows
     t->types += len + (t->types[len] == ' ');
 }
 
-#ifndef GGUF_DIM // small files: K blocks then fit ffn_down alone
-#define GGUF_DIM 256
-#endif
-enum { G_DIM = GGUF_DIM, G_HIDDEN = 256 + GGUF_DIM / 256 * 256, G_HEADS = 4, G_KV_HEADS = 2,
-       G_WINDOW = 24 };
-
 static void put_layer(Tensors *t, int l, size_t d)
 {
     const char *arch = t->spec->arch;
@@ -303,7 +306,7 @@ static void put_config(Out *o, const GgufSpec *g, int n_layers, size_t d)
 static uint8_t *build_gguf(const GgufSpec *g, uint64_t seed, size_t *size)
 {
     int own_head_dim = !strcmp(g->arch, "qwen3") || !strcmp(g->arch, "gemma3");
-    int n_layers = strcmp(g->arch, "gemma3") ? 2 : 7; // the sixth is global
+    int n_layers = strcmp(g->arch, "gemma3") ? G_LAYERS : 7; // the sixth is global
     size_t d = own_head_dim ? G_DIM / 2 : G_DIM / G_HEADS;
     Tensors t = {.spec = g, .types = g->types};
     test_rng = seed;
