@@ -72,7 +72,6 @@
 #include <signal.h>
 #include <stdarg.h>
 #include <stdatomic.h>
-#include <stddef.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -251,16 +250,14 @@ INLINE vf vmin(vf a, vf b) { return -vmax(-a, -b); }
 // on their own (they would choose anew in every loop, and results would depend on the choice).
 // Machines older than fused multiply-adds round twice, and have results of their own.
 #if defined(PLAIN) || defined(__FMA__) || defined(__FP_FAST_FMAF) || defined(__aarch64__)
-#define FUSED 1
-#else
-#define FUSED 0
+#define FUSED
 #endif
 INLINE vf vmuladd(vf a, vf b, vf c) {
 #if defined(MM)
     return (vf)MM(fmadd_ps)(a, b, c);
 #elif defined(NEON)
     return (vf)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b);
-#elif FUSED
+#elif defined(FUSED)
     for (int i = 0; i < LANES; i++) c[i] = __builtin_fmaf(a[i], b[i], c[i]);
     return c;
 #else
@@ -400,24 +397,23 @@ INLINE vh vf_to_half(vf v) {
 #endif
 }
 
-// Loads the n halves that are left, or LANES of them.
-INLINE vh load_halves(const uint16_t *h, size_t n) {
-    vh v = {0};
-    if (n >= LANES) memcpy(&v, h, sizeof v);
-    else memcpy(&v, h, n * sizeof *h);
-    return v;
-}
+// How numbers are stored, as GGUF numbers it.
+enum { AS_F32 = 0, AS_F16 = 1, AS_INT8 = 24, AS_BF16 = 30 };
 
-INLINE vf vload_half(const uint16_t *h) { return half_to_vf(load_halves(h, LANES)); }
-
-// Numbers i, i + 1, ... of an array of floats (4 bytes each), of which n are left, or LANES halves
-// (2 bytes) or int8.
-INLINE vf load_numbers(const void *p, size_t elem, size_t i, size_t n) {
+// Numbers i, i + 1, ... of an array, of which n are left, or LANES; of int8 always LANES. bf16 are
+// the upper halves of floats.
+INLINE vf load_numbers(int as, const void *p, size_t i, size_t n) {
+    vh halves = {0};
     vb bytes;
-    if (elem == 4) return vload_part((const float *)p + i, n);
-    if (elem == 2) return vload_half((const uint16_t *)p + i);
-    memcpy(&bytes, (const int8_t *)p + i, sizeof bytes);
-    return __builtin_convertvector(__builtin_convertvector(bytes, vi), vf);
+    if (as == AS_F32) return vload_part((const float *)p + i, n);
+    if (as == AS_INT8) {
+        memcpy(&bytes, (const int8_t *)p + i, sizeof bytes);
+        return __builtin_convertvector(__builtin_convertvector(bytes, vi), vf);
+    }
+    const uint16_t *h = (const uint16_t *)p + i;
+    if (n >= LANES) memcpy(&halves, h, sizeof halves);
+    else memcpy(&halves, h, n * 2);
+    return as == AS_F16 ? half_to_vf(halves) : (vf)(__builtin_convertvector(halves, vu) << 16);
 }
 
 static void floats_to_halves(const float *f, uint16_t *h, size_t n) {
@@ -660,13 +656,12 @@ static void fill_phases(const double *freq, const double *gain, size_t pairs, do
     }
 }
 
-// out = x * phases, or x * conj(phases) with sign = -1; all [2][n]. elem: the bytes of each number
-// of x; n is a multiple of LANES unless they are 4.
-INLINE void rotate(const void *x, size_t elem, const float *phases, float sign, size_t n,
-                   float *out) {
+// out = x * phases, or x * conj(phases) with sign = -1; all [2][n]. as: how x is stored; n is a
+// multiple of LANES for int8.
+INLINE void rotate(int as, const void *x, const float *phases, float sign, size_t n, float *out) {
     for (size_t m = 0; m < n; m += LANES) {
         size_t left = n - m;
-        vf a = load_numbers(x, elem, m, left), b = load_numbers(x, elem, n + m, left);
+        vf a = load_numbers(as, x, m, left), b = load_numbers(as, x, n + m, left);
         vf c = vload_part(phases + m, left), s = vload_part(phases + n + m, left) * vset(sign);
         vstore_part(out + m, vmuladd(a, c, -(b * s)), left);
         vstore_part(out + n + m, vmuladd(a, s, b * c), left);
@@ -1082,8 +1077,7 @@ static void alloc_angles(Angles *a, size_t pairs, int maps, size_t n_slots) {
 
 // Applies the method: sets the frequencies for length n, and with them all tables. Where nothing
 // turns, all frequencies are 0.
-static void set_angles(Angles *a, const Config *c, const RopeConfig *r, size_t n_slots,
-                         int64_t n) {
+static void set_angles(Angles *a, const Config *c, const RopeConfig *r, size_t n_slots, int64_t n) {
     size_t pairs = c->head_dim / 2, turning = rotary_dims(c) / 2;
     size_t last = r->fraction > 0 ? (size_t)(r->fraction * (double)turning) : turning;
     double factor = attention_factor(r);
@@ -1364,14 +1358,16 @@ static void gemm_rows(size_t n, const float *a, size_t lda, size_t step, const f
 enum { KV_F16, KV_F32, KV_Q8 };
 static const struct {
     const char *name;
+    int as;
     size_t elem; // bytes a number
-} kv_types[] = {{"f16", 2}, {"f32", 4}, {"q8", 1}};
+} kv_types[] = {{"f16", AS_F16, 2}, {"f32", AS_F32, 4}, {"q8", AS_INT8, 1}};
 
 // For each layer and KV head n_slots tiles: [n_layers][n_kv_heads][n_slots], each of them its keys
 // [head_dim][TILE], its values [TILE][v_dim], and in int8 the floats [2][TILE] that scale the keys
 // and the values.
 typedef struct {
-    size_t elem;         // bytes a number
+    int as;              // how its numbers are stored, and
+    size_t elem;         // bytes of each
     size_t n_slots, sink_slots, ring;
     size_t v_dim;        // head_dim rounded up to LANES
     size_t k_bytes;      // of a tile's keys; its values lie behind them
@@ -1401,6 +1397,7 @@ static void cache_layout(Cache *c, const Config *cfg, int64_t max_seq_len, size_
         c->ring = ring;
         c->n_slots = sinks + ring;
     }
+    c->as = kv_types[kv].as;
     c->elem = kv_types[kv].elem;
     c->v_dim = round_up(cfg->head_dim, LANES);
     c->k_bytes = TILE * cfg->head_dim * c->elem;
@@ -1634,7 +1631,8 @@ static void begin_rows(const Rows *w) {
         a->sums[to] = EMPTY;
         split_pairs(&a->config, a->q + row_index(w, row) * w->d, w->qt);
         for (int map = 0; map < n_maps(&w->p->rope); map++)
-            rotate(w->qt, 4, w->p->phase[map] + query * w->d, 1, w->d / 2, w->q[map] + row * w->d);
+            rotate(AS_F32, w->qt, w->p->phase[map] + query * w->d, 1, w->d / 2,
+                   w->q[map] + row * w->d);
     }
 }
 
@@ -1652,12 +1650,12 @@ static void score_tile(const Rows *w, int map, int64_t t) {
     size_t d = w->d, pairs = d / 2;
     const float *phases = angles->tile[map] + tile_slot(&w->a->cache, t) * d; // of B(t0)
     const float *scales = tile_scales(w->a, w->head, t);
-    rotate(tile_at(w->a, w->head, t), w->a->cache.elem,
+    rotate(w->a->cache.as, tile_at(w->a, w->head, t),
            key_table(angles, &w->p->rope, map, pairs, t * TILE, w->table), 1, pairs * TILE,
            w->tile);
     for (size_t row = 0; row < w->rows; row++) {
         float *q = w->qt + row * d;
-        rotate(w->q[map] + row * d, 4, phases, -1, pairs, q);
+        rotate(AS_F32, w->q[map] + row * d, phases, -1, pairs, q);
         if (angles->decay[0] == 0) continue;
         float D = (float)map_distance(&w->p->rope, map, row_position(w, row), t * TILE);
         fade(q, angles->decay, D, pairs);
@@ -1770,7 +1768,7 @@ static void attend_tile(const Rows *w, int64_t t) {
     }
     const void *v = tile_at(a, w->head, t) + c->k_bytes;
     for (size_t k = 0; c->elem < 4 && k < TILE * w->v_dim; k += LANES)
-        vstore(w->tile + k, load_numbers(v, c->elem, k, LANES));
+        vstore(w->tile + k, load_numbers(c->as, v, k, LANES));
     gemm_rows(w->rows, w->score[0], TILE, 1, c->elem < 4 ? w->tile : v, TILE, w->v_dim, w->o);
 }
 
@@ -1890,19 +1888,10 @@ struct TensorType {
     size_t high;    // the bits above the stored
 };
 
-enum { AS_F32 = 0, AS_F16 = 1, AS_BF16 = 30 }; // floats, as GGUF numbers their types
-
-// Floats i, i + 1, ... of an array, of which n are left. bf16 are the upper halves of floats.
-INLINE vf load_floats(int as, const uint8_t *data, size_t i, size_t n) {
-    if (as == AS_F32) return vload_part((const float *)data + i, n);
-    vh h = load_halves((const uint16_t *)data + i, n);
-    return as == AS_F16 ? half_to_vf(h) : (vf)(__builtin_convertvector(h, vu) << 16);
-}
-
 static void unpack_floats(const Tensor *t, size_t row, float *out) {
     size_t n = t->cols, at = row * n;
     for (size_t i = 0; i < n; i += LANES)
-        vstore_part(out + i, load_floats(t->type->gguf, t->data, at + i, n - i), n - i);
+        vstore_part(out + i, load_numbers(t->type->gguf, t->data, at + i, n - i), n - i);
 }
 
 static void unpack_q8(const Tensor *t, size_t row, float *out) {
@@ -2219,7 +2208,8 @@ INLINE vi look_up(vi codes) {
 INLINE void read_codes(Codes c, const TensorType *type, const char *block, size_t pitch, int i,
                        size_t u, vi codes[2]) {
     size_t at = c.stored == 8 ? 32 * u : c.stored == 4 ? 16 * u : u / 4 * 32 + u % 2 * 16;
-    int shift = c.stored == 2 ? (int)u / 2 % 2 * 4 : 0, mask = ((1 << c.stored) - 1) * 0x01010101;
+    int shift = c.stored == 2 ? (int)u / 2 % 2 * 4 : 0;
+    int mask = (int)(((1u << c.stored) - 1) * 0x01010101); // in each byte
     vi units = load_rows(block + type->at + at, pitch, i);
     codes[0] = units >> shift & mask;
     codes[1] = c.stored < 8 ? units >> (shift + c.stored) & mask
@@ -2495,12 +2485,12 @@ INLINE void dot_rows(int as, const uint8_t *rows, size_t pitch, const float *x, 
         for (size_t r = 0; r < DOT_ROWS; r++) {
             prefetch(rows + r * pitch + k * (as == AS_F32 ? 4 : 2));
             for (size_t i = 0, at = k; i < SUM_VECTORS; i++, at += LANES)
-                sum[r][i] = vmuladd(load_floats(as, rows + r * pitch, at, LANES), vload(x + at),
+                sum[r][i] = vmuladd(load_numbers(as, rows + r * pitch, at, LANES), vload(x + at),
                                     sum[r][i]);
         }
     for (size_t i = 0; k < cols; i++, k += LANES)
         for (size_t r = 0; r < DOT_ROWS; r++)
-            sum[r][i] = vmuladd(load_floats(as, rows + r * pitch, k, cols - k),
+            sum[r][i] = vmuladd(load_numbers(as, rows + r * pitch, k, cols - k),
                                 vload_part(x + k, cols - k), sum[r][i]);
     for (size_t r = 0; r < DOT_ROWS; r++) out[r] = vsum(sum[r]);
 }
@@ -2541,7 +2531,8 @@ static void product_q8(const Matmul *m, const Product *p, size_t r0, size_t n_ro
     size_t n = PANEL * (n_groups + 3);
     vi *words = scratch(PANEL * (cols + pitch + planar + 16) + 2 * n * 4);
     float *scales = (float *)(words + cols / 4), *mins = scales + n;
-    const uint8_t *rows = w->data + r0 * pitch, *apart = (const uint8_t *)w->scales + r0 * planar;
+    const uint8_t *rows = w->data + r0 * pitch;
+    const uint8_t *apart = planar ? (const uint8_t *)w->scales + r0 * planar : NULL;
     if (planar ? r0 + PANEL >= w->rows : n_rows < PANEL) {
         rows = memcpy(mins + n, rows, n_rows * pitch);
         if (planar) apart = memcpy((uint8_t *)rows + PANEL * pitch, apart, n_rows * planar);
@@ -2586,8 +2577,7 @@ static void pack_chains(const float *rows, size_t pitch, size_t depth, float *ch
             vi a[4];
             transpose_rows(rows + v * LANES * pitch + k, pitch * 4, a);
             for (size_t i = 0, at = k; i < 4; i++, at++)
-                vstore(chains + (at % SUMS * depth + at / SUMS) * GEMM_ROWS + v * LANES,
-                       (vf)a[i]);
+                vstore(chains + (at % SUMS * depth + at / SUMS) * GEMM_ROWS + v * LANES, (vf)a[i]);
         }
 }
 
@@ -2758,8 +2748,7 @@ static void state_init(State *s, const Model *m, int64_t max_seq_len, size_t chu
     size_t parts = max_size(chunk, rope->window ? 1 : ceil_div(max_seq_len, SEGMENT)) * c->n_heads;
     a->total = reserve(mul_size(parts, a->cache.v_dim * 4));
     a->sums = reserve(mul_size(parts, sizeof *a->sums));
-    float **rooms[] = {&s->x, &s->xb, &a->q, &a->out, &a->k, &a->v, &s->gate, &s->up,
-                       &s->y};
+    float **rooms[] = {&s->x, &s->xb, &a->q, &a->out, &a->k, &a->v, &s->gate, &s->up, &s->y};
     size_t sizes[] = {dim, dim, q, q, kv, kv, hidden, hidden, dim};
     for (int i = 0; i < 9; i++) *rooms[i] = reserve(mul_size(mul_size(chunk, sizes[i]), 4));
     if (exact) return;
@@ -3311,7 +3300,8 @@ static const float *to_floats(const Model *m, Tensor t) {
 }
 
 // Puts the tensor in w's place. Each value of a list is held against a range, so that an infinite
-// one is found that would not show in the logits; all but the encoding's are factors.
+// one is found that would not show in the logits. Factors are positive, and so are kerple's numbers
+// and the first two of fire's.
 static void put_weight(Model *m, const Weight *w, Tensor t) {
     if (!t.data || !w->to) return;
     if (w->kind != TABLE) m->weight_bytes += tensor_bytes(&t);
@@ -3319,8 +3309,10 @@ static void put_weight(Model *m, const Weight *w, Tensor t) {
     else if (w->kind == NORM) *(Norm *)w->to = (Norm){to_floats(m, t), t.bias};
     else {
         const float *list = *(const float **)w->to = to_floats(m, t);
-        double least = w->to == &m->config.table ? -1e9 : 1e-6;
-        for (size_t i = 0; i < t.rows * t.cols; i++) check_range(m, w->name, list[i], least, 1e9);
+        Encoding e = w->to == &m->config.table ? m->config.encoding : ENC_ROPE;
+        size_t positive = e == ENC_FIRE ? 2 : e == ENC_ROPE || e == ENC_KERPLE ? SIZE_MAX : 0;
+        for (size_t i = 0; i < t.rows * t.cols; i++)
+            check_range(m, w->name, list[i], i < positive ? 1e-6 : -1e9, 1e9);
     }
 }
 
@@ -4507,7 +4499,7 @@ static void read_merges(Tokenizer *t, const Vocab *v) {
 static const WordStyle *find_words(const char *path, const char *name) {
     for (size_t i = 0; i < COUNT(word_styles); i++) {
         const WordStyle *w = &word_styles[i];
-        for (const char *at = w->name; (at = strstr(at, name)); at++)
+        for (const char *at = w->name; *name && (at = strstr(at, name)); at++)
             if ((at == w->name || at[-1] == ' ') && strchr(",", at[strlen(name)])) return w;
     }
     die(EXIT_DATA, path, "its cut of text into words (got %s, want one of %s)", name,
@@ -5115,8 +5107,7 @@ static int processors(void) {
     cpu_set_t set;
     if (!sched_getaffinity(0, sizeof set, &set)) return CPU_COUNT(&set);
 #endif
-    long n = sysconf(_SC_NPROCESSORS_ONLN);
-    return n > 0 ? (int)n : 1;
+    return (int)sysconf(_SC_NPROCESSORS_ONLN);
 }
 
 // LongRoPE's factors from a file: numbers separated by blanks or commas, one a pair, all positive.

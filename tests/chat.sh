@@ -152,6 +152,7 @@ if cmp -s "$tmp/text1" "$tmp/text2"; then ok; else bad "seed $seed gives another
 "$run" "$m" -i Once -n 20 -t 9 -p 1 -s "$seed" --no-echo > "$tmp/text2" 2> "$tmp/err"
 if [ "Once$(cat "$tmp/text2")" = "$(cat "$tmp/text1")" ]; then ok
 else bad "--no-echo: $(cat "$tmp/text2")"; fi
+"$run" "$m" -i Once -n 20 -t 0 > "$tmp/out" 2> "$tmp/err"
 says "ended by -n"
 
 # ---- A terminal ----------------------------------------------------------------------------------

@@ -82,7 +82,7 @@ static uint32_t random_bits(void) {
     return (uint32_t)(test_rng >> 32);
 }
 
-static float random_uniform(void) // in (-1, 1) {
+static float random_uniform(void) { // in (-1, 1)
     return ((float)(random_bits() >> 8) + 0.5f) * 0x1p-23f - 1;
 }
 

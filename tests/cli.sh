@@ -158,6 +158,11 @@ bad_end() { # WHAT BYTES-FROM-THE-END FIELDS...
         refused 1 "$what, $value" "$tmp/bad.bin" -i Once -n 1
     done
 }
+for end in "7 32" "8 792"; do # kerple's r1 and fire's c have to be positive
+    "$build/make_model" "$tmp/end.bin" version=101 encoding="${end% *}"
+    "$build/mutate" "$tmp/end.bin" "$tmp/bad.bin" f32 $(($(wc -c < "$tmp/end.bin") - ${end#* })) -1
+    refused 1 "encoding $end, -1" "$tmp/bad.bin" -i Once -n 1
+done
 bad_end "t5's last bias" 4 encoding=5 rows=16 max_distance=60
 bad_end "kerple's r1" 32 encoding=7
 bad_end "fire's first weight" 784 encoding=8 # its table has 2 + 64 + 33 * 4 numbers

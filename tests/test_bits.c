@@ -45,7 +45,7 @@ static void fill_log(float *x) {
 static void fill_half(float *x) {
     uint16_t *h = xcalloc(MANY, 2);
     floats_to_halves(x, h, MANY);
-    for (size_t i = 0; i < MANY; i += LANES) vstore(x + i, vload_half(h + i));
+    for (size_t i = 0; i < MANY; i += LANES) vstore(x + i, load_numbers(AS_F16, h, i, LANES));
     free(h);
 }
 
@@ -191,16 +191,16 @@ static void check_run(const Run *run, const char *what) {
 }
 
 static const Run runs[] = {
-    {"tales", .want = 0x4af5d4cacba423e1},
-    {"tales", .exact = 1, .want = 0xb52c0b8fa31408f6},
-    {"tales", .kv = KV_F32, .want = 0x873d877f9a355ac5},
-    {"tales", .kv = KV_Q8, .want = 0xe8c5f910cae2de02},
-    {"tales", .rope = {.method = ROPE_YARN, .factor = 4}, .want = 0x5fb32603fd26be30},
+    {"tales", .want = 0x654228577bf8459c},
+    {"tales", .exact = 1, .want = 0xb03835468f33746d},
+    {"tales", .kv = KV_F32, .want = 0x0267565c5f1f8037},
+    {"tales", .kv = KV_Q8, .want = 0xe5dc2f33678989c5},
+    {"tales", .rope = {.method = ROPE_YARN, .factor = 4}, .want = 0xc48fa6de51310c64},
     {"tales", .rope = {.method = ROPE_DYNAMIC, .factor = 2, .orig_ctx = 100},
-     .want = 0x7880e73c8b2b34e8},
-    {"tales", .rope = {.window = 90, .sinks = 4}, .want = 0xb5bc54c9c23498d9},
+     .want = 0xd9ee4cee2db81bf7},
+    {"tales", .rope = {.window = 90, .sinks = 4}, .want = 0xbc4ff9780b831ba2},
     {"tales", .rope = {.distance = DIST_REROPE, .reach = 70, .logn = 1, .orig_ctx = 100},
-     .want = 0x674a6120acdc0a61},
+     .want = 0xc8281806f4cbd05a},
     {"pe-alibi", .want = 0x8d63234adabbc2f8},
     {"pe-alibi", .kv = KV_Q8, .want = 0xe813879aafcd73e7},
     {"pe-fire", .want = 0xe198549acdb0d542},
@@ -224,18 +224,15 @@ static void test_runs(size_t n) {
 // The text that the README shows. `program` is the ./run beside this one.
 static void test_demo(const char *self) {
     static const char want[] =
-        "Once upon a time there was a noise, and a little sound was heard. The man "
-        "entered, and as the sound of the wind was blowing out the giant was dripping out"
-        " of the window. The noise was as it ran, and a loud batter broke, the noise of "
-        "the noise fell in the cliff, and the voice of the sound, as though it had flown "
-        "away. The voice of the roar of the wind rushed up the chimney, and the little "
-        "man and his brother were standing beside him.\n"
-        "\n"
-        "The second Silver, who had the lame and the other he was, said, \"Hold on! Here, "
-        "my old horse, bring me the thief! I have a great deal of him! Take me down! Thou"
-        " art as hard as you are! I will go and get him, and bring me here to-morrow.\"\n"
-        "\n"
-        "The third Silver did not know this, but the god was so frightened, and threw\n";
+        "Once upon a time, there was a little girl named Lily. She loved to play in her "
+        "garden and eat leaves. One day, she saw a big pot on the ground. She picked it "
+        "up and looked at it.\n"
+        "Lily opened the pot and found a bottle of water. She was so happy and excited "
+        "to show it to her mom. \"Look, mom!\" she said, \"I can keep it!\" Her mom smiled "
+        "and said, \"Yes, it looks so good!\"\n"
+        "After they finished, Lily went home with a big smile on her face. She was so "
+        "happy that she could hear the mess. She put the water on the plate and started "
+        "to pour the water. She laughed and played in the water all day.\n";
     char command[PATH_MAX + 100], text[4096];
     const char *slash = strrchr(self, '/');
     snprintf(command, sizeof command, "%.*srun models/tales.bin -i 'Once upon a time' -t 0.8 -n 200"
@@ -249,7 +246,11 @@ static void test_demo(const char *self) {
 
 int main(int argc, char **argv) {
     print = argc > 1 && !strcmp(argv[1], "print");
-    if (FUSED) {
+    int fused = 0;
+#ifdef FUSED
+    fused = 1;
+#endif
+    if (fused) {
         test_words();
         test_products();
         test_runs(COUNT(runs));

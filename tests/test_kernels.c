@@ -6,7 +6,7 @@
 // ---- Half precision ----------------------------------------------------------------------------
 
 // One half or float, as vectors of them are converted.
-static float half_to_float(uint16_t h) { return vload_half((uint16_t[LANES]){h})[0]; }
+static float half_to_float(uint16_t h) { return load_numbers(AS_F16, &h, 0, 1)[0]; }
 
 static uint16_t float_to_half(float f) {
     uint16_t h;
@@ -35,7 +35,7 @@ static void test_half_to_float(void) {
         if (isfinite(one[h])) bad_back += float_to_half(one[h]) != h;
     }
     uint16_t *back = xcalloc(65536, 2);
-    for (size_t h = 0; h < 65536; h += LANES) vstore(many + h, vload_half(halves + h));
+    for (size_t h = 0; h < 65536; h += LANES) vstore(many + h, load_numbers(AS_F16, halves, h, LANES));
     floats_to_halves(many, back, 65536);
     for (int h = 0; h < 65536; h++)
         bad_back += isinf(many[h]) ? !isnan(half_to_float(back[h])) // must not be lost
@@ -136,7 +136,11 @@ static double naive_dot(const float *a, const float *b, size_t n, double *size) 
 static float plain_dot(const float *a, const float *b, size_t n) {
     float sums[SUMS] = {0};
     for (size_t k = 0; k < n; k++)
-        sums[k % SUMS] = FUSED ? fmaf(a[k], b[k], sums[k % SUMS]) : sums[k % SUMS] + a[k] * b[k];
+#ifdef FUSED
+        sums[k % SUMS] = fmaf(a[k], b[k], sums[k % SUMS]);
+#else
+        sums[k % SUMS] += a[k] * b[k];
+#endif
     for (size_t far = SUMS / 2; far; far /= 2)
         for (size_t i = 0; i < far; i++) sums[i] += sums[i + far];
     return sums[0] + 0;

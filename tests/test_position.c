@@ -251,7 +251,7 @@ static void turn(const float *x, double position, float *out) {
     double freq[PAIRS];
     for (int m = 0; m < PAIRS; m++) freq[m] = frequency(10000, D, m);
     fill_phases(freq, NULL, PAIRS, position, 1, phases);
-    rotate(x, 4, phases, 1, PAIRS, out);
+    rotate(AS_F32, x, phases, 1, PAIRS, out);
 }
 
 static void test_rotation(void) {
@@ -278,7 +278,7 @@ static void test_rotation(void) {
     for (int m = 0; m < PAIRS; m++) freq[m] = frequency(10000, D, m);
     fill_phases(freq, NULL, PAIRS, 123, 1, phases);
     turn(q, 123, a);
-    rotate(a, 4, phases, -1, PAIRS, back); // and back
+    rotate(AS_F32, a, phases, -1, PAIRS, back); // and back
     for (int m = 0; m < D; m++) CHECK_NEAR(back[m], q[m], 1e-6);
     free(q), free(k);
 }
