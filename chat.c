@@ -1191,7 +1191,7 @@ static void print_rope(const char *what, const RopeConfig *r) {
 // Parameters and bytes of all matrices, by type. Each layer has its matrices; beside them there are
 // the embedding and the classifier, which are one where they share their weights.
 static void print_weights(const Model *m) {
-    size_t bytes[N_TENSOR_TYPES] = {0}, total = 0, parameters = 0;
+    size_t bytes[COUNT(tensor_types)] = {0}, total = 0, parameters = 0;
     int n = m->config.n_layers * N_MATRICES;
     for (int i = m->shared_classifier ? -1 : -2; i < n; i++) {
         const Tensor *t = i == -2 ? &m->classifier : i == -1 ? &m->tok_emb
@@ -1201,7 +1201,7 @@ static void print_weights(const Model *m) {
         parameters += t->rows * t->cols;
     }
     printf("weights       ");
-    for (int i = 0; i < N_TENSOR_TYPES; i++) {
+    for (int i = 0; i < COUNT(tensor_types); i++) {
         if (bytes[i]) printf("%s %.1f MB, ", tensor_types[i].name, bytes[i] / 1e6);
         total += bytes[i];
     }

@@ -1371,8 +1371,7 @@ typedef struct {
     size_t n_slots, sink_slots, ring;
     size_t v_dim;        // head_dim rounded up to LANES
     size_t k_bytes;      // of a tile's keys; its values lie behind them
-    size_t kv_bytes;     // of both, and
-    size_t tile_bytes;   // of all
+    size_t tile_bytes;   // of both, and of the scales
     uint8_t *tiles;
     size_t bytes;        // reserved
 } Cache;
@@ -1401,8 +1400,7 @@ static void cache_layout(Cache *c, const Config *cfg, int64_t max_seq_len, size_
     c->elem = kv_types[kv].elem;
     c->v_dim = round_up(cfg->head_dim, LANES);
     c->k_bytes = TILE * cfg->head_dim * c->elem;
-    c->kv_bytes = c->k_bytes + TILE * c->v_dim * c->elem;
-    c->tile_bytes = c->kv_bytes + (kv == KV_Q8 ? 2 * TILE * sizeof(float) : 0);
+    c->tile_bytes = c->k_bytes + TILE * (c->v_dim * c->elem + (kv == KV_Q8 ? 2 * 4 : 0));
     size_t rows = (size_t)cfg->n_layers * cfg->n_kv_heads;
     c->bytes = mul_size(mul_size(rows, c->n_slots), c->tile_bytes);
 }
@@ -1489,7 +1487,7 @@ static uint8_t *tile_at(const Attention *a, size_t head, int64_t t) {
 // The scales of its keys, and TILE floats behind them those of its values; NULL: it has none.
 static float *tile_scales(const Attention *a, size_t head, int64_t t) {
     const Cache *c = &a->cache;
-    return c->elem == 1 ? (float *)(tile_at(a, head, t) + c->kv_bytes) : NULL;
+    return c->elem == 1 ? (float *)(tile_at(a, head, t) + c->tile_bytes) - 2 * TILE : NULL;
 }
 
 // The chunk's k and v of KV heads [begin, end), into the cache: keys with their pairs split, a
@@ -2457,7 +2455,6 @@ static const TensorType tensor_types[] = {
     {"iq4_nl", 20, 32, 18, IN_BLOCKS(iq4_nl, 32), 32, 0, 8, 4, ZERO, 1, 2, 0},
     {"iq4_xs", 23, 256, 136, IN_BLOCKS(iq4_xs, iq4_xs), 32, 0, 8, 4, ZERO, 1, 8, 0},
 };
-enum { N_TENSOR_TYPES = sizeof tensor_types / sizeof *tensor_types };
 
 // Bytes that the tensor takes in the file, or SIZE_MAX when that does not fit in a size_t.
 static size_t tensor_bytes(const Tensor *t) {

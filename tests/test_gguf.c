@@ -239,7 +239,7 @@ static void test_panels(void) {
     enum { BLOCKS = 3, MOST = 256 * BLOCKS };
     static float row[MOST], scales[MOST * PANEL], mins[MOST * PANEL];
     static int8_t q[MOST];
-    for (int k = T_BLOCKS; k < N_TENSOR_TYPES; k++) {
+    for (int k = T_BLOCKS; k < (int)COUNT(tensor_types); k++) {
         const TensorType *type = &tensor_types[k];
         size_t pitch = BLOCKS * type->bytes, cols = BLOCKS * type->block;
         uint8_t *data = xcalloc(PANEL, pitch);

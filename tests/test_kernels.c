@@ -328,10 +328,10 @@ static void test_tile_q8(void) {
 static void test_blocks(void) {
     enum { N = Q8_TOKENS + 3 };
     size_t sizes[] = {1, 2, 3, 5, 18};
-    for (size_t i = 0; i < N_TENSOR_TYPES * COUNT(sizes); i++) {
-        const TensorType *type = &tensor_types[i % N_TENSOR_TYPES];
+    for (size_t i = 0; i < COUNT(tensor_types) * COUNT(sizes); i++) {
+        const TensorType *type = &tensor_types[i % COUNT(tensor_types)];
         if (type->unpack != unpack_blocks) continue;
-        size_t n = sizes[i / N_TENSOR_TYPES], cols = n * type->block, rows = PANEL + 3;
+        size_t n = sizes[i / COUNT(tensor_types)], cols = n * type->block, rows = PANEL + 3;
         size_t pitch = n * type->bytes, d_at = type->bytes == 210 ? 208 : type->bytes == 110 ? 108 : type->bytes == 84 ? 80 : 0;
         uint8_t *data = xcalloc(2 * PANEL, pitch);
         int8_t *codes = xcalloc(PANEL, cols);
