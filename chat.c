@@ -1201,7 +1201,7 @@ static void print_weights(const Model *m) {
         parameters += t->rows * t->cols;
     }
     printf("weights       ");
-    for (int i = 0; i < COUNT(tensor_types); i++) {
+    for (int i = 0; i < (int)COUNT(tensor_types); i++) {
         if (bytes[i]) printf("%s %.1f MB, ", tensor_types[i].name, bytes[i] / 1e6);
         total += bytes[i];
     }
