@@ -6,7 +6,8 @@
 //   ./run SmolLM2-135M-Instruct.Q4_1.gguf -i "Why"         a GGUF model, as it is
 //   ./run -h                                               everything else
 //
-// Two programs include this file: chat.c holds conversations, tests/measure.c has the instruments.
+// Two programs are built from this file: chat.c holds conversations, tests/measure.c has the
+// instruments. Tests and tools include it, too.
 // `make` builds ./run from chat.c.
 //
 // It memory-maps a decoder-only checkpoint and runs it on CPU threads with libc, libm and
@@ -22,8 +23,8 @@
 // Notation. Arrays are row-major and shapes are written in brackets, [n][dim]; weights are always
 // [out][in]. I is the imaginary unit. Pair m of a head is the plane that RoPE turns at the angular
 // speed theta_m (radians per token); i is the query's position, j <= i the key's, both 0-based, in
-// tokens; L is the trained context; s is the factor by which it is stretched; n = i + 1 the current
-// length.
+// tokens, and D = i - j their distance; L is the trained context; s is the factor by which it is
+// stretched; n = i + 1 the current length.
 //
 //   1  Errors and memory           6  Threads                       11  GGUF
 //   2  Vectors                     7  Cache and attention           12  Tokenizer
@@ -72,6 +73,7 @@
 #include <signal.h>
 #include <stdarg.h>
 #include <stdatomic.h>
+#include <stddef.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -94,10 +96,11 @@
 // 1  Errors and memory
 //
 // There is one way to fail: die() prints one line and exits. Numeric code (sections 2 to 9) calls
-// it only where it gets memory; what is computed is looked at by those who asked for it. Sizes are
-// computed with saturating arithmetic: a product that does not fit becomes SIZE_MAX, which equals
-// no file's size and can be allocated by nobody, so one comparison at the end catches every
-// overflow on the way. A reader who came for the subject can go on at section 3.
+// it only where it gets memory or starts threads; whether its results are finite is looked at by
+// those who asked for them. Sizes are computed with saturating arithmetic: a product that does not
+// fit becomes SIZE_MAX, which equals no file's size and can be allocated by nobody, so one
+// comparison at the end catches every overflow on the way. A reader who came for the subject can go
+// on at section 3.
 
 #define INLINE static inline __attribute__((always_inline))
 #define COUNT(array) (sizeof(array) / sizeof *(array))
@@ -136,11 +139,11 @@ static void check_written(FILE *f, const char *name) {
     if (fflush(f) || ferror(f)) die(EXIT_DATA, name, "cannot write (%s)", strerror(errno));
 }
 
-// Sizes: products and sums that saturate, and division that rounds up.
+// Sizes: products, sums and multiples that saturate, and division that rounds up.
 static size_t mul_size(size_t a, size_t b) { return b && a > SIZE_MAX / b ? SIZE_MAX : a * b; }
 static size_t add_size(size_t a, size_t b) { return a > SIZE_MAX - b ? SIZE_MAX : a + b; }
 static size_t ceil_div(size_t a, size_t b) { return a / b + (a % b != 0); }
-static size_t round_up(size_t a, size_t b) { return ceil_div(a, b) * b; }
+static size_t round_up(size_t a, size_t b) { return mul_size(ceil_div(a, b), b); }
 static size_t min_size(size_t a, size_t b) { return a < b ? a : b; }
 static size_t max_size(size_t a, size_t b) { return a > b ? a : b; }
 
@@ -179,8 +182,9 @@ static size_t read_number(const char *path, const char *form) {
     return n;
 }
 
-// Bytes that can be had without swapping: the kernel's estimate, or all of the memory, but no more
-// than a container may use (its control group's limit, new and old).
+// Bytes that can be had without swapping: the kernel's estimate or, if there is none, all of the
+// memory; but no more than a container may use, which is in one file or the other, by the version
+// of its control groups.
 static size_t available_memory(void) {
     size_t bytes = mul_size(read_number("/proc/meminfo", "MemAvailable: %zu"), 1024);
     if (bytes == SIZE_MAX) bytes = mul_size(sysconf(_SC_PHYS_PAGES), sysconf(_SC_PAGESIZE));
@@ -191,7 +195,7 @@ static size_t available_memory(void) {
 // A copy that its owner may change and free.
 static char *copy_string(const char *s) { return strcpy(xrealloc(NULL, strlen(s) + 1, 1), s); }
 
-// Since some moment in the past.
+// Seconds since some moment in the past.
 static double seconds(void) {
     struct timespec t;
     clock_gettime(CLOCK_MONOTONIC, &t);
@@ -204,7 +208,7 @@ static double seconds(void) {
 // The words in which everything that runs over many numbers is written: LANES floats or integers at
 // once, as the compiler's vector extensions have them (gcc and clang turn them into SSE, AVX or
 // NEON). What these cannot say has a plain form and, beside it, one in the machine's own
-// instructions: MM(op) is x86's instruction op for vectors of LANES words. The plain form says what
+// instructions: MM(op) is x86's instruction op for vectors of this width. The plain form says what
 // the result is, to the last bit; -DPLAIN compiles it alone.
 
 #if defined(X86_V3) && defined(__AVX512VNNI__)
@@ -221,6 +225,8 @@ typedef __m128i mi_half;
 #define LANES 4
 #endif
 
+// The letter says what a vector holds: LANES floats (f), int32 (i), uint32 (u), int8 (b) or halves
+// (h); the single bytes of a whole vector (c); or four floats, whatever LANES is (4).
 typedef float vf __attribute__((vector_size(4 * LANES)));
 typedef int32_t vi __attribute__((vector_size(4 * LANES)));
 typedef uint32_t vu __attribute__((vector_size(4 * LANES)));
@@ -232,7 +238,11 @@ typedef float vf_unaligned __attribute__((vector_size(4 * LANES), aligned(4), ma
 
 INLINE vf vload(const float *p) { return *(const vf_unaligned *)p; }
 INLINE void vstore(float *p, vf v) { *(vf_unaligned *)p = v; }
+
+// f in all lanes: a number that meets a vector goes to each. (-0 - 0 is -0, while -0 + 0 is 0.)
 INLINE vf vset(float f) { return f - (vf){0}; }
+
+// a where a comparison holds, which sets all bits of a lane of the mask, and b elsewhere.
 INLINE vf vselect(vi mask, vf a, vf b) { return (vf)((mask & (vi)a) | (~mask & (vi)b)); }
 
 // a > b ? a : b and a < b ? a : b by lanes: b where either is NaN.
@@ -283,7 +293,8 @@ INLINE void vstore_part(float *p, vf v, size_t n) {
 // running sums are one vector of 16 lanes, two of 8 or four of 4.
 enum { SUMS = 16, SUM_VECTORS = SUMS / LANES };
 
-// The tree. Adding 0 last makes -0, which padding with zeros may or may not leave, always 0.
+// The tree. A sum of nothing but -0 would depend on whether zeros were added as padding: adding 0
+// last makes it 0 in any case.
 INLINE float vsum(const vf sums[SUM_VECTORS]) {
     v4 a[4];
     memcpy(a, sums, sizeof a);
@@ -307,8 +318,8 @@ static float dot(const float *a, const float *b, size_t n) {
     return vsum(sums);
 }
 
-// q[n] = x / scale rounded to int8, halves to even, with the scale max|x| / 127, which is returned:
-// NaN if an x is not finite. *sum gets the sum of q, exactly for n below 2^17; not finite likewise.
+// q[n] = x / scale rounded to int8, halves to even. The scale, max|x| / 127, is returned, or NaN if
+// an x is not finite. *sum gets the sum of q, exact for n below 2^17, or no finite number.
 static float round_to_bytes(const float *x, size_t n, int8_t *q, float *sum) {
     const vf round = vset(12582912.0f); // 1.5 * 2^23: adding it rounds to an integer
     vf max = {0}, sums[SUM_VECTORS] = {{0}};
@@ -316,7 +327,7 @@ static float round_to_bytes(const float *x, size_t n, int8_t *q, float *sum) {
         vf v = vload_part(x + k, n - k);
         max = vmax(vmax(v, -v), max);
     }
-    float largest = vmax_lane(max), inverse = largest > 0 ? 127 / largest : 0;
+    float largest = vmax_lane(max), inverse = largest > 1e-36f ? 127 / largest : 0;
     for (size_t k = 0; k < n; k += LANES) {
         vf rounded = (vload_part(x + k, n - k) * vset(inverse) + round) - round;
         vb bytes = __builtin_convertvector(__builtin_convertvector(rounded, vi), vb);
@@ -327,9 +338,10 @@ static float round_to_bytes(const float *x, size_t n, int8_t *q, float *sum) {
     return fabsf(*sum) < 1e9f ? largest / 127 : NAN;
 }
 
-// e^x by lanes: x = n ln 2 + r with |r| <= ln 2 / 2, e^r by its Taylor polynomial of degree 7,
-// times 2^n made of its exponent. Relative error below 3e-7 for -87 <= x <= 88; 0 below (so a
-// score of minus a lot gets exactly no weight), e^88 above.
+// e^x by lanes: x = n ln 2 + r with |r| <= ln 2 / 2; e^r by its Taylor polynomial of degree 7; 2^n
+// is a float whose exponent is n. ln 2 is a number of few bits less a small one, so that r keeps
+// digits which a single float for ln 2 would lose. Relative error below 3e-7 for -87 <= x <= 88; 0
+// below (a score of minus a lot gets exactly no weight), e^88 above.
 INLINE vf vexp(vf x) {
     const float taylor[] = {1.0f / 720, 1.0f / 120, 1.0f / 24, 1.0f / 6, 0.5f, 1, 1};
     const vf shift = vset(12582912.0f); // 1.5 * 2^23: adding it rounds to an integer
@@ -353,7 +365,8 @@ INLINE vf vlog(vf x) {
     return vmuladd(__builtin_convertvector(n, vf), vset(0.69314718f), p);
 }
 
-// x[n] = c tanh(x / c), which never passes c, unless c is 0; tanh y = 1 - 2 / (e^2y + 1).
+// x[n] = c tanh(x / c), which never passes c; if c is 0, x stays as it is. tanh y = 1 - 2 / (e^2y +
+// 1). The term 0 * y is NaN where x is infinite, which then is found out rather than capped.
 static void soft_cap(float *x, size_t n, float c) {
     for (size_t i = 0; c > 0 && i < n; i += LANES) {
         vf y = vload_part(x + i, n - i), e = vexp(y * vset(2 / c));
@@ -428,9 +441,10 @@ static void floats_to_halves(const float *f, uint16_t *h, size_t n) {
 //
 // A decoder-only Transformer reads tokens, numbers below vocab_size. A table gives each of them a
 // vector of dim floats, the residual stream x. Every layer adds to x twice: what attention finds in
-// the tokens before (n_heads queries of head_dim numbers each, compared with the keys of n_kv_heads
-// heads, which groups of query heads share), and what a feed-forward net of hidden_dim units makes
-// of x alone. The classifier turns the last x into a score for each token that could come next.
+// the token and those before it (n_heads queries of head_dim numbers each are compared with keys
+// and so weigh values; of these there are n_kv_heads heads, each for a group of query heads), and
+// what a feed-forward net of hidden_dim units makes of x alone. The classifier turns the last x
+// into a score for each token that could come next.
 //
 // Here is every shape once. The numbers of a model are a Config, its matrices are Tensors, its
 // norms and biases floats. Two doors fill them in, one for llama2.c's files and our own (section
@@ -442,7 +456,7 @@ typedef struct TensorType TensorType; // f32, q8_0, ...: section 8 has the table
 typedef struct {
     const TensorType *type;
     const uint8_t *data;  // [rows][cols] in the type's layout
-    const float *scales;  // planar Q8_0: [rows * cols / group]
+    const float *scales;  // [rows * cols / group] of llama2.c's Q8_0, which has them apart, or NULL
     size_t group;         // values that share a scale; 0: floats
     size_t rows, cols;    // out, in
     const float *bias;    // [rows], or NULL: nothing is added
@@ -450,21 +464,22 @@ typedef struct {
 
 // What a norm multiplies by, and adds. weight NULL: the model does not have this norm.
 typedef struct {
-    const float *weight, *bias; // [dim], and bias may be NULL
+    const float *weight, *bias; // [as many numbers as are normed together]; bias may be NULL
 } Norm;
 
 // How a model was trained to know positions (section 4), what can be done to its frequencies and to
 // the distances it sees when a text is longer (section 5).
 typedef enum { ENC_ROPE, ENC_NOPE, ENC_SINUSOIDAL, ENC_LEARNED, ENC_ALIBI, ENC_T5, ENC_XPOS,
                ENC_KERPLE, ENC_FIRE, ENC_SHAW, N_ENCODINGS } Encoding;
-enum { FIRE_HIDDEN = 32 };
+enum { FIRE_HIDDEN = 32 }; // units in FIRE's one hidden layer
 enum { ROPE_NONE, ROPE_LINEAR, ROPE_NTK, ROPE_DYNAMIC, ROPE_BY_PARTS, ROPE_YARN, ROPE_LLAMA3,
        ROPE_LONGROPE, N_ROPE_METHODS };
 typedef enum { DIST_FULL, DIST_SINKS, DIST_SELF_EXTEND, DIST_REROPE, DIST_LEAKY, DIST_STRING,
                DIST_DUAL_CHUNK } Distance;
 
 // How positions are computed: what the checkpoint says, overridden by the command line. 0 stands
-// for "not given", and in window, sinks and logn for "none". Section 5 says what the methods do.
+// for "not given", and in window, sinks, logn, still and temp for "none". The capital letters are
+// those of the methods' formulas, in section 5.
 typedef struct {
     int method;        // index into rope_methods
     double theta;      // the base
@@ -511,7 +526,7 @@ typedef struct {
     float logit_scale;          // logits are divided by it, unless 0
     float score_cap, logit_cap; // c: x becomes c tanh(x / c), unless 0
     int global_every;  // every so many layers one is global, the others are local; 0: all global
-    int nope_every;    // every so many layers one knows no position
+    int nope_every;    // every so many layers one knows no position: a local one that is still
     RopeConfig local;  // positions in local layers
 } Config;
 
@@ -581,7 +596,8 @@ static size_t kv_dim(const Config *c) { return (size_t)c->n_kv_heads * c->head_d
 // places where it can enter:
 //   1  added to the embedding, before the first layer: the absolute position p
 //   2  by rotating q and k: the score becomes a function of the distance D = i - j
-//   3  added to the score, after 1 / sqrt(head_dim): a function of D, with no part in q and k
+//   3  added to the score, after 1 / sqrt(head_dim): a function of D (and in [Shaw] of q), while q
+//      and k stay as they are
 // The table `encodings` at the end of this section has a column for each place; another encoding is
 // one more function and one more row.
 //
@@ -611,18 +627,20 @@ static void add_learned(const Config *c, double p, float *x) {
 // --- Place 2: rotation --------------------------------------------------------------------------
 //
 // RoPE reads a head's q and k as complex numbers, one for each pair m of dimensions, and turns them
-// by the angle position * theta_m: q_m exp(I i theta_m), k_m exp(I j theta_m). In the product of
-// the one with the conjugate of the other i and j are gone, but for the distance D = i - j [RoPE]:
+// by the angle position * theta_m: q_m exp(I i theta_m), k_m exp(I j theta_m). The speeds theta_m
+// (section 5) fall from 1 for the first pair to about 1 / base for the last. In the product of the
+// one with the conjugate of the other i and j are gone, but for the distance D = i - j [RoPE]:
 //   score = a^2 / sqrt(head_dim) * sum over m of Re[ q_m conj(k_m) exp(I D theta_m) ]
 // (a, the attention factor, is 1 unless a method of section 5 says otherwise.) Re[q conj(k)] is the
 // plain dot product of the two as vectors of real numbers: once both are turned, nothing is
 // special.
 //
-// A table of all angles would be larger than the keys it turns. But keys are read in tiles of TILE
+// A table of all angles would, for each head and layer, have to be read along with the keys, and in
+// floats it is twice as large as keys in half precision. But keys are read in tiles of TILE
 // positions. With t0 the first position of a tile and r = j - t0 a key's place in it,
 //   D = i - t0 - r,  so  exp(I D theta) = exp(I i theta) conj(exp(I t0 theta)) conj(exp(I r theta))
 // The last factor is the same in every tile: one table of exp(I r theta_m), r < TILE, turns the
-// keys of all of them (its conjugate comes from conj(k)), and it stays in the first-level cache.
+// keys of all of them (its conjugate comes from conj(k)), and, 16 KB for heads of 64, stays near.
 // The other two are the query's: a number for each query times a number for each tile. All angles
 // are computed in double, so that positions of millions stay exact to float's last bits. Encodings
 // that do not rotate take the same path with all theta_m = 0, which costs them a turn by nothing.
@@ -635,24 +653,14 @@ enum { TILE = 64 };
 static int rotary_dims(const Config *c) { return c->n_rot ? c->n_rot : c->head_dim; }
 
 // x, out: [head_dim]. Projections give pair m of the dimensions that turn as the neighbours
-// (2m, 2m + 1) or as the halves (m, m + n_rot / 2); out has real and imaginary parts apart. How
-// those are paired that do not turn makes no difference.
+// (2m, 2m + 1) or as the halves (m, m + n_rot / 2); out has real and imaginary parts apart. The
+// dimensions that do not turn may be paired in any way that is the same for q and k.
 static void split_pairs(const Config *c, const float *x, float *out) {
     size_t pairs = c->head_dim / 2, turning = rotary_dims(c) / 2;
     for (size_t m = 0; m < pairs; m++) {
         int halves = c->rope_split && m < turning;
         out[m] = x[halves ? m : 2 * m];
         out[pairs + m] = x[halves ? turning + m : 2 * m + 1];
-    }
-}
-
-// out [2][pairs] = scale * gain[m] * exp(I position freq[m]); gain NULL: 1
-static void fill_phases(const double *freq, const double *gain, size_t pairs, double position,
-                        double scale, float *out) {
-    for (size_t m = 0; m < pairs; m++) {
-        double amplitude = gain ? scale * gain[m] : scale;
-        out[m] = (float)(amplitude * cos(position * freq[m]));
-        out[pairs + m] = (float)(amplitude * sin(position * freq[m]));
     }
 }
 
@@ -670,7 +678,7 @@ INLINE void rotate(int as, const void *x, const float *phases, float sign, size_
 
 // xPos lets pair m fade with the distance: its part of the score times zeta_m^(D / 512), so that
 // fast pairs, whose angle says nothing about far keys, are heard from near ones only. The published
-// form scales q by zeta^(i/512) and k by zeta^(-j/512), which overflows floats after some 30
+// form scales q by zeta^(i/512) and k by zeta^(-j/512), which overflows floats after some 36
 // thousand tokens; here the key's part is relative to its tile (in the key table), and q fades by
 // its distance from there. Returns ln zeta_m / 512. [xPos] eq. 13
 static double xpos_decay(int head_dim, int m) {
@@ -687,15 +695,27 @@ static void fade(float *q, const float *decay, float D, size_t pairs) {
     }
 }
 
+// What turns pair m by so many tokens: scale * gain[m] * exp(tokens * (I freq[m] - decay[m])), to
+// out [2][pairs], whose numbers are `apart` floats from each other. gain NULL: 1; decay NULL: 0.
+static void fill_phases(const double *freq, const double *gain, const float *decay, size_t pairs,
+                        double tokens, double scale, float *out, size_t apart) {
+    for (size_t m = 0; m < pairs; m++) {
+        double amplitude = gain ? scale * gain[m] : scale;
+        if (decay && decay[m] != 0) amplitude *= exp(-tokens * decay[m]);
+        out[m * apart] = (float)(amplitude * cos(tokens * freq[m]));
+        out[(pairs + m) * apart] = (float)(amplitude * sin(tokens * freq[m]));
+    }
+}
+
 // --- Place 3: added to the score ----------------------------------------------------------------
 //
 // score[TILE] += the bias of one query towards the keys of one tile. D[TILE]: their distances in
-// tokens, 0 for keys that will be masked. Distances may be fractions (linear interpolation,
+// tokens, 0 for keys to come, which are masked. Distances may be fractions (linear interpolation,
 // leaky-rerope).
 
 typedef struct {
     const Config *c;
-    const float *prepared; // what the row's prepare() returned
+    const float *prepared; // what the encoding's prepare() returned
     size_t head;           // of the query, < n_heads
     int64_t i;             // its position
     const float *q;        // [2][pairs]; scaled as the score is
@@ -753,6 +773,7 @@ static void bias_kerple(const Query *q, const float *D, float *score) {
 
 // MLP(psi(D) / psi(max(i, T)))_h, psi(x) = ln(c x + 1): distances as a share of the text so far,
 // so that no input is larger than 1 however long the text. One hidden layer, ReLU. [FIRE] eq. 4
+// In the table: c, T, w1[FIRE_HIDDEN], b1[FIRE_HIDDEN], w2[n_heads][FIRE_HIDDEN], b2[n_heads].
 static void bias_fire(const Query *q, const float *D, float *score) {
     const float *table = q->c->table, *w1 = table + 2, *b1 = w1 + FIRE_HIDDEN;
     const float *w2 = b1 + FIRE_HIDDEN + q->head * FIRE_HIDDEN;
@@ -869,7 +890,8 @@ static double pair_with_turns(const RopeConfig *r, int head_dim, double turns) {
     return head_dim * log(r->orig_ctx / (2 * M_PI * turns)) / (2 * log(r->theta));
 }
 
-// A frequency that is kept where x = all, interpolated where x = none, and in between a mixture
+// theta as it is where x is `all` or beyond, theta / s where x is `none` or beyond, and in between
+// a mixture of the two.
 static double blend(const RopeConfig *r, double theta, double x, double none, double all) {
     double kept = fmin(fmax((x - none) / (all - none), 0), 1);
     return r->factor <= 1 ? theta : theta / r->factor * (1 - kept) + theta * kept;
@@ -891,7 +913,7 @@ static double yarn_attention(const RopeConfig *r) {
     return r->factor <= 1 ? 1 : 0.1 * log(r->factor) + 1;
 }
 
-// The same idea with the ramp over turns within L. [Llama3]
+// By-parts with the ramp over the turns themselves. [Llama3]
 static double rope_llama3(const RopeConfig *r, int head_dim, int m, double n) {
     double theta = rope_none(r, head_dim, m, n), turns = r->orig_ctx * theta / (2 * M_PI);
     return blend(r, theta, turns, r->low_freq_factor, r->high_freq_factor);
@@ -905,7 +927,7 @@ static double rope_longrope(const RopeConfig *r, int head_dim, int m, double n) 
     return rope_none(r, head_dim, m, n) / list[m];
 }
 
-// The same in LongRoPE's words. [LongRoPE], as Phi-3 computes it
+// LongRoPE's attention factor. [LongRoPE], as Phi-3 computes it
 static double longrope_attention(const RopeConfig *r) {
     return r->factor <= 1 || r->orig_ctx < 2 ? 1 : sqrt(1 + log(r->factor) / log(r->orig_ctx));
 }
@@ -914,8 +936,8 @@ static const struct {
     const char *name, *what;
     double (*frequency)(const RopeConfig *r, int head_dim, int m, double n);
     double (*attention)(const RopeConfig *r); // NULL: a = 1
-    enum { NEVER, ONCE, ALWAYS } changes;     // of the frequencies if n > L: with the text's
-                                              // length, or with every token
+    enum { NEVER, ONCE, ALWAYS } changes;     // Do frequencies change past L? ONCE: when the text
+                                              // is longer; ALWAYS: with every token.
 } rope_methods[N_ROPE_METHODS] = {
     {"none", "as trained", rope_none, NULL, NEVER},
     {"linear", "all frequencies / s (position interpolation; also: pi)", rope_linear, NULL, NEVER},
@@ -933,7 +955,8 @@ static double attention_factor(const RopeConfig *r) {
     return rope_methods[r->method].attention ? rope_methods[r->method].attention(r) : 1;
 }
 
-// Queries of one epoch share their frequencies: 0 up to L, then as the method changes.
+// Queries of one epoch share their frequencies. Up to L it is epoch 0, past it the method's only
+// other one (ONCE), or one for each length (ALWAYS).
 static int rope_epoch(const RopeConfig *r, int64_t n) {
     int changes = rope_methods[r->method].changes;
     return changes == NEVER || n <= r->orig_ctx ? 0 : changes == ONCE ? 1 : (int)n;
@@ -956,6 +979,8 @@ static int rope_epoch(const RopeConfig *r, int64_t n) {
 //                 older ones                B = j mod C    [DCA], as ChunkLlama computes it (its
 //                 chunks have nothing to do with those in which a prompt is read)
 // A query sees the last W tokens (string: S; dual-chunk: its own chunk of C) under map 0.
+// RopeConfig's `reach` holds the W of the first four rows, S of string and C; `other` holds G, k,
+// and the W of string and dual-chunk.
 
 // How many maps the method has.
 static int n_maps(const RopeConfig *r) {
@@ -963,26 +988,26 @@ static int n_maps(const RopeConfig *r) {
 }
 
 // B(j), and below it A(i).
-static double key_position(const RopeConfig *r, int map, double j) {
-    if (!map) return j;
+static double key_position(const RopeConfig *r, int map, int64_t j) {
+    if (!map) return (double)j;
     switch (r->distance) {
-    case DIST_SELF_EXTEND: return floor(j / r->other);
+    case DIST_SELF_EXTEND: return floor((double)j / r->other);
     case DIST_REROPE: return 0;
-    case DIST_LEAKY: return j / r->other;
-    case DIST_DUAL_CHUNK: return fmod(j, r->reach);
-    default: return j;
+    case DIST_LEAKY: return (double)j / r->other;
+    case DIST_DUAL_CHUNK: return (double)(j % r->reach);
+    default: return (double)j;
     }
 }
 
-static double query_position(const RopeConfig *r, int map, double i) {
+static double query_position(const RopeConfig *r, int map, int64_t i) {
     double reach = r->reach, W = r->other;
-    if (!map) return i;
+    if (!map) return (double)i;
     switch (r->distance) {
-    case DIST_SINKS: return fmin(i, r->sinks + reach - 1);
-    case DIST_STRING: return i - reach + W;
+    case DIST_SINKS: return fmin((double)i, r->sinks + reach - 1);
+    case DIST_STRING: return (double)i - reach + W;
     case DIST_DUAL_CHUNK:
-        return fmin(map == 1 ? fmod(i, reach) + reach : 2 * reach - 1, reach + W);
-    default: return key_position(r, 1, i) + reach - key_position(r, 1, reach);
+        return fmin(map == 1 ? key_position(r, 1, i) + reach : 2 * reach - 1, reach + W);
+    default: return key_position(r, 1, i) + reach - key_position(r, 1, r->reach);
     }
 }
 
@@ -994,9 +1019,9 @@ static int64_t first_key(const RopeConfig *r, int map, int64_t i) {
     return (i / r->reach - map) * r->reach;
 }
 
-// D, in tokens; a fraction where positions are interpolated.
+// D, in tokens; under leaky-rerope it may be a fraction.
 static double map_distance(const RopeConfig *r, int map, int64_t i, int64_t j) {
-    return query_position(r, map, (double)i) - key_position(r, map, (double)j);
+    return query_position(r, map, i) - key_position(r, map, j);
 }
 
 // Encodings that do not rotate know one method, linear: positions and distances / s.
@@ -1035,32 +1060,18 @@ static void rope_resolve(RopeConfig *r, int train_ctx, int64_t ctx) {
 
 enum { MAPS = 3 }; // at most
 
-// The tables of one set of frequencies: what turns keys and queries under each map. Encodings that
-// do not rotate have them, too, with all frequencies 0.
+// The tables of one set of frequencies: under each map what turns keys, and what turns queries back
+// to a tile. Encodings that do not rotate have them, too, with all frequencies 0.
 typedef struct {
     int epoch;          // which frequencies these are: rope_epoch()
     double *freq;       // [pairs], radians per token; NULL: none yet
     double *gain;       // [pairs]: a^2, and 1 for pairs that are not meant to turn (n_rot)
     float *decay;       // [pairs], ln zeta_m / 512 a token: 0 but for xPos
-    float *key[MAPS];   // [2][pairs][TILE]: exp(I r step theta_m), step being B(j + 1) - B(j)
+    float *key[MAPS];   // [2][pairs][TILE]: exp(I r step theta_m): turns a key by r steps
     float *tile[MAPS];  // [n_slots][2][pairs]: exp(I B(t0) theta_m) of the tile in each slot
     int64_t *slot_tile; // [n_slots]: which tile that is, -1: none
     float *jump;        // [2][pairs]: what turns a key back by a chunk (dual-chunk)
 } Angles;
-
-// What turns pair m of a key by so many tokens: zeta_m^(-tokens / 512) exp(I tokens theta_m).
-static void key_phase(const Angles *a, size_t m, double tokens, float *re, float *im) {
-    double grown = a->decay[m] == 0 ? 1 : exp(-tokens * a->decay[m]);
-    *re = (float)(grown * cos(tokens * a->freq[m]));
-    *im = (float)(grown * sin(tokens * a->freq[m]));
-}
-
-// The key table of one map, [2][pairs][TILE]: key r of a tile stands r steps behind its first.
-static void fill_key_table(const Angles *a, size_t pairs, double step, float *table) {
-    for (size_t m = 0; m < pairs; m++)
-        for (size_t r = 0; r < TILE; r++)
-            key_phase(a, m, (double)r * step, &table[m * TILE + r], &table[(pairs + m) * TILE + r]);
-}
 
 // Room for all tables. A slot is a tile's place in the cache (section 7).
 static void alloc_angles(Angles *a, size_t pairs, int maps, size_t n_slots) {
@@ -1075,8 +1086,9 @@ static void alloc_angles(Angles *a, size_t pairs, int maps, size_t n_slots) {
     }
 }
 
-// Applies the method: sets the frequencies for length n, and with them all tables. Where nothing
-// turns, all frequencies are 0.
+// Applies the method: sets the frequencies for length n (all 0 where nothing turns), fills the key
+// tables and empties those of tiles. A step of a key table is B(j + 1) - B(j). Self-extend's B is a
+// staircase: the steps of its table are tokens, and key_table() takes from it what it needs.
 static void set_angles(Angles *a, const Config *c, const RopeConfig *r, size_t n_slots, int64_t n) {
     size_t pairs = c->head_dim / 2, turning = rotary_dims(c) / 2;
     size_t last = r->fraction > 0 ? (size_t)(r->fraction * (double)turning) : turning;
@@ -1086,21 +1098,19 @@ static void set_angles(Angles *a, const Config *c, const RopeConfig *r, size_t n
     if (!a->freq) alloc_angles(a, pairs, n_maps(r), n_slots);
     a->epoch = epoch;
     for (size_t m = 0; m < pairs; m++) {
-        int turns = is_rotary(c) && !r->still && m < last;
-        a->freq[m] = 0;
-        if (turns)
+        if (is_rotary(c) && !r->still && m < last)
             a->freq[m] = rope_methods[r->method].frequency(r, rotary_dims(c), (int)m, (double)n);
         if (r->own_factors) a->freq[m] /= r->own_factors[m < turning ? m : 0];
         if (encodings[c->encoding].decay)
             a->decay[m] = (float)encodings[c->encoding].decay(c->head_dim, (int)m);
         a->gain[m] = m < turning ? factor * factor : 1;
-        key_phase(a, m, -r->reach, &a->jump[m], &a->jump[pairs + m]); // the reach is C there
     }
+    fill_phases(a->freq, NULL, a->decay, pairs, -r->reach, 1, a->jump, 1); // the reach is C there
     for (size_t slot = 0; slot < n_slots; slot++) a->slot_tile[slot] = -1;
     for (int map = 0; map < n_maps(r); map++) {
-        double step = !map || r->distance != DIST_LEAKY ? 1 : 1 / r->other;
-        if (map && r->distance == DIST_REROPE) step = 0;
-        fill_key_table(a, pairs, step, a->key[map]);
+        double step = r->distance == DIST_SELF_EXTEND ? 1 : key_position(r, map, 1);
+        for (size_t k = 0; k < TILE; k++)
+            fill_phases(a->freq, NULL, a->decay, pairs, (double)k * step, 1, a->key[map] + k, TILE);
     }
 }
 
@@ -1110,12 +1120,12 @@ static void set_angles(Angles *a, const Config *c, const RopeConfig *r, size_t n
 // there the column of C positions further on is used, turned back by C.
 static const float *key_table(const Angles *a, const RopeConfig *r, int map, size_t pairs,
                               int64_t t0, float *out) {
-    double first = key_position(r, map, (double)t0), C = r->reach;
+    double first = key_position(r, map, t0), C = r->reach;
     int crosses = r->distance == DIST_DUAL_CHUNK && first + TILE > C;
     if (!map || (r->distance != DIST_SELF_EXTEND && !crosses)) return a->key[map];
     if (a->freq[0] == 0) return a->key[map]; // all columns are the same
     for (int k = 0; k < TILE; k++) {
-        double column = key_position(r, map, (double)(t0 + k)) - first;
+        double column = key_position(r, map, t0 + k) - first;
         int back = column < 0;
         const float *from = a->key[map] + (size_t)(back ? column + C : column);
         for (size_t m = 0; m < pairs; m++) {
@@ -1137,15 +1147,14 @@ static const float *key_table(const Angles *a, const RopeConfig *r, int map, siz
 //
 // Results do not depend on the number of threads or on who did what: an item writes only its own
 // outputs, and computes each of them in an order that depends on the item alone. No sum is split at
-// a place that depends on the threads: attention's segments (section 7), which several threads may
-// share, end at fixed positions and are merged in their order.
+// a place that depends on the threads: the segments into which attention cuts a text (section 7),
+// and which may go to several threads, end at fixed positions and are merged in their order.
 //
 // A job is announced by the ticket: its generation in the high half, the items that nobody has
 // taken yet in the low half. A share is taken by one compare-and-swap of the ticket. Its success
 // proves that the ticket was still this job's, with items left, so the job's fields, which were
 // read before it and change only when no item is left, were the right ones. All accesses are
-// sequentially consistent but for the fields themselves: they are published by the store to the
-// ticket.
+// sequentially consistent but for the stores to the fields: the store to the ticket publishes them.
 
 typedef void (*Work)(void *arg, size_t begin, size_t end);
 
@@ -1162,7 +1171,6 @@ static struct {
     _Atomic size_t n, grain;
     _Alignas(64) _Atomic uint64_t ticket;
     _Alignas(64) _Atomic size_t done;
-    _Atomic int sleepers;
     pthread_mutex_t lock;
     pthread_cond_t wake;
 } pool = {.n_threads = 1, .lock = PTHREAD_MUTEX_INITIALIZER, .wake = PTHREAD_COND_INITIALIZER};
@@ -1194,9 +1202,9 @@ static int pool_work(void) {
 }
 
 // A worker spins for a little while after each job, since the next one follows within microseconds
-// while text is generated, and sleeps when none comes. Before it sleeps it counts itself among the
-// sleepers and then looks at the ticket once more, under the lock; the announcer changes the ticket
-// and then looks for sleepers. So one of the two sees the other, and no wake is lost.
+// while text is generated, and sleeps when none comes. It looks at the ticket once more under the
+// lock, which it gives up only when it sleeps; the announcer changes the ticket under the lock and
+// then wakes all who sleep. So no wake is lost.
 static void *pool_worker(void *unused) {
     (void)unused;
     for (;;) {
@@ -1206,10 +1214,8 @@ static void *pool_worker(void *unused) {
             if (spin % 64 == 63) sched_yield(); // the caller may need this processor
         }
         pthread_mutex_lock(&pool.lock);
-        atomic_fetch_add(&pool.sleepers, 1);
         while (atomic_load(&pool.ticket) >> 32 == seen >> 32)
             pthread_cond_wait(&pool.wake, &pool.lock);
-        atomic_fetch_sub(&pool.sleepers, 1);
         pthread_mutex_unlock(&pool.lock);
     }
     return NULL;
@@ -1225,8 +1231,9 @@ static void pool_start(int n_threads) {
     pool.n_threads = n_threads;
 }
 
-// Calls work(arg, begin, end) for shares of at most `grain` items that cover 0..n-1, on all
-// threads, and returns when all are done. Shares begin at multiples of grain. Not to be nested.
+// Calls work(arg, begin, end) for shares that cover 0..n-1, and returns when all are done. A share
+// is `grain` items, or what is left of them; where there is one thread, all items are one share.
+// Shares begin at multiples of grain. Not to be nested.
 static void parallel_for(size_t n, size_t grain, Work work, void *arg) {
     if (pool.n_threads == 1 || n <= grain) {
         if (n) work(arg, 0, n);
@@ -1238,12 +1245,10 @@ static void parallel_for(size_t n, size_t grain, Work work, void *arg) {
     atomic_store_explicit(&pool.grain, grain, memory_order_relaxed);
     atomic_store_explicit(&pool.done, 0, memory_order_relaxed);
     uint64_t generation = (atomic_load(&pool.ticket) >> 32) + 1;
+    pthread_mutex_lock(&pool.lock);
     atomic_store(&pool.ticket, generation << 32 | n);
-    if (atomic_load(&pool.sleepers)) {
-        pthread_mutex_lock(&pool.lock);
-        pthread_cond_broadcast(&pool.wake);
-        pthread_mutex_unlock(&pool.lock);
-    }
+    pthread_mutex_unlock(&pool.lock);
+    pthread_cond_broadcast(&pool.wake);
     pool_work();
     for (int spin = 0; atomic_load(&pool.done) < n; spin++)
         if (spin < 1000) cpu_relax();
@@ -1269,7 +1274,7 @@ static void *scratch(size_t bytes) {
 // It is made of tiles of TILE positions that begin at absolute positions. A tile of keys is
 // transposed, [head_dim][TILE], real parts of the pairs first and then imaginary parts, so that the
 // rotation and the scores run over keys in vector lanes with no shuffles; a tile of values is
-// [TILE][v_dim].
+// [TILE][v_dim], v_dim being head_dim rounded up to pairs of vectors.
 //
 // Attention reads tile after tile: it turns the tile's keys, multiplies queries with them, masks
 // and biases the scores, and adds the values up by an online softmax [Flash]. A softmax over all
@@ -1289,16 +1294,16 @@ static const float MASKED = -INFINITY; // exp(MASKED - largest) = 0
 
 // --- A product for attention --------------------------------------------------------------------
 
-// Keeps a vector in its register: gcc would rather load it again for each use, but a tile's speed
-// is limited by its loads.
+// Keeps a vector in its register: gcc would rather load it again for each use, but it is loads that
+// limit the speed here.
 #if defined(__x86_64__)
 #define KEEP(v) __asm__("" : "+v"(v))
 #else
 #define KEEP(v) (void)(v)
 #endif
 
-// The sums of a tile fill the registers, of which AVX-512 has 32 and others 16.
-enum { GEMM_TOKENS = LANES == 16 ? 12 : 6, GEMM_VECTORS = 2 };
+// So many sums are made at a time: they fill the registers, of which AVX-512 has 32 and AVX2 16.
+enum { GEMM_TOKENS = LANES == 16 ? 12 : 6, GEMM_VECTORS = 2, GEMM_ROWS = GEMM_VECTORS * LANES };
 
 // Scores and weighted values are both small products of a few rows (queries) with a tile: [rows][d]
 // times [d][TILE], and [rows][TILE] times [TILE][v_dim]. A processor can do two multiply-adds of
@@ -1308,46 +1313,42 @@ enum { GEMM_TOKENS = LANES == 16 ? 12 : 6, GEMM_VECTORS = 2 };
 // one chain of multiply-adds in the order of k, and its bits do not depend on how many rows or
 // lanes are computed at once.
 //
-// c[t][v] += sum over k of a[t][k step] * b[k][v] for nt rows and nv vectors (constants wherever
-// this is inlined). a: [nt][lda], b: [K][N], c: [nt][N]. A tile of sums stays in registers.
-INLINE void gemm_tile(int nt, int nv, const float *a, size_t lda, size_t step, const float *b,
-                      size_t K, size_t N, float *c) {
+// c[t][v] += sum over k of a[t][k step] * b[k][v] for nt rows (a constant wherever this is inlined)
+// and GEMM_VECTORS vectors. a: [nt][lda], b: [K][N], c: [nt][N]. The sums stay in registers.
+INLINE void gemm_tile(size_t nt, const float *a, size_t lda, size_t step, const float *b, size_t K,
+                      size_t N, float *c) {
     vf sum[GEMM_TOKENS][GEMM_VECTORS];
-    for (int t = 0; t < nt; t++)
-        for (int v = 0; v < nv; v++) sum[t][v] = vload(c + (size_t)t * N + (size_t)v * LANES);
+    for (size_t t = 0; t < nt; t++)
+        for (size_t v = 0; v < GEMM_VECTORS; v++) sum[t][v] = vload(c + t * N + v * LANES);
     for (size_t k = 0; k < K; k++) {
         vf row[GEMM_VECTORS];
-        for (int v = 0; v < nv; v++) {
-            row[v] = vload(b + k * N + (size_t)v * LANES);
+        for (size_t v = 0; v < GEMM_VECTORS; v++) {
+            row[v] = vload(b + k * N + v * LANES);
             if (nt > 1) KEEP(row[v]);
         }
-        for (int t = 0; t < nt; t++) {
-            vf ak = vset(a[(size_t)t * lda + k * step]);
-            for (int v = 0; v < nv; v++) sum[t][v] = vmuladd(ak, row[v], sum[t][v]);
+        for (size_t t = 0; t < nt; t++) {
+            vf ak = vset(a[t * lda + k * step]);
+            for (size_t v = 0; v < GEMM_VECTORS; v++) sum[t][v] = vmuladd(ak, row[v], sum[t][v]);
         }
     }
-    for (int t = 0; t < nt; t++)
-        for (int v = 0; v < nv; v++) vstore(c + (size_t)t * N + (size_t)v * LANES, sum[t][v]);
+    for (size_t t = 0; t < nt; t++)
+        for (size_t v = 0; v < GEMM_VECTORS; v++) vstore(c + t * N + v * LANES, sum[t][v]);
 }
 
-// c[n][N] += a[n][K] b[K][N], N a multiple of LANES; the values of a row of a are `step` apart.
+// c[n][N] += a[n][K] b[K][N], N a multiple of GEMM_ROWS; the values of a row of a are `step` apart.
+// As many rows are taken at once as fill the registers, then a third of them, then single ones.
 static void gemm_rows(size_t n, const float *a, size_t lda, size_t step, const float *b, size_t K,
                       size_t N, float *c) {
-    enum { NT = GEMM_TOKENS, SOME = NT / 3, NV = GEMM_VECTORS };
-    for (size_t v = 0, nv; v < N; v += nv * LANES, b += nv * LANES) {
-        nv = N - v < NV * LANES ? 1 : NV;
+    enum { NT = GEMM_TOKENS, SOME = NT / 3 };
+    for (size_t v = 0; v < N; v += GEMM_ROWS)
         for (size_t t = 0, nt; t < n; t += nt) {
-            const float *at = a + t * lda;
+            const float *at = a + t * lda, *bv = b + v;
             float *ct = c + t * N + v;
             nt = n - t < SOME ? 1 : n - t < NT ? SOME : NT;
-            if (nt == NT && nv > 1) gemm_tile(NT, NV, at, lda, step, b, K, N, ct);
-            else if (nt == NT) gemm_tile(NT, 1, at, lda, step, b, K, N, ct);
-            else if (nt > 1 && nv > 1) gemm_tile(SOME, NV, at, lda, step, b, K, N, ct);
-            else if (nt > 1) gemm_tile(SOME, 1, at, lda, step, b, K, N, ct);
-            else if (nv > 1) gemm_tile(1, NV, at, lda, step, b, K, N, ct);
-            else gemm_tile(1, 1, at, lda, step, b, K, N, ct);
+            if (nt == NT) gemm_tile(NT, at, lda, step, bv, K, N, ct);
+            else if (nt == SOME) gemm_tile(SOME, at, lda, step, bv, K, N, ct);
+            else gemm_tile(1, at, lda, step, bv, K, N, ct);
         }
-    }
 }
 
 // --- The cache ----------------------------------------------------------------------------------
@@ -1369,7 +1370,7 @@ typedef struct {
     int as;              // how its numbers are stored, and
     size_t elem;         // bytes of each
     size_t n_slots, sink_slots, ring;
-    size_t v_dim;        // head_dim rounded up to LANES
+    size_t v_dim;        // head_dim rounded up to GEMM_ROWS, as its products need it
     size_t k_bytes;      // of a tile's keys; its values lie behind them
     size_t tile_bytes;   // of both, and of the scales
     uint8_t *tiles;
@@ -1398,7 +1399,7 @@ static void cache_layout(Cache *c, const Config *cfg, int64_t max_seq_len, size_
     }
     c->as = kv_types[kv].as;
     c->elem = kv_types[kv].elem;
-    c->v_dim = round_up(cfg->head_dim, LANES);
+    c->v_dim = round_up(cfg->head_dim, GEMM_ROWS);
     c->k_bytes = TILE * cfg->head_dim * c->elem;
     c->tile_bytes = c->k_bytes + TILE * (c->v_dim * c->elem + (kv == KV_Q8 ? 2 * 4 : 0));
     size_t rows = (size_t)cfg->n_layers * cfg->n_kv_heads;
@@ -1428,9 +1429,9 @@ typedef struct {
 } RowSums;
 static const RowSums EMPTY = {-FLT_MAX, 0, 0, 0};
 
-// The positions of one chunk's queries, as layers of one kind see them: in some models most layers
-// are local, with a window or a base of their own, and the others global. All queries share one
-// set of frequencies, unless those change with every token.
+// The positions of one chunk's queries, as layers of one kind see them: some models have local
+// layers, with a window or a base of their own, or with no position, and the others are global. All
+// queries share one set of frequencies, unless those change with every token.
 typedef struct {
     RopeConfig rope;
     Angles *angles;      // [chunk], of which query t uses the one at t * each
@@ -1444,8 +1445,8 @@ typedef struct {
     Config config;
     Cache cache;
     Positions positions[2]; // of global and of local layers
-    float *q, *k, *v;       // [chunk][n_heads | n_kv_heads * head_dim]
-    float *out;             // [chunk][n_heads * head_dim]
+    float *q, *k, *v;       // [chunk][q_dim | kv_dim | kv_dim]
+    float *out;             // [chunk][q_dim]
     float *prepared;        // of the encoding (section 4)
     RowSums *watch;         // [n_layers][n][n_heads], for the instruments; NULL: nobody looks
     int64_t text;           // tokens of the whole text as far as is known; 0: up to here
@@ -1468,11 +1469,11 @@ typedef struct {
     size_t q0, rows;     // the batch's first query, and its rows
     size_t group, d, v_dim;
     int64_t first, last; // positions of the batch's queries
-    float *q[MAPS];      // [rows][2][pairs]: q under each map, scaled
+    float *q;            // [maps][rows][2][pairs]: q under each map, scaled
     float *qt;           // [rows][2][pairs]: q for one tile
     float *tile;         // [2][pairs][TILE]: its keys, turned, and then [TILE][v_dim]: its values
     float *table;        // [2][pairs][TILE]: room for a key table
-    float *score[MAPS];  // [rows][TILE] under each map
+    float *score;        // [maps][rows][TILE]
     float *o;            // [rows][v_dim], and
     RowSums *sums;       // [rows]: the softmax of the segment at hand
 } Rows;
@@ -1523,8 +1524,7 @@ static void store_kv(void *arg, size_t begin, size_t end) {
 
 // --- Planning a chunk ---------------------------------------------------------------------------
 
-// The first tile from t on that some query from position `first` on can see. (Where the window goes
-// back before the text, the division rounds towards 0.)
+// The first tile from t on that some query from position `first` on can see.
 static int64_t next_tile(const RopeConfig *r, int64_t first, int64_t t) {
     int64_t oldest = r->window && t * TILE >= r->sinks ? (first - r->window + 1) / TILE : 0;
     return t > oldest ? t : oldest;
@@ -1539,16 +1539,16 @@ static void plan_tiles(const Attention *a, const RopeConfig *r, Angles *angles) 
         if (angles->slot_tile[slot] == t) continue;
         angles->slot_tile[slot] = t;
         for (int map = 0; map < n_maps(r); map++)
-            fill_phases(angles->freq, NULL, pairs, key_position(r, map, (double)(t * TILE)), 1,
-                        angles->tile[map] + slot * 2 * pairs);
+            fill_phases(angles->freq, NULL, NULL, pairs, key_position(r, map, t * TILE), 1,
+                        angles->tile[map] + slot * 2 * pairs, 1);
     }
 }
 
-// Prepares all angles for the chunk's queries, once for all layers, and chooses how many queries
-// are attended to together. Many: each turned tile of keys serves all of them. But only queries
-// that share their frequencies can be, BATCH_ROWS rows fit into the caches, and three items of work
-// for each thread let a late one be made up for. A row's bits do not depend on which rows share its
-// batch.
+// Prepares all angles for the chunk's queries, once for all layers, and chooses the batch: how many
+// queries are attended to together. A large batch is good, since each turned tile of keys serves
+// all of it. But its queries must share their frequencies, its rows must fit into the caches
+// (BATCH_ROWS do), and there should be three items of work for each thread, so that others can make
+// up for a late one. A row's bits do not depend on which rows share its batch.
 enum { BATCH_ROWS = 192 };
 
 static void plan_positions(const Attention *a, Positions *p) {
@@ -1569,8 +1569,8 @@ static void plan_positions(const Attention *a, Positions *p) {
             plan_tiles(a, r, angles);
         }
         for (int map = 0; map < n_maps(r); map++)
-            fill_phases(angles->freq, angles->gain, d / 2, query_position(r, map, (double)i),
-                        scale * query_scale(r, i), p->phase[map] + t * d);
+            fill_phases(angles->freq, angles->gain, NULL, d / 2, query_position(r, map, i),
+                        scale * query_scale(r, i), p->phase[map] + t * d, 1);
     }
 }
 
@@ -1589,17 +1589,13 @@ static Rows begin_item(const Attention *a, size_t item) {
               .part = item / n_kv / n_batches, .q0 = q0, .rows = rows, .group = group, .d = d,
               .v_dim = v_dim, .first = first, .last = first + (int64_t)nq - 1};
     size_t sums = sizeof(RowSums) / sizeof(float);
-    float *room = scratch((2 * tile + rows * (MAPS * (TILE + d) + v_dim + d + sums)) * 4);
-    w.tile = room;
-    w.table = room + tile;
+    w.tile = scratch((2 * tile + rows * (MAPS * (TILE + d) + v_dim + d + sums)) * 4);
+    w.table = w.tile + tile;
     w.o = w.table + tile;
     w.qt = w.o + rows * v_dim;
-    w.sums = (RowSums *)(w.qt + rows * d);
-    room = (float *)(w.sums + rows);
-    for (int map = 0; map < MAPS; map++, room += rows * (TILE + d)) {
-        w.score[map] = room;
-        w.q[map] = room + rows * TILE;
-    }
+    w.q = w.qt + rows * d;
+    w.score = w.q + MAPS * rows * d;
+    w.sums = (RowSums *)(w.score + MAPS * rows * TILE);
     return w;
 }
 
@@ -1630,7 +1626,7 @@ static void begin_rows(const Rows *w) {
         split_pairs(&a->config, a->q + row_index(w, row) * w->d, w->qt);
         for (int map = 0; map < n_maps(&w->p->rope); map++)
             rotate(AS_F32, w->qt, w->p->phase[map] + query * w->d, 1, w->d / 2,
-                   w->q[map] + row * w->d);
+                   w->q + (map * w->rows + row) * w->d);
     }
 }
 
@@ -1639,13 +1635,14 @@ static void multiply_rows(float *x, const float *y, size_t n) {
     for (size_t k = 0; k < n; k += LANES) vstore(x + k, vload(x + k) * vload(y + k));
 }
 
-// w->score[map] = scores of all rows against the keys of tile t under one map. The equation of
+// w->score = scores of all rows against the keys of tile t under one map. The equation of
 // section 4 in its three factors: keys are turned by their place in the tile, exp(I r theta), from
 // the key table; a row's q is turned by exp(I A(i) theta), in begin_rows(), and here back by the
 // tile's exp(I B(t0) theta).
 static void score_tile(const Rows *w, int map, int64_t t) {
     const Angles *angles = w->angles;
     size_t d = w->d, pairs = d / 2;
+    float *score = w->score + map * w->rows * TILE;
     const float *phases = angles->tile[map] + tile_slot(&w->a->cache, t) * d; // of B(t0)
     const float *scales = tile_scales(w->a, w->head, t);
     rotate(w->a->cache.as, tile_at(w->a, w->head, t),
@@ -1653,16 +1650,16 @@ static void score_tile(const Rows *w, int map, int64_t t) {
            w->tile);
     for (size_t row = 0; row < w->rows; row++) {
         float *q = w->qt + row * d;
-        rotate(AS_F32, w->q[map] + row * d, phases, -1, pairs, q);
+        rotate(AS_F32, w->q + (map * w->rows + row) * d, phases, -1, pairs, q);
         if (angles->decay[0] == 0) continue;
         float D = (float)map_distance(&w->p->rope, map, row_position(w, row), t * TILE);
         fade(q, angles->decay, D, pairs);
     }
-    memset(w->score[map], 0, w->rows * TILE * 4);
-    gemm_rows(w->rows, w->qt, d, 1, w->tile, d, TILE, w->score[map]);
+    memset(score, 0, w->rows * TILE * 4);
+    gemm_rows(w->rows, w->qt, d, 1, w->tile, d, TILE, score);
     for (size_t row = 0; scales && row < w->rows; row++)
-        multiply_rows(w->score[map] + row * TILE, scales, TILE);
-    soft_cap(w->score[map], w->rows * TILE, w->a->config.score_cap);
+        multiply_rows(score + row * TILE, scales, TILE);
+    soft_cap(score, w->rows * TILE, w->a->config.score_cap);
 }
 
 // --- What a row sees ----------------------------------------------------------------------------
@@ -1676,37 +1673,22 @@ static int keys_before(int64_t p, int64_t t0) {
     return p < t0 ? 0 : p - t0 < TILE ? (int)(p - t0) : TILE;
 }
 
-// Keys [from, to) of a tile.
-typedef struct {
-    int from, to;
-} KeyRun;
-
-// Those of the tile at t0 that some query from i to `last` sees under this map.
-static KeyRun map_run(const RopeConfig *r, int map, int64_t i, int64_t last, int64_t t0) {
-    return (KeyRun){keys_before(first_key(r, map, i), t0),
-                    keys_before(map ? first_key(r, map - 1, last) : last + 1, t0)};
-}
-
-// Puts together in `score` what a row sees of the tile at t0. score is the row of w->score[0], so
+// Puts together in `score` what a row sees of the tile at t0. score is the row's under map 0, so
 // the keys of map 0 have theirs; those of other maps get it here, and D[TILE], if it is wanted, the
 // distances. Keys behind the window (the sinks excepted) and keys to come are masked.
 static void gather_scores(const Rows *w, size_t row, int64_t t0, float *score, float *D) {
     const RopeConfig *r = &w->p->rope;
     int64_t i = row_position(w, row);
-    int hidden = r->window ? keys_before(i - r->window + 1, t0) : 0;
+    int seen = keys_before(i + 1, t0), hidden = r->window ? keys_before(i - r->window + 1, t0) : 0;
     if (D) memset(D, 0, TILE * sizeof *D);
-    for (int map = n_maps(r) - 1; map >= 0; map--) {
-        KeyRun run = map_run(r, map, i, i, t0);
-        if (map)
-            memcpy(score + run.from, w->score[map] + row * TILE + run.from,
-                   (run.to - run.from) * sizeof *score);
-        double at = query_position(r, map, (double)i) - (map ? 0 : (double)t0);
-        for (int k = run.from; D && k < run.to; k++) {
-            double distance = at - (map ? key_position(r, map, (double)(t0 + k)) : k);
-            D[k] = distance > 0 ? (float)distance : 0;
-        }
+    for (int map = 0, to = seen, from; map < n_maps(r); map++, to = from) {
+        from = keys_before(first_key(r, map, i), t0);
+        if (map) memcpy(score + from, w->score + (map * w->rows + row) * TILE + from,
+                        (to - from) * sizeof *score);
+        double at = query_position(r, map, i);
+        for (int k = from; D && k < to; k++) D[k] = (float)(at - key_position(r, map, t0 + k));
     }
-    for (int k = keys_before(i + 1, t0); k < TILE; k++) score[k] = MASKED;
+    for (int k = seen; k < TILE; k++) score[k] = MASKED;
     for (int k = keys_before(r->sinks, t0); k < hidden; k++) score[k] = MASKED;
 }
 
@@ -1715,8 +1697,8 @@ static void add_score_bias(const Rows *w, size_t row, float *score, float *D) {
     const Config *c = &w->a->config;
     float stretch = (float)position_stretch(c);
     size_t head = w->head * w->group + row % w->group;
-    for (int k = 0; k < TILE; k++) D[k] /= stretch;
-    Query q = {c, w->a->prepared, head, row_position(w, row), w->q[0] + row * w->d};
+    for (int k = 0; k < TILE; k++) D[k] = D[k] > 0 ? D[k] / stretch : 0;
+    Query q = {c, w->a->prepared, head, row_position(w, row), w->q + row * w->d};
     encodings[c->encoding].bias(&q, D, score);
 }
 
@@ -1750,14 +1732,16 @@ static void softmax_step(float *score, float *o, RowSums *sums, size_t v_dim, in
 static void attend_tile(const Rows *w, int64_t t) {
     const Attention *a = w->a;
     const Cache *c = &a->cache;
+    const RopeConfig *r = &w->p->rope;
     int biased = encodings[a->config.encoding].bias != NULL;
     const float *scales = tile_scales(a, w->head, t);
-    for (int map = 0; map < n_maps(&w->p->rope); map++) {
-        KeyRun run = map_run(&w->p->rope, map, w->first, w->last, t * TILE);
-        if (run.from < run.to) score_tile(w, map, t);
+    for (int map = 0; map < n_maps(r); map++) {
+        int64_t from = first_key(r, map, w->first);
+        int64_t to = map ? first_key(r, map - 1, w->last) : w->last + 1;
+        if (from < t * TILE + TILE && to > t * TILE) score_tile(w, map, t);
     }
     for (size_t row = 0; row < w->rows; row++) {
-        float *score = w->score[0] + row * TILE, D[TILE];
+        float *score = w->score + row * TILE, D[TILE];
         gather_scores(w, row, t * TILE, score, biased ? D : NULL);
         if (biased) add_score_bias(w, row, score, D);
         softmax_step(score, w->o + row * w->v_dim, w->sums + row, w->v_dim, !!a->watch);
@@ -1767,10 +1751,11 @@ static void attend_tile(const Rows *w, int64_t t) {
     const void *v = tile_at(a, w->head, t) + c->k_bytes;
     for (size_t k = 0; c->elem < 4 && k < TILE * w->v_dim; k += LANES)
         vstore(w->tile + k, load_numbers(c->as, v, k, LANES));
-    gemm_rows(w->rows, w->score[0], TILE, 1, c->elem < 4 ? w->tile : v, TILE, w->v_dim, w->o);
+    gemm_rows(w->rows, w->score, TILE, 1, c->elem < 4 ? w->tile : v, TILE, w->v_dim, w->o);
 }
 
-// Adds a softmax, o and p, to total number `to`: both are brought to the larger of their scores.
+// Adds a segment's softmax, o and its sums p, to total number `to`: both are first rescaled to the
+// larger of their two largest scores.
 static void merge_row(const Attention *a, size_t to, const float *o, RowSums p) {
     size_t v_dim = a->cache.v_dim;
     float *total = a->total + to * v_dim;
@@ -1830,7 +1815,8 @@ static void finish_rows(void *arg, size_t begin, size_t end) {
 }
 
 // out = softmax(q k^T) v for all queries and heads of the chunk. A prompt is cut into items by its
-// batches of queries; a single query, which has but n_kv_heads items otherwise, by segments too.
+// batches of queries; a single query, which has but n_kv_heads items otherwise, by segments too,
+// unless it has a window, in which there are few.
 static void attention(Attention *a) {
     const RopeConfig *r = &a->p->rope;
     size_t n_heads = a->config.n_heads, rows = a->n * n_heads, seen = a->pos + a->n;
@@ -2470,7 +2456,7 @@ static size_t tensor_bytes(const Tensor *t) {
 // are rearranged so that lanes are rows, and running sum s is a chain of its own over columns s,
 // s + SUMS, ...: attention's product of matrices, once a chain.
 
-enum { DOT_ROWS = 4, FEW = 3, GEMM_ROWS = GEMM_VECTORS * LANES };
+enum { DOT_ROWS = 4, FEW = 3 };
 
 // out[r] = rows[r] . x for DOT_ROWS rows that lie at a pitch. `as` is a constant wherever this is
 // inlined.
@@ -2690,18 +2676,14 @@ static void normalize(float *out, const float *x, Norm w, size_t dim, float eps,
     if (w.bias) add_rows(out, w.bias, dim);
 }
 
-// silu(x) = x / (1 + e^-x), or gelu(x) = x / (1 + e^-z) with z = sqrt(8/pi) (x + 0.044715 x^3),
-// which is its approximation by tanh: (1 + tanh y) / 2 = 1 / (1 + e^-2y).
-INLINE vf activate(vf x, int gelu) {
-    vf z = gelu ? vset(1.59576912f) * (x + vset(0.044715f) * x * x * x) : x;
-    return x / (vset(1) + vexp(-z));
-}
-
-// gate[n] = silu(gate) * up, or with gelu in its place: the gated unit of the feed-forward net. up
-// may be NULL: there is no gate, and what its place holds is activated by itself.
+// gate[n] = act(gate) * up: the gated unit of the feed-forward net. up NULL: act(gate) alone. act
+// is silu(x) = x / (1 + e^-x), or gelu(x) = x / (1 + e^-z) with z = sqrt(8/pi) (x + 0.044715 x^3),
+// its approximation by tanh: (1 + tanh y) / 2 = 1 / (1 + e^-2y).
 static void gated(float *gate, const float *up, size_t n, int gelu) {
     for (size_t i = 0; i < n; i += LANES) {
-        vf g = activate(vload_part(gate + i, n - i), gelu);
+        vf x = vload_part(gate + i, n - i), z = x;
+        if (gelu) z = vset(1.59576912f) * (x + vset(0.044715f) * x * x * x);
+        vf g = x / (vset(1) + vexp(-z));
         vstore_part(gate + i, up ? g * vload_part(up + i, n - i) : g, n - i);
     }
 }
@@ -2733,7 +2715,11 @@ static void state_init(State *s, const Model *m, int64_t max_seq_len, size_t chu
     *s = (State){.model = m, .chunk = chunk, .attn.config = *c};
     Attention *a = &s->attn;
     RopeConfig *rope = &a->config.rope, *local = &a->config.local;
-    if (rope->window && local->window > rope->window) local->window = rope->window;
+    // The cache holds no more than the global window and its sinks: a local layer can see no
+    // further.
+    if (!local->window) local->sinks = rope->sinks;
+    if (rope->window && (!local->window || local->window > rope->window))
+        local->window = rope->window;
     rope_resolve(rope, c->train_ctx, max_seq_len);
     rope_resolve(local, c->train_ctx, max_seq_len);
     if (encodings[c->encoding].prepare) a->prepared = encodings[c->encoding].prepare(c);
@@ -2747,7 +2733,8 @@ static void state_init(State *s, const Model *m, int64_t max_seq_len, size_t chu
     a->sums = reserve(mul_size(parts, sizeof *a->sums));
     float **rooms[] = {&s->x, &s->xb, &a->q, &a->out, &a->k, &a->v, &s->gate, &s->up, &s->y};
     size_t sizes[] = {dim, dim, q, q, kv, kv, hidden, hidden, dim};
-    for (int i = 0; i < 9; i++) *rooms[i] = reserve(mul_size(mul_size(chunk, sizes[i]), 4));
+    for (size_t i = 0; i < COUNT(rooms); i++)
+        *rooms[i] = reserve(mul_size(mul_size(chunk, sizes[i]), 4));
     if (exact) return;
     size_t widest = mul_size(chunk + Q8_TOKENS - 1, max_size(dim, max_size(q, hidden)));
     s->act = xcalloc(1, sizeof *s->act);
@@ -2781,8 +2768,8 @@ static void norm(const State *s, float *out, const float *in, Norm norm, size_t 
     else if (out != in) memcpy(out, in, n * dim * sizeof *out);
 }
 
-// x = the embeddings of the chunk's tokens, with place 1 of section 4: a vector for each position
-// is added.
+// x = the embeddings of the chunk's tokens. Some encodings add a vector for each position: place 1
+// of section 4.
 static void embed_tokens(State *s, const int *tokens) {
     const Attention *a = &s->attn;
     const Config *c = &a->config;
@@ -2815,8 +2802,8 @@ static void project(State *s, const Layer *l) {
 static void gate_rows(void *arg, size_t begin, size_t end) {
     const State *s = arg;
     const Config *c = &s->attn.config;
-    for (size_t at = begin * c->hidden_dim; at < end * c->hidden_dim; at += c->hidden_dim)
-        gated(s->gate + at, c->no_gate ? NULL : s->up + at, c->hidden_dim, c->gelu);
+    size_t at = begin * c->hidden_dim, n = (end - begin) * c->hidden_dim;
+    gated(s->gate + at, c->no_gate ? NULL : s->up + at, n, c->gelu);
 }
 
 // y = what the feed-forward net makes of xb: w2 (act(w1 xb) * w3 xb), or w2 act(w3 xb).
@@ -2861,7 +2848,7 @@ static void forward(State *s, const int *tokens, size_t n, int64_t pos) {
         if (!c->parallel) join_stream(s);
 
         norm(s, s->xb, s->x, l->ffn_norm, n, dim);
-        if (c->parallel) join_stream(s);
+        if (c->parallel) join_stream(s); // now that the net has read x without it
         feed_forward(s, l);
         norm(s, s->y, s->y, l->post_ffn_norm, n, dim);
         join_stream(s);

@@ -415,6 +415,28 @@ static void test_int8_cache(void) {
     free_test_model(&t);
 }
 
+// Layers that know no position see no more than the window either, which is all that the cache holds.
+static void test_still_layers(void) {
+    Shape s = small;
+    s.layers = 2;
+    TestModel t = make_model(s);
+    Model m;
+    open_model(&m, &t);
+    m.config.nope_every = 2;
+    m.config.local = (RopeConfig){.theta = 10000, .still = 1};
+    m.layers[1].local = 1;
+    for (int sinks = 0; sinks < 5; sinks += 4) {
+        int *tokens = random_tokens(600, s.vocab, 5);
+        m.config.rope.window = 64;
+        m.config.rope.sinks = sinks;
+        float *want = final_states(&m, tokens, 600, (Feeding){.chunk = 600, .step = 600});
+        float *got = final_states(&m, tokens, 600, (Feeding){.chunk = 20, .step = 20});
+        CHECK_BITS(got, want, (size_t)600 * (size_t)s.dim);
+        free(tokens), free(want), free(got);
+    }
+    free_test_model(&t);
+}
+
 // A model wide enough that every loop is shared out, on 1 to 4 threads, by chunks of 1, 5, 128.
 static void test_threads(void) {
     Shape s = {.version = 2, .dim = 256, .hidden = 704, .heads = 4, .kv_heads = 2, .layers = 2,
@@ -610,6 +632,7 @@ int main(void) {
     test_chunks();
     test_uneven_chunks();
     test_int8_cache();
+    test_still_layers();
     test_threads();
     return report("test_attention");
 }

@@ -65,7 +65,7 @@ static void fill_angles(float *x) {
     double freq[32];
     for (int m = 0; m < 32; m++) freq[m] = pow(10000, -2.0 * m / 64);
     for (size_t i = 0; i < MANY; i += 64)
-        fill_phases(freq, NULL, 32, (double)(i * i % 4099), 1, x + i);
+        fill_phases(freq, NULL, NULL, 32, (double)(i * i % 4099), 1, x + i, 1);
 }
 
 static void test_words(void) {

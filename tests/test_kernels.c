@@ -186,7 +186,7 @@ static void test_products_f32(void) {
 
 static void test_gemm_rows(void) {
     enum { MOST = GEMM_TOKENS + GEMM_TOKENS / 3 + 3, INNER = 37 };
-    for (size_t N = LANES; N <= 9 * LANES; N += LANES) {
+    for (size_t N = GEMM_ROWS; N <= 5 * GEMM_ROWS; N += GEMM_ROWS) {
         float *a = random_floats(MOST * (INNER + 2)), *b = random_floats(INNER * N);
         float *start = random_floats(MOST * N), *c = xcalloc(MOST * N, 4), *one = xcalloc(N, 4);
         int bad = 0, bad_bits = 0;

@@ -250,7 +250,7 @@ static void turn(const float *x, double position, float *out) {
     float phases[D];
     double freq[PAIRS];
     for (int m = 0; m < PAIRS; m++) freq[m] = frequency(10000, D, m);
-    fill_phases(freq, NULL, PAIRS, position, 1, phases);
+    fill_phases(freq, NULL, NULL, PAIRS, position, 1, phases, 1);
     rotate(AS_F32, x, phases, 1, PAIRS, out);
 }
 
@@ -276,7 +276,7 @@ static void test_rotation(void) {
     float phases[D], back[D];
     double freq[PAIRS];
     for (int m = 0; m < PAIRS; m++) freq[m] = frequency(10000, D, m);
-    fill_phases(freq, NULL, PAIRS, 123, 1, phases);
+    fill_phases(freq, NULL, NULL, PAIRS, 123, 1, phases, 1);
     turn(q, 123, a);
     rotate(AS_F32, a, phases, -1, PAIRS, back); // and back
     for (int m = 0; m < D; m++) CHECK_NEAR(back[m], q[m], 1e-6);
