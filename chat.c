@@ -94,7 +94,8 @@ static Term wrong_term(const char *reason) { return (Term){T_WRONG, 0, {reason}}
 static int is_name_char(char c) { return isalnum((unsigned char)c) || c == '_'; }
 
 // Texts are the same if they are spelled alike; lists only if they are one and the same.
-static int same_term(Term a, Term b) {
+static int same_term(Term a, Term b)
+{
     if (a.kind != b.kind || a.n != b.n) return 0;
     return a.kind == T_TEXT ? !memcmp(a.s, b.s, (size_t)a.n) : a.kind < T_TEXT || a.s == b.s;
 }
@@ -103,7 +104,8 @@ static int is_word(Term v, const char *word) { return same_term(v, text_term(wor
 
 // Stops the template, for the first reason that is given. The position becomes the end of an empty
 // text, so that everything that is under way comes to its end by itself.
-static void stop_template(Template *t, const char *reason) {
+static void stop_template(Template *t, const char *reason)
+{
     if (!*t->error)
         snprintf(t->error, sizeof t->error, *t->at ? "%s, before \"%.*s\"" : "%s", reason,
                  (int)min_size(strcspn(t->at, "\n"), 40), t->at);
@@ -111,7 +113,8 @@ static void stop_template(Template *t, const char *reason) {
 }
 
 // Memory that the template has until its end, from which free_template() frees it.
-static void *keep(Template *t, size_t bytes) {
+static void *keep(Template *t, size_t bytes)
+{
     struct Kept *k = xrealloc(NULL, sizeof *k + bytes, 1);
     k->next = t->kept;
     t->kept = k;
@@ -120,7 +123,8 @@ static void *keep(Template *t, size_t bytes) {
 }
 
 // A copy of the text that ends with a zero byte.
-static char *keep_string(Template *t, Term v) {
+static char *keep_string(Template *t, Term v)
+{
     char *s = memcpy(keep(t, (size_t)v.n + 1), v.s, (size_t)v.n);
     s[v.n] = 0;
     return s;
@@ -128,13 +132,15 @@ static char *keep_string(Template *t, Term v) {
 
 // Whether it counts as yes, as in Python: a number that is not 0, a text or list that is not empty.
 // What is not there is a no, but something wrong must not decide anything.
-static int is_true(Template *t, Term v) {
+static int is_true(Template *t, Term v)
+{
     if (v.kind == T_WRONG) stop_template(t, v.s);
     return v.kind > T_WRONG && v.n;
 }
 
 // Adds to what the template has written, which ends with a zero for those who print it.
-static void write_text(Template *t, const char *s, size_t n) {
+static void write_text(Template *t, const char *s, size_t n)
+{
     if (t->n_out + n >= t->room) {
         t->room = 2 * (t->n_out + n) + 256;
         t->out = xrealloc(t->out, t->room, 1);
@@ -145,7 +151,8 @@ static void write_text(Template *t, const char *s, size_t n) {
 }
 
 // Writes what an expression came to. A variable that nobody set writes nothing, as in Jinja.
-static void write_term(Template *t, Term v) {
+static void write_term(Template *t, Term v)
+{
     char digits[32];
     if (v.kind == T_NUMBER) v = text_term((sprintf(digits, "%ld", v.n), digits));
     if (v.kind == T_TEXT) write_text(t, v.s, (size_t)v.n);
@@ -158,13 +165,15 @@ static void write_term(Template *t, Term v) {
 // that number after each round, which is all that scopes are here.
 
 // The latest variable of that name, or NULL.
-static Term *find_var(Template *t, Term name) {
+static Term *find_var(Template *t, Term name)
+{
     for (int i = t->n_vars - 1; i >= 0; i--)
         if (same_term(t->vars[i].name, name)) return &t->vars[i].value;
     return NULL;
 }
 
-static void add_var(Template *t, Term name, Term value) {
+static void add_var(Template *t, Term name, Term value)
+{
     if (t->n_vars == COUNT(t->vars)) stop_template(t, "it has too many variables");
     else t->vars[t->n_vars].name = name, t->vars[t->n_vars++].value = value;
 }
@@ -176,7 +185,8 @@ static void add_var(Template *t, Term name, Term value) {
 
 // Steps over this word or sign, if it comes next. The end of a tag, which may begin with a minus,
 // is no operator.
-static int accept(Template *t, const char *word) {
+static int accept(Template *t, const char *word)
+{
     const char *p = t->at + strspn(t->at, BLANKS), *end = p + (*p == '-' || *p == '+');
     size_t n = strlen(word);
     if (strncmp(p, word, n) || (is_name_char(*word) && is_name_char(p[n]))) return 0;
@@ -186,7 +196,8 @@ static int accept(Template *t, const char *word) {
 }
 
 // A name. loop.first and a namespace's variables are variables with a dot in their name.
-static Term read_name(Template *t) {
+static Term read_name(Template *t)
+{
     Term name = {T_TEXT, 0, {t->at += strspn(t->at, BLANKS)}};
     while (is_name_char(name.s[name.n])) name.n++;
     Term longer = {T_TEXT, name.n + (name.s[name.n] == '.'), {name.s}};
@@ -198,7 +209,8 @@ static Term read_name(Template *t) {
 }
 
 // A text in quotes of either kind, in which a backslash may begin a code for a character.
-static Term read_string(Template *t) {
+static Term read_string(Template *t)
+{
     static const char codes[] = "ntr\\'\"", chars[] = "\n\t\r\\'\"";
     char quote = *t->at++, *s;
     const char *from = t->at;
@@ -219,7 +231,8 @@ static Term read_string(Template *t) {
 // the arguments is the result, too, so that the reason that is told is the first one.
 
 // Python's + and Jinja's ~: the sum of numbers, or texts one behind the other.
-static Term join_terms(Template *t, Term a, Term b) {
+static Term join_terms(Template *t, Term a, Term b)
+{
     if (a.kind == T_WRONG || b.kind == T_WRONG) return a.kind == T_WRONG ? a : b;
     if (a.kind == T_NUMBER && b.kind == T_NUMBER) return number_term(a.n + b.n);
     if (a.kind != T_TEXT || b.kind != T_TEXT) return wrong_term("a sum of what is no text");
@@ -230,13 +243,15 @@ static Term join_terms(Template *t, Term a, Term b) {
 }
 
 // Where the part begins in text v, or NULL.
-static const char *find_text(Term v, Term part) {
+static const char *find_text(Term v, Term part)
+{
     return memmem(v.s, (size_t)v.n, part.s, (size_t)part.n);
 }
 
 // Python's `in`: a part of a text, an item of a list, a field of a message. In nothing there is
 // nothing.
-static Term is_inside(Term part, Term v) {
+static Term is_inside(Term part, Term v)
+{
     if (v.kind == T_WRONG || part.kind == T_WRONG) return part.kind == T_WRONG ? part : v;
     if (v.kind == T_MESSAGE) return bool_term(is_word(part, "role") || is_word(part, "content"));
     if (v.kind == T_TEXT && part.kind == T_TEXT) return bool_term(find_text(v, part) != NULL);
@@ -247,7 +262,8 @@ static Term is_inside(Term part, Term v) {
 }
 
 // v without the characters of a set at these ends.
-static Term strip_text(Term v, Term set, int left, int right) {
+static Term strip_text(Term v, Term set, int left, int right)
+{
     while (left && v.n && memchr(set.s, *v.s, (size_t)set.n)) v.s++, v.n--;
     while (right && v.n && memchr(set.s, v.s[v.n - 1], (size_t)set.n)) v.n--;
     return v;
@@ -255,7 +271,8 @@ static Term strip_text(Term v, Term set, int left, int right) {
 
 // The list of what stands between separators: counted first, and cut then. The parts are not copied
 // but point into v.
-static Term split_text(Template *t, Term v, Term separator) {
+static Term split_text(Template *t, Term v, Term separator)
+{
     long n = 1;
     Term rest = v;
     if (!separator.n) return wrong_term("an empty separator");
@@ -272,7 +289,8 @@ static Term split_text(Template *t, Term v, Term separator) {
 }
 
 // Cut at the old text, and joined with the new one.
-static Term replace_text(Template *t, Term v, Term old, Term new) {
+static Term replace_text(Template *t, Term v, Term old, Term new)
+{
     Term parts = split_text(t, v, old);
     if (parts.kind != T_LIST) return parts;
     Term joined = parts.items[0];
@@ -282,7 +300,8 @@ static Term replace_text(Template *t, Term v, Term old, Term new) {
 }
 
 // Letters in another case: 'u'pper, 'l'ower, or words with a 't'itle's capitals (of ASCII only).
-static Term change_case(Template *t, Term v, char how) {
+static Term change_case(Template *t, Term v, char how)
+{
     char *s = keep_string(t, v);
     for (long i = 0; i < v.n; i++) {
         int inside = i && isalpha((unsigned char)v.s[i - 1]);
@@ -295,7 +314,8 @@ static Term change_case(Template *t, Term v, char how) {
 static time_t (*clock_of_templates)(time_t *) = time; // a test sets another
 
 // Today, as strftime writes it: some templates tell the model what day it is.
-static Term format_date(Template *t, Term format) {
+static Term format_date(Template *t, Term format)
+{
     time_t now = clock_of_templates(NULL);
     char *s = keep(t, 256);
     size_t n = strftime(s, 256, keep_string(t, format), localtime(&now));
@@ -304,7 +324,8 @@ static Term format_date(Template *t, Term format) {
 
 // A text's own functions; the argument is missing (n_args 0) or a text. Python's methods and
 // Jinja's filters of one name do the same here: m.content.strip() and m.content | trim.
-static Term call_on_text(Template *t, Term v, Term name, const Term *arg, int n_args) {
+static Term call_on_text(Template *t, Term v, Term name, const Term *arg, int n_args)
+{
     Term set = n_args ? arg[0] : text_term(BLANKS);
     Term head = {T_TEXT, set.n, {v.s}}, tail = {T_TEXT, set.n, {v.s + v.n - set.n}};
     if (is_word(name, "trim") || is_word(name, "strip")) return strip_text(v, set, 1, 1);
@@ -324,7 +345,8 @@ static Term call_on_text(Template *t, Term v, Term name, const Term *arg, int n_
 // A method or filter of v, or a function (v is undefined then). raise_exception is how templates
 // refuse what their models were not trained for, say two turns of the user one behind the other:
 // its argument becomes the reason.
-static Term call(Template *t, Term v, Term name, const Term *arg, int n_args) {
+static Term call(Template *t, Term v, Term name, const Term *arg, int n_args)
+{
     if (v.kind == T_WRONG) return v;
     for (int i = 0; i < n_args; i++)
         if (arg[i].kind == T_WRONG) return arg[i];
@@ -351,7 +373,8 @@ static Term read_expression(Template *t);
 
 // Terms with commas between, up to the closing bracket; returns how many. Names in front of
 // arguments (indent=4) are those of functions that nobody here knows.
-static int read_items(Template *t, const char *close, Term *items, int most) {
+static int read_items(Template *t, const char *close, Term *items, int most)
+{
     int n = 0;
     while (!accept(t, close) && *t->at) {
         if (n == most || (n && !accept(t, ","))) stop_template(t, "a list goes wrong");
@@ -366,7 +389,8 @@ static int read_items(Template *t, const char *close, Term *items, int most) {
 }
 
 // The arguments of a call, if there are any, and its result. Filters may come without brackets.
-static Term read_call(Template *t, Term v, Term name) {
+static Term read_call(Template *t, Term v, Term name)
+{
     Term args[4];
     int n = accept(t, "(") ? read_items(t, ")", args, COUNT(args)) : 0;
     return call(t, v, name, args, n);
@@ -374,7 +398,8 @@ static Term read_call(Template *t, Term v, Term name) {
 
 // m.role or m['role']. Other names are those of tool calls and thoughts, which our messages do not
 // have: they are undefined, and templates ask for that.
-static Term find_attribute(Term v, Term name) {
+static Term find_attribute(Term v, Term name)
+{
     if (v.kind == T_WRONG) return v;
     if (!v.kind) return wrong_term("a part of something undefined");
     if (v.kind != T_MESSAGE) return (Term){0};
@@ -384,7 +409,8 @@ static Term find_attribute(Term v, Term name) {
 // Behind a bracket: [name], [i], or [from:to:step] of which the step is 1 or -1. As in Python a
 // negative place counts from the end, [1:] is all but the first, and [::-1] is the list backwards,
 // in which templates look for the last user's message.
-static Term read_index(Template *t, Term v) {
+static Term read_index(Template *t, Term v)
+{
     Term part[3] = {{0}};
     int colons = 0;
     while (!accept(t, "]") && *t->at) {
@@ -410,7 +436,8 @@ static Term read_index(Template *t, Term v) {
 }
 
 // Behind "is": whether the term is of one of these kinds, as Jinja sees them.
-static Term read_test(Template *t, Term v) {
+static Term read_test(Template *t, Term v)
+{
 #define KIND(k) (1 << T_##k)
     static const struct {
         const char *name;
@@ -437,7 +464,8 @@ static Term read_test(Template *t, Term v) {
 }
 
 // Behind ( or [. One term in round brackets without a comma is no list.
-static Term read_list(Template *t, const char *close) {
+static Term read_list(Template *t, const char *close)
+{
     Term items[32], *kept;
     int n = read_items(t, close, items, COUNT(items));
     if (*t->error) return (Term){0};
@@ -448,7 +476,8 @@ static Term read_list(Template *t, const char *close) {
 
 // A text, a number, a list, a variable or a call, and all that is hung on behind it: .name,
 // [index], | filter, is test.
-static Term read_operand(Template *t) {
+static Term read_operand(Template *t)
+{
     Term v;
     t->at += strspn(t->at, BLANKS);
     if (*t->at == '\'' || *t->at == '"') v = read_string(t);
@@ -479,7 +508,8 @@ enum { LEVEL_NOT = 3 };
 
 // a and b joined by the operator, of which the first letter tells which it is. As in Python "or"
 // and "and" give one of their sides, not just yes or no: m.name or 'user'.
-static Term apply_operator(Template *t, const char *sign, Term a, Term b) {
+static Term apply_operator(Template *t, const char *sign, Term a, Term b)
+{
     if (a.kind == T_WRONG) return a;
     if (*sign == 'o' || *sign == 'a') return is_true(t, a) == (*sign == 'o') ? a : b;
     if (b.kind == T_WRONG) return b;
@@ -503,7 +533,8 @@ static Term apply_operator(Template *t, const char *sign, Term a, Term b) {
 // Operands and the operators of this level or a higher one between them. Whatever stands to the
 // right of an operator is read one level higher, so that a - b - c is (a - b) - c, and after each
 // operator the search begins anew with the weakest.
-static Term read_binary(Template *t, int level) {
+static Term read_binary(Template *t, int level)
+{
     Term a;
     if (level <= LEVEL_NOT && accept(t, "not")) {
         a = read_binary(t, LEVEL_NOT);
@@ -526,7 +557,8 @@ static Term read_binary(Template *t, int level) {
 }
 
 // With Python's choice: A if C else B. Without an else the other is undefined, and writes nothing.
-static Term read_expression(Template *t) {
+static Term read_expression(Template *t)
+{
     if (++t->depth > MOST_DEPTH) stop_template(t, "brackets too deep");
     Term v = read_binary(t, 1);
     if (accept(t, "if")) {
@@ -549,7 +581,8 @@ static Term read_expression(Template *t) {
 // Every tag ends here, whether its text was computed or skipped: what stands before the end now is
 // what no reader knew. Steps over the end of a tag and the white space that goes with it: all of it
 // behind a minus, the newline behind a {% %} or {# #}, as for the models' authors (trim_blocks).
-static void close_tag(Template *t) {
+static void close_tag(Template *t)
+{
     t->at += strspn(t->at, BLANKS);
     int strip = *t->at == '-';
     t->at += strip || *t->at == '+';
@@ -565,7 +598,8 @@ static void close_tag(Template *t) {
 
 // Goes to the end of a tag that ends with this character and a brace, but not to one inside a text
 // in quotes. A sign in front of the end is left for close_tag().
-static void skip_tag(Template *t, char kind) {
+static void skip_tag(Template *t, char kind)
+{
     for (char c; (c = *t->at) && !(c == kind && t->at[1] == '}'); t->at++)
         if (c == '\'' || c == '"') {
             for (t->at++; *t->at && *t->at != c; t->at++) t->at += *t->at == '\\' && t->at[1];
@@ -576,7 +610,8 @@ static void skip_tag(Template *t, char kind) {
 
 // Where the text in front of a tag ends: a minus takes all white space away, and a block that is
 // the first in its line the blanks before it (lstrip_blocks). The last newline of all is no text.
-static const char *end_of_text(const Template *t, const char *from, const char *tag) {
+static const char *end_of_text(const Template *t, const char *from, const char *tag)
+{
     const char *end = tag;
     if (!*tag) return end > from && end[-1] == '\n' ? end - 1 : end;
     if (tag[2] == '-') {
@@ -590,7 +625,8 @@ static const char *end_of_text(const Template *t, const char *from, const char *
 
 // Writes the text up to the next tag, if it is live, and steps behind the tag's beginning. Returns
 // its second character, { or %, or 0 at the end.
-static char next_tag(Template *t, int live) {
+static char next_tag(Template *t, int live)
+{
     for (const char *from, *tag; *(from = t->at);) {
         for (tag = from; *tag && !(*tag == '{' && tag[1] && strchr("{%#", tag[1]));) tag++;
         if (live) write_text(t, from, (size_t)(end_of_text(t, from, tag) - from));
@@ -612,7 +648,8 @@ static Term run_block(Template *t, int live);
 
 // From behind the word if to behind its endif: each branch is a block, of which at most one is
 // live.
-static void run_if(Template *t, int live) {
+static void run_if(Template *t, int live)
+{
     int done = !live; // one branch was taken, or none may be
     Term word = text_term("if");
     while (!is_word(word, "endif") && !*t->error) {
@@ -630,7 +667,8 @@ static void run_if(Template *t, int live) {
 
 // One time round a loop, live if there is an item. The loop's own variables are set for the round,
 // so that those of a loop inside hide them and are gone with it.
-static void run_body(Template *t, Term name, Term list, long i) {
+static void run_body(Template *t, Term name, Term list, long i)
+{
     add_var(t, text_term("loop.index0"), number_term(i));
     add_var(t, text_term("loop.index"), number_term(i + 1));
     add_var(t, text_term("loop.first"), bool_term(i == 0));
@@ -642,7 +680,8 @@ static void run_body(Template *t, Term name, Term list, long i) {
 
 // Goes back to the body for each item of the list. A list without items, or one that is not live,
 // has its body skipped once, to get to its end.
-static void run_for(Template *t, int live) {
+static void run_for(Template *t, int live)
+{
     Term name = {0}, list = {0};
     if (live) {
         name = read_name(t);
@@ -668,7 +707,8 @@ static void run_for(Template *t, int live) {
 // Behind set: name = expression, or name = namespace(name = expression, ...). What is set inside a
 // loop is forgotten at the end of the round; a namespace is how a template remembers something from
 // one round to the next.
-static void run_set(Template *t) {
+static void run_set(Template *t)
+{
     Term name = read_name(t), dot = join_terms(t, name, text_term("."));
     if (*t->at == '.') {
         if (t->loops) stop_template(t, "a new variable of a namespace in a loop");
@@ -694,7 +734,8 @@ static void run_set(Template *t) {
 
 // A tag that begins with this word, behind which it stands. Macros are for tools, as far as has
 // been seen: their definitions are skipped.
-static void run_tag(Template *t, Term word, int live) {
+static void run_tag(Template *t, Term word, int live)
+{
     if (is_word(word, "if")) run_if(t, live);
     else if (is_word(word, "for")) run_for(t, live);
     else if (is_word(word, "generation") || is_word(word, "endgeneration")) close_tag(t);
@@ -713,7 +754,8 @@ static void run_tag(Template *t, Term word, int live) {
 
 // Executes, or skips, up to the tag that ends the block or begins its next branch; returns the word
 // it begins with, nothing at the end of the template.
-static Term run_block(Template *t, int live) {
+static Term run_block(Template *t, int live)
+{
     Term word = text_term("");
     if (++t->depth > MOST_DEPTH) stop_template(t, "blocks too deep");
     for (char tag; (tag = next_tag(t, live)); word = text_term("")) {
@@ -735,7 +777,8 @@ static Term run_block(Template *t, int live) {
 }
 
 // Frees what it has kept and written.
-static void free_template(Template *t) {
+static void free_template(Template *t)
+{
     for (struct Kept *k = t->kept, *next; k; k = next) next = k->next, free(k);
     free(t->out);
     *t = (Template){0};
@@ -744,7 +787,8 @@ static void free_template(Template *t) {
 // Writes messages[n] as the template says, to t->out. t->error says why that did not work, if it
 // is not empty. think: what the template is told about it; -1: nothing. free_template ends it.
 static void run_template(Template *t, const char *text, const Term *messages, long n, Term bos,
-                         Term eos, int think) {
+                         Term eos, int think)
+{
     static const char *const yes[] = {"true", "True", "add_generation_prompt", "strftime_now"};
     static const char *const no[] = {"false", "False"};
     static const char *const none[] = {"none", "None", "tools", "documents"};
@@ -798,20 +842,23 @@ static const ChatFormat chat_formats[] = {
 };
 
 // A text that is written as a file is, and is there, ended by a zero byte, when that is closed.
-static FILE *open_text(char **text, size_t *len) {
+static FILE *open_text(char **text, size_t *len)
+{
     FILE *out = open_memstream(text, len);
     if (!out) die(EXIT_DATA, "memory", "cannot begin a text (%s)", strerror(errno));
     return out;
 }
 
-static void close_text(FILE *out) {
+static void close_text(FILE *out)
+{
     if (fclose(out)) die(EXIT_DATA, "memory", "cannot write a text (%s)", strerror(errno));
 }
 
 // The template for 'SYSTEM|USER|REPLY|END': what stands before a system's text, before a user's,
 // before a reply and behind it. {} in the first two is the text's place, if it is not their end; a
 // bar in <|token|> or [|token|] is no separator. NULL: these are not four parts.
-static const char *compose_template(const char *parts) {
+static const char *compose_template(const char *parts)
+{
     static const char *const ends[][2] = {
         {"{% for m in messages %}{% if m.role == 'system' %}{{ '", "' + m.content }}"},
         {"{% elif m.role == 'user' %}{{ '", "' + m.content }}"},
@@ -845,21 +892,24 @@ static const char *compose_template(const char *parts) {
 // reply: the token at which the model's replies have to end, whatever the file says about its EOS.
 
 // A token as a text for the template, which writes BOS and EOS by name.
-static Term piece_term(const Tokenizer *t, int id) {
+static Term piece_term(const Tokenizer *t, int id)
+{
     return id < 0 ? text_term("") : (Term){T_TEXT, t->pieces[id].len, {t->pieces[id].text}};
 }
 
 // Writes messages[n], to out->out; 0 if the template refuses them, for the reason out->error.
 // Either way free_template() is the caller's to call.
 static int write_chat(const Tokenizer *t, Template *out, const char *template,
-                      const Term *messages, size_t n) {
+                      const Term *messages, size_t n)
+{
     run_template(out, template, messages, (long)n, piece_term(t, t->bos), piece_term(t, t->eos),
                  talk.no_think ? 0 : -1);
     return !*out->error;
 }
 
 // The pair has to live as long as the message does.
-static Term make_message(Term pair[2], const char *role, const char *content) {
+static Term make_message(Term pair[2], const char *role, const char *content)
+{
     pair[0] = text_term(role);
     pair[1] = text_term(content);
     return (Term){T_MESSAGE, 2, {.items = pair}};
@@ -867,7 +917,8 @@ static Term make_message(Term pair[2], const char *role, const char *content) {
 
 // The token that a template writes at s[len], or -1. A piece that looks like <this> or [this] is
 // meant as a token even if the file calls it text.
-static int find_token(const Tokenizer *t, const char *s, size_t len, size_t *n) {
+static int find_token(const Tokenizer *t, const char *s, size_t len, size_t *n)
+{
     int id = match_special(t, s, len, 1, n);
     if (id >= 0 || (*s != '<' && *s != '[')) return id;
     for (size_t k = min_size(len, 64); k > 2 && id < 0; k--)
@@ -877,7 +928,8 @@ static int find_token(const Tokenizer *t, const char *s, size_t len, size_t *n) 
 }
 
 // A token that no text can write, and that is no text.
-static void make_control(Tokenizer *t, int id) {
+static void make_control(Tokenizer *t, int id)
+{
     Piece *p = &t->pieces[id];
     uint8_t *most = &t->special_len[(uint8_t)*p->text];
     p->kind = TOKEN_CONTROL;
@@ -887,7 +939,8 @@ static void make_control(Tokenizer *t, int id) {
 // Tries the template on a small conversation, whose texts are a byte that no template writes, so
 // that they can be counted: each has to be there. Its tokens become control tokens, which no text
 // can write, and the first one behind a reply ends replies. Returns what is wrong with it, or NULL.
-static const char *try_template(Tokenizer *t, const char *template) {
+static const char *try_template(Tokenizer *t, const char *template)
+{
     static char reason[sizeof(((Template *)NULL)->error)];
     Template sample;
     Term pairs[3][2], messages[3];
@@ -910,7 +963,8 @@ static const char *try_template(Tokenizer *t, const char *template) {
 
 // The template to be used, or NULL; *what says what it is, or why there is none. What the user says
 // counts first, then the model's own template, then a format of which the vocabulary has the mark.
-static const char *find_template(const Session *s, const char **what) {
+static const char *find_template(const Session *s, const char **what)
+{
     const Vocab *v = &s->model.vocab;
     const char *name = talk.format ? talk.format : v->tokens.n ? NULL : "llama2", *text;
     size_t len = 0;
@@ -937,7 +991,8 @@ static const char *find_template(const Session *s, const char **what) {
 }
 
 // The same, tried.
-static const char *open_template(Session *s, const char **what) {
+static const char *open_template(Session *s, const char **what)
+{
     const char *template = find_template(s, what);
     const char *wrong = template ? try_template(&s->tokenizer, template) : NULL;
     if (wrong) *what = wrong;
@@ -947,7 +1002,8 @@ static const char *open_template(Session *s, const char **what) {
 // Whether a system's text that is empty has to be written for there to be none: the template would
 // put in one of its own. That shows in what it writes for a user's text alone, which is then
 // longer.
-static int needs_empty_system(const Tokenizer *t, const char *template) {
+static int needs_empty_system(const Tokenizer *t, const char *template)
+{
     Template with, without;
     Term pairs[2][2], messages[] = {make_message(pairs[0], "system", ""),
                                     make_message(pairs[1], "user", "Hi")};
@@ -963,7 +1019,8 @@ static int needs_empty_system(const Tokenizer *t, const char *template) {
 // control tokens: behind a byte 1 (see quote_text) there is none. own[i] says of byte i of the text
 // whether a token may begin there, and the marks are taken out.
 static int *encode_chat(const Session *s, const char *template, const Term *messages, size_t n,
-                        size_t *n_ids) {
+                        size_t *n_ids)
+{
     Template out;
     if (!write_chat(&s->tokenizer, &out, template, messages, n))
         die(EXIT_DATA, s->model.path, "its chat template refuses (%s); see --chat-format",
@@ -983,7 +1040,8 @@ static int *encode_chat(const Session *s, const char *template, const Term *mess
 // A copy of the text with a byte 1 in front of each control token in it and of each byte 1. The
 // template moves texts around, trims and joins them; the mark travels along, and so it is known
 // afterwards which tokens are the template's and which are letters that a user typed.
-static char *quote_text(const Tokenizer *t, const char *text) {
+static char *quote_text(const Tokenizer *t, const char *text)
+{
     size_t len = strlen(text), n, to = 0;
     char *quoted = xcalloc(2 * len + 1, 1);
     for (size_t at = 0; at < len; at++) {
@@ -1001,13 +1059,15 @@ static char *quote_text(const Tokenizer *t, const char *text) {
 // has already is not read again.
 
 // Turns end with a zero byte, and must not end before.
-static void check_string(const char *what, const char *text, size_t len) {
+static void check_string(const char *what, const char *text, size_t len)
+{
     if (strlen(text) < len) die(EXIT_DATA, what, "a zero byte in it (at %zu)", strlen(text));
 }
 
 // Forgets all but the first pos tokens. Where a window made the cache a ring, later tokens may have
 // taken the room of some that a query at pos still sees: then everything has to be read again.
-static void rewind_session(Session *s, size_t pos) {
+static void rewind_session(Session *s, size_t pos)
+{
     const Cache *c = &s->state.attn.cache;
     size_t window = (size_t)s->state.attn.config.rope.window;
     size_t seen = pos > window ? pos - window : 0;
@@ -1022,13 +1082,15 @@ typedef struct {
 } Conversation;
 
 // The content is the conversation's from now on.
-static void add_message(Conversation *c, const char *role, const char *content) {
+static void add_message(Conversation *c, const char *role, const char *content)
+{
     c->messages = xrealloc(c->messages, c->n + 1, sizeof *c->messages);
     c->messages[c->n++] = make_message(xcalloc(2, sizeof(Term)), role, content);
 }
 
 // Forgets n messages.
-static void drop_messages(Conversation *c, size_t from, size_t n) {
+static void drop_messages(Conversation *c, size_t from, size_t n)
+{
     if (!n) return;
     for (size_t i = from; i < from + n; i++) {
         free((void *)c->messages[i].items[1].s);
@@ -1041,7 +1103,8 @@ static void drop_messages(Conversation *c, size_t from, size_t n) {
 // The ids of the conversation, which the caller frees. If they and a reply do not fit into the
 // context the oldest turns go, but never the last; NULL if it does not fit even so, or if nothing
 // may go.
-static int *fit_conversation(const Session *s, Conversation *c, size_t *n) {
+static int *fit_conversation(const Session *s, Conversation *c, size_t *n)
+{
     size_t before = c->n, ctx = (size_t)s->ctx;
     // A reply needs some room, or the next turn would be dropped at once; the last turn may do with
     // what there is.
@@ -1064,7 +1127,8 @@ static int *fit_conversation(const Session *s, Conversation *c, size_t *n) {
 }
 
 // The text of ids[n], in which a template that is shown the reply finds its control tokens, too.
-static char *spell_ids(const Tokenizer *t, const int *ids, size_t n) {
+static char *spell_ids(const Tokenizer *t, const int *ids, size_t n)
+{
     char *text;
     size_t len;
     Stream stream = {.out = open_text(&text, &len)};
@@ -1076,7 +1140,8 @@ static char *spell_ids(const Tokenizer *t, const int *ids, size_t n) {
 
 // Answers the user's text, and tells why if the reply was cut. 0: it does not fit. At least one
 // token is always read, since only that gives the logits from which the reply begins.
-static int answer(Session *s, Conversation *c, const char *text) {
+static int answer(Session *s, Conversation *c, const char *text)
+{
     size_t n, common = 0;
     add_message(c, "user", quote_text(&s->tokenizer, text));
     int *ids = fit_conversation(s, c, &n);
@@ -1100,7 +1165,8 @@ static int answer(Session *s, Conversation *c, const char *text) {
 
 // Writes the prompt and waits for a line at the terminal, or for Ctrl-C, which may come at any
 // moment after the prompt is there: it is let through only while the program waits.
-static void wait_for_line(const char *prompt) {
+static void wait_for_line(const char *prompt)
+{
     sigset_t interrupt, before;
     sigemptyset(&interrupt);
     sigaddset(&interrupt, SIGINT);
@@ -1113,7 +1179,8 @@ static void wait_for_line(const char *prompt) {
 // Reads a turn: a line, and the next one, too, where it ends with a backslash. The caller frees it.
 // NULL at the end, or when Ctrl-C ends the wait for it. A terminal hands over lines of at most
 // 4,095 bytes and drops the rest without a word, so that is said here.
-static char *read_turn(void) {
+static char *read_turn(void)
+{
     enum { TERMINAL_LINE = 4096 }; // what a terminal hands over at most, with the newline
     char *line = NULL, *turn = NULL;
     size_t room = 0, len = 0;
@@ -1147,7 +1214,8 @@ static char *read_turn(void) {
 
 // Turn by turn on stdin and stdout. The first turn may be given. A line that begins with // is a
 // turn that begins with /, so that no text is out of reach for the one command there is, /clear.
-static void run_chat(Session *s) {
+static void run_chat(Session *s)
+{
     const char *what;
     Conversation c = {.template = open_template(s, &what)};
     if (!c.template)
@@ -1181,7 +1249,8 @@ static void run_chat(Session *s) {
 // --- info ---------------------------------------------------------------------------------------
 
 // How positions enter, in one line.
-static void print_rope(const char *what, const RopeConfig *r) {
+static void print_rope(const char *what, const RopeConfig *r)
+{
     printf("%-14s%s, base %g, L %d, factor %g, attention factor %g", what,
            rope_methods[r->method].name, r->theta, r->orig_ctx, r->factor, attention_factor(r));
     if (r->window) printf(", window %d", r->window);
@@ -1190,7 +1259,8 @@ static void print_rope(const char *what, const RopeConfig *r) {
 
 // Parameters and bytes of all matrices, by type. Each layer has its matrices; beside them there are
 // the embedding and the classifier, which are one where they share their weights.
-static void print_weights(const Model *m) {
+static void print_weights(const Model *m)
+{
     size_t bytes[COUNT(tensor_types)] = {0}, total = 0, parameters = 0;
     int n = m->config.n_layers * N_MATRICES;
     for (int i = m->shared_classifier ? -1 : -2; i < n; i++) {
@@ -1211,7 +1281,8 @@ static void print_weights(const Model *m) {
 // What the model is, and what a context of ctx tokens takes: all that can be said without running
 // it, so that somebody with a file knows within a second whether it can be run, how, and on what
 // machine.
-static void run_info(Session *s) {
+static void run_info(Session *s)
+{
     const Model *m = &s->model;
     const Tokenizer *t = &s->tokenizer;
     Config c = m->config;

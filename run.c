@@ -110,7 +110,8 @@ static const char *prog = "run";
 enum { EXIT_DATA = 1, EXIT_USAGE = 2 }; // a bad file or system failure; a bad command line
 
 // One line whatever the names in it hold: control characters, U+0080 to U+009F too, become '?'.
-static void make_printable(char *c) {
+static void make_printable(char *c)
+{
     for (; *c; c++) {
         int wide = *c == '\xc2' && (c[1] & 0xe0) == 0x80;
         if (wide || iscntrl((unsigned char)*c)) c[wide] = *c = '?';
@@ -120,7 +121,8 @@ static void make_printable(char *c) {
 // Ends the program with "run: WHAT: WHY" on stderr and `code` as its exit status; what: the file or
 // the option that is to blame.
 __attribute__((noreturn, format(printf, 3, 4))) static void die(int code, const char *what,
-                                                                const char *fmt, ...) {
+                                                                const char *fmt, ...)
+{
     char line[PATH_MAX + 512];
     int n = snprintf(line, sizeof line, "%s: %.*s: ", prog, PATH_MAX, *what ? what : "''");
     va_list ap;
@@ -135,7 +137,8 @@ __attribute__((noreturn, format(printf, 3, 4))) static void die(int code, const 
 
 // Text that could not be written (a full disk, a closed pipe) is an error, told as soon as
 // possible.
-static void check_written(FILE *f, const char *name) {
+static void check_written(FILE *f, const char *name)
+{
     if (fflush(f) || ferror(f)) die(EXIT_DATA, name, "cannot write (%s)", strerror(errno));
 }
 
@@ -149,7 +152,8 @@ static size_t max_size(size_t a, size_t b) { return a > b ? a : b; }
 
 // Memory for n items, zeroed, that begins at a cache line and so at a vector; 64 bytes behind it
 // may be read by whole vectors. It is there, or the program ends.
-static void *xcalloc(size_t n, size_t size) {
+static void *xcalloc(size_t n, size_t size)
+{
     size_t bytes = round_up(add_size(mul_size(n, size), 64), 64);
     void *p = bytes > PTRDIFF_MAX ? NULL : aligned_alloc(64, bytes);
     if (!p) die(EXIT_DATA, "memory", "cannot allocate (got none, want %zu bytes)", bytes);
@@ -157,14 +161,16 @@ static void *xcalloc(size_t n, size_t size) {
 }
 
 // A larger place for p's items, or for the first ones if p is NULL; not zeroed.
-static void *xrealloc(void *p, size_t n, size_t size) {
+static void *xrealloc(void *p, size_t n, size_t size)
+{
     p = realloc(p, max_size(1, mul_size(n, size)));
     if (!p) die(EXIT_DATA, "memory", "cannot allocate (want %zu x %zu bytes)", n, size);
     return p;
 }
 
 // Zeroed memory that is real only where it is touched.
-static void *reserve(size_t bytes) {
+static void *reserve(size_t bytes)
+{
     void *p = mmap(NULL, bytes, PROT_READ | PROT_WRITE,
                    MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (p == MAP_FAILED) die(EXIT_DATA, "memory", "cannot reserve %zu bytes", bytes);
@@ -172,7 +178,8 @@ static void *reserve(size_t bytes) {
 }
 
 // The number that stands in a line of this form, or SIZE_MAX if there is none.
-static size_t read_number(const char *path, const char *form) {
+static size_t read_number(const char *path, const char *form)
+{
     size_t n = SIZE_MAX;
     char line[128];
     FILE *f = fopen(path, "r");
@@ -185,7 +192,8 @@ static size_t read_number(const char *path, const char *form) {
 // Bytes that can be had without swapping: the kernel's estimate or, if there is none, all of the
 // memory; but no more than a container may use, which is in one file or the other, by the version
 // of its control groups.
-static size_t available_memory(void) {
+static size_t available_memory(void)
+{
     size_t bytes = mul_size(read_number("/proc/meminfo", "MemAvailable: %zu"), 1024);
     if (bytes == SIZE_MAX) bytes = mul_size(sysconf(_SC_PHYS_PAGES), sysconf(_SC_PAGESIZE));
     bytes = min_size(bytes, read_number("/sys/fs/cgroup/memory.max", "%zu"));
@@ -196,7 +204,8 @@ static size_t available_memory(void) {
 static char *copy_string(const char *s) { return strcpy(xrealloc(NULL, strlen(s) + 1, 1), s); }
 
 // Seconds since some moment in the past.
-static double seconds(void) {
+static double seconds(void)
+{
     struct timespec t;
     clock_gettime(CLOCK_MONOTONIC, &t);
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
@@ -246,7 +255,8 @@ INLINE vf vset(float f) { return f - (vf){0}; }
 INLINE vf vselect(vi mask, vf a, vf b) { return (vf)((mask & (vi)a) | (~mask & (vi)b)); }
 
 // a > b ? a : b and a < b ? a : b by lanes: b where either is NaN.
-INLINE vf vmax(vf a, vf b) {
+INLINE vf vmax(vf a, vf b)
+{
 #if defined(MM)
     return (vf)MM(max_ps)(a, b);
 #else
@@ -262,7 +272,8 @@ INLINE vf vmin(vf a, vf b) { return -vmax(-a, -b); }
 #if defined(PLAIN) || defined(__FMA__) || defined(__FP_FAST_FMAF) || defined(__aarch64__)
 #define FUSED
 #endif
-INLINE vf vmuladd(vf a, vf b, vf c) {
+INLINE vf vmuladd(vf a, vf b, vf c)
+{
 #if defined(MM)
     return (vf)MM(fmadd_ps)(a, b, c);
 #elif defined(NEON)
@@ -276,14 +287,16 @@ INLINE vf vmuladd(vf a, vf b, vf c) {
 }
 
 // Loads the n floats that are left, or LANES of them; what is missing is 0.
-INLINE vf vload_part(const float *p, size_t n) {
+INLINE vf vload_part(const float *p, size_t n)
+{
     vf v = {0};
     if (n >= LANES) return vload(p);
     memcpy(&v, p, n * 4);
     return v;
 }
 
-INLINE void vstore_part(float *p, vf v, size_t n) {
+INLINE void vstore_part(float *p, vf v, size_t n)
+{
     if (n >= LANES) vstore(p, v);
     else memcpy(p, &v, n * 4);
 }
@@ -295,7 +308,8 @@ enum { SUMS = 16, SUM_VECTORS = SUMS / LANES };
 
 // The tree. A sum of nothing but -0 would depend on whether zeros were added as padding: adding 0
 // last makes it 0 in any case.
-INLINE float vsum(const vf sums[SUM_VECTORS]) {
+INLINE float vsum(const vf sums[SUM_VECTORS])
+{
     v4 a[4];
     memcpy(a, sums, sizeof a);
     v4 b = (a[0] + a[2]) + (a[1] + a[3]);
@@ -303,14 +317,16 @@ INLINE float vsum(const vf sums[SUM_VECTORS]) {
 }
 
 // The largest lane.
-INLINE float vmax_lane(vf v) {
+INLINE float vmax_lane(vf v)
+{
     float max = v[0];
     for (int i = 1; i < LANES; i++) max = v[i] > max ? v[i] : max;
     return max;
 }
 
 // a[n] . b[n]
-static float dot(const float *a, const float *b, size_t n) {
+static float dot(const float *a, const float *b, size_t n)
+{
     vf sums[SUM_VECTORS] = {{0}};
     for (size_t k = 0; k < n; k += SUMS)
         for (size_t i = 0, at = k; i < SUM_VECTORS && at < n; i++, at += LANES)
@@ -320,7 +336,8 @@ static float dot(const float *a, const float *b, size_t n) {
 
 // q[n] = x / scale rounded to int8, halves to even. The scale, max|x| / 127, is returned, or NaN if
 // an x is not finite. *sum gets the sum of q, exact for n below 2^17, or no finite number.
-static float round_to_bytes(const float *x, size_t n, int8_t *q, float *sum) {
+static float round_to_bytes(const float *x, size_t n, int8_t *q, float *sum)
+{
     const vf round = vset(12582912.0f); // 1.5 * 2^23: adding it rounds to an integer
     vf max = {0}, sums[SUM_VECTORS] = {{0}};
     for (size_t k = 0; k < n; k += LANES) {
@@ -342,7 +359,8 @@ static float round_to_bytes(const float *x, size_t n, int8_t *q, float *sum) {
 // is a float whose exponent is n. ln 2 is a number of few bits less a small one, so that r keeps
 // digits which a single float for ln 2 would lose. Relative error below 3e-7 for -87 <= x <= 88; 0
 // below (a score of minus a lot gets exactly no weight), e^88 above.
-INLINE vf vexp(vf x) {
+INLINE vf vexp(vf x)
+{
     const float taylor[] = {1.0f / 720, 1.0f / 120, 1.0f / 24, 1.0f / 6, 0.5f, 1, 1};
     const vf shift = vset(12582912.0f); // 1.5 * 2^23: adding it rounds to an integer
     vf y = vmax(vset(-87), vmin(vset(88), x)); // in this order, NaN stays NaN
@@ -356,7 +374,8 @@ INLINE vf vexp(vf x) {
 
 // ln x for x >= 1, by lanes: x = 2^n f, 1/sqrt 2 <= f < sqrt 2, and with t = (f - 1) / (f + 1)
 // ln f = 2 (t + t^3/3 + t^5/5 + ...). Error below 2e-7 of the result or of 1.
-INLINE vf vlog(vf x) {
+INLINE vf vlog(vf x)
+{
     vi n = ((vi)x - 0x3f3504f3) >> 23; // the bits of 1/sqrt 2
     vf f = (vf)((vi)x - (n << 23)), t = (f - vset(1)) / (f + vset(1)), u = t * t;
     vf p = vmuladd(vset(2.0f / 9), u, vset(2.0f / 7));
@@ -367,7 +386,8 @@ INLINE vf vlog(vf x) {
 
 // x[n] = c tanh(x / c), which never passes c; if c is 0, x stays as it is. tanh y = 1 - 2 / (e^2y +
 // 1). The term 0 * y is NaN where x is infinite, which then is found out rather than capped.
-static void soft_cap(float *x, size_t n, float c) {
+static void soft_cap(float *x, size_t n, float c)
+{
     for (size_t i = 0; c > 0 && i < n; i += LANES) {
         vf y = vload_part(x + i, n - i), e = vexp(y * vset(2 / c));
         vstore_part(x + i, vset(c) - vset(2 * c) / (e + vset(1)) + vset(0) * y, n - i);
@@ -377,7 +397,8 @@ static void soft_cap(float *x, size_t n, float c) {
 // LANES numbers of IEEE half precision as floats. A half's exponent and fraction, moved 13 bits up,
 // are those of a float 2^-112 times as large, even of a subnormal one; only infinity and NaN need
 // their exponents filled.
-INLINE vf half_to_vf(vh h) {
+INLINE vf half_to_vf(vh h)
+{
 #if defined(MM)
     return (vf)MM(cvtph_ps)((mi_half)h);
 #elif defined(NEON)
@@ -395,7 +416,8 @@ INLINE vf half_to_vf(vh h) {
 // Infinity itself becomes NaN, so that a model with such weights is found out. In the plain version
 // a number below 2^-14, a subnormal half, is rounded to multiples of 2^-24 by adding 0.5, whose
 // last bit that is.
-INLINE vh vf_to_half(vf v) {
+INLINE vh vf_to_half(vf v)
+{
     v = vmax(vset(-65504), vmin(vset(65504), v)) + vset(0) * v; // infinity and NaN become NaN
 #if defined(MM)
     return (vh)MM(cvtps_ph)(v, _MM_FROUND_TO_NEAREST_INT);
@@ -415,7 +437,8 @@ enum { AS_F32 = 0, AS_F16 = 1, AS_INT8 = 24, AS_BF16 = 30 };
 
 // Numbers i, i + 1, ... of an array, of which n are left, or LANES; of int8 always LANES. bf16 are
 // the upper halves of floats.
-INLINE vf load_numbers(int as, const void *p, size_t i, size_t n) {
+INLINE vf load_numbers(int as, const void *p, size_t i, size_t n)
+{
     vh halves = {0};
     vb bytes;
     if (as == AS_F32) return vload_part((const float *)p + i, n);
@@ -429,7 +452,8 @@ INLINE vf load_numbers(int as, const void *p, size_t i, size_t n) {
     return as == AS_F16 ? half_to_vf(halves) : (vf)(__builtin_convertvector(halves, vu) << 16);
 }
 
-static void floats_to_halves(const float *f, uint16_t *h, size_t n) {
+static void floats_to_halves(const float *f, uint16_t *h, size_t n)
+{
     for (size_t i = 0; i < n; i += LANES) {
         vh v = vf_to_half(vload_part(f + i, n - i));
         memcpy(h + i, &v, min_size(LANES, n - i) * sizeof *h);
@@ -606,7 +630,8 @@ static size_t kv_dim(const Config *c) { return (size_t)c->n_kv_heads * c->head_d
 // x[dim] += a vector for position p, which linear interpolation (section 5) makes a fraction.
 
 // For even e, PE[e] = sin(p / 10000^(e/dim)) and PE[e+1] its cosine. [Sin] 3.5
-static void add_sinusoidal(const Config *c, double p, float *x) {
+static void add_sinusoidal(const Config *c, double p, float *x)
+{
     for (int e = 0; e < c->dim; e += 2) {
         double angle = p * pow(10000, -(double)e / c->dim);
         x[e] += (float)sin(angle);
@@ -617,7 +642,8 @@ static void add_sinusoidal(const Config *c, double p, float *x) {
 // Row p of the table, or a mixture of two rows where p lies between them. Past the last row it
 // stays there: such positions are refused when options are checked, unless the user wants that.
 // [GPT-2]
-static void add_learned(const Config *c, double p, float *x) {
+static void add_learned(const Config *c, double p, float *x)
+{
     size_t dim = (size_t)c->dim, last = (size_t)c->rows - 1, low = (size_t)fmin(p, (double)last);
     const float *a = c->table + low * dim, *b = c->table + min_size(low + 1, last) * dim;
     float share = (float)fmin(p - (double)low, 1);
@@ -655,7 +681,8 @@ static int rotary_dims(const Config *c) { return c->n_rot ? c->n_rot : c->head_d
 // x, out: [head_dim]. Projections give pair m of the dimensions that turn as the neighbours
 // (2m, 2m + 1) or as the halves (m, m + n_rot / 2); out has real and imaginary parts apart. The
 // dimensions that do not turn may be paired in any way that is the same for q and k.
-static void split_pairs(const Config *c, const float *x, float *out) {
+static void split_pairs(const Config *c, const float *x, float *out)
+{
     size_t pairs = c->head_dim / 2, turning = rotary_dims(c) / 2;
     for (size_t m = 0; m < pairs; m++) {
         int halves = c->rope_split && m < turning;
@@ -666,7 +693,8 @@ static void split_pairs(const Config *c, const float *x, float *out) {
 
 // out = x * phases, or x * conj(phases) with sign = -1; all [2][n]. as: how x is stored; n is a
 // multiple of LANES for int8.
-INLINE void rotate(int as, const void *x, const float *phases, float sign, size_t n, float *out) {
+INLINE void rotate(int as, const void *x, const float *phases, float sign, size_t n, float *out)
+{
     for (size_t m = 0; m < n; m += LANES) {
         size_t left = n - m;
         vf a = load_numbers(as, x, m, left), b = load_numbers(as, x, n + m, left);
@@ -681,12 +709,14 @@ INLINE void rotate(int as, const void *x, const float *phases, float sign, size_
 // form scales q by zeta^(i/512) and k by zeta^(-j/512), which overflows floats after some 36
 // thousand tokens; here the key's part is relative to its tile (in the key table), and q fades by
 // its distance from there. Returns ln zeta_m / 512. [xPos] eq. 13
-static double xpos_decay(int head_dim, int m) {
+static double xpos_decay(int head_dim, int m)
+{
     return log((2.0 * m / head_dim + 0.4) / 1.4) / 512;
 }
 
 // q[2][pairs] *= zeta_m^(D / 512), D in tokens
-static void fade(float *q, const float *decay, float D, size_t pairs) {
+static void fade(float *q, const float *decay, float D, size_t pairs)
+{
     for (size_t m = 0; m < pairs; m += LANES) {
         size_t left = pairs - m;
         vf amplitude = vexp(vload_part(decay + m, left) * vset(D));
@@ -698,7 +728,8 @@ static void fade(float *q, const float *decay, float D, size_t pairs) {
 // What turns pair m by so many tokens: scale * gain[m] * exp(tokens * (I freq[m] - decay[m])), to
 // out [2][pairs], whose numbers are `apart` floats from each other. gain NULL: 1; decay NULL: 0.
 static void fill_phases(const double *freq, const double *gain, const float *decay, size_t pairs,
-                        double tokens, double scale, float *out, size_t apart) {
+                        double tokens, double scale, float *out, size_t apart)
+{
     for (size_t m = 0; m < pairs; m++) {
         double amplitude = gain ? scale * gain[m] : scale;
         if (decay && decay[m] != 0) amplitude *= exp(-tokens * decay[m]);
@@ -723,7 +754,8 @@ typedef struct {
 
 // Slopes of n_heads = P, a power of two: 2^(-8 (h + 1) / P). Heads past such a P get every second
 // slope of 2P. [ALiBi] 3, and its reference code
-static float *alibi_slopes(const Config *c) { // [n_heads]
+static float *alibi_slopes(const Config *c) // [n_heads]
+{
     float *slope = xcalloc(c->n_heads, 4);
     int P = 1;
     while (2 * P <= c->n_heads) P *= 2;
@@ -733,7 +765,8 @@ static float *alibi_slopes(const Config *c) { // [n_heads]
 }
 
 // - slope_h D
-static void bias_alibi(const Query *q, const float *D, float *score) {
+static void bias_alibi(const Query *q, const float *D, float *score)
+{
     vf slope = vset(q->prepared[q->head]);
     for (size_t k = 0; k < TILE; k += LANES)
         vstore(score + k, vload(score + k) - slope * vload(D + k));
@@ -742,7 +775,8 @@ static void bias_alibi(const Query *q, const float *D, float *score) {
 // The distances at which the B buckets begin: b itself up to B/2, then evenly in the logarithm,
 //   bucket(n) = B/2 + floor(ln(n / (B/2)) / ln(max_distance / (B/2)) * B/2),
 // solved for n; the tiny term keeps edges that are whole numbers whole. [T5] 2.1
-static float *t5_edges(const Config *c) { // [rows]
+static float *t5_edges(const Config *c) // [rows]
+{
     float *edge = xcalloc(c->rows, 4);
     double half = c->rows / 2;
     for (int b = 0; b < c->rows; b++)
@@ -753,7 +787,8 @@ static float *t5_edges(const Config *c) { // [rows]
 
 // table[bucket(D)][h]: from key to key the bucket is walked down while the distance falls; where it
 // jumps (dual-chunk), the walk begins anew
-static void bias_t5(const Query *q, const float *D, float *score) {
+static void bias_t5(const Query *q, const float *D, float *score)
+{
     size_t n_heads = (size_t)q->c->n_heads, b = (size_t)q->c->rows - 1;
     for (size_t k = 0; k < TILE; k++) {
         if (k && D[k] > D[k - 1]) b = (size_t)q->c->rows - 1;
@@ -763,7 +798,8 @@ static void bias_t5(const Query *q, const float *D, float *score) {
 }
 
 // - r1 ln(1 + r2 D), r1 and r2 of the head. [KERPLE] eq. 7, logarithmic
-static void bias_kerple(const Query *q, const float *D, float *score) {
+static void bias_kerple(const Query *q, const float *D, float *score)
+{
     const float *r1 = q->c->table + q->head, *r2 = r1 + q->c->n_heads;
     for (size_t k = 0; k < TILE; k += LANES) {
         vf log = vlog(vset(1) + vset(*r2) * vload(D + k));
@@ -774,7 +810,8 @@ static void bias_kerple(const Query *q, const float *D, float *score) {
 // MLP(psi(D) / psi(max(i, T)))_h, psi(x) = ln(c x + 1): distances as a share of the text so far,
 // so that no input is larger than 1 however long the text. One hidden layer, ReLU. [FIRE] eq. 4
 // In the table: c, T, w1[FIRE_HIDDEN], b1[FIRE_HIDDEN], w2[n_heads][FIRE_HIDDEN], b2[n_heads].
-static void bias_fire(const Query *q, const float *D, float *score) {
+static void bias_fire(const Query *q, const float *D, float *score)
+{
     const float *table = q->c->table, *w1 = table + 2, *b1 = w1 + FIRE_HIDDEN;
     const float *w2 = b1 + FIRE_HIDDEN + q->head * FIRE_HIDDEN;
     const float *b2 = b1 + FIRE_HIDDEN * (1 + (size_t)q->c->n_heads) + q->head;
@@ -790,7 +827,8 @@ static void bias_fire(const Query *q, const float *D, float *score) {
 }
 
 // The table, each row split as q is.
-static float *shaw_rows(const Config *c) { // [rows + 1][head_dim]
+static float *shaw_rows(const Config *c) // [rows + 1][head_dim]
+{
     size_t d = c->head_dim, n = c->rows + 1;
     float *rows = xcalloc(n * d, 4);
     for (size_t i = 0; i < n; i++) split_pairs(c, c->table + i * d, rows + i * d);
@@ -798,7 +836,8 @@ static float *shaw_rows(const Config *c) { // [rows + 1][head_dim]
 }
 
 // q . r[min(D, K)]: a key of its own for each distance. [Shaw] eq. 4, the key side
-static void bias_shaw(const Query *q, const float *D, float *score) {
+static void bias_shaw(const Query *q, const float *D, float *score)
+{
     size_t d = (size_t)q->c->head_dim, seen = SIZE_MAX;
     float product = 0;
     for (size_t k = 0; k < TILE; k++) {
@@ -852,47 +891,55 @@ static int is_rotary(const Config *c) { return encodings[c->encoding].rotates; }
 // current length n = i + 1. head_dim counts the dimensions that turn.
 
 // theta_m = base^(-2m/d), [RoPE] 3.2.2
-static double frequency(double base, int head_dim, int m) {
+static double frequency(double base, int head_dim, int m)
+{
     return pow(base, -2.0 * m / head_dim);
 }
 
 // As trained, whatever the length.
-static double rope_none(const RopeConfig *r, int head_dim, int m, double n) {
+static double rope_none(const RopeConfig *r, int head_dim, int m, double n)
+{
     (void)n;
     return frequency(r->theta, head_dim, m);
 }
 
 // Position interpolation: s tokens where there was one. [PI] eq. 4
-static double rope_linear(const RopeConfig *r, int head_dim, int m, double n) {
+static double rope_linear(const RopeConfig *r, int head_dim, int m, double n)
+{
     return rope_none(r, head_dim, m, n) / r->factor;
 }
 
 // A larger base: the slowest pair is interpolated by s, the fastest hardly at all. [NTK]
-static double ntk_frequency(const RopeConfig *r, double stretch, int head_dim, int m) {
+static double ntk_frequency(const RopeConfig *r, double stretch, int head_dim, int m)
+{
     double exponent = head_dim > 2 ? head_dim / (head_dim - 2.0) : 1;
     return frequency(r->theta * pow(stretch, exponent), head_dim, m);
 }
 
 // The stretch is the factor, at any length.
-static double rope_ntk(const RopeConfig *r, int head_dim, int m, double n) {
+static double rope_ntk(const RopeConfig *r, int head_dim, int m, double n)
+{
     (void)n;
     return ntk_frequency(r, r->factor, head_dim, m);
 }
 
 // NTK with the stretch that the current length needs, and none up to L. [NTK], dynamic
-static double rope_dynamic(const RopeConfig *r, int head_dim, int m, double n) {
+static double rope_dynamic(const RopeConfig *r, int head_dim, int m, double n)
+{
     double stretch = r->factor * n / r->orig_ctx - (r->factor - 1);
     return ntk_frequency(r, n > r->orig_ctx ? fmax(stretch, 1) : 1, head_dim, m);
 }
 
 // The pair, as a real number, that makes `turns` turns within L tokens. [YaRN] 3.2
-static double pair_with_turns(const RopeConfig *r, int head_dim, double turns) {
+static double pair_with_turns(const RopeConfig *r, int head_dim, double turns)
+{
     return head_dim * log(r->orig_ctx / (2 * M_PI * turns)) / (2 * log(r->theta));
 }
 
 // theta as it is where x is `all` or beyond, theta / s where x is `none` or beyond, and in between
 // a mixture of the two.
-static double blend(const RopeConfig *r, double theta, double x, double none, double all) {
+static double blend(const RopeConfig *r, double theta, double x, double none, double all)
+{
     double kept = fmin(fmax((x - none) / (all - none), 0), 1);
     return r->factor <= 1 ? theta : theta / r->factor * (1 - kept) + theta * kept;
 }
@@ -901,7 +948,8 @@ static double blend(const RopeConfig *r, double theta, double x, double none, do
 // turn are interpolated; the ramp is between beta_fast and beta_slow turns. As in every shipped
 // implementation it runs over m; the paper words it over turns. [YaRN] 3.2; with yarn_attention
 // below, [YaRN] 3.4
-static double rope_by_parts(const RopeConfig *r, int head_dim, int m, double n) {
+static double rope_by_parts(const RopeConfig *r, int head_dim, int m, double n)
+{
     double low = fmax(floor(pair_with_turns(r, head_dim, r->beta_fast)), 0);
     double high = fmin(ceil(pair_with_turns(r, head_dim, r->beta_slow)), head_dim - 1);
     if (low == high) high += 0.001;
@@ -909,12 +957,14 @@ static double rope_by_parts(const RopeConfig *r, int head_dim, int m, double n) 
 }
 
 // More keys blur the softmax; a larger a makes up for it. Found by fits. [YaRN] eq. 22
-static double yarn_attention(const RopeConfig *r) {
+static double yarn_attention(const RopeConfig *r)
+{
     return r->factor <= 1 ? 1 : 0.1 * log(r->factor) + 1;
 }
 
 // By-parts with the ramp over the turns themselves. [Llama3]
-static double rope_llama3(const RopeConfig *r, int head_dim, int m, double n) {
+static double rope_llama3(const RopeConfig *r, int head_dim, int m, double n)
+{
     double theta = rope_none(r, head_dim, m, n), turns = r->orig_ctx * theta / (2 * M_PI);
     return blend(r, theta, turns, r->low_freq_factor, r->high_freq_factor);
 }
@@ -922,13 +972,15 @@ static double rope_llama3(const RopeConfig *r, int head_dim, int m, double n) {
 // A factor for each pair, found by search; one list for texts up to L, another for longer ones. Its
 // models are trained with the long list from the first token of a long text on, so n is the whole
 // text's length here, and one that grows past L must be read again. [LongRoPE]
-static double rope_longrope(const RopeConfig *r, int head_dim, int m, double n) {
+static double rope_longrope(const RopeConfig *r, int head_dim, int m, double n)
+{
     const float *list = n > r->orig_ctx ? r->long_factors : r->short_factors;
     return rope_none(r, head_dim, m, n) / list[m];
 }
 
 // LongRoPE's attention factor. [LongRoPE], as Phi-3 computes it
-static double longrope_attention(const RopeConfig *r) {
+static double longrope_attention(const RopeConfig *r)
+{
     return r->factor <= 1 || r->orig_ctx < 2 ? 1 : sqrt(1 + log(r->factor) / log(r->orig_ctx));
 }
 
@@ -950,14 +1002,16 @@ static const struct {
 };
 
 // a: the given one replaces the method's own.
-static double attention_factor(const RopeConfig *r) {
+static double attention_factor(const RopeConfig *r)
+{
     if (r->attn_factor > 0) return r->attn_factor;
     return rope_methods[r->method].attention ? rope_methods[r->method].attention(r) : 1;
 }
 
 // Queries of one epoch share their frequencies. Up to L it is epoch 0, past it the method's only
 // other one (ONCE), or one for each length (ALWAYS).
-static int rope_epoch(const RopeConfig *r, int64_t n) {
+static int rope_epoch(const RopeConfig *r, int64_t n)
+{
     int changes = rope_methods[r->method].changes;
     return changes == NEVER || n <= r->orig_ctx ? 0 : changes == ONCE ? 1 : (int)n;
 }
@@ -983,12 +1037,14 @@ static int rope_epoch(const RopeConfig *r, int64_t n) {
 // and the W of string and dual-chunk.
 
 // How many maps the method has.
-static int n_maps(const RopeConfig *r) {
+static int n_maps(const RopeConfig *r)
+{
     return r->distance == DIST_FULL ? 1 : r->distance == DIST_DUAL_CHUNK ? 3 : 2;
 }
 
 // B(j), and below it A(i).
-static double key_position(const RopeConfig *r, int map, int64_t j) {
+static double key_position(const RopeConfig *r, int map, int64_t j)
+{
     if (!map) return (double)j;
     switch (r->distance) {
     case DIST_SELF_EXTEND: return floor((double)j / r->other);
@@ -999,7 +1055,8 @@ static double key_position(const RopeConfig *r, int map, int64_t j) {
     }
 }
 
-static double query_position(const RopeConfig *r, int map, int64_t i) {
+static double query_position(const RopeConfig *r, int map, int64_t i)
+{
     double reach = r->reach, W = r->other;
     if (!map) return (double)i;
     switch (r->distance) {
@@ -1013,19 +1070,22 @@ static double query_position(const RopeConfig *r, int map, int64_t i) {
 
 // The first key that query i sees under this map: what lies before is the next map's. It may be
 // negative.
-static int64_t first_key(const RopeConfig *r, int map, int64_t i) {
+static int64_t first_key(const RopeConfig *r, int map, int64_t i)
+{
     if (map == n_maps(r) - 1) return 0;
     if (r->distance != DIST_DUAL_CHUNK) return i - r->reach + 1;
     return (i / r->reach - map) * r->reach;
 }
 
 // D, in tokens; under leaky-rerope it may be a fraction.
-static double map_distance(const RopeConfig *r, int map, int64_t i, int64_t j) {
+static double map_distance(const RopeConfig *r, int map, int64_t i, int64_t j)
+{
     return query_position(r, map, i) - key_position(r, map, j);
 }
 
 // Encodings that do not rotate know one method, linear: positions and distances / s.
-static double position_stretch(const Config *c) {
+static double position_stretch(const Config *c)
+{
     return !is_rotary(c) && c->rope.method == ROPE_LINEAR ? c->rope.factor : 1;
 }
 
@@ -1035,7 +1095,8 @@ static double position_stretch(const Config *c) {
 // it sharper again. By position, unlike the attention factor, so that short texts stay as they are:
 //   log-n                  max(1, ln(i + 1) / ln L), which keeps the entropy level. [ReRoPE]
 //   attention temperature  1 + B ln(1 + floor((i + 1) / L0)). [Llama4]
-static double query_scale(const RopeConfig *r, int64_t i) {
+static double query_scale(const RopeConfig *r, int64_t i)
+{
     double n = (double)i + 1, scale = 1;
     if (r->logn && r->orig_ctx > 1) scale = fmax(1, log(n) / log(r->orig_ctx));
     double steps = r->temp > 0 ? floor((n - r->temp_from_0) / r->temp_ctx) : 0;
@@ -1045,7 +1106,8 @@ static double query_scale(const RopeConfig *r, int64_t i) {
 // --- What a model needs of all this -------------------------------------------------------------
 
 // Fills in what neither the checkpoint nor the command line gave. ctx: the context asked for.
-static void rope_resolve(RopeConfig *r, int train_ctx, int64_t ctx) {
+static void rope_resolve(RopeConfig *r, int train_ctx, int64_t ctx)
+{
     if (!r->orig_ctx) r->orig_ctx = train_ctx;
     if (!r->temp_ctx) r->temp_ctx = r->orig_ctx;
     if (!(r->factor > 0))
@@ -1074,7 +1136,8 @@ typedef struct {
 } Angles;
 
 // Room for all tables. A slot is a tile's place in the cache (section 7).
-static void alloc_angles(Angles *a, size_t pairs, int maps, size_t n_slots) {
+static void alloc_angles(Angles *a, size_t pairs, int maps, size_t n_slots)
+{
     a->freq = xcalloc(pairs, sizeof *a->freq);
     a->gain = xcalloc(pairs, sizeof *a->gain);
     a->decay = xcalloc(pairs, sizeof *a->decay);
@@ -1089,7 +1152,8 @@ static void alloc_angles(Angles *a, size_t pairs, int maps, size_t n_slots) {
 // Applies the method: sets the frequencies for length n (all 0 where nothing turns), fills the key
 // tables and empties those of tiles. A step of a key table is B(j + 1) - B(j). Self-extend's B is a
 // staircase: the steps of its table are tokens, and key_table() takes from it what it needs.
-static void set_angles(Angles *a, const Config *c, const RopeConfig *r, size_t n_slots, int64_t n) {
+static void set_angles(Angles *a, const Config *c, const RopeConfig *r, size_t n_slots, int64_t n)
+{
     size_t pairs = c->head_dim / 2, turning = rotary_dims(c) / 2;
     size_t last = r->fraction > 0 ? (size_t)(r->fraction * (double)turning) : turning;
     double factor = attention_factor(r);
@@ -1119,7 +1183,8 @@ static void set_angles(Angles *a, const Config *c, const RopeConfig *r, size_t n
 // staircase. With dual-chunk the tile may hold a chunk's end, behind which B begins again at 0:
 // there the column of C positions further on is used, turned back by C.
 static const float *key_table(const Angles *a, const RopeConfig *r, int map, size_t pairs,
-                              int64_t t0, float *out) {
+                              int64_t t0, float *out)
+{
     double first = key_position(r, map, t0), C = r->reach;
     int crosses = r->distance == DIST_DUAL_CHUNK && first + TILE > C;
     if (!map || (r->distance != DIST_SELF_EXTEND && !crosses)) return a->key[map];
@@ -1176,7 +1241,8 @@ static struct {
 } pool = {.n_threads = 1, .lock = PTHREAD_MUTEX_INITIALIZER, .wake = PTHREAD_COND_INITIALIZER};
 
 // A word to the processor that this thread only waits.
-INLINE void cpu_relax(void) {
+INLINE void cpu_relax(void)
+{
 #if defined(__x86_64__)
     __builtin_ia32_pause();
 #elif defined(__aarch64__)
@@ -1185,7 +1251,8 @@ INLINE void cpu_relax(void) {
 }
 
 // Takes shares of the current job until none is left; true if it took any.
-static int pool_work(void) {
+static int pool_work(void)
+{
     int any = 0;
     for (;;) {
         uint64_t ticket = atomic_load(&pool.ticket);
@@ -1205,7 +1272,8 @@ static int pool_work(void) {
 // while text is generated, and sleeps when none comes. It looks at the ticket once more under the
 // lock, which it gives up only when it sleeps; the announcer changes the ticket under the lock and
 // then wakes all who sleep. So no wake is lost.
-static void *pool_worker(void *unused) {
+static void *pool_worker(void *unused)
+{
     (void)unused;
     for (;;) {
         uint64_t seen = atomic_load(&pool.ticket);
@@ -1221,7 +1289,8 @@ static void *pool_worker(void *unused) {
     return NULL;
 }
 
-static void pool_start(int n_threads) {
+static void pool_start(int n_threads)
+{
     for (int i = pool.n_threads; i < n_threads; i++) {
         pthread_t thread;
         int err = pthread_create(&thread, NULL, pool_worker, NULL);
@@ -1234,7 +1303,8 @@ static void pool_start(int n_threads) {
 // Calls work(arg, begin, end) for shares that cover 0..n-1, and returns when all are done. A share
 // is `grain` items, or what is left of them; where there is one thread, all items are one share.
 // Shares begin at multiples of grain. Not to be nested.
-static void parallel_for(size_t n, size_t grain, Work work, void *arg) {
+static void parallel_for(size_t n, size_t grain, Work work, void *arg)
+{
     if (pool.n_threads == 1 || n <= grain) {
         if (n) work(arg, 0, n);
         return;
@@ -1256,7 +1326,8 @@ static void parallel_for(size_t n, size_t grain, Work work, void *arg) {
 }
 
 // Scratch memory of the calling thread, at least `bytes` long, kept from call to call.
-static void *scratch(size_t bytes) {
+static void *scratch(size_t bytes)
+{
     static _Thread_local void *mem;
     static _Thread_local size_t size;
     if (bytes > size) {
@@ -1316,7 +1387,8 @@ enum { GEMM_TOKENS = LANES == 16 ? 12 : 6, GEMM_VECTORS = 2, GEMM_ROWS = GEMM_VE
 // c[t][v] += sum over k of a[t][k step] * b[k][v] for nt rows (a constant wherever this is inlined)
 // and GEMM_VECTORS vectors. a: [nt][lda], b: [K][N], c: [nt][N]. The sums stay in registers.
 INLINE void gemm_tile(size_t nt, const float *a, size_t lda, size_t step, const float *b, size_t K,
-                      size_t N, float *c) {
+                      size_t N, float *c)
+{
     vf sum[GEMM_TOKENS][GEMM_VECTORS];
     for (size_t t = 0; t < nt; t++)
         for (size_t v = 0; v < GEMM_VECTORS; v++) sum[t][v] = vload(c + t * N + v * LANES);
@@ -1338,7 +1410,8 @@ INLINE void gemm_tile(size_t nt, const float *a, size_t lda, size_t step, const 
 // c[n][N] += a[n][K] b[K][N], N a multiple of GEMM_ROWS; the values of a row of a are `step` apart.
 // As many rows are taken at once as fill the registers, then a third of them, then single ones.
 static void gemm_rows(size_t n, const float *a, size_t lda, size_t step, const float *b, size_t K,
-                      size_t N, float *c) {
+                      size_t N, float *c)
+{
     enum { NT = GEMM_TOKENS, SOME = NT / 3 };
     for (size_t v = 0; v < N; v += GEMM_ROWS)
         for (size_t t = 0, nt; t < n; t += nt) {
@@ -1380,7 +1453,8 @@ typedef struct {
 // Where tile t is kept, its slot. Without a window that is slot t; with one, the sinks' tiles stay
 // in the first slots and the others take turns in a ring, so that memory does not grow with the
 // text.
-static size_t tile_slot(const Cache *c, int64_t t) {
+static size_t tile_slot(const Cache *c, int64_t t)
+{
     size_t at = (size_t)t;
     return at < c->sink_slots ? at : c->sink_slots + (at - c->sink_slots) % c->ring;
 }
@@ -1388,7 +1462,8 @@ static size_t tile_slot(const Cache *c, int64_t t) {
 // Lays out a cache for max_seq_len positions, or for the window if there is one. Then the ring must
 // hold what any query of a chunk sees, W + chunk - 1 positions (the last query's window, and what
 // lies before it for the first one), and one tile more, since they need not begin with a tile.
-static void cache_layout(Cache *c, const Config *cfg, int64_t max_seq_len, size_t chunk, int kv) {
+static void cache_layout(Cache *c, const Config *cfg, int64_t max_seq_len, size_t chunk, int kv)
+{
     const RopeConfig *r = &cfg->rope;
     size_t sinks = ceil_div(r->sinks, TILE), ring = ceil_div(r->window + chunk - 1, TILE) + 1;
     c->n_slots = c->ring = ceil_div(max_seq_len, TILE);
@@ -1407,7 +1482,8 @@ static void cache_layout(Cache *c, const Config *cfg, int64_t max_seq_len, size_
 }
 
 // Reserves it; dies with the numbers if it cannot fit.
-static void cache_reserve(Cache *c, int64_t max_seq_len) {
+static void cache_reserve(Cache *c, int64_t max_seq_len)
+{
     size_t have = available_memory();
     if (c->bytes > have)
         die(EXIT_DATA, "-c", "the KV cache does not fit (got %.1f GB available, want %.1f GB for "
@@ -1479,21 +1555,24 @@ typedef struct {
 } Rows;
 
 // Tile t of a KV head in the current layer.
-static uint8_t *tile_at(const Attention *a, size_t head, int64_t t) {
+static uint8_t *tile_at(const Attention *a, size_t head, int64_t t)
+{
     const Cache *c = &a->cache;
     size_t row = (size_t)a->layer * a->config.n_kv_heads + head;
     return c->tiles + (row * c->n_slots + tile_slot(c, t)) * c->tile_bytes;
 }
 
 // The scales of its keys, and TILE floats behind them those of its values; NULL: it has none.
-static float *tile_scales(const Attention *a, size_t head, int64_t t) {
+static float *tile_scales(const Attention *a, size_t head, int64_t t)
+{
     const Cache *c = &a->cache;
     return c->elem == 1 ? (float *)(tile_at(a, head, t) + c->tile_bytes) - 2 * TILE : NULL;
 }
 
 // The chunk's k and v of KV heads [begin, end), into the cache: keys with their pairs split, a
 // column of the tile each; values as a row.
-static void store_kv(void *arg, size_t begin, size_t end) {
+static void store_kv(void *arg, size_t begin, size_t end)
+{
     const Attention *a = arg;
     const Cache *c = &a->cache;
     size_t d = a->config.head_dim, n_kv = a->config.n_kv_heads;
@@ -1525,13 +1604,15 @@ static void store_kv(void *arg, size_t begin, size_t end) {
 // --- Planning a chunk ---------------------------------------------------------------------------
 
 // The first tile from t on that some query from position `first` on can see.
-static int64_t next_tile(const RopeConfig *r, int64_t first, int64_t t) {
+static int64_t next_tile(const RopeConfig *r, int64_t first, int64_t t)
+{
     int64_t oldest = r->window && t * TILE >= r->sinks ? (first - r->window + 1) / TILE : 0;
     return t > oldest ? t : oldest;
 }
 
 // Phases of the tiles that the chunk can see, as far as they are not there yet.
-static void plan_tiles(const Attention *a, const RopeConfig *r, Angles *angles) {
+static void plan_tiles(const Attention *a, const RopeConfig *r, Angles *angles)
+{
     size_t pairs = a->config.head_dim / 2;
     int64_t last = (a->pos + (int64_t)a->n - 1) / TILE;
     for (int64_t t = 0; (t = next_tile(r, a->pos, t)) <= last; t++) {
@@ -1551,7 +1632,8 @@ static void plan_tiles(const Attention *a, const RopeConfig *r, Angles *angles) 
 // up for a late one. A row's bits do not depend on which rows share its batch.
 enum { BATCH_ROWS = 192 };
 
-static void plan_positions(const Attention *a, Positions *p) {
+static void plan_positions(const Attention *a, Positions *p)
+{
     const Config *c = &a->config;
     const RopeConfig *r = &p->rope;
     size_t d = c->head_dim, n_kv = c->n_kv_heads, group = c->n_heads / n_kv;
@@ -1578,7 +1660,8 @@ static void plan_positions(const Attention *a, Positions *p) {
 
 // What item number `item` is about, counted through parts, in each part through batches, and in
 // each batch through KV heads; its rows get room carved from the thread's scratch memory.
-static Rows begin_item(const Attention *a, size_t item) {
+static Rows begin_item(const Attention *a, size_t item)
+{
     const Positions *p = a->p;
     size_t n_kv = a->config.n_kv_heads, n_batches = ceil_div(a->n, p->batch);
     size_t d = a->config.head_dim, v_dim = a->cache.v_dim, tile = TILE * v_dim;
@@ -1600,24 +1683,28 @@ static Rows begin_item(const Attention *a, size_t item) {
 }
 
 // The position of a row's query.
-static int64_t row_position(const Rows *w, size_t row) {
+static int64_t row_position(const Rows *w, size_t row)
+{
     return w->first + (int64_t)(row / w->group);
 }
 
 // Which (query, head) of the chunk a row is: its index in q, out and, for part 0, in total.
-static size_t row_index(const Rows *w, size_t row) {
+static size_t row_index(const Rows *w, size_t row)
+{
     size_t query = w->q0 + row / w->group, head = w->head * w->group + row % w->group;
     return query * w->a->config.n_heads + head;
 }
 
 // Where a row's softmax is kept until all its parts are merged.
-static size_t total_index(const Rows *w, size_t row) {
+static size_t total_index(const Rows *w, size_t row)
+{
     return w->part * w->a->config.n_heads + row_index(w, row);
 }
 
 // Empties the rows' totals and loads their queries, turned by each map's phases (which carry the
 // scale of the score and of the query).
-static void begin_rows(const Rows *w) {
+static void begin_rows(const Rows *w)
+{
     const Attention *a = w->a;
     for (size_t row = 0; row < w->rows; row++) {
         size_t query = w->q0 + row / w->group, to = total_index(w, row);
@@ -1631,7 +1718,8 @@ static void begin_rows(const Rows *w) {
 }
 
 // x[n] *= y[n], n a multiple of LANES.
-static void multiply_rows(float *x, const float *y, size_t n) {
+static void multiply_rows(float *x, const float *y, size_t n)
+{
     for (size_t k = 0; k < n; k += LANES) vstore(x + k, vload(x + k) * vload(y + k));
 }
 
@@ -1639,7 +1727,8 @@ static void multiply_rows(float *x, const float *y, size_t n) {
 // section 4 in its three factors: keys are turned by their place in the tile, exp(I r theta), from
 // the key table; a row's q is turned by exp(I A(i) theta), in begin_rows(), and here back by the
 // tile's exp(I B(t0) theta).
-static void score_tile(const Rows *w, int map, int64_t t) {
+static void score_tile(const Rows *w, int map, int64_t t)
+{
     const Angles *angles = w->angles;
     size_t d = w->d, pairs = d / 2;
     float *score = w->score + map * w->rows * TILE;
@@ -1669,14 +1758,16 @@ static void score_tile(const Rows *w, int map, int64_t t) {
 // behind the window or to come belongs to none. Runs and windows begin and end anywhere in a tile.
 
 // How many keys of the tile at t0 are before position p.
-static int keys_before(int64_t p, int64_t t0) {
+static int keys_before(int64_t p, int64_t t0)
+{
     return p < t0 ? 0 : p - t0 < TILE ? (int)(p - t0) : TILE;
 }
 
 // Puts together in `score` what a row sees of the tile at t0. score is the row's under map 0, so
 // the keys of map 0 have theirs; those of other maps get it here, and D[TILE], if it is wanted, the
 // distances. Keys behind the window (the sinks excepted) and keys to come are masked.
-static void gather_scores(const Rows *w, size_t row, int64_t t0, float *score, float *D) {
+static void gather_scores(const Rows *w, size_t row, int64_t t0, float *score, float *D)
+{
     const RopeConfig *r = &w->p->rope;
     int64_t i = row_position(w, row);
     int seen = keys_before(i + 1, t0), hidden = r->window ? keys_before(i - r->window + 1, t0) : 0;
@@ -1693,7 +1784,8 @@ static void gather_scores(const Rows *w, size_t row, int64_t t0, float *score, f
 }
 
 // Place 3: adds the bias to what a row sees of the tile.
-static void add_score_bias(const Rows *w, size_t row, float *score, float *D) {
+static void add_score_bias(const Rows *w, size_t row, float *score, float *D)
+{
     const Config *c = &w->a->config;
     float stretch = (float)position_stretch(c);
     size_t head = w->head * w->group + row % w->group;
@@ -1705,7 +1797,8 @@ static void add_score_bias(const Rows *w, size_t row, float *score, float *D) {
 // One step of the online softmax on one row: score[TILE] becomes the weights exp(score - largest)
 // of the tile's values, and what is summed so far, o[v_dim] and the sums, is rescaled to the new
 // largest score. Most tiles bring none, and then nothing is rescaled.
-static void softmax_step(float *score, float *o, RowSums *sums, size_t v_dim, int watched) {
+static void softmax_step(float *score, float *o, RowSums *sums, size_t v_dim, int watched)
+{
     vf max = vset(sums->largest), sum[SUM_VECTORS] = {{0}}, weighted[SUM_VECTORS] = {{0}};
     for (size_t k = 0; k < TILE; k += LANES) max = vmax(max, vload(score + k));
     float largest = vmax_lane(max);
@@ -1729,7 +1822,8 @@ static void softmax_step(float *score, float *o, RowSums *sums, size_t v_dim, in
 
 // The attention loop's body: a batch's rows over the keys of tile t. Scores under each map that
 // some row needs; then row by row what it sees, the bias, the softmax; then the values.
-static void attend_tile(const Rows *w, int64_t t) {
+static void attend_tile(const Rows *w, int64_t t)
+{
     const Attention *a = w->a;
     const Cache *c = &a->cache;
     const RopeConfig *r = &w->p->rope;
@@ -1756,7 +1850,8 @@ static void attend_tile(const Rows *w, int64_t t) {
 
 // Adds a segment's softmax, o and its sums p, to total number `to`: both are first rescaled to the
 // larger of their two largest scores.
-static void merge_row(const Attention *a, size_t to, const float *o, RowSums p) {
+static void merge_row(const Attention *a, size_t to, const float *o, RowSums p)
+{
     size_t v_dim = a->cache.v_dim;
     float *total = a->total + to * v_dim;
     RowSums t = a->sums[to];
@@ -1770,7 +1865,8 @@ static void merge_row(const Attention *a, size_t to, const float *o, RowSums p) 
 // Attention of a batch's rows over the tiles that lie in one segment, from t on and before `end`;
 // returns the tile after them. The next tile is asked for, into the second-level cache, while one
 // is worked on.
-static int64_t attend_segment(const Rows *w, int64_t t, int64_t end) {
+static int64_t attend_segment(const Rows *w, int64_t t, int64_t end)
+{
     const Attention *a = w->a;
     int64_t stop = (t / SEGMENT_TILES + 1) * SEGMENT_TILES, next;
     memset(w->o, 0, w->rows * w->v_dim * 4);
@@ -1789,7 +1885,8 @@ static int64_t attend_segment(const Rows *w, int64_t t, int64_t end) {
 
 // Items: (part, batch, KV head). A part is all segments of the batch, one after the other, or one
 // segment of a single query.
-static void attend_parts(void *arg, size_t begin, size_t end) {
+static void attend_parts(void *arg, size_t begin, size_t end)
+{
     const Attention *a = arg;
     for (size_t item = begin; item < end; item++) {
         Rows w = begin_item(a, item);
@@ -1803,7 +1900,8 @@ static void attend_parts(void *arg, size_t begin, size_t end) {
 // --- All queries --------------------------------------------------------------------------------
 
 // out = o / sum of each (query, head), its parts merged in their order.
-static void finish_rows(void *arg, size_t begin, size_t end) {
+static void finish_rows(void *arg, size_t begin, size_t end)
+{
     const Attention *a = arg;
     size_t d = a->config.head_dim, v_dim = a->cache.v_dim, n_heads = a->config.n_heads;
     for (size_t at = begin; at < end; at++) {
@@ -1817,7 +1915,8 @@ static void finish_rows(void *arg, size_t begin, size_t end) {
 // out = softmax(q k^T) v for all queries and heads of the chunk. A prompt is cut into items by its
 // batches of queries; a single query, which has but n_kv_heads items otherwise, by segments too,
 // unless it has a window, in which there are few.
-static void attention(Attention *a) {
+static void attention(Attention *a)
+{
     const RopeConfig *r = &a->p->rope;
     size_t n_heads = a->config.n_heads, rows = a->n * n_heads, seen = a->pos + a->n;
     if (r->window) seen = min_size(seen, r->window + a->n);
@@ -1872,13 +1971,15 @@ struct TensorType {
     size_t high;    // the bits above the stored
 };
 
-static void unpack_floats(const Tensor *t, size_t row, float *out) {
+static void unpack_floats(const Tensor *t, size_t row, float *out)
+{
     size_t n = t->cols, at = row * n;
     for (size_t i = 0; i < n; i += LANES)
         vstore_part(out + i, load_numbers(t->type->gguf, t->data, at + i, n - i), n - i);
 }
 
-static void unpack_q8(const Tensor *t, size_t row, float *out) {
+static void unpack_q8(const Tensor *t, size_t row, float *out)
+{
     size_t flat = row * t->cols;
     for (size_t i = 0; i < t->cols; i++, flat++)
         out[i] = (float)(int8_t)t->data[flat] * t->scales[flat / t->group];
@@ -1901,7 +2002,8 @@ enum { PANEL = LANES };
 #define HERE(p) __asm__("" : "+r"(p))
 
 // 16 bytes from each pointer, as far as a vector has quarters.
-INLINE vi load_quarters(const void *a, const void *b, const void *c, const void *d) {
+INLINE vi load_quarters(const void *a, const void *b, const void *c, const void *d)
+{
     (void)b, (void)c, (void)d;
 #if LANES == 16
     __m256i low = _mm256_loadu2_m128i(b, a), high = _mm256_loadu2_m128i(d, c);
@@ -1914,14 +2016,16 @@ INLINE vi load_quarters(const void *a, const void *b, const void *c, const void 
 }
 
 // 16 bytes each of rows i, i + 4, ... of a panel, whose row 0 has them at `at`.
-INLINE vi load_rows(const char *at, size_t pitch, int i) {
+INLINE vi load_rows(const char *at, size_t pitch, int i)
+{
     at += (size_t)i * pitch;
     HERE(at);
     return load_quarters(at, at + 4 * pitch, at + 8 * pitch, at + 12 * pitch);
 }
 
 // The same 16 bytes in every quarter.
-INLINE vi load_everywhere(const void *p) {
+INLINE vi load_everywhere(const void *p)
+{
 #if LANES == 16
     return (vi)_mm512_broadcast_i32x4(_mm_loadu_si128(p));
 #elif LANES == 8
@@ -1946,7 +2050,8 @@ INLINE vi add_zips(vi a, vi b) { return zip_low(a, b) + zip_high(a, b); }
 
 // Vector i of in[4] has words of rows i, i + 4, ... in its quarters, as load_rows() gives them; in
 // out[k] lane r is word k of row r. Only words within quarters move.
-INLINE void transpose_words(const vi in[4], vi out[4]) {
+INLINE void transpose_words(const vi in[4], vi out[4])
+{
     vi even[2] = {zip_low(in[0], in[2]), zip_low(in[1], in[3])};
     vi odd[2] = {zip_high(in[0], in[2]), zip_high(in[1], in[3])};
     out[0] = zip_low(even[0], even[1]);
@@ -1956,7 +2061,8 @@ INLINE void transpose_words(const vi in[4], vi out[4]) {
 }
 
 // The same 16 bytes of all rows: word r of a[k] is word k of row r.
-INLINE void transpose_rows(const void *at, size_t pitch, vi a[4]) {
+INLINE void transpose_rows(const void *at, size_t pitch, vi a[4])
+{
     vi rows[4];
     for (int i = 0; i < 4; i++) rows[i] = load_rows(at, pitch, i);
     transpose_words(rows, a);
@@ -1965,14 +2071,16 @@ INLINE void transpose_rows(const void *at, size_t pitch, vi a[4]) {
 // --- Scales -------------------------------------------------------------------------------------
 
 // The half at bit 0 of each word, or at bit 16.
-INLINE vf half_at(int bit, vi words) {
+INLINE vf half_at(int bit, vi words)
+{
     return half_to_vf(__builtin_convertvector(words >> bit, vh));
 }
 
 // Planar rows have their scales apart, a row of floats for each. Up to three more than there are
 // may be read and stored. Those of the panel after the next are asked for.
 static void scales_planar(const TensorType *type, const uint8_t *rows, size_t pitch, size_t n,
-                          float *scale, float *min) {
+                          float *scale, float *min)
+{
     (void)type, (void)min;
     for (size_t at = 0; at < PANEL * pitch; at += 64)
         __builtin_prefetch(rows + 2 * PANEL * pitch + at, 0, 2);
@@ -1987,7 +2095,8 @@ static void scales_planar(const TensorType *type, const uint8_t *rows, size_t pi
 // fifth bit of each in 4 bytes and nibbles (Q5). The low nibbles of 16 bytes are values 0..15, the
 // high ones 16..31. A value is q * d + m, or (q - half the range) * d.
 static void scales_32(const TensorType *type, const uint8_t *rows, size_t pitch, size_t n,
-                      float *scale, float *min) {
+                      float *scale, float *min)
+{
     for (; n; n--, rows += type->bytes, scale += PANEL, min += PANEL) {
         vi w[4]; // of which the first has the halves
         transpose_rows(rows, pitch, w);
@@ -2002,7 +2111,8 @@ static void scales_32(const TensorType *type, const uint8_t *rows, size_t pitch,
 // 32 bytes: bit g of byte k is the fifth bit of group g's k. Then 32 bytes a pair of groups: one in
 // the low nibbles, the next in the high ones.
 static void scales_k(const TensorType *type, const uint8_t *rows, size_t pitch, size_t n,
-                     float *scale, float *min) {
+                     float *scale, float *min)
+{
     for (; n; n--, rows += type->bytes) {
         vi w[4]; // the halves, and bytes 0..3, 4..7, 8..11
         transpose_rows(rows, pitch, w);
@@ -2020,7 +2130,8 @@ static void scales_k(const TensorType *type, const uint8_t *rows, size_t pitch, 
 // and half d: (q - 32) * scale * d. Each half of the block is four rows of 32 values: rows 0 and 1
 // in the low nibbles of 64 bytes, 2 and 3 in the high ones, row r's upper bits at bit 2r of 32.
 static void scales_q6_k(const TensorType *type, const uint8_t *rows, size_t pitch, size_t n,
-                        float *scale, float *min) {
+                        float *scale, float *min)
+{
     (void)min;
     for (; n; n--, rows += type->bytes) {
         vi w[4], last[4];
@@ -2033,14 +2144,16 @@ static void scales_q6_k(const TensorType *type, const uint8_t *rows, size_t pitc
 }
 
 // Byte g % 4 of each word, moved down by `down` bits more, as an integer of `bits` bits.
-INLINE vi byte_bits(vi words, size_t g, int down, int bits) {
+INLINE vi byte_bits(vi words, size_t g, int down, int bits)
+{
     return words >> ((int)g % 4 * 8 + down) & ((1 << bits) - 1);
 }
 
 // Q2_K: for each of 16 groups of 16 a byte, the scale in its low nibble and the minimum in its high
 // one, then 64 bytes of pairs of bits, half d and half dmin.
 static void scales_q2_k(const TensorType *type, const uint8_t *rows, size_t pitch, size_t n,
-                        float *scale, float *min) {
+                        float *scale, float *min)
+{
     for (; n; n--, rows += type->bytes) {
         vi w[4], last[4];
         transpose_rows(rows, pitch, w);
@@ -2058,7 +2171,8 @@ static void scales_q2_k(const TensorType *type, const uint8_t *rows, size_t pitc
 // 8..15 the high ones; bytes 8..11 have the upper two, of scales 0..3 in their lowest bits and so
 // on.
 static void scales_q3_k(const TensorType *type, const uint8_t *rows, size_t pitch, size_t n,
-                        float *scale, float *min) {
+                        float *scale, float *min)
+{
     (void)min;
     for (; n; n--, rows += type->bytes) {
         vi w[4]; // the last 16 bytes: two of codes, then 0..1, 2..5, 6..9, 10..11 and d
@@ -2076,7 +2190,8 @@ static void scales_q3_k(const TensorType *type, const uint8_t *rows, size_t pitc
 // IQ4_XS: half d, then for each of 8 groups of 32 a scale of six bits, less 32: the upper two bits
 // of all in two bytes, the low four in four bytes, two each; then nibbles, 16 bytes a group.
 static void scales_iq4_xs(const TensorType *type, const uint8_t *rows, size_t pitch, size_t n,
-                          float *scale, float *min) {
+                          float *scale, float *min)
+{
     (void)min;
     for (; n; n--, rows += type->bytes) {
         vi w[4];
@@ -2108,7 +2223,8 @@ enum { NARROW = 0, FLIP = (int32_t)0x80808080, ZERO = 128 };
 enum { NARROW = LANES == 8, FLIP = 0, ZERO = 0 };
 #endif
 
-INLINE vi dot_words(int bits, vi sum, vi w, vi x) {
+INLINE vi dot_words(int bits, vi sum, vi w, vi x)
+{
     (void)bits;
 #if defined(DPBUSD)
     return (vi)DPBUSD((mi)sum, (mi)w, (mi)x);
@@ -2124,7 +2240,8 @@ INLINE vi dot_words(int bits, vi sum, vi w, vi x) {
 #endif
 }
 
-INLINE vi widen(int bits, vi sum) {
+INLINE vi widen(int bits, vi sum)
+{
 #if LANES == 8
     if (NARROW && bits < 8) return (vi)MM(madd_epi16)((mi)sum, MM(set1_epi16)(1));
 #endif
@@ -2150,7 +2267,8 @@ typedef struct {
 } Codes;
 
 // The piece of unit u's low bits (h = 0) or high ones (h = 1).
-INLINE size_t piece_of(Codes c, size_t u, size_t h) {
+INLINE size_t piece_of(Codes c, size_t u, size_t h)
+{
     return u / c.apart * 2 * c.apart + u % c.apart + h * c.apart;
 }
 
@@ -2160,7 +2278,8 @@ INLINE size_t piece_of(Codes c, size_t u, size_t h) {
 // bytes. These are spread: zipped with itself twice, a quarter has them in every word, where a word
 // takes its four, and a product with four bits set makes copies of them, of which one lies, as the
 // mask wants it, at bit 4 of each byte.
-INLINE void add_high_bits(Codes c, const char *high, size_t pitch, int i, size_t u, vi codes[2]) {
+INLINE void add_high_bits(Codes c, const char *high, size_t pitch, int i, size_t u, vi codes[2])
+{
     static const uint32_t first_bit[4] = {0, 4, 8, 12};
     int each = c.bits - c.stored, plane = (int)piece_of(c, u, 0) / 2 * each / 8;
     vi v = load_rows(high + (c.apart == 1 ? 0 : (size_t)plane * 32 + u % 2 * 16), pitch, i);
@@ -2174,7 +2293,8 @@ INLINE void add_high_bits(Codes c, const char *high, size_t pitch, int i, size_t
 }
 
 // The bytes that IQ4's nibbles stand for: byte by byte values[code].
-INLINE vi look_up(vi codes) {
+INLINE vi look_up(vi codes)
+{
     static const int8_t values[16] = {-127, -104, -83, -65, -49, -35, -22, -10,
                                       1, 13, 25, 38, 53, 69, 89, 113};
 #if defined(MM)
@@ -2190,7 +2310,8 @@ INLINE vi look_up(vi codes) {
 
 // The codes of unit u, of rows i, i + 4, ... of a panel: those of its two pieces.
 INLINE void read_codes(Codes c, const TensorType *type, const char *block, size_t pitch, int i,
-                       size_t u, vi codes[2]) {
+                       size_t u, vi codes[2])
+{
     size_t at = c.stored == 8 ? 32 * u : c.stored == 4 ? 16 * u : u / 4 * 32 + u % 2 * 16;
     int shift = c.stored == 2 ? (int)u / 2 % 2 * 4 : 0;
     int mask = (int)(((1u << c.stored) - 1) * 0x01010101); // in each byte
@@ -2205,7 +2326,8 @@ INLINE void read_codes(Codes c, const TensorType *type, const char *block, size_
 }
 
 // The codes, less the type's zero, of n blocks of one row: q[n][block].
-static void block_codes(const TensorType *type, const uint8_t *b, size_t n, int8_t *q) {
+static void block_codes(const TensorType *type, const uint8_t *b, size_t n, int8_t *q)
+{
     Codes c = {type->bits, type->stored, type->apart, type->group, type->block};
     for (; n; n--, b += type->bytes, q += type->block)
         for (size_t u = 0; u < type->block / 32; u++) {
@@ -2218,7 +2340,8 @@ static void block_codes(const TensorType *type, const uint8_t *b, size_t n, int8
         }
 }
 
-static void unpack_blocks(const Tensor *t, size_t row, float *out) {
+static void unpack_blocks(const Tensor *t, size_t row, float *out)
+{
     const TensorType *type = t->type;
     size_t n = t->cols / type->block;
     const uint8_t *b = t->data + row * n * type->bytes;
@@ -2257,7 +2380,8 @@ typedef struct {
 } Quantized;
 
 // Rounds x[cols] to row t of a, group by group. What is not finite shows in the scale.
-static void quantize_row(const float *x, size_t t, Quantized *a) {
+static void quantize_row(const float *x, size_t t, Quantized *a)
+{
     for (size_t g = t * a->n_groups; g < (t + 1) * a->n_groups; g++, x += a->group) {
         float sum;
         a->scale[g] = round_to_bytes(x, a->group, a->q + g * a->group, &sum);
@@ -2285,7 +2409,8 @@ struct Panel {
 // whose zero is not 0 has added that many times the sum of x to d; that is taken off exactly, since
 // d is a whole number below 2^24.
 INLINE vf add_group(vf sum, const Panel *p, size_t g, vi d, float zero, float minus_sum,
-                    float scale) {
+                    float scale)
+{
     vf products = __builtin_convertvector(d, vf);
     if (zero > 0) products = vmuladd(vset(minus_sum), vset(zero), products);
     sum = vmuladd(products, vload(p->scales + g * PANEL) * vset(scale), sum);
@@ -2296,7 +2421,8 @@ INLINE vf add_group(vf sum, const Panel *p, size_t g, vi d, float zero, float mi
 // Asks, while group g is worked on, for its share of the panel after the next: by the time the
 // thread is there, it will have come. (Rows of a panel lie far apart, which the processor's own
 // prefetching does not follow.)
-INLINE void prefetch_next(const Panel *p, size_t g) {
+INLINE void prefetch_next(const Panel *p, size_t g)
+{
     const uint8_t *next = p->next + g * p->next_bytes;
     for (size_t i = 0; i < p->next_bytes; i += 64) __builtin_prefetch(next + i, 0, 2);
 }
@@ -2304,7 +2430,8 @@ INLINE void prefetch_next(const Panel *p, size_t g) {
 // d[g], lane r: the dot product of group g of row r's block with that of x. For one token it is
 // cheaper to multiply rows as they lie, and to transpose the sums. A unit's two pieces belong to
 // one group or to two, and `step` units together make them whole.
-INLINE void dot_block(Codes c, const Panel *p, const char *at, const int8_t *x, vi *d) {
+INLINE void dot_block(Codes c, const Panel *p, const char *at, const int8_t *x, vi *d)
+{
     size_t sides = 16 * c.apart < c.group ? 1 : 2, step = c.group / 32 * sides + (c.group == 16);
     for (size_t u = 0; u < c.block / 32; u += step) {
         vi sum[2][4] = {{{0}}};
@@ -2327,7 +2454,8 @@ INLINE void dot_block(Codes c, const Panel *p, const char *at, const int8_t *x, 
 }
 
 // One token.
-INLINE void tile_one(Codes c, const Panel *p) {
+INLINE void tile_one(Codes c, const Panel *p)
+{
     const Quantized *x = p->x;
     const char *at = p->rows;
     float zero = (float)p->type->zero;
@@ -2343,7 +2471,8 @@ INLINE void tile_one(Codes c, const Panel *p) {
 }
 
 // p->words: four neighbouring codes of every row in that row's lane.
-INLINE void pack_words(Codes c, const Panel *p) {
+INLINE void pack_words(Codes c, const Panel *p)
+{
     const char *at = p->rows;
     vi *words = p->words;
     for (size_t k = 0; k < p->x->n_groups * c.group; k += c.block, words += c.block / 4) {
@@ -2362,7 +2491,8 @@ INLINE void pack_words(Codes c, const Panel *p) {
 // A packed panel against Q8_TOKENS tokens from t on: a word of codes of each row (a vector of
 // `words`) times the same four values of x in all lanes. Where sums are narrow they are widened
 // after `run` words, before they can overflow. Behind the last token there is room, and rubbish.
-INLINE void tile_some(Codes c, const Panel *p, size_t t) {
+INLINE void tile_some(Codes c, const Panel *p, size_t t)
+{
     const Quantized *x = p->x;
     const vi *words = p->words;
     size_t n_groups = x->n_groups, cols = n_groups * c.group, quads = c.group / 4, run = quads;
@@ -2393,7 +2523,8 @@ INLINE void tile_some(Codes c, const Panel *p, size_t t) {
         vstore_part(p->out + (t + i) * p->out_pitch, sum[i], p->n_rows);
 }
 
-INLINE void tile_codes(Codes c, const Panel *p) {
+INLINE void tile_codes(Codes c, const Panel *p)
+{
     if (p->n == 1) tile_one(c, p);
     else pack_words(c, p);
     for (size_t t = 0; p->n > 1 && t < p->n; t += Q8_TOKENS) tile_some(c, p, t);
@@ -2415,7 +2546,8 @@ TILE_KIND(q6_k, 6, 4, 4, 16, 256)
 TILE_KIND(iq4_nl, 8, 4, 1, 32, 32)
 TILE_KIND(iq4_xs, 8, 4, 1, 32, 256)
 
-static void tile_planar(const Panel *p) {
+static void tile_planar(const Panel *p)
+{
     size_t group = p->x->group;
     (group == 32 ? tile_bytes_32 : group == 64 ? tile_bytes_64 : tile_bytes_any)(p);
 }
@@ -2443,7 +2575,8 @@ static const TensorType tensor_types[] = {
 };
 
 // Bytes that the tensor takes in the file, or SIZE_MAX when that does not fit in a size_t.
-static size_t tensor_bytes(const Tensor *t) {
+static size_t tensor_bytes(const Tensor *t)
+{
     size_t n = mul_size(t->rows, t->cols);
     size_t bytes = mul_size(n / t->type->block, t->type->bytes);
     int planar = t->type == &tensor_types[T_Q8];
@@ -2461,7 +2594,8 @@ enum { DOT_ROWS = 4, FEW = 3 };
 // out[r] = rows[r] . x for DOT_ROWS rows that lie at a pitch. `as` is a constant wherever this is
 // inlined.
 INLINE void dot_rows(int as, const uint8_t *rows, size_t pitch, const float *x, size_t cols,
-                     float out[DOT_ROWS]) {
+                     float out[DOT_ROWS])
+{
     vf sum[DOT_ROWS][SUM_VECTORS] = {{{0}}};
     size_t k = 0;
     for (; k + SUMS <= cols; k += SUMS)
@@ -2497,7 +2631,8 @@ typedef struct {
 // The size of groups in which rows of w can be multiplied as int8, or 0. The others are multiplied
 // as floats: float types, and planar groups that straddle rows, that no whole 32 bytes make, or
 // that are so large that a sum might not be exact as a float.
-static size_t int8_group(const Tensor *w) {
+static size_t int8_group(const Tensor *w)
+{
     size_t group = w->group;
     if (!group || w->cols % group || (w->scales && (group % 32 || group > 256))) return 0;
     return group;
@@ -2506,7 +2641,8 @@ static size_t int8_group(const Tensor *w) {
 // Rows [r0, r0 + n_rows) of one product in int8; n_rows <= PANEL. Codes are read where they lie,
 // and so are scales, in the blocks or, planar, in rows of their own. The last panel need not be
 // full: it is copied to where it may be read on.
-static void product_q8(const Matmul *m, const Product *p, size_t r0, size_t n_rows) {
+static void product_q8(const Matmul *m, const Product *p, size_t r0, size_t n_rows)
+{
     const Tensor *w = p->w;
     const TensorType *type = w->type;
     size_t cols = w->cols, n_groups = cols / w->group, n_blocks = cols / type->block;
@@ -2533,7 +2669,8 @@ static void product_q8(const Matmul *m, const Product *p, size_t r0, size_t n_ro
 // The same in float for a few tokens. Rows of floats are used where they lie, those of other types
 // are unpacked first, exactly. The last DOT_ROWS may overlap the ones before; where there are fewer
 // in all, one row stands for DOT_ROWS.
-static void product_few(const Matmul *m, const Product *p, size_t r0, size_t n_rows) {
+static void product_few(const Matmul *m, const Product *p, size_t r0, size_t n_rows)
+{
     const Tensor *w = p->w;
     int floats = w->type->unpack == unpack_floats, as = floats ? w->type->gguf : AS_F32;
     size_t cols = w->cols, row_bytes = cols * (as == AS_F32 ? 4 : 2);
@@ -2554,7 +2691,8 @@ static void product_few(const Matmul *m, const Product *p, size_t r0, size_t n_r
 }
 
 // chains[s][k][GEMM_ROWS] = column s + SUMS k of the rows, [GEMM_ROWS] at a pitch in floats.
-static void pack_chains(const float *rows, size_t pitch, size_t depth, float *chains) {
+static void pack_chains(const float *rows, size_t pitch, size_t depth, float *chains)
+{
     for (size_t k = 0; k < depth * SUMS; k += 4)
         for (size_t v = 0; v < GEMM_VECTORS; v++) {
             vi a[4];
@@ -2566,7 +2704,8 @@ static void pack_chains(const float *rows, size_t pitch, size_t depth, float *ch
 
 // The same for many tokens. CHAIN steps of all chains are taken for a tile of tokens, so that what
 // they read of x stays in the first-level cache; then the tree adds the chains, lane by lane.
-static void product_many(const Matmul *m, const Product *p, size_t r0, size_t n_rows) {
+static void product_many(const Matmul *m, const Product *p, size_t r0, size_t n_rows)
+{
     enum { CHAIN = 64, TILE_SIZE = GEMM_TOKENS * GEMM_ROWS };
     const Tensor *w = p->w;
     size_t cols = w->cols, depth = ceil_div(cols, SUMS), pitch = (depth + 1) * SUMS;
@@ -2596,7 +2735,8 @@ static void product_many(const Matmul *m, const Product *p, size_t r0, size_t n_
 // are numbered so that taking them in turn deals each thread (of `ways`) stretches that follow each
 // other: item stretch k is panel stretch k / ways of the share of thread k % ways. A thread that is
 // late loses some to others, which costs a prefetch and changes no result.
-static void matmul_panels(void *arg, size_t begin, size_t end) {
+static void matmul_panels(void *arg, size_t begin, size_t end)
+{
     const Matmul *m = arg;
     for (size_t item = begin, ways = (size_t)pool.n_threads; item < end; item++) {
         const Product *p = m->jobs;
@@ -2609,13 +2749,15 @@ static void matmul_panels(void *arg, size_t begin, size_t end) {
     }
 }
 
-static void quantize_rows(void *arg, size_t begin, size_t end) {
+static void quantize_rows(void *arg, size_t begin, size_t end)
+{
     const Matmul *m = arg;
     size_t cols = m->jobs->w->cols;
     for (size_t t = begin; t < end; t++) quantize_row(m->x + t * cols, t, (Quantized *)m->act);
 }
 
-static void add_rows(float *x, const float *y, size_t n) {
+static void add_rows(float *x, const float *y, size_t n)
+{
     for (size_t i = 0; i < n; i++) x[i] += y[i];
 }
 
@@ -2624,7 +2766,8 @@ static void add_rows(float *x, const float *y, size_t n) {
 // is cut into no more than STRETCHES: long ones prefetch better, but the last one is waited for.
 enum { STRETCHES = 4 };
 
-static void matmul(Quantized *act, const Product *jobs, int n_jobs, const float *x, size_t n) {
+static void matmul(Quantized *act, const Product *jobs, int n_jobs, const float *x, size_t n)
+{
     size_t cols = jobs->w->cols, n_panels = 0;
     size_t group = act ? int8_group(jobs->w) : 0;
     size_t panel = group || n <= FEW ? PANEL : GEMM_ROWS;
@@ -2666,7 +2809,8 @@ static void matmul(Quantized *act, const Product *jobs, int n_jobs, const float 
 // out[dim] = (x - mean) / sqrt(mean((x - mean)^2) + eps) * weight + bias. LayerNorm centres x so;
 // for RMSNorm, which most models have, the mean is taken to be 0 and there is no bias. Either way
 // the next matrix meets numbers of about the same size, however much was added to x by then.
-static void normalize(float *out, const float *x, Norm w, size_t dim, float eps, int centred) {
+static void normalize(float *out, const float *x, Norm w, size_t dim, float eps, int centred)
+{
     double sum = 0;
     for (size_t i = 0; centred && i < dim; i++) sum += x[i];
     float mean = (float)(sum / (double)dim);
@@ -2679,7 +2823,8 @@ static void normalize(float *out, const float *x, Norm w, size_t dim, float eps,
 // gate[n] = act(gate) * up: the gated unit of the feed-forward net. up NULL: act(gate) alone. act
 // is silu(x) = x / (1 + e^-x), or gelu(x) = x / (1 + e^-z) with z = sqrt(8/pi) (x + 0.044715 x^3),
 // its approximation by tanh: (1 + tanh y) / 2 = 1 / (1 + e^-2y).
-static void gated(float *gate, const float *up, size_t n, int gelu) {
+static void gated(float *gate, const float *up, size_t n, int gelu)
+{
     for (size_t i = 0; i < n; i += LANES) {
         vf x = vload_part(gate + i, n - i), z = x;
         if (gelu) z = vset(1.59576912f) * (x + vset(0.044715f) * x * x * x);
@@ -2700,7 +2845,8 @@ typedef struct {
 } State;
 
 // Room for the positions of a chunk's queries under r.
-static void positions_init(Positions *p, const RopeConfig *r, size_t chunk, size_t head_dim) {
+static void positions_init(Positions *p, const RopeConfig *r, size_t chunk, size_t head_dim)
+{
     p->rope = *r;
     p->angles = xcalloc(chunk, sizeof *p->angles);
     for (int map = 0; map < n_maps(r); map++) p->phase[map] = xcalloc(chunk * head_dim, 4);
@@ -2709,7 +2855,8 @@ static void positions_init(Positions *p, const RopeConfig *r, size_t chunk, size
 // A state for texts of max_seq_len tokens, read in chunks. exact: nothing is rounded to int8 or
 // half precision. Room is reserved rather than allocated, so that only what is used costs memory.
 static void state_init(State *s, const Model *m, int64_t max_seq_len, size_t chunk, int kv_type,
-                       int exact) {
+                       int exact)
+{
     const Config *c = &m->config;
     size_t dim = c->dim, hidden = c->hidden_dim, q = q_dim(c), kv = kv_dim(c);
     *s = (State){.model = m, .chunk = chunk, .attn.config = *c};
@@ -2753,7 +2900,8 @@ typedef struct {
 } NormJob;
 
 // Rows [begin, end) of a job.
-static void norm_rows(void *arg, size_t begin, size_t end) {
+static void norm_rows(void *arg, size_t begin, size_t end)
+{
     const NormJob *j = arg;
     for (size_t at = begin * j->dim; at < end * j->dim; at += j->dim)
         normalize(j->out + at, j->in + at, j->norm, j->dim, j->config->norm_eps,
@@ -2762,7 +2910,8 @@ static void norm_rows(void *arg, size_t begin, size_t end) {
 
 // out[n][dim] = the normed rows of in, or the rows themselves if the model does not have this norm;
 // out may be in.
-static void norm(const State *s, float *out, const float *in, Norm norm, size_t n, size_t dim) {
+static void norm(const State *s, float *out, const float *in, Norm norm, size_t n, size_t dim)
+{
     NormJob job = {out, in, norm, dim, &s->attn.config};
     if (norm.weight) parallel_for(n, ceil_div(MIN_SHARE / 8, dim), norm_rows, &job);
     else if (out != in) memcpy(out, in, n * dim * sizeof *out);
@@ -2770,7 +2919,8 @@ static void norm(const State *s, float *out, const float *in, Norm norm, size_t 
 
 // x = the embeddings of the chunk's tokens. Some encodings add a vector for each position: place 1
 // of section 4.
-static void embed_tokens(State *s, const int *tokens) {
+static void embed_tokens(State *s, const int *tokens)
+{
     const Attention *a = &s->attn;
     const Config *c = &a->config;
     const Tensor *table = &s->model->tok_emb;
@@ -2788,7 +2938,8 @@ static void embed_tokens(State *s, const int *tokens) {
 // they are one job for the threads. q and k of some models are normed, each head for itself (or all
 // heads together), which keeps scores small whatever the weights. A single token's k and v are
 // stored by one thread: they are soon written.
-static void project(State *s, const Layer *l) {
+static void project(State *s, const Layer *l)
+{
     Attention *a = &s->attn;
     size_t n = a->n, n_heads = a->config.n_heads, n_kv = a->config.n_kv_heads;
     size_t d = a->config.head_dim, wide = a->config.qk_norm == 2;
@@ -2799,7 +2950,8 @@ static void project(State *s, const Layer *l) {
 }
 
 // Rows [begin, end) of the chunk's gates.
-static void gate_rows(void *arg, size_t begin, size_t end) {
+static void gate_rows(void *arg, size_t begin, size_t end)
+{
     const State *s = arg;
     const Config *c = &s->attn.config;
     size_t at = begin * c->hidden_dim, n = (end - begin) * c->hidden_dim;
@@ -2807,7 +2959,8 @@ static void gate_rows(void *arg, size_t begin, size_t end) {
 }
 
 // y = what the feed-forward net makes of xb: w2 (act(w1 xb) * w3 xb), or w2 act(w3 xb).
-static void feed_forward(State *s, const Layer *l) {
+static void feed_forward(State *s, const Layer *l)
+{
     size_t n = s->attn.n, hidden = s->attn.config.hidden_dim;
     int no_gate = s->attn.config.no_gate;
     Product products[] = {{&l->w1, s->gate}, {&l->w3, no_gate ? s->gate : s->up}};
@@ -2818,7 +2971,8 @@ static void feed_forward(State *s, const Layer *l) {
 
 // x += y: what a branch made of the residual stream joins it. branch_scale, below 1, lets deep
 // models add so much the less.
-static void join_stream(State *s) {
+static void join_stream(State *s)
+{
     const Config *c = &s->attn.config;
     float scale = c->branch_scale > 0 ? c->branch_scale : 1;
     for (size_t i = 0; i < s->attn.n * c->dim; i++) s->x[i] += scale * s->y[i];
@@ -2827,7 +2981,8 @@ static void join_stream(State *s) {
 // Runs tokens[n <= chunk] at positions pos .. pos + n - 1, all of whose predecessors are in the
 // cache. Afterwards xb [n][dim] holds the final normed states, ready for classify(). Positions
 // enter in embed_tokens() (place 1) and in attention() (places 2 and 3), and nowhere else.
-static void forward(State *s, const int *tokens, size_t n, int64_t pos) {
+static void forward(State *s, const int *tokens, size_t n, int64_t pos)
+{
     const Model *m = s->model;
     Attention *a = &s->attn;
     const Config *c = &a->config;
@@ -2859,7 +3014,8 @@ static void forward(State *s, const int *tokens, size_t n, int64_t pos) {
 // logits[count][vocab_size] for tokens [first, first + count) of the last chunk: how well each row
 // of the classifier, one a token of the vocabulary, agrees with the final state. Many models take
 // the embedding table itself for it, since a token is likely where its own vector would fit.
-static void classify(State *s, size_t first, size_t count, float *logits) {
+static void classify(State *s, size_t first, size_t count, float *logits)
+{
     const Config *c = &s->attn.config;
     size_t n = count * s->model->classifier.rows;
     matmul(s->act, &(Product){&s->model->classifier, logits}, 1, s->xb + first * c->dim, count);
@@ -2911,7 +3067,8 @@ typedef struct {
 static const char *row_name(Names t, size_t i) { return *(char *const *)(t.rows + i * t.size); }
 
 // Which row has this name, or -1.
-static int find_name(Names t, const char *name) {
+static int find_name(Names t, const char *name)
+{
     for (size_t i = 0; i < t.n; i++)
         if (!strcmp(row_name(t, i), name)) return (int)i;
     return -1;
@@ -2919,7 +3076,8 @@ static int find_name(Names t, const char *name) {
 #define FIND_NAME(array, name) find_name((Names)NAMES(array), name)
 
 // "a, b, c", for messages.
-static const char *list_names(Names t) {
+static const char *list_names(Names t)
+{
     static char list[512];
     *list = 0;
     for (size_t i = 0; i < t.n; i++) strcat(strcat(list, i ? ", " : ""), row_name(t, i));
@@ -2944,7 +3102,8 @@ enum { G_I32 = 5, G_F32 = 6, G_STRING = 8, G_ARRAY = 9 };
 
 // Number i of a list, whatever they are. An integer of few bytes fills the low ones of v; shifting
 // it up and down again spreads its sign.
-static double number_at(Values list, size_t i) {
+static double number_at(Values list, size_t i)
+{
     union { uint64_t u; float f; double d; } v = {0};
     size_t bytes = value_bytes[list.type], unused = 64 - 8 * bytes;
     memcpy(&v, list.at + i * bytes, bytes);
@@ -2955,7 +3114,8 @@ static double number_at(Values list, size_t i) {
 
 // The next of a list of strings, *len bytes without a zero behind them; the list begins behind it
 // afterwards.
-static const char *next_string(Values *list, size_t *len) {
+static const char *next_string(Values *list, size_t *len)
+{
     const char *s = (const char *)list->at + 8;
     memcpy(len, list->at, 8);
     list->at += 8 + *len;
@@ -2974,7 +3134,8 @@ enum { MAGIC = 0x616b3432, EXT_MAGIC = 0x31545845, HEADER = 256 }; // "24ka", "E
 // never in the middle of something that die() uses.
 static const char *mapped_path;
 
-static void on_lost(int sig) {
+static void on_lost(int sig)
+{
     static atomic_flag said = ATOMIC_FLAG_INIT;
     (void)sig;
     while (atomic_flag_test_and_set(&said)) pause(); // another thread says it
@@ -2983,7 +3144,8 @@ static void on_lost(int sig) {
 
 // Maps the file; *size gets its length. Pages come into memory as they are touched: the first token
 // touches all of them, in order and by all threads, which is as fast as asking for them ahead.
-static const uint8_t *map_file(const char *path, size_t *size) {
+static const uint8_t *map_file(const char *path, size_t *size)
+{
     struct stat st;
     int fd = open(path, O_RDONLY | O_NONBLOCK); // a pipe is refused, not waited for
     if (fd < 0 || fstat(fd, &st)) die(EXIT_DATA, path, "cannot open (%s)", strerror(errno));
@@ -3104,7 +3266,8 @@ static const Option config_fields[] = {
 static size_t field_at(const Option *f) { return (size_t)((char *)f->to - (char *)&asked); }
 
 // A long double holds any 64-bit integer, as seeds are, and any double.
-static void store_value(const Option *f, void *to, long double v) {
+static void store_value(const Option *f, void *to, long double v)
+{
     switch (f->kind) {
     case N_INT: *(int *)to = (int)v; break;
     case N_LONG: *(long long *)to = (long long)v; break;
@@ -3115,7 +3278,8 @@ static void store_value(const Option *f, void *to, long double v) {
 
 // A number of the file, if it is in its range; the dot before a key is for the architecture's name.
 // The comparison is written so that NaN is in no range.
-static double check_range(const Model *m, const char *name, double v, double lo, double hi) {
+static double check_range(const Model *m, const char *name, double v, double lo, double hi)
+{
     if (!(v >= lo && v <= hi))
         REFUSE(m, "%s (got %.10g, want %.10g to %.10g)", name + (*name == '.'), v, lo, hi);
     return v;
@@ -3123,7 +3287,8 @@ static double check_range(const Model *m, const char *name, double v, double lo,
 
 // Sets the model's field to v, from a file; name: what the file calls it. A whole number may come
 // as a float, but not with a fraction.
-static void set_field(Model *m, const Option *f, const char *name, double v) {
+static void set_field(Model *m, const Option *f, const char *name, double v)
+{
     check_range(m, name, v, f->lo, f->hi);
     if (f->kind == N_INT && v != rint(v)) REFUSE(m, "%s (got %g, want a whole number)", name, v);
     store_value(f, (char *)&m->config + field_at(f), v);
@@ -3132,7 +3297,8 @@ static void set_field(Model *m, const Option *f, const char *name, double v) {
 // The fields in bytes [from, to) of a header; version 0, which has neither magic number nor
 // version, has them 8 bytes earlier. In the extension block a number of 0 was not given: the block
 // grew with the methods, and older files have zeros where newer ones say something.
-static void read_fields(Model *m, int from, int to) {
+static void read_fields(Model *m, int from, int to)
+{
     for (size_t i = 0; i < COUNT(config_fields); i++) {
         const Option *f = &config_fields[i];
         if (f->at < from || f->at >= to) continue;
@@ -3144,7 +3310,8 @@ static void read_fields(Model *m, int from, int to) {
 
 // What the command line says about Config takes the place of what the file says. Both were held
 // against the same ranges; check_rope() looks at what they are together.
-static void lay_over(Config *c) {
+static void lay_over(Config *c)
+{
     for (size_t i = 0; i < COUNT(config_fields); i++) {
         const Option *f = &config_fields[i];
         size_t at = field_at(f), bytes = f->kind == N_DOUBLE ? sizeof(double) : sizeof(int);
@@ -3155,7 +3322,8 @@ static void lay_over(Config *c) {
 // Ranges are for each number by itself. This holds them against each other: heads share what they
 // divide, pairs of dimensions turn, and a table has the rows that its encoding can use. It also
 // fills in what follows from the others, the heads' number and size.
-static void complete_config(Model *m) {
+static void complete_config(Model *m)
+{
     Config *c = &m->config;
     int t5 = c->encoding == ENC_T5, least = t5 ? 2 : c->encoding == ENC_LEARNED;
     int most = t5 || c->encoding == ENC_SHAW ? 1 << 12 : 1 << 24;
@@ -3181,7 +3349,8 @@ static void complete_config(Model *m) {
 // Refuses positions that mean nothing, together or for the model's encoding. It looks at what a
 // file says (path is its name), and again when options were laid over that (path NULL): the
 // option that a message names is then the cause.
-static void check_rope(const Config *c, const char *path) {
+static void check_rope(const Config *c, const char *path)
+{
     const RopeConfig *r = &c->rope;
     const char *encoding = encodings[c->encoding].name, *method = rope_methods[r->method].name;
     int linear = r->method == ROPE_LINEAR && encodings[c->encoding].linear;
@@ -3226,7 +3395,8 @@ typedef struct {
 // a gate no ffn_gate, and what the encoding learned has a shape for each encoding. `angles` are
 // cosines and sines that version 0 of llama2.c's files has, and which nobody reads.
 enum { N_OF_LAYER = 13, N_WEIGHTS = N_OF_LAYER + 9 };
-static void list_weights(Model *m, int l, Weight list[N_WEIGHTS]) {
+static void list_weights(Model *m, int l, Weight list[N_WEIGHTS])
+{
     Config *c = &m->config;
     RopeConfig *r = &c->rope;
     Layer *y = &m->layers[l];
@@ -3274,7 +3444,8 @@ static void list_weights(Model *m, int l, Weight list[N_WEIGHTS]) {
 
 // Vectors are floats in memory: those in the file if they are f32, else a copy, since f16 and bf16
 // are for storing, not for computing with; NULL: there is no tensor.
-static const float *to_floats(const Model *m, Tensor t) {
+static const float *to_floats(const Model *m, Tensor t)
+{
     if (t.data && t.type->unpack != unpack_floats)
         REFUSE(m, "a vector of %s (want f32, f16 or bf16)", t.type->name);
     if (!t.data || t.type == &tensor_types[T_F32]) return (const float *)t.data;
@@ -3286,7 +3457,8 @@ static const float *to_floats(const Model *m, Tensor t) {
 // Puts the tensor in w's place. Each value of a list is held against a range, so that an infinite
 // one is found that would not show in the logits. Factors are positive, and so are kerple's numbers
 // and the first two of fire's.
-static void put_weight(Model *m, const Weight *w, Tensor t) {
+static void put_weight(Model *m, const Weight *w, Tensor t)
+{
     if (!t.data || !w->to) return;
     if (w->kind != TABLE) m->weight_bytes += tensor_bytes(&t);
     if (w->kind <= TABLE) *(Tensor *)w->to = t;
@@ -3302,7 +3474,8 @@ static void put_weight(Model *m, const Weight *w, Tensor t) {
 
 // With all weights in place. Without a classifier of its own the model uses the embeddings: the
 // score of a token is then how much the last state is like the token's own vector.
-static void complete_weights(Model *m) {
+static void complete_weights(Model *m)
+{
     m->shared_classifier = !m->classifier.data;
     if (m->shared_classifier) m->weight_bytes += tensor_bytes(&m->tok_emb);
     if (m->shared_classifier) m->classifier = m->tok_emb;
@@ -3313,7 +3486,8 @@ static void complete_weights(Model *m) {
 
 // Config from the file's first bytes. Without the magic number a file is of version 0, which has
 // none: whatever is no model looks like that, and is told by numbers out of their ranges.
-static void read_header(Model *m) {
+static void read_header(Model *m)
+{
     Config *c = &m->config;
     // The file's length comes before its numbers, the version before what depends on it.
     int has_magic = m->size >= 4 && read_i32(m->map) == MAGIC;
@@ -3337,7 +3511,8 @@ static void read_header(Model *m) {
 // The weight that lies `at` bytes into the file, if it is there; returns where it ends, so that the
 // caller finds out whether the file ends there, too. In version 2 matrices are planar Q8_0, all
 // values and then all scales: whole groups, and scales at a multiple of 4, which floats need.
-static size_t lay_weight(Model *m, const Weight *w, size_t at) {
+static size_t lay_weight(Model *m, const Weight *w, size_t at)
+{
     int planar = m->group && w->kind <= TABLE;
     Tensor t = {.type = &tensor_types[planar ? T_Q8 : T_F32], .rows = w->rows, .cols = w->cols,
                 .group = planar ? m->group : 0};
@@ -3354,7 +3529,8 @@ static size_t lay_weight(Model *m, const Weight *w, size_t at) {
 // Walks the file from its beginning to its end: it has no directory, only an order. A tensor of
 // layers comes once, for all of them one behind the other. Nothing is used before the sizes of all
 // are known to add up to the file's, but for checks of what lies in it.
-static void load_checkpoint(Model *m) {
+static void load_checkpoint(Model *m)
+{
     static const char *const orders[2][16] = {
         {"token_embd", "attn_norm", "attn_q", "attn_k", "attn_v", "attn_output", "ffn_norm",
          "ffn_gate", "ffn_down", "ffn_up", "output_norm", "angles", "output"},
@@ -3421,7 +3597,8 @@ typedef struct {
 
 // The entry of that name, or NULL. Lists have some hundred entries, each looked for a few times, so
 // that going through them is quick enough.
-static FileItem *find_entry(FileItem *list, const char *name) {
+static FileItem *find_entry(FileItem *list, const char *name)
+{
     size_t len = strlen(name);
     while (list->name && (list->len != len || memcmp(list->name, name, len))) list++;
     return list->name ? list : NULL;
@@ -3429,7 +3606,8 @@ static FileItem *find_entry(FileItem *list, const char *name) {
 
 // Moves past n items of `size` bytes, all in the file. Everything is read by way of this function,
 // so that here alone the end of the file can be met; the division keeps n * size from wrapping.
-static const uint8_t *gguf_skip(ModelFile *s, size_t n, size_t size) {
+static const uint8_t *gguf_skip(ModelFile *s, size_t n, size_t size)
+{
     if (n > (s->size - s->at) / size)
         REFUSE(s->m, "cut off, or a wrong count (want %zu x %zu bytes at %zu)", n, size, s->at);
     s->at += n * size;
@@ -3437,7 +3615,8 @@ static const uint8_t *gguf_skip(ModelFile *s, size_t n, size_t size) {
 }
 
 // The next number, of `size` bytes, which may be fewer than a size_t has: the others stay 0.
-static size_t gguf_number(ModelFile *s, size_t size) {
+static size_t gguf_number(ModelFile *s, size_t size)
+{
     size_t v = 0;
     memcpy(&v, gguf_skip(s, size, 1), size);
     return v;
@@ -3445,7 +3624,8 @@ static size_t gguf_number(ModelFile *s, size_t size) {
 
 // What stands behind a key's name: its type and value, which stays where it is. Strings have to be
 // gone through one by one, since each says only its own length. Arrays of arrays do not occur.
-static void gguf_key(ModelFile *s, FileItem *k) {
+static void gguf_key(ModelFile *s, FileItem *k)
+{
     uint32_t type = gguf_number(s, 4);
     int array = type == G_ARRAY;
     if (array) type = gguf_number(s, 4);
@@ -3460,7 +3640,8 @@ static void gguf_key(ModelFile *s, FileItem *k) {
 // What stands behind a tensor's name. Dimensions are written with the inner one first, what is
 // `cols` here; a tensor of one row is a vector and becomes a column. The offset counts from the end
 // of this list.
-static void gguf_tensor(ModelFile *s, FileItem *t) {
+static void gguf_tensor(ModelFile *s, FileItem *t)
+{
     size_t n_dims = gguf_number(s, 4);
     t->cols = n_dims ? gguf_number(s, 8) : 1;
     t->rows = 1;
@@ -3477,7 +3658,8 @@ static void gguf_tensor(ModelFile *s, FileItem *t) {
 // the two they take, and a file that means one thing to one program and another to the next is a
 // trap.
 static FileItem *gguf_list(ModelFile *s, FileItem *list, size_t n,
-                           void (*read)(ModelFile *, FileItem *)) {
+                           void (*read)(ModelFile *, FileItem *))
+{
     size_t have = 0;
     if (n > 1 << 14) REFUSE(s->m, "too many keys or tensors (got %zu)", n);
     while (list && list[have].name) have++;
@@ -3499,7 +3681,8 @@ static FileItem *gguf_list(ModelFile *s, FileItem *list, size_t n,
 // A key's values, none if it is not there. ".name" stands for "architecture.name": each
 // architecture has the same keys under its own name. Whoever asks for a key has understood it, and
 // marks it used.
-static Values find_key(const ModelFile *s, const char *name, int is_text) {
+static Values find_key(const ModelFile *s, const char *name, int is_text)
+{
     char full[128];
     snprintf(full, sizeof full, "%s%s", *name == '.' ? s->m->arch : "", name);
     FileItem *k = find_entry(s->keys, full);
@@ -3515,7 +3698,8 @@ static Values find_key(const ModelFile *s, const char *name, int is_text) {
 // mean nothing else. A list of equal numbers, one a layer, is that number; where layers differ in
 // size the shapes in list_weights() would not hold.
 static double key_number(const ModelFile *s, const char *name, double lo, double hi,
-                         double absent) {
+                         double absent)
+{
     Values k = find_key(s, name, 0);
     double v = k.n ? number_at(k, 0) : -1;
     for (size_t i = 1; i < k.n; i++)
@@ -3527,7 +3711,8 @@ static double key_number(const ModelFile *s, const char *name, double lo, double
 
 // A short string, or `absent`, to out[32]; what does not fit is no word that anybody knows, and
 // will be refused as such, cut as it is.
-static void key_word(const ModelFile *s, const char *name, const char *absent, char out[32]) {
+static void key_word(const ModelFile *s, const char *name, const char *absent, char out[32])
+{
     Values v = find_key(s, name, 1);
     size_t len = strlen(absent);
     const char *word = v.n ? next_string(&v, &len) : absent;
@@ -3577,7 +3762,8 @@ static const Arch archs[] = {
 
 // What the keys say about scaling, in our terms. A model with factors for each pair is one of
 // LongRoPE, whether or not a key says so.
-static void gguf_rope(ModelFile *s, RopeConfig *r) {
+static void gguf_rope(ModelFile *s, RopeConfig *r)
+{
     char type[32];
     int factors = find_entry(s->tensors, "rope_factors_long.weight") != NULL;
     key_word(s, ".rope.scaling.type", factors ? "longrope" : r->factor > 0 ? "linear" : "none",
@@ -3598,7 +3784,8 @@ static void gguf_rope(ModelFile *s, RopeConfig *r) {
 // The tokenizer's lists, each as long as there are tokens, and ids, each of one of them. Section 12
 // makes sense of them, and knows whether BOS begins a text where the file does not say (-1); here
 // they only have to be whole.
-static void gguf_vocab(ModelFile *s, Vocab *v) {
+static void gguf_vocab(ModelFile *s, Vocab *v)
+{
     char model[32];
     key_word(s, "tokenizer.ggml.model", "?", model);
     v->bpe = !strcmp(model, "gpt2");
@@ -3630,7 +3817,8 @@ static void gguf_vocab(ModelFile *s, Vocab *v) {
 
 // Config: the architecture's, then what the keys say, then what follows from both. Where layers are
 // local, the file's window is theirs, and the global ones have none.
-static void gguf_config(ModelFile *s, const Arch *arch) {
+static void gguf_config(ModelFile *s, const Arch *arch)
+{
     Model *m = s->m;
     Config *c = &m->config;
     *c = arch->config;
@@ -3658,7 +3846,8 @@ static void gguf_config(ModelFile *s, const Arch *arch) {
 // Which layers are local: by the architecture's number or the file's, of which every so many-th is
 // global, or by a list of the file's, with a boolean or a number for each layer. In a model that
 // leaves some layers without positions, these are the local ones, which stand still.
-static void set_local_layers(ModelFile *s) {
+static void set_local_layers(ModelFile *s)
+{
     Config *c = &s->m->config;
     Values list = find_key(s, ".attention.sliding_window_pattern", 0);
     if (list.n > 1 && list.n != (size_t)c->n_layers)
@@ -3683,7 +3872,8 @@ static const char *const ggml_types[] = {
 // what that gives. It has its own name, or is a part of the fused one, which is known by its rows:
 // "ffn_up" is fused in some files and only itself in others. No data: the file has none. Biases are
 // optional, and of the model's tensors all but the embeddings and the last norm.
-static Tensor take_tensor(ModelFile *s, const Weight *w, int l, const char *what) {
+static Tensor take_tensor(ModelFile *s, const Weight *w, int l, const char *what)
+{
     Model *m = s->m;
     char name[64], layer[16] = "";
     size_t cols = *what == 'b' ? 1 : w->cols;
@@ -3715,7 +3905,8 @@ static Tensor take_tensor(ModelFile *s, const Weight *w, int l, const char *what
 // Takes the tensors [w, end) of a list, of layer l or with l < 0 of the model, and puts them in
 // their places. Any matrix and any norm may come with a bias: converters write them where the model
 // was trained with some, whatever its architecture is called.
-static void take_weights(ModelFile *s, int l, const Weight *w, const Weight *end) {
+static void take_weights(ModelFile *s, int l, const Weight *w, const Weight *end)
+{
     for (; w < end; w++) {
         if (!w->rows || !w->to) continue;
         Tensor t = take_tensor(s, w, l, "weight");
@@ -3727,7 +3918,8 @@ static void take_weights(ModelFile *s, int l, const Weight *w, const Weight *end
 
 // The lists of keys and of tensors; these are added to those of files read before. All of them must
 // be in the file: downloads break off, and the end of the last tensor says how much is missing.
-static void gguf_directory(ModelFile *s) {
+static void gguf_directory(ModelFile *s)
+{
     Model *m = s->m;
     size_t end = 0;
     s->at = 0;
@@ -3759,7 +3951,8 @@ static void gguf_directory(ModelFile *s) {
 // The tensors of a model's other files, if it comes in several, NAME-00001-of-00003.gguf and so on:
 // large models are cut up for hosts that limit the size of a file. Each of them is a GGUF file with
 // a directory of its own, mapped by itself. The first has the keys, and is the one to be named.
-static void add_parts(ModelFile *s) {
+static void add_parts(ModelFile *s)
+{
     const char *first = s->m->path, form[] = "%.*s-%05d-of-%05d.gguf";
     FileItem *keys = s->keys;
     char path[PATH_MAX];
@@ -3800,7 +3993,8 @@ static const struct {
 
 // Refuses a model by such a key. Keys that were used are known, and so no sign of anything; other
 // steps count only where the architecture is known, which might have used them.
-static void check_signs(const ModelFile *s) {
+static void check_signs(const ModelFile *s)
+{
     size_t n = s->m->arch ? strlen(s->m->arch) : 0;
     for (const FileItem *k = s->keys; k->name; k++)
         for (size_t i = 0; i < COUNT(signs); i++) {
@@ -3819,7 +4013,8 @@ static void check_signs(const ModelFile *s) {
 // A GGUF file from its directory to its weights, in the order in which things follow from each
 // other. Refusals come from the general to the particular: no model that can be run at all, an
 // architecture that is not known, a number that is out of range, a tensor that is not there.
-static void load_gguf(Model *m) {
+static void load_gguf(Model *m)
+{
     ModelFile s = {.m = m, .map = m->map, .size = m->size};
     Weight list[N_WEIGHTS];
     char name[32];
@@ -3864,7 +4059,8 @@ static const struct {
 };
 
 // Either door: a GGUF file says so in its first four bytes.
-static void model_load(Model *m, const char *path) {
+static void model_load(Model *m, const char *path)
+{
     *m = (Model){.path = path};
     m->map = map_file(path, &m->size);
     for (size_t i = 0; i < COUNT(strangers); i++) {
@@ -3900,7 +4096,8 @@ static void model_load(Model *m, const char *path) {
 // Bytes in the UTF-8 sequence that begins with this byte: 1 to 4; 1 for a byte that begins none.
 // The ones at the top of the first byte count the bytes, 0xc2 is the first that is needed (0xc0 and
 // 0xc1 would spell ASCII in two bytes), and behind 0xf4 Unicode has ended.
-static size_t utf8_length(char lead) {
+static size_t utf8_length(char lead)
+{
     uint8_t b = (uint8_t)lead;
     return b < 0xc2 || b > 0xf4 ? 1 : b < 0xe0 ? 2 : b < 0xf0 ? 3 : 4;
 }
@@ -3908,7 +4105,8 @@ static size_t utf8_length(char lead) {
 // The character at the beginning of s[len > 0], and in *n its bytes. Each byte behind the first
 // adds six bits. A byte that is no UTF-8 is a character of its own, U+FFFD, which is neither letter
 // nor number nor space: a text that is broken loses nothing on its way to ids and back.
-static uint32_t read_char(const char *s, size_t len, size_t *n) {
+static uint32_t read_char(const char *s, size_t len, size_t *n)
+{
     size_t want = utf8_length(*s);
     uint32_t c = (uint8_t)*s;
     *n = 1;
@@ -3972,7 +4170,8 @@ static uint8_t char_classes[0x3134b]; // what comes behind is in none
 
 // Fills char_classes. A run is filled anew with each digit of its length, which is simple and takes
 // no time.
-static void read_unicode_runs(void) {
+static void read_unicode_runs(void)
+{
     uint8_t *from = char_classes, *to = from;
     int class = 0, n = 0;
     for (const char *p = unicode_runs; *p; p++) {
@@ -4042,7 +4241,8 @@ typedef struct {
 
 // Whether c is in the set at p: a class, a character, or in brackets several and ranges, or what is
 // in none of them behind a ^.
-static int in_set(const char *p, uint32_t c) {
+static int in_set(const char *p, uint32_t c)
+{
     enum { LARGE = C_UPPER | C_CASELESS, SMALL = C_LOWER | C_CASELESS };
     static const uint8_t classes[128] = {
         ['A'] = LARGE | SMALL, ['C'] = C_UPPER | C_LOWER, ['X'] = C_MARK, ['U'] = LARGE | C_MARK,
@@ -4065,7 +4265,8 @@ static int in_set(const char *p, uint32_t c) {
 // The end of what pattern p matches from s on, of characters before `end`; NULL: nothing. A set
 // takes as many characters as it can, and gives them back one by one if the rest of the pattern
 // does not match behind them: "W*B+" takes all white space up to the last line break in it.
-static Char *match_pattern(const char *p, Char *s, Char *end) {
+static Char *match_pattern(const char *p, Char *s, Char *end)
+{
     static const char *const endings[] = {"'[stmdSTMD]", "'[rvRV][eE]", "'[lL][lL]"};
     const char *behind = *p == '[' ? strchr(p, ']') + 1 : p + 1;
     Char *from = s, *match = NULL;
@@ -4085,7 +4286,8 @@ static Char *match_pattern(const char *p, Char *s, Char *end) {
 }
 
 // Where the word that begins at c ends: the next one begins there.
-static Char *end_of_word(Char *c) {
+static Char *end_of_word(Char *c)
+{
     do c++;
     while (!c->begins);
     return c;
@@ -4093,7 +4295,8 @@ static Char *end_of_word(Char *c) {
 
 // Cuts the words of chars[n] by these patterns, and what comes of it by those behind the next NEXT.
 // The end of a text counts as the beginning of a word.
-static void cut_words(const char *const *patterns, Char *chars, size_t n) {
+static void cut_words(const char *const *patterns, Char *chars, size_t n)
+{
     const char *const *p = patterns;
     for (Char *word = chars, *end; word < chars + n; word = end) {
         end = end_of_word(word);
@@ -4109,7 +4312,8 @@ static void cut_words(const char *const *patterns, Char *chars, size_t n) {
 
 // The characters of text[len], cut into words (w NULL: one word); *n of them. The caller frees
 // them.
-static Char *read_words(const WordStyle *w, const char *text, size_t len, size_t *n) {
+static Char *read_words(const WordStyle *w, const char *text, size_t len, size_t *n)
+{
     Char *chars = xrealloc(NULL, len + 1, sizeof *chars);
     *n = 0;
     for (size_t at = 0, step; at < len; at += step)
@@ -4160,21 +4364,24 @@ typedef struct {
     int bos, eos, add_bos, space_prefix;
 } Tokenizer;
 
-static Map map_init(size_t n) {
+static Map map_init(size_t n)
+{
     Map m = {.size = 64};
     while (m.size < 2 * n) m.size *= 2;
     m.slots = xcalloc(m.size, sizeof *m.slots);
     return m;
 }
 
-static size_t hash_bytes(const void *key, size_t len) { // FNV-1a
+static size_t hash_bytes(const void *key, size_t len) // FNV-1a
+{
     uint64_t h = 0xcbf29ce484222325;
     for (size_t i = 0; i < len; i++) h = (h ^ ((const uint8_t *)key)[i]) * 0x100000001b3;
     return (size_t)(h ^ h >> 32);
 }
 
 // The key's place, or the free one where it would be.
-static struct MapSlot *map_slot(const Map *m, const void *key, size_t len) {
+static struct MapSlot *map_slot(const Map *m, const void *key, size_t len)
+{
     size_t at = hash_bytes(key, len) & (m->size - 1);
     for (; m->slots[at].key; at = (at + 1) & (m->size - 1))
         if (m->slots[at].len == len && !memcmp(m->slots[at].key, key, len)) break;
@@ -4182,19 +4389,22 @@ static struct MapSlot *map_slot(const Map *m, const void *key, size_t len) {
 }
 
 // The first of equals counts.
-static void map_add(Map *m, const void *key, size_t len, int value) {
+static void map_add(Map *m, const void *key, size_t len, int value)
+{
     struct MapSlot *slot = map_slot(m, key, len);
     if (!slot->key) *slot = (struct MapSlot){key, len, value};
 }
 
-static int map_find(const Map *m, const void *key, size_t len) { // -1: not there
+static int map_find(const Map *m, const void *key, size_t len) // -1: not there
+{
     const struct MapSlot *slot = map_slot(m, key, len);
     return slot->key ? slot->value : -1;
 }
 
 // The piece with that text, if it is of these kinds; -1: none. Nearly all the work of encoding is
 // done here: once for each symbol, and once for each pair that may merge.
-static int find_piece(const Tokenizer *t, const char *s, size_t len, int kinds) {
+static int find_piece(const Tokenizer *t, const char *s, size_t len, int kinds)
+{
     int id = map_find(&t->ids, s, len);
     return id >= 0 && t->pieces[id].kind & kinds ? id : -1;
 }
@@ -4228,7 +4438,8 @@ typedef struct {
 
 // Looks what the symbol at a place makes with the next one, and plays the nodes above it again. A
 // merge's score is its piece's, or in a list of merges minus its place there, exact up to 2^24.
-static void offer_merge(Encoder *e, int at) {
+static void offer_merge(Encoder *e, int at)
+{
     const Tokenizer *t = e->t;
     Symbol *s = e->symbols, *a = &s[at], *b = a + a->len;
     int pair[] = {a->id, b->id}, rank = 0;
@@ -4248,7 +4459,8 @@ static void offer_merge(Encoder *e, int at) {
 // Adds the ids of text[len], within which anything may merge: lays out the symbols, offers what
 // each makes with the next, and does the best merge of all until there is none. Places without a
 // symbol have the one at the end in their leaves, which merges with nothing.
-static void encode_word(Encoder *e, const char *text, size_t len) {
+static void encode_word(Encoder *e, const char *text, size_t len)
+{
     const Tokenizer *t = e->t;
     Symbol *s = e->symbols;
     int prev = -1;
@@ -4280,7 +4492,8 @@ static void encode_word(Encoder *e, const char *text, size_t len) {
 
 // Adds the ids of text without special tokens, word by word; SentencePiece's is one word, perhaps
 // with a space before it: the first word of a text is then the same piece as inside of one.
-static void encode_plain(Encoder *e, const char *text, size_t len) {
+static void encode_plain(Encoder *e, const char *text, size_t len)
+{
     const Tokenizer *t = e->t;
     if (!len) return;
     size_t n, space = (size_t)t->space_prefix;
@@ -4303,7 +4516,8 @@ static void encode_plain(Encoder *e, const char *text, size_t len) {
 // The special token at the beginning of s[len], the longest of them, or -1; *n gets its length. In
 // templates that includes control tokens: if users could write them, they could end their turn and
 // begin the model's. special_len says how far to look, which is nowhere for most bytes.
-static int match_special(const Tokenizer *t, const char *s, size_t len, int template, size_t *n) {
+static int match_special(const Tokenizer *t, const char *s, size_t len, int template, size_t *n)
+{
     int kinds = template ? TOKEN_USER | TOKEN_CONTROL : TOKEN_USER, id = -1;
     *n = 1;
     for (size_t k = min_size(t->special_len[(uint8_t)*s], len); k && id < 0; k--)
@@ -4314,7 +4528,8 @@ static int match_special(const Tokenizer *t, const char *s, size_t len, int temp
 // Encodes text[len] into ids (room for 2 * len + 1), without BOS or EOS, and returns how many.
 // template[len]: 1 for the bytes that are a template's, not the user's; NULL: all are the user's.
 static int tokenizer_encode(const Tokenizer *t, const char *text, const char *template, size_t len,
-                            int *ids) {
+                            int *ids)
+{
     if (len >= INT_MAX / 2) die(EXIT_DATA, "text", "too long (got %zu bytes)", len);
     // A word has a space before it, at most, and an end; the tree's leaves are fewer than twice
     // that.
@@ -4336,7 +4551,8 @@ static int tokenizer_encode(const Tokenizer *t, const char *text, const char *te
 
 // The bytes of a token, given the one before it: the space that encode_plain() put before a text is
 // no part of it. Control tokens are no text. Bytes of one character may come from several tokens.
-static const char *tokenizer_decode(const Tokenizer *t, int prev, int id, size_t *len) {
+static const char *tokenizer_decode(const Tokenizer *t, int prev, int id, size_t *len)
+{
     const Piece *p = &t->pieces[id];
     int strip = t->space_prefix && prev == t->bos && p->kind != TOKEN_BYTE && p->len &&
                 p->text[0] == ' ';
@@ -4349,13 +4565,15 @@ static int is_stop(const Tokenizer *t, int id) { return t->pieces[id].stop; }
 // --- loading ------------------------------------------------------------------------------------
 
 // Ids are numbers of a file, where -1 and more than there are may stand for none.
-static void mark_stop(Tokenizer *t, double id) {
+static void mark_stop(Tokenizer *t, double id)
+{
     if (id >= 0 && id < t->vocab_size) t->pieces[(int)id].stop = 1;
 }
 
 // Tokens that end a turn, whatever the file says about them: many files name one EOS, that of a
 // text, but their models end a turn with another one, and would talk on to themselves.
-static void find_stops(Tokenizer *t) {
+static void find_stops(Tokenizer *t)
+{
     static const char *const names[] = {
         "<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end_of_text|>", "<|endoftext|>", "<|end|>",
         "<|eot|>", "<|EOT|>", "<EOT>", "<|end_of_turn|>", "<end_of_turn>", "<turn|>", "<eos>",
@@ -4366,7 +4584,8 @@ static void find_stops(Tokenizer *t) {
 
 // What has to be found quickly: pieces by their text (of two that are spelled alike the first), how
 // long special tokens can be, and the ones that end a turn.
-static void index_pieces(Tokenizer *t) {
+static void index_pieces(Tokenizer *t)
+{
     t->ids = map_init(t->vocab_size);
     memset(t->byte_id, -1, sizeof t->byte_id);
     for (int id = 0; id < t->vocab_size; id++) {
@@ -4382,7 +4601,8 @@ static void index_pieces(Tokenizer *t) {
 
 // The pieces that stand for bytes, named <0x00> to <0xFF>; all of them have to be there, and none
 // may be a control token, which a text could then write.
-static void find_byte_pieces(Tokenizer *t) {
+static void find_byte_pieces(Tokenizer *t)
+{
     static char bytes[256];
     for (int byte = 0; byte < 256; byte++) {
         char name[8];
@@ -4396,7 +4616,8 @@ static void find_byte_pieces(Tokenizer *t) {
 
 // Reads all of a file ("-": standard input) into memory that the caller frees; *len is its size. A
 // zero byte ends it, for those who read numbers there. A pipe's size is known only at its end.
-static char *read_text(const char *path, size_t *len) {
+static char *read_text(const char *path, size_t *len)
+{
     FILE *f = strcmp(path, "-") ? fopen(path, "rb") : stdin;
     if (!f) die(EXIT_DATA, path, "cannot open (%s)", strerror(errno));
     char *text = NULL;
@@ -4415,7 +4636,8 @@ static char *read_text(const char *path, size_t *len) {
 // The byte that GPT-2 writes as character c, or -1. Its lists of merges are lines of text with a
 // space inside, in which a byte may be neither blank nor broken UTF-8: so bytes that are printable
 // characters of Latin-1 stand for themselves, and the others are numbered from 256 on.
-static int byte_of_char(uint32_t c) {
+static int byte_of_char(uint32_t c)
+{
     if ((c > 32 && c < 127) || (c > 160 && c < 173) || (c > 173 && c < 256)) return (int)c;
     if (c < 256 || c > 323) return -1;
     return c <= 288 ? (int)c - 256 : c <= 322 ? (int)c - 289 + 127 : 173;
@@ -4423,7 +4645,8 @@ static int byte_of_char(uint32_t c) {
 
 // s[len] as plain text, to out[len]; returns its length. bpe: characters are bytes; else U+2581
 // is a space.
-static size_t plain_text(const char *s, size_t len, int bpe, char *out) {
+static size_t plain_text(const char *s, size_t len, int bpe, char *out)
+{
     size_t n = 0, step;
     for (size_t at = 0; at < len; at += step) {
         uint32_t c = read_char(s + at, len - at, &step);
@@ -4439,7 +4662,8 @@ static size_t plain_text(const char *s, size_t len, int bpe, char *out) {
 // byte. Of a SentencePiece vocabulary BOS, EOS and EOT are control tokens whatever their type is,
 // so that no text can write them (some files in GPT-2's way name a comma as a BOS that they never
 // use).
-static void read_pieces(Tokenizer *t, const Vocab *v) {
+static void read_pieces(Tokenizer *t, const Vocab *v)
+{
     static const int kinds[] = {[2] = TOKEN_CONTROL, [3] = TOKEN_CONTROL, [4] = TOKEN_USER};
     Values list = v->tokens;
     for (int id = 0; id < t->vocab_size; id++) {
@@ -4463,7 +4687,8 @@ static void read_pieces(Tokenizer *t, const Vocab *v) {
 // A merge is two pieces with a space between, which is never the first byte of a piece: blanks are
 // written as other characters. Its place in the list is its rank. Merges of pieces that are not
 // there can never happen, and are left out.
-static void read_merges(Tokenizer *t, const Vocab *v) {
+static void read_merges(Tokenizer *t, const Vocab *v)
+{
     Values list = v->merges;
     int (*pairs)[2] = xcalloc(list.n, sizeof *pairs);
     t->ranks = map_init(list.n);
@@ -4480,7 +4705,8 @@ static void read_merges(Tokenizer *t, const Vocab *v) {
 }
 
 // The cut of text into words that has this name among its own.
-static const WordStyle *find_words(const char *path, const char *name) {
+static const WordStyle *find_words(const char *path, const char *name)
+{
     for (size_t i = 0; i < COUNT(word_styles); i++) {
         const WordStyle *w = &word_styles[i];
         for (const char *at = w->name; *name && (at = strstr(at, name)); at++)
@@ -4493,7 +4719,8 @@ static const WordStyle *find_words(const char *path, const char *name) {
 // From a model file: pieces, then what finds them, then how words are cut and merged. Whether BOS
 // comes first is the file's to say, or its kind's: Llama's and Mistral's models want it, those
 // after GPT-2 have none. BOS is none where the file names an ordinary piece (a comma, in some).
-static void tokenizer_from_vocab(Tokenizer *t, const char *path, const Vocab *v) {
+static void tokenizer_from_vocab(Tokenizer *t, const char *path, const Vocab *v)
+{
     size_t n = v->tokens.n;
     *t = (Tokenizer){.path = path, .vocab_size = (int)n, .pieces = xcalloc(n, sizeof *t->pieces),
                      .bos = v->bos, .eos = v->eos, .add_bos = v->add_bos,
@@ -4515,7 +4742,8 @@ static void tokenizer_from_vocab(Tokenizer *t, const char *path, const Vocab *v)
 
 // From llama2.c's tokenizer.bin: int32 longest piece, then for each id f32 score, int32 length, and
 // the bytes, which are a piece's plain text. BOS is what ends llama2.c's texts.
-static void tokenizer_load(Tokenizer *t, const char *path, int vocab_size) {
+static void tokenizer_load(Tokenizer *t, const char *path, int vocab_size)
+{
     size_t size, at = 4, len;
     const uint8_t *file = (const uint8_t *)read_text(path, &size), *entry;
     int id = 0;
@@ -4570,7 +4798,8 @@ enum { REPEAT_WINDOW = 64 }; // how many tokens are "recent"
 
 // xorshift64* (Vigna 2016): three shifts walk through all states but 0, a product mixes the result.
 // The upper bits are the better ones.
-static uint64_t next_random(uint64_t *state) {
+static uint64_t next_random(uint64_t *state)
+{
     *state ^= *state >> 12;
     *state ^= *state << 25;
     *state ^= *state >> 27;
@@ -4582,7 +4811,8 @@ static float random_unit(uint64_t *state) { return (float)(next_random(state) >>
 
 // A state for a seed. Seeds that are neighbours must not give texts that are alike, so splitmix64
 // stirs the bits first. Never zero, whatever the seed: zero is the generator's fixed point.
-static uint64_t seed_random(uint64_t seed) {
+static uint64_t seed_random(uint64_t seed)
+{
     uint64_t z = seed + 0x9e3779b97f4a7c15; // splitmix64
     z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9;
     z = (z ^ z >> 27) * 0x94d049bb133111eb;
@@ -4590,14 +4820,16 @@ static uint64_t seed_random(uint64_t seed) {
 }
 
 // A seed for who gives none: short enough to be typed, and another one each time.
-static long long new_seed(void) {
+static long long new_seed(void)
+{
     uint32_t bits = 0;
     if (getentropy(&bits, sizeof bits)) die(EXIT_DATA, "seed", "cannot get one; use -s");
     return bits >> 2;
 }
 
 // Where the largest number is, the first one among equals.
-static int argmax(const float *v, size_t n) {
+static int argmax(const float *v, size_t n)
+{
     size_t best = 0;
     for (size_t i = 1; i < n; i++)
         if (v[i] > v[best]) best = i;
@@ -4606,7 +4838,8 @@ static int argmax(const float *v, size_t n) {
 
 // qsort's order: the likelier first, the smaller id among equals, so that it is the same
 // everywhere.
-static int more_likely(const void *a, const void *b) {
+static int more_likely(const void *a, const void *b)
+{
     const Candidate *x = a, *y = b;
     if (x->p != y->p) return x->p < y->p ? 1 : -1;
     return x->id - y->id;
@@ -4614,7 +4847,8 @@ static int more_likely(const void *a, const void *b) {
 
 // Makes recent tokens less likely, whichever sign their logits have. What is read first is written
 // afterwards, so that a token that occurred twice pays only once.
-static void penalize(float *logits, float penalty, const int *recent, int n) {
+static void penalize(float *logits, float penalty, const int *recent, int n)
+{
     float less[REPEAT_WINDOW];
     for (int i = 0; i < n; i++) less[i] = logits[recent[i]];
     for (int i = 0; i < n; i++)
@@ -4623,7 +4857,8 @@ static void penalize(float *logits, float penalty, const int *recent, int n) {
 
 // Draws a token. logits [n] are overwritten. recent: the last tokens, n_recent of them. To draw is
 // to lay the probabilities side by side and see on which of them a random point falls.
-static int sample(Sampler *s, float *logits, size_t n, const int *recent, int n_recent) {
+static int sample(Sampler *s, float *logits, size_t n, const int *recent, int n_recent)
+{
     if (s->repeat_penalty != 1) penalize(logits, s->repeat_penalty, recent, n_recent);
     int best = argmax(logits, n);
     if (s->temperature == 0) return best;
@@ -4701,14 +4936,16 @@ static void on_interrupt(int sig) { interrupted = sig; }
 // The first Ctrl-C ends the text cleanly, the second ends the program, as the system would have
 // done without this. flags: SA_RESTART, so that a write that waits for its reader goes on, or 0: a
 // read ends.
-static void catch_interrupt(int flags) {
+static void catch_interrupt(int flags)
+{
     struct sigaction action = {.sa_handler = on_interrupt, .sa_flags = flags | SA_RESETHAND};
     sigaction(SIGINT, &action, NULL);
 }
 
 // A broken pipe and a limit on files' sizes show as failed writes, which are told in words, and not
 // as the end of the program by a signal.
-static void catch_signals(void) {
+static void catch_signals(void)
+{
     catch_interrupt(SA_RESTART);
     signal(SIGPIPE, SIG_IGN);
     signal(SIGXFSZ, SIG_IGN);
@@ -4717,7 +4954,8 @@ static void catch_signals(void) {
 // How far the reading is, and how long it will take at the speed so far: a prompt of a hundred
 // pages is minutes without a word of text. A line on stderr that replaces itself, when someone is
 // there to see it and the work takes more than a second; it goes away when all is done.
-static void progress(const char *what, double start, size_t done, size_t total) {
+static void progress(const char *what, double start, size_t done, size_t total)
+{
     double took = seconds() - start;
     if (took < 1 || !isatty(STDERR_FILENO)) return;
     fputs("\r\033[K", stderr);
@@ -4732,7 +4970,8 @@ static void progress(const char *what, double start, size_t done, size_t total) 
 // are all that is needed. A text that outgrows LongRoPE's short list is read again from its
 // beginning, with the long one: keys are cached unrotated, but what the layers made of the old
 // angles is in them. A model with NaN or infinity among its weights is found out here.
-static void feed(Session *s, const int *tokens, size_t n) {
+static void feed(Session *s, const int *tokens, size_t n)
+{
     Attention *a = &s->state.attn;
     const RopeConfig *r = &a->positions[0].rope;
     double start = seconds();
@@ -4767,7 +5006,8 @@ typedef struct {
 } Stream;
 
 // Writes the held character, whole or not.
-static void stream_flush(Stream *s) {
+static void stream_flush(Stream *s)
+{
     uint8_t c = s->n ? (uint8_t)s->held[s->n - 1] : 0;
     int low = s->n == 1 && (c < 32 || c == 127) && c != '\n' && c != '\t';
     int high = s->n == 2 && (uint8_t)s->held[0] == 0xc2 && c < 0xa0; // ESC and c - 64 in one
@@ -4778,7 +5018,8 @@ static void stream_flush(Stream *s) {
 
 // Writes all characters that are complete by now. Control characters were told apart by their first
 // byte, or as the two bytes of U+0080 to U+009F.
-static void stream_write(Stream *s, const char *bytes, size_t len) {
+static void stream_write(Stream *s, const char *bytes, size_t len)
+{
     for (size_t i = 0; i < len; i++) {
         if (((uint8_t)bytes[i] & 0xc0) != 0x80) stream_flush(s); // it will never be completed
         s->held[s->n++] = bytes[i];
@@ -4790,7 +5031,8 @@ static void stream_write(Stream *s, const char *bytes, size_t len) {
 // The token at the last position that the cache holds.
 static int last_token(const Session *s) { return s->ids[s->pos - 1]; }
 
-static void write_token(const Tokenizer *t, Stream *out, int prev, int id) {
+static void write_token(const Tokenizer *t, Stream *out, int prev, int id)
+{
     size_t len;
     const char *text = tokenizer_decode(t, prev, id, &len);
     stream_write(out, text, len);
@@ -4799,7 +5041,8 @@ static void write_token(const Tokenizer *t, Stream *out, int prev, int id) {
 // With --show-tokens, what the model is about to read: ids, and then pieces in which blanks and
 // bytes that are no characters can be seen. Most of what goes wrong between a model and its user is
 // a missing blank or a turn's mark that became letters.
-static void show_tokens(const Tokenizer *t, const int *ids, size_t n) {
+static void show_tokens(const Tokenizer *t, const int *ids, size_t n)
+{
     if (!opt.show_tokens) return;
     for (size_t i = 0; i < n; i++) fprintf(stderr, i ? " %d" : "tokens: %d", ids[i]);
     fputs("\npieces:", stderr);
@@ -4826,7 +5069,8 @@ static const char *const endings[] = {"the model", "-n", "a full context (see -c
 // Ctrl-C; returns which. echo: the prompt is written out first, as llama2.c does. Every token is
 // drawn from the logits, written out, and read in its turn, which gives the next logits. The last
 // one need not be read, since nothing follows it, but stands behind the others in s->ids.
-static int reply(Session *s, const int *ids, size_t n, int echo) {
+static int reply(Session *s, const int *ids, size_t n, int echo)
+{
     const Tokenizer *t = &s->tokenizer;
     Stream out = {.out = stdout, .terminal = isatty(STDOUT_FILENO)};
     double start = seconds();
@@ -4861,7 +5105,8 @@ static int reply(Session *s, const int *ids, size_t n, int echo) {
 
 // The last line of a run, with all that is needed to have the text again. Reading and writing have
 // speeds of their own: the one is bound by arithmetic, the other by the bandwidth of memory.
-static void say_speed(const Session *s, const char *ending) {
+static void say_speed(const Session *s, const char *ending)
+{
     fprintf(stderr, "prompt: %zu tokens, %.1f tok/s; generated: %zu tokens, %.1f tok/s; seed %lld; "
             "ended by %s\n", s->n_read, s->n_read / fmax(s->read_s, 1e-9), s->n_made,
             s->n_made / fmax(s->made_s, 1e-9), opt.seed, ending);
@@ -4870,7 +5115,8 @@ static void say_speed(const Session *s, const char *ending) {
 // The text's tokens, with BOS first if the model wants it and the template did not write it. There
 // is at least one, since a model needs one to go on from. The caller frees them.
 static int *encode_text(const Tokenizer *t, const char *text, const char *template, size_t len,
-                        size_t *n) {
+                        size_t *n)
+{
     int *ids = xrealloc(NULL, add_size(mul_size(len, 2), 2), sizeof *ids);
     ids[0] = t->bos >= 0 ? t->bos : t->eos >= 0 ? t->eos : 0;
     size_t made = tokenizer_encode(t, text, template, len, ids + 1);
@@ -4882,7 +5128,8 @@ static int *encode_text(const Tokenizer *t, const char *text, const char *templa
 
 // Mode generate: continues the prompt. It has to fit into the context whole, since a text whose
 // beginning was silently cut off is another text.
-static void run_generate(Session *s) {
+static void run_generate(Session *s)
+{
     size_t n;
     int *ids = encode_text(&s->tokenizer, s->text ? s->text : "", NULL, s->len, &n);
     if ((long long)n > s->ctx)
@@ -4896,7 +5143,8 @@ static void run_generate(Session *s) {
 
 // The user's text: a file's, the prompt, or in a chat both. A byte order mark is no text. UTF-16,
 // as some editors write it, would be read as letters with zeros between, and is refused.
-static void read_prompt(Session *s) {
+static void read_prompt(Session *s)
+{
     char *text = opt.file ? read_text(opt.file, &s->len) : copy_string("");
     const char *prompt = opt.prompt ? opt.prompt : "";
     if (s->len >= 2 && (!memcmp(text, "\xff\xfe", 2) || !memcmp(text, "\xfe\xff", 2)))
@@ -4922,7 +5170,8 @@ static void read_prompt(Session *s) {
 // Numbers are parsed whole: "12x", "", "nan" and what is out of range are refused, never clamped.
 // what: the option or the file that says it; code: the exit status if it is wrong.
 static long double parse_number(int code, const char *what, const char *s, int whole,
-                                long double lo, long double hi) {
+                                long double lo, long double hi)
+{
     char *end;
     long double v = strtold(s, &end);
     if (end == s || *end || isspace((unsigned char)*s) || (whole && v != rintl(v)))
@@ -5006,14 +5255,16 @@ typedef struct {
 static const Program *program;
 
 // Row i of the program's tables, counted through all of them, or NULL behind the last.
-static const Option *option_row(size_t i) {
+static const Option *option_row(size_t i)
+{
     for (size_t k = 0; k < COUNT(program->tables); i -= program->tables[k++].n)
         if (i < program->tables[k].n) return &program->tables[k].rows[i];
     return NULL;
 }
 
 // One line an option, in the order of the tables: its names, what its value is, and what it does.
-static void print_help(void) {
+static void print_help(void)
+{
     const Option *o;
     printf("usage: %s CHECKPOINT [options], with defaults in brackets\n", prog);
     for (size_t i = 0; (o = option_row(i)); i++) {
@@ -5030,7 +5281,8 @@ static void print_help(void) {
 
 // Sets what option o says; text: its value, of which the next row takes what follows a colon. A
 // name that is none is answered with those that are.
-static void set_option(const Option *o, const char *name, char *text) {
+static void set_option(const Option *o, const char *name, char *text)
+{
     if (o->arg && strchr(o->arg, ':')) {
         char *colon = strchr(text, ':');
         if (!colon) die(EXIT_USAGE, name, "want two numbers, %s (got '%.99s')", o->arg, text);
@@ -5049,7 +5301,8 @@ static void set_option(const Option *o, const char *name, char *text) {
 
 // The whole command line: "--name value", "--name=value", "-n value", and one word without a dash,
 // the model's file. Options may stand before it and behind it, and the last of two counts.
-static void parse_options(int argc, char **argv) {
+static void parse_options(int argc, char **argv)
+{
     for (int a = 1; a < argc; a++) {
         char *arg = argv[a], *value = !strncmp(arg, "--", 2) ? strchr(arg, '=') : NULL;
         if (arg[0] != '-' || !arg[1]) {
@@ -5072,7 +5325,8 @@ static void parse_options(int argc, char **argv) {
 
 // tokenizer.bin beside the checkpoint, or in the folder above, where several models share it; no
 // pipe, which might never end.
-static const char *find_tokenizer(const char *checkpoint) {
+static const char *find_tokenizer(const char *checkpoint)
+{
     static char path[PATH_MAX];
     struct stat st;
     const char *slash = strrchr(checkpoint, '/');
@@ -5086,7 +5340,8 @@ static const char *find_tokenizer(const char *checkpoint) {
 
 // As many threads as this process may use processors: taskset and containers allow it fewer than
 // the machine has, and more threads than processors wait for each other.
-static int processors(void) {
+static int processors(void)
+{
 #ifdef __linux__
     cpu_set_t set;
     if (!sched_getaffinity(0, sizeof set, &set)) return CPU_COUNT(&set);
@@ -5095,7 +5350,8 @@ static int processors(void) {
 }
 
 // LongRoPE's factors from a file: numbers separated by blanks or commas, one a pair, all positive.
-static const float *read_factors(const char *path, size_t pairs) {
+static const float *read_factors(const char *path, size_t pairs)
+{
     size_t len, n = 0;
     float *list = xcalloc(pairs, sizeof *list);
     char *text = read_text(path, &len), *word;
@@ -5113,7 +5369,8 @@ static const float *read_factors(const char *path, size_t pairs) {
 // of the model's factors, too, which belong to the model's own; a window that is taken away takes
 // its sinks along. An option that could have no effect is refused, since whoever gives it expects
 // one.
-static void set_rope(Model *m) {
+static void set_rope(Model *m)
+{
     Config *c = &m->config;
     RopeConfig *r = &c->rope;
     const RopeConfig *from = &asked.rope;
@@ -5141,7 +5398,8 @@ static void set_rope(Model *m) {
 // Which context the run uses: -c, else as trained; the longest length to be tested; or, where a
 // window keeps memory constant, as much as there is text. Then the factor of a method that follows
 // from the context is settled first, for the trained one: a context without end has no ratio to it.
-static long long choose_context(Config *c) {
+static long long choose_context(Config *c)
+{
     long long ctx = opt.ctx ? opt.ctx : c->train_ctx;
     int bounded = c->encoding == ENC_LEARNED && !opt.clamp_positions;
     const Mode *mode = &program->modes[opt.mode];
@@ -5154,7 +5412,8 @@ static long long choose_context(Config *c) {
 // Learned positions end with their table: what lies behind it was never there. More context than
 // trained without a method works with RoPE, as far as the program goes, but what is written becomes
 // nonsense, and the user should know why and what would help.
-static void check_context(const Config *c, long long ctx) {
+static void check_context(const Config *c, long long ctx)
+{
     const RopeConfig *r = &c->rope;
     double last = (ctx - 1) / position_stretch(c);
     if (c->encoding == ENC_LEARNED && !opt.clamp_positions && last >= c->rows)
@@ -5168,7 +5427,8 @@ static void check_context(const Config *c, long long ctx) {
 
 // From the command line to a model that can be fed: everything that a mode needs, and for those
 // that only look at the model (NO_STATE) no threads, cache or way to cut text.
-static void open_session(Session *s) {
+static void open_session(Session *s)
+{
     int runs = !(program->modes[opt.mode].kind & NO_STATE);
     model_load(&s->model, opt.checkpoint);
     Config *c = &s->model.config;
@@ -5197,7 +5457,8 @@ static void open_session(Session *s) {
 
 // All that a program's main does, from the command line to the last line that is written; check:
 // what must hold of the program's own options before a file is opened.
-static int run_main(const Program *p, void (*check)(void), int argc, char **argv) {
+static int run_main(const Program *p, void (*check)(void), int argc, char **argv)
+{
     // A closed stdin, stdout or stderr must not become some file that is opened later.
     for (int fd = 0; fd >= 0 && fd < 3;) fd = open("/dev/null", O_RDONLY);
     static Session s;

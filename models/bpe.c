@@ -40,14 +40,16 @@ typedef struct {
 } Table;
 
 // The slot that holds s[0..n), or the empty slot where it belongs.
-static Entry *table_slot(Table *t, const char *s, size_t n) {
+static Entry *table_slot(Table *t, const char *s, size_t n)
+{
     size_t i = hash_bytes(s, n) & (t->capacity - 1);
     while (t->slot[i].text && (t->slot[i].len != n || memcmp(t->slot[i].text, s, n)))
         i = (i + 1) & (t->capacity - 1);
     return &t->slot[i];
 }
 
-static void table_grow(Table *t) {
+static void table_grow(Table *t)
+{
     Table old = *t;
     t->capacity = old.capacity ? old.capacity * 2 : 1 << 16;
     t->slot = xcalloc(t->capacity, sizeof(Entry));
@@ -57,7 +59,8 @@ static void table_grow(Table *t) {
 }
 
 // Finds s[0..n) or adds a copy of it with value -1. The pointer lasts until the next add.
-static Entry *table_add(Table *t, const char *s, size_t n) {
+static Entry *table_add(Table *t, const char *s, size_t n)
+{
     if (t->n * 2 >= t->capacity) table_grow(t);
     Entry *e = table_slot(t, s, n);
     if (!e->text) {
@@ -76,14 +79,16 @@ static struct {
     Table ids;
 } vocab;
 
-static int vocab_add(const char *s, int n) {
+static int vocab_add(const char *s, int n)
+{
     Entry *e = table_add(&vocab.ids, s, (size_t)n);
     e->value = vocab.n;
     vocab.piece[vocab.n] = (Piece){.text = e->text, .len = n};
     return vocab.n++;
 }
 
-static int vocab_find(const char *s, size_t n) {
+static int vocab_find(const char *s, size_t n)
+{
     const Entry *e = table_slot(&vocab.ids, s, n);
     return e->text ? e->value : -1;
 }
@@ -107,7 +112,8 @@ static struct {
 
 enum { LETTER, PUNCT, ALONE, SPACE };
 
-static int char_class(unsigned char c) {
+static int char_class(unsigned char c)
+{
     if (c == ' ') return SPACE;
     if (c < 32 || c == 127 || (c >= '0' && c <= '9')) return ALONE;
     return c >= 128 || c == '\'' || ((c | 32) >= 'a' && (c | 32) <= 'z') ? LETTER : PUNCT;
@@ -115,7 +121,8 @@ static int char_class(unsigned char c) {
 
 // Length in bytes of the word that s[0..n) starts with: one digit or control character, or an
 // optional space before a run of letters (apostrophe and non-ASCII included) or of punctuation.
-static size_t word_length(const char *s, size_t n) {
+static size_t word_length(const char *s, size_t n)
+{
     size_t i = s[0] == ' ' && n > 1 && char_class((unsigned char)s[1]) <= PUNCT;
     int class = char_class((unsigned char)s[i]);
     if (class >= ALONE) return 1;
@@ -123,7 +130,8 @@ static size_t word_length(const char *s, size_t n) {
     return i;
 }
 
-static void count_words(const char *s, size_t n) {
+static void count_words(const char *s, size_t n)
+{
     for (size_t i = 0, len; i < n; i += len) {
         len = word_length(s + i, n - i);
         Entry *e = table_add(&words.index, s + i, len);
@@ -140,14 +148,16 @@ static void count_words(const char *s, size_t n) {
 }
 
 // Bytes of the character at s[0..n), as the encoder counts them: 1 if it is cut short.
-static size_t char_length(const char *s, size_t n) {
+static size_t char_length(const char *s, size_t n)
+{
     size_t len = utf8_length(*s);
     return len <= n ? len : 1;
 }
 
 // Adds the characters that become pieces: printable ASCII and newline always, so that any prompt
 // reads well, and every other character seen at least `least` times.
-static void add_characters(uint64_t least) {
+static void add_characters(uint64_t least)
+{
     Table seen = {0};
     for (size_t w = 0; w < words.n; w++)
         for (size_t i = 0, len; i < words.word[w].len; i += len) {
@@ -166,7 +176,8 @@ static void add_characters(uint64_t least) {
 
 // Writes the word's characters as ids; a character without a piece becomes its bytes (id byte+3),
 // which never merge.
-static void split_word(Word *w) {
+static void split_word(Word *w)
+{
     w->ids = xcalloc(w->len, sizeof *w->ids);
     for (size_t i = 0, len; i < w->len; i += len) {
         len = char_length(w->text + i, w->len - i);
@@ -198,7 +209,8 @@ static struct {
     size_t slots;
 } pairs;
 
-static size_t pair_slot(int left, int right) {
+static size_t pair_slot(int left, int right)
+{
     uint64_t h = ((uint64_t)left << 16 | (uint64_t)right) * 0x9E3779B97F4A7C15u;
     size_t i = (h >> 32) & (pairs.slots - 1);
     for (uint32_t p; (p = pairs.slot[i]); i = (i + 1) & (pairs.slots - 1))
@@ -207,7 +219,8 @@ static size_t pair_slot(int left, int right) {
 }
 
 // The id of the piece that left and right spell together, or 0.
-static int joined_id(int left, int right) {
+static int joined_id(int left, int right)
+{
     char text[2 * MAX_PIECE];
     Piece a = vocab.piece[left], b = vocab.piece[right];
     memcpy(text, a.text, (size_t)a.len);
@@ -216,7 +229,8 @@ static int joined_id(int left, int right) {
     return id < 0 ? 0 : id;
 }
 
-static Pair *pair_add(int left, int right) {
+static Pair *pair_add(int left, int right)
+{
     size_t s = pair_slot(left, right);
     if (pairs.slot[s]) return &pairs.pair[pairs.slot[s] - 1];
     if (pairs.n == pairs.capacity) {
@@ -230,7 +244,8 @@ static Pair *pair_add(int left, int right) {
     return &pairs.pair[pairs.n - 1];
 }
 
-static void pair_note_word(Pair *p, uint32_t word) {
+static void pair_note_word(Pair *p, uint32_t word)
+{
     if (p->n && p->in[p->n - 1] == word) return;
     if (p->n == p->cap) {
         p->cap = p->cap ? 2 * p->cap : 4;
@@ -240,7 +255,8 @@ static void pair_note_word(Pair *p, uint32_t word) {
 }
 
 // Adds (sign +1) or takes away (-1) the word's neighbours from the counts.
-static void count_pairs(uint32_t word, int sign) {
+static void count_pairs(uint32_t word, int sign)
+{
     const Word *w = &words.word[word];
     for (uint32_t i = 0; i + 1 < w->n; i++) {
         if (w->ids[i] < FIRST_CHAR || w->ids[i + 1] < FIRST_CHAR) continue;
@@ -251,7 +267,8 @@ static void count_pairs(uint32_t word, int sign) {
 }
 
 // The pair seen most often; of equals, the one met first. NULL if none occurs twice.
-static const Pair *most_frequent_pair(void) {
+static const Pair *most_frequent_pair(void)
+{
     const Pair *best = NULL;
     for (size_t i = 0; i < pairs.n; i++) {
         const Pair *p = &pairs.pair[i];
@@ -268,7 +285,8 @@ static const Pair *most_frequent_pair(void) {
 // Does to the word what the encoder would do with the pieces known so far: join the neighbours
 // with the earliest (lowest) piece id, leftmost first, until none join. It continues from the
 // word's current pieces, which is the encoder's own state before it reaches the newest piece.
-static void merge_word(Word *w) {
+static void merge_word(Word *w)
+{
     for (;;) {
         int best = 0;
         uint32_t at = 0;
@@ -287,7 +305,8 @@ static void merge_word(Word *w) {
     }
 }
 
-static void merge_words_of(Pair pair) {
+static void merge_words_of(Pair pair)
+{
     for (size_t i = 0; i < pair.n; i++) {
         count_pairs(pair.in[i], -1);
         merge_word(&words.word[pair.in[i]]);
@@ -297,7 +316,8 @@ static void merge_words_of(Pair pair) {
 
 // Makes the new piece `id` known to every pair that spells it, however it is split: the encoder
 // looks at the joined string, not at the two halves. Then merges it wherever it occurs.
-static void apply_piece(int id) {
+static void apply_piece(int id)
+{
     Piece p = vocab.piece[id];
     size_t split[MAX_PIECE], n = 0;
     for (int k = 1; k < p.len; k++) {
@@ -319,7 +339,8 @@ static void apply_piece(int id) {
     }
 }
 
-static void train_merges(int vocab_size) {
+static void train_merges(int vocab_size)
+{
     for (size_t i = 0; i < words.n; i++) {
         split_word(&words.word[i]);
         count_pairs((uint32_t)i, +1);
@@ -339,7 +360,8 @@ static void train_merges(int vocab_size) {
 // 5  Writing
 
 // llama2.c's format: int32 longest piece, then for each id float32 score, int32 length, bytes.
-static void write_tokenizer(const char *path) {
+static void write_tokenizer(const char *path)
+{
     FILE *f = fopen(path, "wb");
     if (!f) die(1, path, "cannot write: %s", strerror(errno));
     int32_t longest = 0;
@@ -361,7 +383,8 @@ static void write_tokenizer(const char *path) {
 
 static uint64_t bytes_read;
 
-static void read_file(const char *path) {
+static void read_file(const char *path)
+{
     size_t n;
     char *text = read_text(path, &n);
     count_words(text, n);
@@ -370,7 +393,8 @@ static void read_file(const char *path) {
 }
 
 // A file, or all the files of a folder in the order of their names.
-static void read_path(const char *path) {
+static void read_path(const char *path)
+{
     struct stat st;
     if (stat(path, &st)) die(1, path, "cannot read: %s", strerror(errno));
     if (!S_ISDIR(st.st_mode)) {
@@ -389,13 +413,15 @@ static void read_path(const char *path) {
     free(entry);
 }
 
-static void prepare(void) {
+static void prepare(void)
+{
     table_grow(&vocab.ids);
     pairs.slots = 1 << 21;
     pairs.slot = xcalloc(pairs.slots, sizeof *pairs.slot);
 }
 
-static void add_special(void) {
+static void add_special(void)
+{
     vocab_add("<unk>", 5);
     vocab_add("\n<s>\n", 5);
     vocab_add("\n</s>\n", 6);
@@ -406,7 +432,8 @@ static void add_special(void) {
 }
 
 #ifndef TESTING_BPE
-int main(int argc, char **argv) {
+int main(int argc, char **argv)
+{
     prog = "bpe";
     const char *out = "tokenizer.bin";
     int vocab_size = 4096, option;

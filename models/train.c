@@ -52,12 +52,14 @@ typedef float vecu __attribute__((vector_size(4 * WIDTH), aligned(4), may_alias)
 static inline vec load(const float *p) { return *(const vecu *)p; }
 static inline void store(float *p, vec x) { *(vecu *)p = x; }
 static inline vec splat(float x) { return (vec){0} + x; }
-static inline vec select_vec(veci mask, vec a, vec b) {
+static inline vec select_vec(veci mask, vec a, vec b)
+{
     return (vec)(((veci)a & mask) | ((veci)b & ~mask));
 }
 static inline vec max_vec(vec a, vec b) { return select_vec(a > b, a, b); }
 
-static inline float sum_vec(vec x) {
+static inline float sum_vec(vec x)
+{
     float s = 0;
     for (int i = 0; i < WIDTH; i++) s += x[i];
     return s;
@@ -65,7 +67,8 @@ static inline float sum_vec(vec x) {
 
 // e^x of every lane; relative error below 2e-7; 0 below -87. x = n ln 2 + r, |r| <= ln 2 / 2, and
 // e^r by its Taylor series to r^6; ln 2 is split in two so that r keeps its low bits.
-static inline vec exp_vec(vec x) {
+static inline vec exp_vec(vec x)
+{
     veci tiny = x < -87.0f;
     x = select_vec(x > 88.0f, splat(88.0f), select_vec(tiny, splat(-87.0f), x));
     vec shifted = x * 1.44269504f + 12582912.0f; // 1.5 * 2^23: rounds to integer
@@ -93,7 +96,8 @@ enum {
 };
 
 // A buffer of n floats that belongs to the calling thread until its next call with the same use.
-static float *thread_buffer(int use, size_t n) {
+static float *thread_buffer(int use, size_t n)
+{
     static __thread struct {
         float *p;
         size_t n;
@@ -130,12 +134,14 @@ typedef struct {
 
 static View rows_of(const float *p, size_t width) { return (View){p, width, 1}; }
 static View transposed(View a) { return (View){a.p, a.col, a.row}; }
-static View view_at(View a, size_t i, size_t j) {
+static View view_at(View a, size_t i, size_t j)
+{
     return (View){a.p + i * a.row + j * a.col, a.row, a.col};
 }
 
 static inline __attribute__((always_inline)) void store_tile(float *c, size_t ldc,
-                                                             vec s[TILE_M][2], int add) {
+                                                             vec s[TILE_M][2], int add)
+{
 #pragma GCC unroll 8
     for (int i = 0; i < TILE_M; i++)
         for (int j = 0; j < 2; j++) {
@@ -146,7 +152,8 @@ static inline __attribute__((always_inline)) void store_tile(float *c, size_t ld
 
 // c (TILE_M, TILE_N) (+)= a (TILE_M, k) b (k, TILE_N), b packed.
 static inline __attribute__((always_inline)) void tile_kernel(float *c, size_t ldc, View a,
-                                                              const float *b, size_t k, int add) {
+                                                              const float *b, size_t k, int add)
+{
     vec s[TILE_M][2];
 #pragma GCC unroll 8
     for (int i = 0; i < TILE_M; i++) s[i][0] = s[i][1] = splat(0);
@@ -164,14 +171,16 @@ static inline __attribute__((always_inline)) void tile_kernel(float *c, size_t l
 
 // The kernel for the two ways in which a tile of A can lie, each compiled with its steps known: as
 // rows of a larger matrix in order, or packed, its rows interleaved.
-static void tile(float *c, size_t ldc, View a, const float *b, size_t k, int add) {
+static void tile(float *c, size_t ldc, View a, const float *b, size_t k, int add)
+{
     if (a.col == 1) tile_kernel(c, ldc, (View){a.p, a.row, 1}, b, k, add);
     else tile_kernel(c, ldc, (View){a.p, 1, TILE_M}, b, k, add);
 }
 
 // A tile at the border, with fewer rows or columns: computed whole, the part that exists kept.
 static void tile_border(float *c, size_t ldc, View a, const float *b, size_t k, int add, size_t m,
-                        size_t n) {
+                        size_t n)
+{
     float whole[TILE_M * TILE_N];
     tile(whole, TILE_N, a, b, k, 0);
     for (size_t i = 0; i < m; i++)
@@ -185,7 +194,8 @@ static void tile_border(float *c, size_t ldc, View a, const float *b, size_t k, 
 // All tiles side by side, since where the rows of A are columns of a matrix the next p lies far
 // away. The distance between tiles is no power of two: with one they would all fall into the same
 // few lines of the nearest cache.
-static void pack_a(float *out, View a, size_t m, size_t k) {
+static void pack_a(float *out, View a, size_t m, size_t k)
+{
     for (size_t p = 0; p < k; p++)
         for (size_t i = 0; i < m; i += TILE_M) {
             float *to = out + i / TILE_M * PACKED_TILE + p * TILE_M;
@@ -197,7 +207,8 @@ static void pack_a(float *out, View a, size_t m, size_t k) {
 }
 
 // out[panel][p][j] = b(p, TILE_N panel + j), zero past n. A panel takes k * TILE_N floats.
-static void pack_b(float *out, View b, size_t k, size_t n) {
+static void pack_b(float *out, View b, size_t k, size_t n)
+{
     for (size_t j = 0; j < n; j += TILE_N, out += k * TILE_N) {
         View from = view_at(b, 0, j);
         size_t width = n - j < TILE_N ? n - j : TILE_N;
@@ -215,7 +226,8 @@ static void pack_b(float *out, View b, size_t k, size_t n) {
 // `panel` floats apart. Rows of A that lie in order are read where they are, but for a last tile
 // that is not whole.
 static void gemm_block(float *c, size_t ldc, View a, const float *b, size_t panel, size_t m,
-                       size_t n, size_t k, int add) {
+                       size_t n, size_t k, int add)
+{
     float *packed = thread_buffer(USE_PACK_A, BLOCK_M / TILE_M * PACKED_TILE);
     for (size_t first = 0; first < m; first += BLOCK_M) {
         size_t rows = min_size(m - first, BLOCK_M), in_order = a.col == 1 ? rows / TILE_M : 0;
@@ -236,7 +248,8 @@ static void gemm_block(float *c, size_t ldc, View a, const float *b, size_t pane
 
 // The same for any k, with b packed in panels of `depth` >= k rows.
 static void gemm_packed(float *c, size_t ldc, View a, const float *b, size_t depth, size_t m,
-                        size_t n, size_t k, int add) {
+                        size_t n, size_t k, int add)
+{
     for (size_t p = 0; p < k; p += KC)
         gemm_block(c, ldc, view_at(a, 0, p), b + p * TILE_N, depth * TILE_N, m, n,
                    k - p < KC ? k - p : KC, add || p > 0);
@@ -252,18 +265,21 @@ static int use_bf16;
 #if defined(__AVX512BF16__) && !defined(PLAIN)
 typedef uint32_t vecw __attribute__((vector_size(4 * WIDTH)));
 
-// bfloat16 in the upper half, nearest even; the rest left over
-static inline vecw round_vec(vec x) {
+static inline vecw round_vec(vec x) // bfloat16 in the upper half, nearest even; the rest left over
+{
     vecw bits = (vecw)x;
     return bits + 0x7fff + (bits >> 16 & 1);
 }
-static inline vecw pair16(vec even, vec odd) { // lane by lane
+static inline vecw pair16(vec even, vec odd) // lane by lane
+{
     return round_vec(even) >> 16 | (round_vec(odd) & 0xffff0000);
 }
-static inline vecw pair32(const float *p) { // 32 floats in order: 16 pairs
+static inline vecw pair32(const float *p) // 32 floats in order: 16 pairs
+{
     return (vecw)_mm512_cvtne2ps_pbh((__m512)load(p + WIDTH), (__m512)load(p));
 }
-static inline vec add_pairs(vec s, vecw a, vecw b) { // s + a.even * b.even + a.odd * b.odd
+static inline vec add_pairs(vec s, vecw a, vecw b) // s + a.even * b.even + a.odd * b.odd
+{
     return (vec)_mm512_dpbf16_ps((__m512)s, (__m512bh)a, (__m512bh)b);
 }
 
@@ -271,7 +287,8 @@ static inline vec add_pairs(vec s, vecw a, vecw b) { // s + a.even * b.even + a.
 static inline __attribute__((always_inline)) void tile_pairs(float *c, size_t ldc,
                                                              const uint32_t *a, size_t a_row,
                                                              size_t a_col, const uint32_t *b,
-                                                             size_t k, int add) {
+                                                             size_t k, int add)
+{
     vec s[TILE_M][2];
     for (int i = 0; i < TILE_M; i++) s[i][0] = s[i][1] = splat(0);
     for (size_t p = 0; p < k / 2; p++) {
@@ -288,7 +305,8 @@ static inline __attribute__((always_inline)) void tile_pairs(float *c, size_t ld
 }
 
 // out[i][p / 2]: m rows of A, each in order, as pairs.
-static void pair_rows(uint32_t *out, View a, size_t m, size_t k) {
+static void pair_rows(uint32_t *out, View a, size_t m, size_t k)
+{
     for (size_t i = 0; i < m; i++)
         for (size_t p = 0; p < k; p += 2 * WIDTH) {
             vecw x = pair32(a.p + i * a.row + p);
@@ -298,7 +316,8 @@ static void pair_rows(uint32_t *out, View a, size_t m, size_t k) {
 
 // out[i / 8][p / 2][i % 8]: m rows of A that lie side by side. Many at a time, since the next p is
 // far away in memory; two tiles of 8 fill a vector.
-static void pair_columns(uint32_t *out, View a, size_t m, size_t k) {
+static void pair_columns(uint32_t *out, View a, size_t m, size_t k)
+{
     for (size_t p = 0; p < k; p += 2)
         for (size_t i = 0; i < m; i += WIDTH) {
             const float *even = a.p + p * a.col + i;
@@ -310,7 +329,8 @@ static void pair_columns(uint32_t *out, View a, size_t m, size_t k) {
 }
 
 // out[panel][p / 2][j]: B as pairs, for n a multiple of 32.
-static void pair_b(uint32_t *out, View b, size_t k, size_t n) {
+static void pair_b(uint32_t *out, View b, size_t k, size_t n)
+{
     for (size_t j = 0; j < n; j += TILE_N, out += k / 2 * TILE_N) {
         const float *from = b.p + j * b.col;
         if (b.col == 1)
@@ -331,7 +351,8 @@ static void pair_b(uint32_t *out, View b, size_t k, size_t n) {
 
 // c (m, n) (+)= a b on this thread, for k <= KC, b in pairs.
 static void gemm_block_pairs(float *c, size_t ldc, View a, const uint32_t *b, size_t m, size_t n,
-                             size_t k, int add) {
+                             size_t k, int add)
+{
     enum { ROWS = 64 };
     uint32_t *pairs = (uint32_t *)thread_buffer(USE_PACK_A, ROWS * KC / 2);
     size_t row = a.col == 1 ? KC / 2 : 1, col = a.col == 1 ? 1 : TILE_M;
@@ -348,7 +369,8 @@ static void gemm_block_pairs(float *c, size_t ldc, View a, const uint32_t *b, si
 #endif
 
 // Whether the product has the form that the kernel of pairs takes.
-static int fits_pairs(View a, View b, size_t m, size_t n, size_t k) {
+static int fits_pairs(View a, View b, size_t m, size_t n, size_t k)
+{
     return use_bf16 && m % WIDTH == 0 && n % TILE_N == 0 && k % (2 * WIDTH) == 0 &&
            (a.col == 1 || a.row == 1) && (b.col == 1 || b.row == 1);
 }
@@ -363,7 +385,8 @@ typedef struct {
 
 // One block: c (m, n) (+)= a (m, k) b (k, n) for k <= KC; packed has room for b.
 static void pack_and_multiply(const Gemm *g, float *c, View a, View b, float *packed, size_t m,
-                              size_t n, size_t k, int add) {
+                              size_t n, size_t k, int add)
+{
 #if defined(__AVX512BF16__) && !defined(PLAIN)
     if (g->pairs) {
         pair_b((uint32_t *)packed, b, k, n);
@@ -377,7 +400,8 @@ static void pack_and_multiply(const Gemm *g, float *c, View a, View b, float *pa
 
 // Computes blocks begin..end of C, block_m rows by NC columns each. Each thread packs the part of
 // B it needs itself: that costs little next to the product and spares a rendezvous.
-static void gemm_task(void *arg, size_t begin, size_t end) {
+static void gemm_task(void *arg, size_t begin, size_t end)
+{
     const Gemm *g = arg;
     size_t across = (g->n + NC - 1) / NC;
     for (size_t t = begin; t < end; t++) {
@@ -395,7 +419,8 @@ static void gemm_task(void *arg, size_t begin, size_t end) {
 
 // C (m, n) with rows ldc apart (+)= A B, on all threads. Every element is summed in the same order
 // whatever their number: k in steps of one, in blocks of KC.
-static void gemm(float *c, size_t ldc, View a, View b, size_t m, size_t n, size_t k, int add) {
+static void gemm(float *c, size_t ldc, View a, View b, size_t m, size_t n, size_t k, int add)
+{
     Gemm g = {c, ldc, a, b, m, n, k, 16 * BLOCK_M, add, fits_pairs(a, b, m, n, k)};
     size_t across = (n + NC - 1) / NC;
     size_t wanted = 4 * (size_t)pool.n_threads; // blocks; each packs its part of B anew
@@ -406,11 +431,13 @@ static void gemm(float *c, size_t ldc, View a, View b, size_t m, size_t n, size_
 
 // The three products of a linear layer: x (R, in), w (out, in), y (R, out).
 static void linear(float *y, const float *x, const float *w, size_t R, size_t in, size_t out,
-                   int add) {
+                   int add)
+{
     gemm(y, out, rows_of(x, in), transposed(rows_of(w, in)), R, out, in, add);
 }
 static void linear_backward(float *d_x, float *d_w, const float *d_y, const float *x,
-                            const float *w, size_t R, size_t in, size_t out) {
+                            const float *w, size_t R, size_t in, size_t out)
+{
     gemm(d_x, in, rows_of(d_y, out), rows_of(w, in), R, in, out, 0);
     gemm(d_w, in, transposed(rows_of(d_y, out)), rows_of(x, in), out, in, R, 1);
 }
@@ -461,7 +488,8 @@ typedef struct {
     size_t size;
 } Parts;
 
-static size_t add_part(Parts *p, size_t rows, size_t cols, int kind) {
+static size_t add_part(Parts *p, size_t rows, size_t cols, int kind)
+{
     size_t at = p->size;
     p->part[p->n++] = (Part){at, rows, cols, kind};
     p->size += rows * cols;
@@ -471,13 +499,15 @@ static size_t add_part(Parts *p, size_t rows, size_t cols, int kind) {
 enum { T5_BUCKETS = 32, T5_DISTANCE = 128, SHAW_DISTANCE = 32 };
 
 // Positions that training can meet.
-static size_t n_positions(const Shape *s) {
+static size_t n_positions(const Shape *s)
+{
     return (size_t)s->train_ctx * (s->spread ? s->spread : 1);
 }
 
 // What the encoding learns, in the order of run.c's section 7. Numbers that must be positive are
 // kept as logarithms: of kerple's r1 and r2, of fire's c / 0.1 and T / (train_ctx / 4).
-static void place_encoding(Parts *p, const Shape *s) {
+static void place_encoding(Parts *p, const Shape *s)
+{
     size_t heads = (size_t)s->n_heads;
     switch (s->encoding) {
     case ENC_LEARNED: add_part(p, n_positions(s), (size_t)s->dim, KIND_TABLE); break;
@@ -503,7 +533,8 @@ static float *at(float *base, size_t offset) { return base ? base + offset : NUL
 
 // Lists the parts of the network and points `w` into the array at base (which may be NULL, to
 // learn the size only).
-static void place_params(Params *w, Parts *parts, const Shape *s, float *base) {
+static void place_params(Params *w, Parts *parts, const Shape *s, float *base)
+{
     size_t dim = (size_t)s->dim, hidden = (size_t)s->hidden_dim, kv = kv_width(s);
     *parts = (Parts){.n = 0};
     w->embedding = at(base, add_part(parts, (size_t)s->vocab_size, dim, KIND_EMBEDDING));
@@ -525,7 +556,8 @@ static void place_params(Params *w, Parts *parts, const Shape *s, float *base) {
 }
 
 // splitmix64: one 64-bit word of state, so that a saved run continues with the same numbers.
-static uint64_t draw_bits(uint64_t *state) {
+static uint64_t draw_bits(uint64_t *state)
+{
     uint64_t z = *state += 0x9E3779B97F4A7C15u;
     z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9u;
     z = (z ^ (z >> 27)) * 0x94D049BB133111EBu;
@@ -544,7 +576,8 @@ static double draw_normal(uint64_t *state)
 
 // Table k of the encoding: normal with deviation 0.02, but kerple's r1 evenly from 0 to 2 and r2
 // from 0 to 1 over the heads, fire's c and T as above and its hidden units spread over the input.
-static void init_table(float *w, Part p, int k, const Shape *s, uint64_t *rng) {
+static void init_table(float *w, Part p, int k, const Shape *s, uint64_t *rng)
+{
     for (size_t i = 0; i < p.rows * p.cols; i++) {
         double normal = draw_normal(rng), share = ((double)i + 0.5) / (double)p.cols;
         w[i] = (float)(0.02 * normal);
@@ -557,7 +590,8 @@ static void init_table(float *w, Part p, int k, const Shape *s, uint64_t *rng) {
 // Norms 1, matrices normal with deviation 0.02, those that write into the residual stream (wo, w2)
 // less by 1/sqrt(2 n_layers), because that many of them add up there [GPT-2]. The encoding's
 // tables draw their own numbers, so that all else is the same for every encoding.
-static void init_params(float *base, const Parts *parts, const Shape *s, uint64_t *rng) {
+static void init_params(float *base, const Parts *parts, const Shape *s, uint64_t *rng)
+{
     uint64_t own = *rng;
     int first_table = 2 + 9 * s->n_layers;
     for (int i = 0; i < parts->n; i++) {
@@ -587,7 +621,8 @@ typedef struct {
 enum { ROW_GRAIN = 64 };
 
 // out = in / sqrt(mean(in^2) + eps) * weight (in2); out2, one float a row: 1 / sqrt(...).
-static void rmsnorm_task(void *arg, size_t begin, size_t end) {
+static void rmsnorm_task(void *arg, size_t begin, size_t end)
+{
     const RowStep *a = arg;
     for (size_t r = begin; r < end; r++) {
         const float *x = a->in + r * a->width;
@@ -602,7 +637,8 @@ static void rmsnorm_task(void *arg, size_t begin, size_t end) {
 }
 
 static void norm_forward(float *y, float *rstd, const float *x, const float *w, size_t R,
-                         const Shape *s) {
+                         const Shape *s)
+{
     RowStep a = {
         .in = x, .in2 = w, .out = y, .out2 = rstd, .width = (size_t)s->dim, .eps = s->norm_eps};
     parallel_for(R, ROW_GRAIN, rmsnorm_task, &a);
@@ -612,7 +648,8 @@ static void norm_forward(float *y, float *rstd, const float *x, const float *w, 
 //     d_x_i += r (g_i - x_i r^2 mean(g x))        d_w_i += sum over rows of d_y_i x_i r
 // in d_y, in2 x, in3 r; out d_x; out2 one row of d_w for every block of ROW_GRAIN rows, added up
 // by the caller in a fixed order. table w.
-static void norm_backward_task(void *arg, size_t begin, size_t end) {
+static void norm_backward_task(void *arg, size_t begin, size_t end)
+{
     const RowStep *a = arg;
     for (size_t r = begin; r < end; r++) {
         const float *x = a->in2 + r * a->width, *d_y = a->in + r * a->width, *w = a->table;
@@ -633,7 +670,8 @@ static void norm_backward_task(void *arg, size_t begin, size_t end) {
 // partial: room for ceil(R / ROW_GRAIN) rows of dim floats.
 static void norm_backward(float *d_x, float *d_w, const float *d_y, const float *x,
                           const float *rstd, const float *w, size_t R, const Shape *s,
-                          float *partial) {
+                          float *partial)
+{
     size_t dim = (size_t)s->dim, blocks = (R + ROW_GRAIN - 1) / ROW_GRAIN;
     memset(partial, 0, blocks * dim * sizeof(float));
     RowStep a = {
@@ -646,7 +684,8 @@ static void norm_backward(float *d_x, float *d_w, const float *d_y, const float 
 static inline vec sigmoid_vec(vec x) { return 1 / (1 + exp_vec(-x)); }
 
 // in (R, 2 hidden): gate | up.  out (R, hidden) = silu(gate) * up,  silu(g) = g / (1 + e^-g).
-static void swiglu_task(void *arg, size_t begin, size_t end) {
+static void swiglu_task(void *arg, size_t begin, size_t end)
+{
     const RowStep *a = arg;
     for (size_t r = begin; r < end; r++)
         for (size_t i = 0; i < a->width; i += WIDTH) {
@@ -658,7 +697,8 @@ static void swiglu_task(void *arg, size_t begin, size_t end) {
 
 // d_up = d silu(g);  d_gate = d up (s + g s (1 - s)),  s = sigmoid(g). in d (R, hidden), in2
 // gate | up, out d_gate | d_up (R, 2 hidden).
-static void swiglu_backward_task(void *arg, size_t begin, size_t end) {
+static void swiglu_backward_task(void *arg, size_t begin, size_t end)
+{
     const RowStep *a = arg;
     for (size_t r = begin; r < end; r++)
         for (size_t i = 0; i < a->width; i += WIDTH) {
@@ -671,7 +711,8 @@ static void swiglu_backward_task(void *arg, size_t begin, size_t end) {
 }
 
 // s[0..n) := e^(s - shift); returns the sum.
-static float exp_row(float *s, size_t n, float shift) {
+static float exp_row(float *s, size_t n, float shift)
+{
     vec total = splat(0);
     for (size_t j = 0; j < n; j += WIDTH) {
         vec e = exp_vec(load(s + j) - shift);
@@ -681,7 +722,8 @@ static float exp_row(float *s, size_t n, float shift) {
     return sum_vec(total);
 }
 
-static float max_row(const float *s, size_t n) {
+static float max_row(const float *s, size_t n)
+{
     vec top = load(s);
     for (size_t j = WIDTH; j < n; j += WIDTH) top = max_vec(top, load(s + j));
     float m = top[0];
@@ -699,7 +741,8 @@ typedef struct {
     size_t V;
 } Loss;
 
-static void loss_task(void *arg, size_t begin, size_t end) {
+static void loss_task(void *arg, size_t begin, size_t end)
+{
     const Loss *a = arg;
     for (size_t r = begin; r < end; r++) {
         float *z = a->logits + r * a->V;
@@ -735,12 +778,14 @@ typedef struct {
     size_t table_size;
 } Places;
 
-static void plain_positions(Places *e, size_t R) {
+static void plain_positions(Places *e, size_t R)
+{
     for (size_t r = 0; r < R; r++) e->position[r] = (int32_t)(r % e->T);
 }
 
 // Positions of R rows for training; the same seed draws the same.
-static void draw_positions(Places *e, size_t R, const Shape *s, uint64_t seed) {
+static void draw_positions(Places *e, size_t R, const Shape *s, uint64_t seed)
+{
     size_t T = e->T, all = n_positions(s);
     for (size_t r = 0; s->spread && r < R; r += T) {
         size_t chosen = 0, p = 0;
@@ -766,7 +811,8 @@ typedef struct {
 // [RoPE] Rotates pair (2i, 2i+1) of every query and key head of qkv (R, qkv), in place, by the
 // angle pos * theta^(-2i/head_dim); by the opposite angle if sign < 0, which is the derivative.
 // rotation: cos and sin of pair i in 2i and 2i+1.
-static void rotate_task(void *arg, size_t begin, size_t end) {
+static void rotate_task(void *arg, size_t begin, size_t end)
+{
     const Rotation *a = arg;
     const Shape *s = a->shape;
     size_t hd = head_size(s), dim = (size_t)s->dim, width = dim + kv_width(s);
@@ -784,13 +830,15 @@ static void rotate_task(void *arg, size_t begin, size_t end) {
     }
 }
 
-static void rotate_heads(float *qkv, size_t R, const Shape *s, const Places *e, float sign) {
+static void rotate_heads(float *qkv, size_t R, const Shape *s, const Places *e, float sign)
+{
     Rotation a = {qkv, s, e, sign};
     if (e->rotation) parallel_for(R, ROW_GRAIN, rotate_task, &a);
 }
 
 // xPos: query amplitudes zeta^(p/512), key amplitudes the inverse, p from the middle.
-static float *rotation_table(const Shape *s) {
+static float *rotation_table(const Shape *s)
+{
     size_t hd = head_size(s), n = n_positions(s);
     float *table = xcalloc(2 * n * hd, sizeof(float));
     for (size_t pos = 0; pos < n; pos++)
@@ -810,7 +858,8 @@ static float *rotation_table(const Shape *s) {
 // --- Place 3: biases ----------------------------------------------------------------------------
 
 // Rows begin..end of the biases, row = head * T + query.
-static void bias_task(void *arg, size_t begin, size_t end) {
+static void bias_task(void *arg, size_t begin, size_t end)
+{
     const Places *e = arg;
     for (size_t row = begin; row < end; row++) {
         size_t i = row % e->T;
@@ -825,7 +874,8 @@ static void bias_task(void *arg, size_t begin, size_t end) {
 }
 
 // Takes over the parameters of the moment, before a pass.
-static void set_places(Places *e, const float *params) {
+static void set_places(Places *e, const float *params)
+{
     int n_positive = e->config.encoding == ENC_FIRE ? 2 : 2 * e->config.n_heads;
     e->config.table = params;
     if (e->config.encoding == ENC_LEARNED) e->added = params;
@@ -842,14 +892,16 @@ static void set_places(Places *e, const float *params) {
 }
 
 // by[D] = the sum of d_bias over all queries of one head.
-static void sum_by_distance(const Places *e, size_t head, double *by) {
+static void sum_by_distance(const Places *e, size_t head, double *by)
+{
     memset(by, 0, e->T * sizeof *by);
     for (size_t i = 0; i < e->T; i++)
         for (size_t j = 0; j <= i; j++) by[i - j] += e->d_bias[(head * e->T + i) * e->pitch + j];
 }
 
 // bias = table[bucket(D)][h]
-static void t5_backward(const Places *e, size_t head, const double *by, float *d) {
+static void t5_backward(const Places *e, size_t head, const double *by, float *d)
+{
     for (size_t D = 0, b = 0; D < e->T; D++) {
         while (b + 1 < T5_BUCKETS && e->prepared[b + 1] <= (float)D) b++;
         d[b * (size_t)e->config.n_heads + head] += (float)by[D];
@@ -857,7 +909,8 @@ static void t5_backward(const Places *e, size_t head, const double *by, float *d
 }
 
 // bias = -r1 ln(1 + r2 D);  d_ln r1 = d bias,  d_ln r2 = -d r1 r2 D / (1 + r2 D)
-static void kerple_backward(const Places *e, size_t head, const double *by, float *d) {
+static void kerple_backward(const Places *e, size_t head, const double *by, float *d)
+{
     size_t heads = (size_t)e->config.n_heads;
     double r1 = e->table[head], r2 = e->table[heads + head], d_r1 = 0, d_r2 = 0;
     for (size_t D = 0; D < e->T; D++) {
@@ -871,7 +924,8 @@ static void kerple_backward(const Places *e, size_t head, const double *by, floa
 // Hidden unit u for query i: h = relu(w1 x + b1), bias_head = sum over u of w2[head][u] h + b2.
 // x, ones [n]; adds to d (laid out as the table) and to d_x [n]; work [2 pitch].
 static void fire_unit(const Places *e, size_t i, size_t u, const float *x, const float *ones,
-                      float *d_x, float *d, float *work) {
+                      float *d_x, float *d, float *work)
+{
     size_t heads = (size_t)e->config.n_heads, n = i + 1, at_w2 = 2 + 2 * FIRE_HIDDEN + u;
     float *h = work, *d_h = work + e->pitch;
     float w1 = e->table[2 + u], b1 = e->table[2 + FIRE_HIDDEN + u];
@@ -894,7 +948,8 @@ static void fire_unit(const Places *e, size_t i, size_t u, const float *x, const
 // Queries begin..end: e->partial[i], the derivatives of fire's numbers. With N = max(i, T):
 //     x = ln(cD + 1) / ln(cN + 1)      d_x/d_c = (D / (cD + 1) - x N / (cN + 1)) / ln(cN + 1)
 //                           d_x/d_T = -x c / ((cN + 1) ln(cN + 1)) where N = T
-static void fire_task(void *arg, size_t begin, size_t end) {
+static void fire_task(void *arg, size_t begin, size_t end)
+{
     const Places *e = arg;
     size_t heads = (size_t)e->config.n_heads, at_b2 = e->table_size - heads;
     float c = e->table[0], T = e->table[1], *x = thread_buffer(USE_SCORES, 5 * e->pitch);
@@ -922,13 +977,15 @@ static void fire_task(void *arg, size_t begin, size_t end) {
 }
 
 // d[size] += the sum over n rows of size floats.
-static void add_up(float *d, const float *rows, size_t n, size_t size) {
+static void add_up(float *d, const float *rows, size_t n, size_t size)
+{
     for (size_t r = 0; r < n; r++)
         for (size_t i = 0; i < size; i++) d[i] += rows[r * size + i];
 }
 
 // From the derivatives of biases, gathered over so many sequences, to d, those of the parameters.
-static void places_backward(Places *e, size_t sequences, float *d) {
+static void places_backward(Places *e, size_t sequences, float *d)
+{
     size_t heads = (size_t)e->config.n_heads;
     if (e->d_shaw)
         add_up(d, e->d_shaw, sequences * (size_t)e->config.n_kv_heads, e->table_size);
@@ -951,7 +1008,8 @@ static void places_backward(Places *e, size_t sequences, float *d) {
 }
 
 // Shaw: s[j] += q . r[min(i - j, K)], before scaling; r (K + 1, hd).
-static void shaw_scores(float *s, const float *q, const float *r, size_t i, size_t hd) {
+static void shaw_scores(float *s, const float *q, const float *r, size_t i, size_t hd)
+{
     float by[SHAW_DISTANCE + 1];
     for (size_t n = 0; n <= SHAW_DISTANCE; n++) by[n] = dot(q, r + n * hd, hd);
     for (size_t j = 0; j <= i; j++) s[j] += by[min_size(i - j, SHAW_DISTANCE)];
@@ -959,7 +1017,8 @@ static void shaw_scores(float *s, const float *q, const float *r, size_t i, size
 
 // d_q += sum over j of d_s[j] r[min(i - j, K)];  d_r[min(i - j, K)] += d_s[j] q
 static void shaw_backward(const float *d_s, const float *q, const float *r, size_t i, size_t hd,
-                          float *d_q, float *d_r) {
+                          float *d_q, float *d_r)
+{
     float by[SHAW_DISTANCE + 1] = {0};
     for (size_t j = 0; j <= i; j++) by[min_size(i - j, SHAW_DISTANCE)] += d_s[j];
     for (size_t n = 0; n <= SHAW_DISTANCE; n++)
@@ -969,21 +1028,24 @@ static void shaw_backward(const float *d_s, const float *q, const float *r, size
         }
 }
 
-static float *floats(size_t rows, size_t width) {
+static float *floats(size_t rows, size_t width)
+{
     float *p = aligned_alloc(64, (rows * width * sizeof(float) + 63) & ~(size_t)63);
     if (!p) die(1, "memory", "out of memory (%zu floats)", rows * width);
     memset(p, 0, rows * width * sizeof(float));
     return p;
 }
 
-static float *sinusoidal_rows(const Config *c, size_t n) {
+static float *sinusoidal_rows(const Config *c, size_t n)
+{
     float *rows = floats(n, (size_t)c->dim);
     for (size_t p = 0; p < n; p++) add_sinusoidal(c, (double)p, rows + p * (size_t)c->dim);
     return rows;
 }
 
 // Room for so many sequences at a time; table_size: parameters of the encoding.
-static void places_alloc(Places *e, const Shape *s, size_t sequences, size_t table_size) {
+static void places_alloc(Places *e, const Shape *s, size_t sequences, size_t table_size)
+{
     int kind = s->encoding, learns = kind == ENC_T5 || kind == ENC_KERPLE || kind == ENC_FIRE;
     size_t T = (size_t)s->train_ctx, heads = (size_t)s->n_heads;
     *e = (Places){.T = T, .pitch = round_up(T, TILE), .table_size = table_size};
@@ -1041,7 +1103,8 @@ typedef struct {
 // Scores of query i with q (hd), s[0..n), in place: scaled, with the relative bias (place 3), and
 // -inf for keys after i. n is a multiple of 16.
 static void finish_scores(float *s, const Attending *a, const Head *h, const float *q, size_t i,
-                          size_t n, float scale) {
+                          size_t n, float scale)
+{
     if (h->shaw) shaw_scores(s, q, h->shaw, i, head_size(a->shape));
     for (size_t j = 0; j < n; j += WIDTH) store(s + j, load(s + j) * scale);
     for (size_t j = 0; h->bias && j < n; j += WIDTH)
@@ -1049,7 +1112,8 @@ static void finish_scores(float *s, const Attending *a, const Head *h, const flo
     for (size_t j = i + 1; j < n; j++) s[j] = -INFINITY;
 }
 
-static void attend_block(const Attending *a, const Head *h, size_t i0) {
+static void attend_block(const Attending *a, const Head *h, size_t i0)
+{
     const Shape *s = a->shape;
     size_t hd = head_size(s), m = a->T - i0 < QUERIES ? a->T - i0 : QUERIES, n = i0 + m;
     float scale = 1 / sqrtf((float)hd), *scores = thread_buffer(USE_SCORES, QUERIES * a->T);
@@ -1067,7 +1131,8 @@ static void attend_block(const Attending *a, const Head *h, size_t i0) {
 
 // d_S of one row in place of d_P: weights p (n), d_p (n) -> p (d_p - sum d_o o) scale.
 static void d_scores_row(float *d_p, const float *p, const float *d_o, const float *o, size_t n,
-                         size_t hd, float scale) {
+                         size_t hd, float scale)
+{
     vec dots = splat(0);
     for (size_t i = 0; i < hd; i += WIDTH) dots += load(d_o + i) * load(o + i);
     float along = sum_vec(dots);
@@ -1075,7 +1140,8 @@ static void d_scores_row(float *d_p, const float *p, const float *d_o, const flo
         store(d_p + j, load(p + j) * (load(d_p + j) - along) * scale);
 }
 
-static void attend_backward_block(const Attending *a, const Head *h, size_t i0) {
+static void attend_backward_block(const Attending *a, const Head *h, size_t i0)
+{
     const Shape *s = a->shape;
     size_t hd = head_size(s), T = a->T, m = T - i0 < QUERIES ? T - i0 : QUERIES, n = i0 + m;
     size_t step = qkv_width(s), dim = (size_t)s->dim, heads = (size_t)s->n_heads;
@@ -1107,7 +1173,8 @@ static void attend_backward_block(const Attending *a, const Head *h, size_t i0) 
 }
 
 // Where head number `head` of sequence t / n_kv_heads has its place-3 terms.
-static void set_head_places(const Attending *a, Head *h, size_t t, size_t head) {
+static void set_head_places(const Attending *a, Head *h, size_t t, size_t head)
+{
     const Places *e = a->places;
     size_t size = a->T * e->pitch, heads = (size_t)a->shape->n_heads;
     size_t sequence = t / (size_t)a->shape->n_kv_heads;
@@ -1121,7 +1188,8 @@ static void set_head_places(const Attending *a, Head *h, size_t t, size_t head) 
 
 // Tasks begin..end: sequence t / n_kv_heads, key/value head t % n_kv_heads. Forward if d_out is
 // NULL. d_qkv must be zero at first: the query heads of a group add into the same d_k and d_v.
-static void attention_task(void *arg, size_t begin, size_t end) {
+static void attention_task(void *arg, size_t begin, size_t end)
+{
     const Attending *a = arg;
     const Shape *s = a->shape;
     size_t hd = head_size(s), T = a->T, step = qkv_width(s), dim = (size_t)s->dim;
@@ -1191,7 +1259,8 @@ typedef struct {
     float *weight, *loss;     // (R): of each target in the loss; nats
 } Net;
 
-static void alloc_saved(Saved *a, const Shape *s, size_t R) {
+static void alloc_saved(Saved *a, const Shape *s, size_t R)
+{
     size_t dim = (size_t)s->dim, hidden = (size_t)s->hidden_dim;
     a->x = floats(R, dim);
     a->norm1 = floats(R, dim);
@@ -1207,7 +1276,8 @@ static void alloc_saved(Saved *a, const Shape *s, size_t R) {
 }
 
 // A network for `sequences` sequences at a time; parameters zero.
-static void net_alloc(Net *n, const Shape *shape, size_t sequences) {
+static void net_alloc(Net *n, const Shape *shape, size_t sequences)
+{
     *n = (Net){.shape = *shape, .T = (size_t)shape->train_ctx};
     const Shape *s = &n->shape;
     size_t R = n->max_rows = n->T * sequences, dim = (size_t)s->dim, hidden = (size_t)s->hidden_dim;
@@ -1236,7 +1306,8 @@ static void net_alloc(Net *n, const Shape *shape, size_t sequences) {
 }
 
 // x (R, dim) = embedding of each token, and (place 1) the vector of its position.
-static void embed(const Net *n, float *x, size_t R) {
+static void embed(const Net *n, float *x, size_t R)
+{
     size_t dim = (size_t)n->shape.dim;
     for (size_t r = 0; r < R; r++) {
         memcpy(x + r * dim, n->w.embedding + n->token[r] * dim, dim * sizeof(float));
@@ -1245,7 +1316,8 @@ static void embed(const Net *n, float *x, size_t R) {
     }
 }
 
-static void layer_forward(Net *n, int l, float *x_next, size_t R) {
+static void layer_forward(Net *n, int l, float *x_next, size_t R)
+{
     const Shape *s = &n->shape;
     const NetLayer *w = &n->w.layer[l];
     Saved *a = &n->saved[l];
@@ -1266,7 +1338,8 @@ static void layer_forward(Net *n, int l, float *x_next, size_t R) {
 }
 
 // From n->token (R) to the normed last layer (R, dim) in n->norm.
-static void net_forward(Net *n, size_t R) {
+static void net_forward(Net *n, size_t R)
+{
     int L = n->shape.n_layers;
     set_places(&n->places, n->w.encoding);
     embed(n, n->saved[0].x, R);
@@ -1276,7 +1349,8 @@ static void net_forward(Net *n, size_t R) {
 
 // n->loss (R) from n->norm and n->target, LOSS_ROWS rows of logits at a time. With backward also
 // the derivatives of sum(weight * loss): d_norm (R, dim) and the classifier's d_w.
-static void net_loss(Net *n, size_t R, int backward, float *d_norm) {
+static void net_loss(Net *n, size_t R, int backward, float *d_norm)
+{
     size_t dim = (size_t)n->shape.dim, V = (size_t)n->shape.vocab_size;
     for (size_t r = 0; r < R; r += LOSS_ROWS) {
         size_t rows = R - r < LOSS_ROWS ? R - r : LOSS_ROWS;
@@ -1291,7 +1365,8 @@ static void net_loss(Net *n, size_t R, int backward, float *d_norm) {
 }
 
 // d_x (R, dim), the derivative at the layer's output, becomes that at its input.
-static void layer_backward(Net *n, int l, size_t R) {
+static void layer_backward(Net *n, int l, size_t R)
+{
     const Shape *s = &n->shape;
     const NetLayer *w = &n->w.layer[l];
     NetLayer *d = &n->d.layer[l];
@@ -1314,7 +1389,8 @@ static void layer_backward(Net *n, int l, size_t R) {
 }
 
 // d_x (R, dim), now the derivative at the embedding, goes to the rows of tokens and positions.
-static void embed_backward(Net *n, size_t R) {
+static void embed_backward(Net *n, size_t R)
+{
     size_t dim = (size_t)n->shape.dim;
     for (size_t r = 0; r < R; r++) {
         const float *d_x = n->d_x + r * dim;
@@ -1325,7 +1401,8 @@ static void embed_backward(Net *n, size_t R) {
 }
 
 // Forward, loss and backward for R rows of token, target and weight; adds to n->grads.
-static void net_step(Net *n, size_t R) {
+static void net_step(Net *n, size_t R)
+{
     size_t dim = (size_t)n->shape.dim, sequences = R / n->T;
     Places *e = &n->places;
     size_t biases = sequences * (size_t)n->shape.n_heads * n->T * e->pitch;
@@ -1367,7 +1444,8 @@ typedef struct {
 } Update;
 
 // Elements begin..end of one part; scale multiplies the gradient (clipping).
-static void adam_task(void *arg, size_t begin, size_t end) {
+static void adam_task(void *arg, size_t begin, size_t end)
+{
     const Update *u = arg;
     float *w = u->net->params + u->part.at, *m = u->net->moment1 + u->part.at;
     float *v = u->net->moment2 + u->part.at;
@@ -1384,7 +1462,8 @@ static void adam_task(void *arg, size_t begin, size_t end) {
 // x (r, c), r <= c, to about U V^T of its singular value decomposition: five steps of
 // X := a X + (b A + c A A) X with A = X X^T, whose polynomial drives singular values in (0, 1]
 // towards 1 (to between 0.7 and 1.2, which is enough) [Muon]. work: 2 r r + r c floats.
-static void orthogonalize(float *x, size_t r, size_t c, float *work) {
+static void orthogonalize(float *x, size_t r, size_t c, float *work)
+{
     float *a = work, *b = work + r * r, *next = work + 2 * r * r;
     double squares = 0;
     for (size_t i = 0; i < r * c; i++) squares += (double)x[i] * x[i];
@@ -1400,7 +1479,8 @@ static void orthogonalize(float *x, size_t r, size_t c, float *work) {
     }
 }
 
-static void muon_update(const Update *u) {
+static void muon_update(const Update *u)
+{
     size_t rows = u->part.rows, cols = u->part.cols, n = rows * cols;
     size_t r = rows < cols ? rows : cols, c = rows < cols ? cols : rows;
     float *w = u->net->params + u->part.at, *m = u->net->moment1 + u->part.at;
@@ -1422,7 +1502,8 @@ static void muon_update(const Update *u) {
 }
 
 // Euclidean norm of all gradients, in double, in one fixed order.
-static double gradient_norm(const Net *n) {
+static double gradient_norm(const Net *n)
+{
     double squares = 0;
     for (size_t i = 0; i < n->parts.size; i += 4096) {
         float block = 0;
@@ -1435,7 +1516,8 @@ static double gradient_norm(const Net *n) {
 
 // One step with learning rate lr (step counts from 1); gradients longer than clip are shortened to
 // it. Returns the gradient's norm before that.
-static double update_params(Net *n, const Optimizer *o, float lr, uint64_t step) {
+static double update_params(Net *n, const Optimizer *o, float lr, uint64_t step)
+{
     double norm = gradient_norm(n);
     float scale = norm > o->clip ? (float)(o->clip / norm) : 1;
     for (int i = 0; i < n->parts.n; i++) {
@@ -1488,7 +1570,8 @@ typedef struct {
     float answer_weight;
 } Text;
 
-static void append_document(Source *s, Tokenizer *t, const char *text, size_t len, int ends) {
+static void append_document(Source *s, Tokenizer *t, const char *text, size_t len, int ends)
+{
     int *ids = xcalloc(len + 2, sizeof(int));
     int n = tokenizer_encode(t, text, NULL, len, ids);
     s->token = xrealloc(s->token, s->n + (size_t)n + 2, sizeof(uint16_t));
@@ -1501,7 +1584,8 @@ static void append_document(Source *s, Tokenizer *t, const char *text, size_t le
 }
 
 // The start of the next line of `text` that is <|end|>, or NULL.
-static const char *find_end(const char *text) {
+static const char *find_end(const char *text)
+{
     for (const char *p = text; (p = strstr(p, document_end)); p++) {
         char after = p[sizeof document_end - 1];
         if ((p == text || p[-1] == '\n') && (!after || after == '\n')) return p;
@@ -1511,7 +1595,8 @@ static const char *find_end(const char *text) {
 
 // Adds the documents of a file, without the empty lines around them, or a file that has no line
 // <|end|> as one text as it stands.
-static void append_file(Source *s, Tokenizer *t, const char *path) {
+static void append_file(Source *s, Tokenizer *t, const char *path)
+{
     size_t len;
     char *text = read_text(path, &len);
     const char *from = text, *end;
@@ -1528,7 +1613,8 @@ static void append_file(Source *s, Tokenizer *t, const char *path) {
 }
 
 // Adds a file, or all files of a folder in the order of their names.
-static void append_path(Source *s, Tokenizer *t, const char *path) {
+static void append_path(Source *s, Tokenizer *t, const char *path)
+{
     struct stat st;
     if (stat(path, &st)) die(1, path, "cannot read: %s", strerror(errno));
     if (!S_ISDIR(st.st_mode)) {
@@ -1550,7 +1636,8 @@ static void append_path(Source *s, Tokenizer *t, const char *path) {
 
 // Marks which pieces can start a sentence (" W...") and which can end one (punctuation with a full
 // stop, question or exclamation mark and no comma).
-static void classify_pieces(Text *x, int vocab_size) {
+static void classify_pieces(Text *x, int vocab_size)
+{
     x->starts_sentence = xcalloc((size_t)vocab_size, 1);
     x->ends_sentence = xcalloc((size_t)vocab_size, 1);
     x->word = xcalloc((size_t)vocab_size, sizeof *x->word);
@@ -1573,7 +1660,8 @@ static void classify_pieces(Text *x, int vocab_size) {
 }
 
 // Start of the window number `count` of a source whose windows are T apart.
-static size_t window_start(const Source *s, uint64_t count, size_t T, uint64_t seed) {
+static size_t window_start(const Source *s, uint64_t count, size_t T, uint64_t seed)
+{
     size_t windows = (s->n - look_ahead(s) - 1) / T - 1, stride = windows * 618 / 1000 | 1;
     for (size_t a = stride, b = windows;;) { // a step without common divisor visits all
         while (b) {
@@ -1593,7 +1681,8 @@ static size_t window_start(const Source *s, uint64_t count, size_t T, uint64_t s
 // Fills one window (T) from the text at `at`: token = BOS and text, target = text. Where one text
 // follows another its BOS is no prediction, and does not count.
 static void fill_window(const Source *s, size_t at, size_t T, uint16_t *token, uint16_t *target,
-                        float *weight) {
+                        float *weight)
+{
     for (size_t i = 0; i < T; i++) {
         token[i] = i ? s->token[at + i - 1] : ID_BOS;
         target[i] = s->token[at + i];
@@ -1602,13 +1691,15 @@ static void fill_window(const Source *s, size_t at, size_t T, uint16_t *token, u
 }
 
 // Whether a window may begin at token `at`: with a paragraph, or with a document.
-static int starts_text(const Text *x, const Source *s, size_t at) {
+static int starts_text(const Text *x, const Source *s, size_t at)
+{
     if (s->ends) return s->token[at - 1] == ID_BOS;
     return s->token[at - 1] == x->newline && s->token[at] != x->newline;
 }
 
 static void fill_text_window(Text *x, int which, size_t T, uint16_t *token, uint16_t *target,
-                             float *weight) {
+                             float *weight)
+{
     const Source *s = &x->source[which];
     size_t at = window_start(s, x->cursor[which]++, T, (uint64_t)which * 1000003);
     size_t to = at + 1, last = at + look_ahead(s);
@@ -1618,7 +1709,8 @@ static void fill_text_window(Text *x, int which, size_t T, uint16_t *token, uint
     fill_window(s, at, T, token, target, weight);
 }
 
-static int draw_source(Text *x) {
+static int draw_source(Text *x)
+{
     double u = draw_real(&x->rng);
     for (int i = 0; i < x->n - 1; i++)
         if ((u -= x->source[i].share) < 0) return i;
@@ -1664,13 +1756,15 @@ typedef struct {
     int n_facts, n_questions, digits;
 } Retrieval;
 
-static int draw_number(uint64_t *rng, int digits) {
+static int draw_number(uint64_t *rng, int digits)
+{
     int low = digits == 5 ? 10000 : 1000;
     return low + draw_below(rng, 9 * low);
 }
 
 // order[0..n) becomes n different numbers below `below` <= 32.
-static void choose_different(uint64_t *rng, int *order, int n, int below) {
+static void choose_different(uint64_t *rng, int *order, int n, int below)
+{
     uint32_t used = 0;
     for (int i = 0; i < n; i++) {
         do order[i] = draw_below(rng, below);
@@ -1679,7 +1773,8 @@ static void choose_different(uint64_t *rng, int *order, int n, int below) {
     }
 }
 
-static void write_passkey(Retrieval *d, uint64_t *rng) {
+static void write_passkey(Retrieval *d, uint64_t *rng)
+{
     int key = draw_number(rng, d->digits = 5);
     d->n_facts = d->n_questions = 1;
     snprintf(d->fact[0], sizeof *d->fact, "The pass key is %d. Remember it. %d is the pass key.",
@@ -1687,7 +1782,8 @@ static void write_passkey(Retrieval *d, uint64_t *rng) {
     snprintf(d->question[0], sizeof *d->question, "What is the pass key? The pass key is %d.", key);
 }
 
-static void write_magic_numbers(Retrieval *d, uint64_t *rng) {
+static void write_magic_numbers(Retrieval *d, uint64_t *rng)
+{
     int who[MAX_FACTS], number[MAX_FACTS], asked[MAX_QUESTIONS];
     d->digits = 4;
     d->n_facts = 2 + draw_below(rng, 5);
@@ -1706,7 +1802,8 @@ static void write_magic_numbers(Retrieval *d, uint64_t *rng) {
 }
 
 // box[0..chain) is the chain; the others follow in the order of their statements.
-static void write_boxes(Retrieval *d, uint64_t *rng) {
+static void write_boxes(Retrieval *d, uint64_t *rng)
+{
     int box[MAX_FACTS], number[MAX_FACTS], asked[MAX_QUESTIONS], linked = 0;
     int chain = 1 + draw_below(rng, 3), n = chain + 1 + draw_below(rng, 3);
     d->digits = 4;
@@ -1730,7 +1827,8 @@ static void write_boxes(Retrieval *d, uint64_t *rng) {
                  'A' + box[asked[i]], number[asked[i]]);
 }
 
-static size_t put_statement(const Text *x, const char *text, uint16_t *out) {
+static size_t put_statement(const Text *x, const char *text, uint16_t *out)
+{
     int ids[2 * sizeof *((Retrieval *)0)->question];
     int n = tokenizer_encode(x->tokenizer, text, NULL, strlen(text), ids);
     for (int i = 0; i < n; i++) out[i] = (uint16_t)ids[i];
@@ -1741,7 +1839,8 @@ static size_t put_statement(const Text *x, const char *text, uint16_t *out) {
 // moves on; BOS and EOS between documents are left out. Returns the number of tokens: 0 if no
 // sentence ends there.
 static size_t put_sentences(const Text *x, const Source *s, size_t *at, size_t least, size_t most,
-                            uint16_t *out) {
+                            uint16_t *out)
+{
     size_t n = 0, end = 0, from = *at;
     uint16_t last = 0;
     for (size_t i = from; n <= most && end < least && i < s->n; i++) {
@@ -1760,7 +1859,8 @@ static size_t put_sentences(const Text *x, const Source *s, size_t *at, size_t l
 }
 
 // A random place in the source where a sentence starts.
-static size_t sentence_start(Text *x, const Source *s) {
+static size_t sentence_start(Text *x, const Source *s)
+{
     size_t at = (size_t)(draw_real(&x->rng) * (double)(s->n - 4096));
     for (size_t stop = at + 1024; at < stop; at++)
         if (x->starts_sentence[s->token[at + 1]] && x->ends_sentence[s->token[at]]) break;
@@ -1771,7 +1871,8 @@ static size_t sentence_start(Text *x, const Source *s) {
 // returns its length, or 0 if it has no room. Filler is cut between the statements in random
 // shares.
 static size_t put_document(Text *x, const Retrieval *d, const Source *s, size_t room, uint16_t *out,
-                           float *weight) {
+                           float *weight)
+{
     uint16_t statement[MAX_FACTS + MAX_QUESTIONS][MAX_TOKENS];
     size_t len[MAX_FACTS + MAX_QUESTIONS], need = 0, n = 0, at = sentence_start(x, s);
     double cut[MAX_FACTS + 1], total = 0, share = draw_real(&x->rng);
@@ -1794,7 +1895,8 @@ static size_t put_document(Text *x, const Retrieval *d, const Source *s, size_t 
 }
 
 // A repetition of at most `room` tokens; see put_document.
-static size_t put_repetition(Text *x, size_t room, uint16_t *out, float *weight) {
+static size_t put_repetition(Text *x, size_t room, uint16_t *out, float *weight)
+{
     uint16_t order[MAX_TOKENS];
     double share = draw_real(&x->rng);
     size_t n = put_statement(x, "Say after me:", order), words = 8 + (size_t)(112 * share * share);
@@ -1813,7 +1915,8 @@ static size_t put_repetition(Text *x, size_t room, uint16_t *out, float *weight)
     return n + 2 * (words + 1);
 }
 
-static size_t put_retrieval(Text *x, const Source *s, size_t room, uint16_t *out, float *weight) {
+static size_t put_retrieval(Text *x, const Source *s, size_t room, uint16_t *out, float *weight)
+{
     Retrieval d;
     switch (draw_below(&x->rng, 3)) {
     case 0: write_passkey(&d, &x->rng); break;
@@ -1826,7 +1929,8 @@ static size_t put_retrieval(Text *x, const Source *s, size_t room, uint16_t *out
 // Fills one window with synthetic documents, each after its own BOS, and the rest, when one no
 // longer fits, with book text. The answers' digits weigh answer_weight.
 static void fill_synthetic_window(Text *x, int which, size_t T, uint16_t *token, uint16_t *target,
-                                  float *weight) {
+                                  float *weight)
+{
     fill_text_window(x, which, T, token, target, weight);
     for (size_t begin = 0; begin + 64 <= T;) {
         size_t room = T - begin - 1;
@@ -1844,7 +1948,8 @@ static void fill_synthetic_window(Text *x, int which, size_t T, uint16_t *token,
 }
 
 // Fills R rows of the network's input.
-static void fill_batch(Text *x, Net *n, size_t R) {
+static void fill_batch(Text *x, Net *n, size_t R)
+{
     for (size_t r = 0; r < R; r += n->T) {
         int which = draw_source(x), synthetic = draw_real(&x->rng) < x->synthetic;
         (synthetic ? fill_synthetic_window : fill_text_window)(x, which, n->T, n->token + r,
@@ -1865,7 +1970,8 @@ typedef struct {
     char temporary[PATH_MAX];
 } Writer;
 
-static void writer_open(Writer *w, const char *path) {
+static void writer_open(Writer *w, const char *path)
+{
     w->path = path;
     if (snprintf(w->temporary, PATH_MAX, "%s.new", path) >= PATH_MAX) die(1, path, "path too long");
     w->f = fopen(w->temporary, "wb");
@@ -1874,7 +1980,8 @@ static void writer_open(Writer *w, const char *path) {
 
 static void put(Writer *w, const void *data, size_t size, size_t n) { fwrite(data, size, n, w->f); }
 
-static void writer_close(Writer *w) {
+static void writer_close(Writer *w)
+{
     int bad = fflush(w->f) || ferror(w->f) || fsync(fileno(w->f));
     if (fclose(w->f) || bad || rename(w->temporary, w->path))
         die(1, w->path, "cannot write: %s", strerror(errno));
@@ -1882,7 +1989,8 @@ static void writer_close(Writer *w) {
 
 // n weights as Q8_0: int8 values, then one float32 scale for every 32 of them: w = scale * value,
 // scale = max |w| / 127.
-static void put_q8(Writer *w, const float *x, size_t n) {
+static void put_q8(Writer *w, const float *x, size_t n)
+{
     enum { GROUP = 32 };
     int8_t *values = xcalloc(n, 1);
     float *scales = xcalloc(n / GROUP, sizeof(float));
@@ -1900,7 +2008,8 @@ static void put_q8(Writer *w, const float *x, size_t n) {
 }
 
 // One tensor of every layer in turn, `at` parameters after the place that `of` names.
-static void put_layers(Writer *w, const Net *n, float *const *of, size_t at, size_t size, int q8) {
+static void put_layers(Writer *w, const Net *n, float *const *of, size_t at, size_t size, int q8)
+{
     for (int l = 0; l < n->shape.n_layers; l++) {
         const float *x = *(float *const *)((const char *)of + (size_t)l * sizeof(NetLayer)) + at;
         if (q8) put_q8(w, x, size);
@@ -1914,7 +2023,8 @@ static void put_f32(unsigned char *header, size_t at, float x) { memcpy(header +
 // The 256 bytes before the weights. Version 1 (float32) or 2 (Q8_0) when a reader that knows
 // llama2.c's header alone computes the same; 100 more when the extension block at byte 64 has to
 // be read. Fields that stay zero there say "not set".
-static void put_header(Writer *w, const Net *n, int q8) {
+static void put_header(Writer *w, const Net *n, int q8)
+{
     const Shape *s = &n->shape;
     unsigned char header[256] = {0};
     int plain = s->encoding == ENC_ROPE && s->rope_theta == 10000 && s->norm_eps == 1e-5f;
@@ -1935,7 +2045,8 @@ static void put_header(Writer *w, const Net *n, int q8) {
     put(w, header, 1, sizeof header);
 }
 
-static void export_checkpoint(Net *n, const char *path, int q8) {
+static void export_checkpoint(Net *n, const char *path, int q8)
+{
     const Shape *s = &n->shape;
     const NetLayer *y = n->w.layer;
     size_t dim = (size_t)s->dim, hidden = (size_t)s->hidden_dim, kv = kv_width(s);
@@ -1969,7 +2080,8 @@ typedef struct {
 
 static const char state_magic[8] = "TRAIN01";
 
-static void save_state(const char *path, const Net *n, const Text *x, Progress *p) {
+static void save_state(const char *path, const Net *n, const Text *x, Progress *p)
+{
     Writer w;
     memcpy(p->magic, state_magic, sizeof p->magic);
     p->shape = n->shape;
@@ -1984,7 +2096,8 @@ static void save_state(const char *path, const Net *n, const Text *x, Progress *
 }
 
 // Reads a state's first part, which holds the shape; returns the file, open at the arrays.
-static FILE *open_state(const char *path, Progress *p) {
+static FILE *open_state(const char *path, Progress *p)
+{
     FILE *f = fopen(path, "rb");
     if (!f) die(1, path, "cannot read: %s", strerror(errno));
     if (fread(p, sizeof *p, 1, f) != 1 || memcmp(p->magic, state_magic, sizeof p->magic))
@@ -1992,7 +2105,8 @@ static FILE *open_state(const char *path, Progress *p) {
     return f;
 }
 
-static void read_state(FILE *f, const char *path, Net *n, Text *x, const Progress *p) {
+static void read_state(FILE *f, const char *path, Net *n, Text *x, const Progress *p)
+{
     size_t size = n->parts.size;
     if (fread(n->params, sizeof(float), size, f) != size ||
         fread(n->moment1, sizeof(float), size, f) != size ||
@@ -2016,14 +2130,16 @@ typedef struct {
 } Settings;
 
 static volatile sig_atomic_t stop_asked;
-static void on_signal(int sig) {
+static void on_signal(int sig)
+{
     (void)sig;
     stop_asked = 1;
 }
 
 // How far the run is, 0 to 1: by tokens or by time, whichever is further. Measured by time, the
 // learning rate comes down by the deadline however fast the machine was.
-static double run_fraction(const Settings *o, const Progress *p) {
+static double run_fraction(const Settings *o, const Progress *p)
+{
     double by_tokens = o->tokens > 0 ? (double)p->tokens / o->tokens : 0;
     double by_time = o->minutes > 0 ? p->seconds / (60 * o->minutes) : 0;
     return fmin(fmax(by_tokens, by_time), 1);
@@ -2033,7 +2149,8 @@ static double run_fraction(const Settings *o, const Progress *p) {
 // down to final_lr * lr. With a fall of 1 that is all of the run. With less the rate is constant
 // before it, so a state from there can be continued for as long as one likes: what it would be
 // worth as a model shows a second run from the same state that falls at once [WSD].
-static double learning_rate(const Settings *o, const Progress *p) {
+static double learning_rate(const Settings *o, const Progress *p)
+{
     double fallen = o->fall > 0 ? fmax(run_fraction(o, p) - (1 - o->fall), 0) / o->fall : 0;
     double fall = 0.5 + 0.5 * cos(3.14159265358979 * fallen);
     double rise = o->warmup ? (double)(p->step + 1) / (double)o->warmup : 1;
@@ -2047,7 +2164,8 @@ typedef struct {
 
 // Mean loss over at most `windows` windows (0: all) spread evenly over held-out text: BOS, then
 // T - 1 tokens, T predictions each, as in training. The end of a document counts as no byte.
-static Score evaluate(Net *n, const Text *x, const Source *s, size_t windows) {
+static Score evaluate(Net *n, const Text *x, const Source *s, size_t windows)
+{
     size_t all = (s->n - 1) / n->T, bytes = 0, tokens = 0;
     double nats = 0;
     if (!windows || windows > all) windows = all;
@@ -2074,7 +2192,8 @@ typedef struct {
     double all, n_all, answers, n_answers;
 } Means;
 
-static void add_losses(Means *m, const Net *n, size_t R, float answer_weight) {
+static void add_losses(Means *m, const Net *n, size_t R, float answer_weight)
+{
     for (size_t r = 0; r < R; r++) {
         m->all += n->weight[r] > 0 ? n->loss[r] : 0;
         m->n_all += n->weight[r] > 0;
@@ -2088,7 +2207,8 @@ static void add_losses(Means *m, const Net *n, size_t R, float answer_weight) {
 // The shares of texts, of synthetic texts and of repetitions, a straight line from the first value
 // to the last, which it reaches with the end of the run or after mix_tokens. Copying has to be
 // learned before finding, so a run begins with many repetitions.
-static void mix_texts(Text *x, const Settings *o, const Progress *p) {
+static void mix_texts(Text *x, const Settings *o, const Progress *p)
+{
     double done = o->mix_tokens > 0 ? fmin((double)p->tokens / o->mix_tokens, 1)
                                     : run_fraction(o, p);
     for (int i = 0; i < x->n; i++) {
@@ -2103,7 +2223,8 @@ static void mix_texts(Text *x, const Settings *o, const Progress *p) {
 }
 
 // One update from batch * T tokens, taken micro sequences at a time.
-static double train_step(Net *n, Text *x, const Settings *o, Progress *p, Means *means) {
+static double train_step(Net *n, Text *x, const Settings *o, Progress *p, Means *means)
+{
     float share = 1 / (float)((size_t)o->batch * n->T);
     memset(n->grads, 0, n->parts.size * sizeof(float));
     mix_texts(x, o, p);
@@ -2122,7 +2243,8 @@ static double train_step(Net *n, Text *x, const Settings *o, Progress *p, Means 
 }
 
 static void print_progress(const Settings *o, const Progress *p, Means *m, double norm,
-                           double speed) {
+                           double speed)
+{
     double done = run_fraction(o, p), left = done > 0 ? p->seconds * (1 / done - 1) : 0;
     fprintf(stderr,
             "step %llu  %.2fM tokens  loss %.4f  answers %.3f  norm %.2f  lr %.5f  "
@@ -2141,7 +2263,8 @@ typedef struct {
 } Valid;
 
 static void save_all(Net *n, const Text *x, const Settings *o, Progress *p, const Valid *valid,
-                     size_t windows) {
+                     size_t windows)
+{
     if (o->state) save_state(o->state, n, x, p);
     if (o->out) export_checkpoint(n, o->out, 1);
     if (o->out_f32) export_checkpoint(n, o->out_f32, 0);
@@ -2155,7 +2278,8 @@ static void save_all(Net *n, const Text *x, const Settings *o, Progress *p, cons
     }
 }
 
-static void train(Net *n, Text *x, const Settings *o, Progress *p, const Valid *valid) {
+static void train(Net *n, Text *x, const Settings *o, Progress *p, const Valid *valid)
+{
     double before = p->seconds, start = seconds(), logged = start, saved = start;
     uint64_t tokens_then = p->tokens;
     Means means = {0};
@@ -2259,13 +2383,15 @@ static const Setting setting_table[] = {
 };
 enum { N_SETTINGS = sizeof setting_table / sizeof *setting_table };
 
-static void print_settings(void) {
+static void print_settings(void)
+{
     printf("train [options] FILE_OR_FOLDER[=SHARE]...\n");
     for (int i = 0; i < N_SETTINGS; i++)
         printf("  %-18s %s\n", setting_table[i].name, setting_table[i].help);
 }
 
-static void apply_setting(const char *name, const char *value) {
+static void apply_setting(const char *name, const char *value)
+{
     const Setting *o = setting_table;
     while (o < setting_table + N_SETTINGS && strcmp(o->name, name)) o++;
     if (o == setting_table + N_SETTINGS) die(2, name, "unknown option");
@@ -2283,7 +2409,8 @@ static void apply_setting(const char *name, const char *value) {
 }
 
 // The encoding's number and the spread of its positions.
-static void choose_encoding(Settings *o) {
+static void choose_encoding(Settings *o)
+{
     int shape = o->encoding && !strcmp(o->encoding, "shape"), i = shape ? ENC_SINUSOIDAL : 0;
     if (!o->encoding && !o->randomized) return;
     while (!shape && o->encoding && i < N_ENCODINGS && strcmp(o->encoding, encodings[i].name)) i++;
@@ -2294,7 +2421,8 @@ static void choose_encoding(Settings *o) {
     o->shape.spread = (uint16_t)(o->randomized ? o->randomized : shape ? 8 : 0);
 }
 
-static void check_shape(const Shape *s) {
+static void check_shape(const Shape *s)
+{
     if (s->dim % s->n_heads)
         die(2, "--heads", "does not divide dim %d (got %d)", s->dim, s->n_heads);
     if (s->n_heads % s->n_kv_heads)
@@ -2307,7 +2435,8 @@ static void check_shape(const Shape *s) {
     if (s->vocab_size % 32) die(2, "--vocab", "want a multiple of 32 (got %d)", s->vocab_size);
 }
 
-static void check_settings(const Settings *o) {
+static void check_settings(const Settings *o)
+{
     check_shape(&o->shape);
     if (o->batch % o->micro) die(2, "--micro", "does not divide batch (got %lld)", o->micro);
 #if !defined(__AVX512BF16__) || defined(PLAIN)
@@ -2318,7 +2447,8 @@ static void check_settings(const Settings *o) {
 
 // Encodes one argument, PATH, PATH=SHARE or PATH=SHARE:LAST, where the share moves from the first
 // number to the last; without a share a text counts by its size.
-static void load_source(Text *x, const char *argument) {
+static void load_source(Text *x, const char *argument)
+{
     if (x->n == MAX_SOURCES) die(2, argument, "too many texts (want at most %d)", MAX_SOURCES);
     Source *s = &x->source[x->n++];
     char path[PATH_MAX];
@@ -2336,7 +2466,8 @@ static void load_source(Text *x, const char *argument) {
     if (s->n < 16384) die(1, argument, "too little text (got %zu tokens, want 16384)", s->n);
 }
 
-static void load_text(Text *x, const Settings *o, char **paths, int n_paths) {
+static void load_text(Text *x, const Settings *o, char **paths, int n_paths)
+{
     double first = 0, last = 0;
     x->answer_weight = (float)o->answer_weight;
     x->rng = (uint64_t)o->seed * 0x9E3779B97F4A7C15u;
@@ -2356,7 +2487,8 @@ static void load_text(Text *x, const Settings *o, char **paths, int n_paths) {
 }
 
 // Encodes the held-out texts of a list of paths with commas between them, or of NULL.
-static void load_valid(Valid *v, Tokenizer *t, const char *list) {
+static void load_valid(Valid *v, Tokenizer *t, const char *list)
+{
     for (const char *from = list; from; v->n++) {
         if (v->n == MAX_SOURCES) die(2, "--valid", "too many paths (want at most %d)", MAX_SOURCES);
         size_t len = strcspn(from, ",");
@@ -2367,7 +2499,8 @@ static void load_valid(Valid *v, Tokenizer *t, const char *list) {
 }
 
 // Applies all settings of the command line; returns where its texts begin.
-static int apply_settings(int argc, char **argv) {
+static int apply_settings(int argc, char **argv)
+{
     int i = 1;
     for (; i < argc && argv[i][0] == '-'; i += 2) {
         if (!strcmp(argv[i], "-h") || !strcmp(argv[i], "--help")) {
@@ -2381,7 +2514,8 @@ static int apply_settings(int argc, char **argv) {
 }
 
 #ifndef TESTING_TRAIN
-int main(int argc, char **argv) {
+int main(int argc, char **argv)
+{
     prog = "train";
     int i = apply_settings(argc, argv);
     if (i >= argc) die(2, "usage", "train [options] FILE_OR_FOLDER[=SHARE]...; see train --help");

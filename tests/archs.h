@@ -62,14 +62,16 @@ typedef struct {
 static ArchWeight arch_weights[256];
 static int n_arch_weights;
 
-static void put_floats_of(Tensors *t, const char *name, const float *w, size_t rows, size_t cols) {
+static void put_floats_of(Tensors *t, const char *name, const float *w, size_t rows, size_t cols)
+{
     put_tensor(t, name, &gguf_types[0], rows, cols);
     memcpy(t->data.p + t->data.n - 4 * rows * cols, w, 4 * rows * cols);
 }
 
 // Random weights of this name, which the evaluation will find.
 static ArchWeight *make_arch_weights(const char *name, size_t rows, size_t cols, float mean,
-                                     float scale) {
+                                     float scale)
+{
     ArchWeight *x = &arch_weights[n_arch_weights++];
     snprintf(x->name, sizeof x->name, "%s", name);
     x->rows = rows, x->cols = cols;
@@ -78,7 +80,8 @@ static ArchWeight *make_arch_weights(const char *name, size_t rows, size_t cols,
     return x;
 }
 
-static const float *find_weights(int l, const char *part) {
+static const float *find_weights(int l, const char *part)
+{
     char name[64];
     if (l < 0) snprintf(name, sizeof name, "%s", part);
     else snprintf(name, sizeof name, "blk.%d.%s", l, part);
@@ -90,7 +93,8 @@ static const float *find_weights(int l, const char *part) {
 // Tensors `parts` of layer l as one of that name, or each by itself.
 static void put_group(Tensors *t, int l, const char *whole, int fused, int n,
                       const char *const *parts, const size_t *rows, size_t cols, float mean,
-                      float scale) {
+                      float scale)
+{
     char name[64];
     float *all = NULL;
     size_t total = 0;
@@ -108,7 +112,8 @@ static void put_group(Tensors *t, int l, const char *whole, int fused, int n,
 }
 
 static void put_one(Tensors *t, int l, const char *part, size_t rows, size_t cols, float mean,
-                    float scale) {
+                    float scale)
+{
     char name[64];
     if (l < 0) snprintf(name, sizeof name, "%s", part);
     else snprintf(name, sizeof name, "blk.%d.%s", l, part);
@@ -117,7 +122,8 @@ static void put_one(Tensors *t, int l, const char *part, size_t rows, size_t col
 }
 
 // A norm of n numbers; LayerNorm has a bias.
-static void put_norm_of(Tensors *t, const ArchSpec *s, int l, const char *stem, size_t n) {
+static void put_norm_of(Tensors *t, const ArchSpec *s, int l, const char *stem, size_t n)
+{
     char part[64];
     snprintf(part, sizeof part, "%s.weight", stem);
     put_one(t, l, part, n, 1, 1, 0.2f);
@@ -125,7 +131,8 @@ static void put_norm_of(Tensors *t, const ArchSpec *s, int l, const char *stem, 
     if (s->layer_norm) put_one(t, l, part, n, 1, 0, 0.2f);
 }
 
-static void put_layer_of(Tensors *t, const ArchSpec *s, int l) {
+static void put_layer_of(Tensors *t, const ArchSpec *s, int l)
+{
     static const char *const qkv[] = {"attn_q.weight", "attn_k.weight", "attn_v.weight"};
     static const char *const qkv_bias[] = {"attn_q.bias", "attn_k.bias", "attn_v.bias"};
     static const char *const up[] = {"ffn_gate.weight", "ffn_up.weight"};
@@ -148,11 +155,13 @@ static void put_layer_of(Tensors *t, const ArchSpec *s, int l) {
     if (s->bias && !s->gate) put_one(t, l, "ffn_down.bias", A_DIM, 1, 0, 0.3f);
 }
 
-static int arch_local(const ArchSpec *s, int l) {
+static int arch_local(const ArchSpec *s, int l)
+{
     return s->global_every && (l + 1) % s->global_every;
 }
 
-static void put_pattern(Out *o, const ArchSpec *s) {
+static void put_pattern(Out *o, const ArchSpec *s)
+{
     char name[64];
     snprintf(name, sizeof name, "%s.attention.sliding_window_pattern", s->arch);
     if (s->spelling == 3) {
@@ -167,7 +176,8 @@ static void put_pattern(Out *o, const ArchSpec *s) {
 }
 
 // A key that is given as "name type value": u32, f32 or str.
-static void put_given(Out *o, const char *key) {
+static void put_given(Out *o, const char *key)
+{
     char name[96], type[8], value[96];
     if (sscanf(key, "%95s %7s %95s", name, type, value) != 3) return;
     if (!strcmp(type, "str")) key_text(o, name, value);
@@ -175,7 +185,8 @@ static void put_given(Out *o, const char *key) {
     else key_f32(o, name, "", strtof(value, NULL));
 }
 
-static void put_keys(Out *o, const ArchSpec *s) {
+static void put_keys(Out *o, const ArchSpec *s)
+{
     const char *a = s->arch;
     const struct { const char *name; double v; } floats[] = {
         {".rope.freq_base", s->theta},
@@ -210,7 +221,8 @@ static void put_keys(Out *o, const ArchSpec *s) {
 static size_t arch_data_at; // where the tensors begin in the file built last
 
 // The whole file, or part `no` of `parts`, with every parts-th tensor.
-static uint8_t *build_arch(const ArchSpec *s, size_t *size, int no, int parts) {
+static uint8_t *build_arch(const ArchSpec *s, size_t *size, int no, int parts)
+{
     static const GgufSpec tokenizer = {.arch = "test"};
     Tensors t[8] = {{.n = 0}};
     Out keys = {0}, o = {0};

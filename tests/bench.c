@@ -24,7 +24,8 @@ static struct {
 enum { READ_BYTES = 256 << 20, READ_BLOCK = 1 << 20, CHAINS = 12, STEPS = 20000, BURSTS = 200 };
 static _Atomic int sink; // where results go, so that they are computed
 
-static void read_blocks(void *arg, size_t begin, size_t end) {
+static void read_blocks(void *arg, size_t begin, size_t end)
+{
     const vi *p = (const vi *)arg + begin * (READ_BLOCK / sizeof(vi));
     vi sum[8] = {{0}};
     for (size_t i = 0; i < (end - begin) * (READ_BLOCK / sizeof(vi)); i += 8)
@@ -32,7 +33,8 @@ static void read_blocks(void *arg, size_t begin, size_t end) {
     for (int k = 0; k < 8; k++) atomic_fetch_add(&sink, sum[k][0]);
 }
 
-static void multiply_floats(void *arg, size_t begin, size_t end) {
+static void multiply_floats(void *arg, size_t begin, size_t end)
+{
     (void)arg;
     vf sum[CHAINS], a = vset(0.999f), b = vset(0.001f);
     for (int k = 0; k < CHAINS; k++) sum[k] = vset((float)k);
@@ -43,7 +45,8 @@ static void multiply_floats(void *arg, size_t begin, size_t end) {
 
 // One instruction's worth of products of bytes and the sum it goes to: what int8 can reach, in the
 // machine's own words, whatever the engine does.
-static void multiply_int8(void *arg, size_t begin, size_t end) {
+static void multiply_int8(void *arg, size_t begin, size_t end)
+{
     (void)arg;
     vi sum[CHAINS] = {{0}}, a = 1 - (vi){0}, b = a;
     for (size_t i = 0; i < (end - begin) * STEPS; i++)
@@ -61,7 +64,8 @@ static void multiply_int8(void *arg, size_t begin, size_t end) {
 }
 
 // Seconds that the fastest of the rounds takes for n blocks.
-static double best_time(size_t n, Work work, void *arg) {
+static double best_time(size_t n, Work work, void *arg)
+{
     double best = INFINITY;
     for (int i = 0; i < option.rounds; i++) {
         double start = seconds();
@@ -71,7 +75,8 @@ static double best_time(size_t n, Work work, void *arg) {
     return best;
 }
 
-static Limits measure_limits(void) {
+static Limits measure_limits(void)
+{
     Limits l = {0};
     vi *buffer = xcalloc(READ_BYTES, 1);
     size_t n = READ_BYTES / READ_BLOCK;
@@ -86,7 +91,8 @@ static Limits measure_limits(void) {
 
 // ---- The engine --------------------------------------------------------------------------------
 
-static void run_prompt(State *s, const int *ids, size_t n) {
+static void run_prompt(State *s, const int *ids, size_t n)
+{
     for (size_t at = 0, step; at < n; at += step) {
         step = min_size(n - at, s->chunk);
         forward(s, ids + at, step, (int64_t)at);
@@ -95,20 +101,23 @@ static void run_prompt(State *s, const int *ids, size_t n) {
 
 enum { DECODED = 16 };
 
-static void run_decode(State *s, const int *ids, size_t depth, float *logits) {
+static void run_decode(State *s, const int *ids, size_t depth, float *logits)
+{
     for (size_t i = 0; i < DECODED; i++) {
         forward(s, ids + i, 1, (int64_t)(depth + i));
         classify(s, 0, 1, logits);
     }
 }
 
-static int by_value(const void *a, const void *b) {
+static int by_value(const void *a, const void *b)
+{
     double x = *(const double *)a, y = *(const double *)b;
     return (x > y) - (x < y);
 }
 
 // The task's median seconds a token.
-static double measure_task(State *s, int prompt, size_t n) {
+static double measure_task(State *s, int prompt, size_t n)
+{
     size_t vocab = (size_t)s->attn.config.vocab_size, n_ids = n + DECODED;
     int *ids = xcalloc(n_ids, sizeof *ids);
     float *logits = xcalloc(vocab, 4);
@@ -128,7 +137,8 @@ static double measure_task(State *s, int prompt, size_t n) {
 }
 
 // Seconds a token that the limits ask for. Operations count multiplications and additions.
-static double ideal_time(const State *s, int prompt, size_t n, const Limits *l) {
+static double ideal_time(const State *s, int prompt, size_t n, const Limits *l)
+{
     const Config *c = &s->attn.config;
     double dim = c->dim, kv_dim = (double)c->n_kv_heads * c->head_dim, layers = c->n_layers;
     if (!prompt) {
@@ -141,7 +151,8 @@ static double ideal_time(const State *s, int prompt, size_t n, const Limits *l) 
     return weights / (int8 ? l->int8 : l->f32) + attention / l->f32;
 }
 
-static void run_tasks(const char *path, char **tasks, int n_tasks, const Limits *l) {
+static void run_tasks(const char *path, char **tasks, int n_tasks, const Limits *l)
+{
     Model m;
     State s;
     size_t most = 0;
@@ -168,7 +179,8 @@ static void run_tasks(const char *path, char **tasks, int n_tasks, const Limits 
     }
 }
 
-int main(int argc, char **argv) {
+int main(int argc, char **argv)
+{
     prog = "bench";
     int a = 1;
     for (; a < argc && *argv[a] == '-'; a++) {

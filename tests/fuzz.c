@@ -11,21 +11,24 @@
 static int target;
 
 int LLVMFuzzerInitialize(int *argc, char ***argv);
-int LLVMFuzzerInitialize(int *argc, char ***argv) {
+int LLVMFuzzerInitialize(int *argc, char ***argv)
+{
     (void)argc, (void)argv;
     target = find_target(getenv("FUZZ_TARGET") ? getenv("FUZZ_TARGET") : "");
     return 0;
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
-int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
+{
     try_input(target, data, size);
     return 0;
 }
 #else
 static const char *folder;
 
-static void write_seed(int target, const char *name, const uint8_t *data, size_t size) {
+static void write_seed(int target, const char *name, const uint8_t *data, size_t size)
+{
     char path[4096];
     snprintf(path, sizeof path, "%s/%s", folder, targets[target].name);
     mkdir(folder, 0777);
@@ -42,7 +45,8 @@ static struct {
 } now;
 
 // Keeps what run.c broke on: MUST aborts, and so do the sanitizers with abort_on_error=1.
-static void save_input(int sig) {
+static void save_input(int sig)
+{
     char name[64];
     sprintf(name, "crash-%s-%08zx", targets[now.target].name,
             hash_bytes((const char *)now.data, now.size) & 0xffffffff);
@@ -52,7 +56,8 @@ static void save_input(int sig) {
     raise(sig);
 }
 
-static uint8_t *read_file(const char *path, size_t *size) { // run.c's reader gets the input
+static uint8_t *read_file(const char *path, size_t *size) // run.c's reader gets the input
+{
     FILE *f = fopen(path, "rb");
     uint8_t *data = NULL;
     *size = 0;
@@ -65,7 +70,8 @@ static uint8_t *read_file(const char *path, size_t *size) { // run.c's reader ge
     return data;
 }
 
-static int target_of(const char *path) {
+static int target_of(const char *path)
+{
     const char *slash = strrchr(path, '/'), *name = slash ? slash + 1 : path;
     for (int i = 0; i < N_TARGETS; i++)
         if (!strncmp(name, targets[i].name, strlen(targets[i].name))) return i;
@@ -74,7 +80,8 @@ static int target_of(const char *path) {
 }
 
 // A copy with a few changed bytes or words, or shorter, or longer.
-static void try_changed(int target, const uint8_t *file, size_t size, uint64_t *rng) {
+static void try_changed(int target, const uint8_t *file, size_t size, uint64_t *rng)
+{
     uint8_t *copy = xcalloc(size + 64, 1);
     memcpy(copy, file, size);
     size_t head = min_size(size, next_random(rng) % 4 ? 8192 : size);
@@ -93,7 +100,8 @@ static void try_changed(int target, const uint8_t *file, size_t size, uint64_t *
     free(copy);
 }
 
-int main(int argc, char **argv) {
+int main(int argc, char **argv)
+{
     if (argc == 3 && !strcmp(argv[1], "seeds")) {
         folder = argv[2];
         give_seeds(write_seed);

@@ -13,7 +13,8 @@
 static jmp_buf refused;
 static int status; // of the refusal
 
-__attribute__((noreturn)) static void leave(int code) {
+__attribute__((noreturn)) static void leave(int code)
+{
     status = code;
     longjmp(refused, 1);
 }
@@ -23,7 +24,8 @@ static void *live[1 << 14];
 static size_t n_live;
 static int tracking;
 
-static void *track(void *old, void *new) {
+static void *track(void *old, void *new)
+{
     for (size_t i = n_live; old && i-- > 0;)
         if (live[i] == old) {
             live[i] = live[--n_live];
@@ -33,12 +35,14 @@ static void *track(void *old, void *new) {
     return new;
 }
 
-static void *tracked_realloc(void *p, size_t n) {
+static void *tracked_realloc(void *p, size_t n)
+{
     track(p, NULL);
     return track(NULL, realloc(p, n));
 }
 
-static void tracked_free(void *p) {
+static void tracked_free(void *p)
+{
     track(p, NULL);
     free(p);
 }
@@ -49,7 +53,8 @@ static struct {
 } mapped[16];
 static size_t n_mapped;
 
-static void *tracked_mmap(void *at, size_t size, int prot, int flags, int fd, off_t offset) {
+static void *tracked_mmap(void *at, size_t size, int prot, int flags, int fd, off_t offset)
+{
     void *p = mmap(at, size, prot, flags, fd, offset);
     if (p != MAP_FAILED && tracking && n_mapped < sizeof mapped / sizeof *mapped)
         mapped[n_mapped].p = p, mapped[n_mapped++].size = size;
@@ -99,7 +104,8 @@ static FILE *open_input(void) { return fmemopen((void *)(uintptr_t)input, input_
 
 // No larger than it has to be, so that reading past it is seen; as many bytes as `fill` says follow
 // the data.
-static void *exact_copy(const uint8_t *data, size_t size, size_t fill) {
+static void *exact_copy(const uint8_t *data, size_t size, size_t fill)
+{
     uint8_t *copy = track(NULL, malloc(size + fill ? size + fill : 1));
     memset(copy + size, 0x3c, fill); // 0.01 in f32, 1.06 in f16
     return memcpy(copy, data, size);
@@ -108,7 +114,8 @@ static void *exact_copy(const uint8_t *data, size_t size, size_t fill) {
 static const char some_text[] = "Hello <|im_start|> caf\xc3\xa9 \xff 123\n\n  x'll <0x41> a beebee";
 
 // Reads n tokens and draws one more, in a way that `bits` choose, if the model is small enough.
-static void run_model(const Model *m, uint64_t bits, int64_t ctx) {
+static void run_model(const Model *m, uint64_t bits, int64_t ctx)
+{
     const Config *c = &m->config;
     State s;
     size_t chunk = 1 + bits % 16, vocab = (size_t)c->vocab_size;
@@ -146,7 +153,8 @@ static void run_model(const Model *m, uint64_t bits, int64_t ctx) {
 }
 
 // Encodes text with every kind of token; ids must be in range, and decode to the same text.
-static void check_text_ids(const Tokenizer *t, const char *text, size_t len, int lossless) {
+static void check_text_ids(const Tokenizer *t, const char *text, size_t len, int lossless)
+{
     int *ids = xrealloc(NULL, 2 * len + 2, sizeof *ids), prev = t->bos;
     int n = tokenizer_encode(t, text, NULL, len, ids);
     char *back = xrealloc(NULL, 1, 1);
@@ -169,7 +177,8 @@ static void check_text_ids(const Tokenizer *t, const char *text, size_t len, int
 static Model model;
 static Tokenizer tokenizer;
 
-static void load_input(void (*load)(Model *), const uint8_t *data, size_t size, size_t fill) {
+static void load_input(void (*load)(Model *), const uint8_t *data, size_t size, size_t fill)
+{
     memset(&model, 0, sizeof model);
     model.path = "fuzz";
     model.map = exact_copy(data, size, fill);
@@ -177,12 +186,14 @@ static void load_input(void (*load)(Model *), const uint8_t *data, size_t size, 
     load(&model);
 }
 
-static void use_checkpoint(const uint8_t *data, size_t size) {
+static void use_checkpoint(const uint8_t *data, size_t size)
+{
     load_input(load_checkpoint, data, size, 0);
     run_model(&model, hash_bytes((const char *)data, size), 150);
 }
 
-static void use_gguf_filled(const uint8_t *data, size_t size, size_t fill) {
+static void use_gguf_filled(const uint8_t *data, size_t size, size_t fill)
+{
     if (size < 4) return; // model_load() looks at the first four bytes
     load_input(load_gguf, data, size, fill);
     tokenizer_from_vocab(&tokenizer, "fuzz", &model.vocab);
@@ -201,7 +212,8 @@ static void use_gguf(const uint8_t *data, size_t size) { use_gguf_filled(data, s
 static void use_keys(const uint8_t *data, size_t size) { use_gguf_filled(data, size, 1 << 19); }
 
 // A tokenizer.bin, for as many pieces as there are in it.
-static void use_tokenizer(const uint8_t *data, size_t size) {
+static void use_tokenizer(const uint8_t *data, size_t size)
+{
     int n = 0;
     for (size_t at = 4; at + 8 <= size && n < 1 << 15; n++) {
         size_t len = (uint32_t)read_i32(data + at + 4);
@@ -220,7 +232,8 @@ typedef struct {
     size_t n;
 } List;
 
-static void add_string(List *l, const void *s, size_t len) {
+static void add_string(List *l, const void *s, size_t len)
+{
     if (l->n + 8 + len > sizeof l->p) return;
     memcpy(l->p + l->n, &(uint64_t){len}, 8);
     memcpy(l->p + l->n + 8, s, len);
@@ -228,7 +241,8 @@ static void add_string(List *l, const void *s, size_t len) {
 }
 
 // The name of a token that stands for a byte.
-static size_t byte_name(int bpe, int byte, char out[8]) {
+static size_t byte_name(int bpe, int byte, char out[8])
+{
     if (!bpe) return (size_t)sprintf(out, "<0x%02X>", (unsigned)byte);
     for (uint32_t c = 33; c < 324; c++)
         if (byte_of_char(c) == byte) {
@@ -241,7 +255,8 @@ static size_t byte_name(int bpe, int byte, char out[8]) {
 
 // A vocabulary, merges and a text: byte 0 flags, 1 and 2 the number of tokens and of merges; a
 // token is a length, a kind and text, a merge two numbers of tokens. The rest is the text.
-static void use_text(const uint8_t *data, size_t size) {
+static void use_text(const uint8_t *data, size_t size)
+{
     static const char *const styles[] = {"gpt-2", "smollm", "llama-bpe", "qwen2"};
     static List tokens, merges;
     static int32_t types[1024];
@@ -294,7 +309,8 @@ static void use_text(const uint8_t *data, size_t size) {
 // A small model of each encoding, as it is, and with a scaling and a window of its own.
 enum { N_KINDS = 2 * N_ENCODINGS };
 
-static const TestModel *model_of_kind(int kind) {
+static const TestModel *model_of_kind(int kind)
+{
     static TestModel models[N_KINDS];
     int encoding = kind % N_ENCODINGS, own = kind >= N_ENCODINGS;
     int rotates = encoding == ENC_ROPE || encoding == ENC_XPOS;
@@ -311,7 +327,8 @@ static const TestModel *model_of_kind(int kind) {
 
 // A command line, one word a line, of measure if the first byte's highest bit is set, else of run,
 // on the kind of model that the other bits name.
-static void use_options(const uint8_t *data, size_t size) {
+static void use_options(const uint8_t *data, size_t size)
+{
     static const char factors[] = "1 1.5, 2 4";
     static __typeof__(opt) defaults;
     static __typeof__(ask) asked_by_default;
@@ -347,7 +364,8 @@ static void use_options(const uint8_t *data, size_t size) {
 }
 
 // A list of factors for as many pairs as the first byte says.
-static void use_factors(const uint8_t *data, size_t size) {
+static void use_factors(const uint8_t *data, size_t size)
+{
     size_t pairs = size ? 1 + data[0] % 8 : 0;
     if (!size) return;
     input = data + 1;
@@ -367,7 +385,8 @@ static const struct {
 enum { N_TARGETS = sizeof targets / sizeof *targets };
 
 // The target whose name the text begins with; the program ends if there is none.
-static int find_target(const char *text) {
+static int find_target(const char *text)
+{
     for (int i = 0; i < N_TARGETS; i++)
         if (!strncmp(text, targets[i].name, strlen(targets[i].name))) return i;
     printf("no such target: %s\n", text);
@@ -377,7 +396,8 @@ static int find_target(const char *text) {
 static char said[8192]; // about the last input, if it was refused
 
 // 0: accepted; else the exit status with which the input was refused.
-static int try_input(int target, const uint8_t *data, size_t size) {
+static int try_input(int target, const uint8_t *data, size_t size)
+{
     if (!message) {
         message = fmemopen(said, sizeof said, "w");
         scratch(32 << 20); // enough for all inputs, and not theirs
@@ -403,7 +423,8 @@ static int try_input(int target, const uint8_t *data, size_t size) {
 // --- good files to begin with -------------------------------------------------------------------
 
 // A tokenizer.bin of 300 pieces: three special, the bytes, letters and pairs of them.
-static size_t make_tokenizer(uint8_t *out) {
+static size_t make_tokenizer(uint8_t *out)
+{
     size_t size = 4;
     memset(out, 0, 4);
     for (int id = 0; id < 300; id++) {
@@ -427,7 +448,8 @@ static size_t make_tokenizer(uint8_t *out) {
 typedef void (*Give)(int target, const char *name, const uint8_t *data, size_t size);
 
 // Each version, each encoding, and each method of scaling.
-static void give_checkpoints(Give give) {
+static void give_checkpoints(Give give)
+{
     static const int versions[] = {0, 1, 2, 101, 102};
     enum { ENCODED = 5, SCALED = ENCODED + N_ENCODINGS, END = SCALED + N_ROPE_METHODS };
     for (int k = 0; k < END; k++) {
@@ -445,7 +467,8 @@ static void give_checkpoints(Give give) {
     }
 }
 
-static void give_ggufs(Give give) {
+static void give_ggufs(Give give)
+{
     static const GgufSpec specs[] = {
         {"llama", "f32 q8_0 q4_0 q4_1 q5_0 f16 bf16 q4_k q8_0", 0, "freqs", NULL, "<|user|>", 0},
         {"llama", "q4_0", 1, NULL, "smollm", NULL, 0},
@@ -468,7 +491,8 @@ static void give_ggufs(Give give) {
 
 // The architectures that build_gguf() does not write, with tensors fused and biases, windows'
 // patterns in three spellings, and the keys that only they have.
-static void give_architectures(Give give) {
+static void give_architectures(Give give)
+{
     for (size_t i = 0; i < COUNT(arch_specs); i++) {
         size_t size;
         if (i && !strcmp(arch_specs[i].arch, arch_specs[i - 1].arch) && !arch_specs[i].spelling &&
@@ -482,7 +506,8 @@ static void give_architectures(Give give) {
 
 // GGUF files with fewer scores or types than tokens, or without longrope's short factors, or all of
 // its factors, which are the last tensors: to be refused.
-static void give_short_lists(Give give) {
+static void give_short_lists(Give give)
+{
     static const char *const lists[] = {"tokenizer.ggml.scores", "tokenizer.ggml.token_type"};
     for (int i = 0; i < 4; i++) {
         size_t size;
@@ -495,7 +520,8 @@ static void give_short_lists(Give give) {
     }
 }
 
-static void give_seeds(Give give) {
+static void give_seeds(Give give)
+{
     static const char *const lines[] = {
         "\0-n\n5\n-t\n0.5\n--rope-scaling=yarn\n-c\n200", "\0--self-extend\n4:16\n--logn\n-c\n300",
         "\0--window\n20\n--sinks\n3\nm.bin", "\200--rerope\n16\n-m\npasskey\n--lengths\n40,50",
@@ -525,7 +551,8 @@ static void give_seeds(Give give) {
 
 // Each option by itself, with values at the ends of its range, within and past it, for RoPE, for
 // RoPE with a scaling of its own, and for another kind of model: not all of them are good.
-static void give_program_options(Give give) {
+static void give_program_options(Give give)
+{
     static const char *const texts[] = {"x", "4:16", "16:4.5", "40,50"};
     size_t count = 0, measures = program == &measure_program ? 128 : 0;
     const Option *o;
@@ -551,7 +578,8 @@ static void give_program_options(Give give) {
     }
 }
 
-static void give_options(Give give) {
+static void give_options(Give give)
+{
     const Program *const programs[] = {&chat_program, &measure_program};
     for (size_t i = 0; i < COUNT(programs); i++) {
         program = programs[i];

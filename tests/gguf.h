@@ -36,13 +36,15 @@ static const GgufType gguf_types[] = {
     {"iq4_xs", 23, 256, 136, 3e-5f, 0, 0, -1},
 };
 
-static uint16_t float_to_half(float f) {
+static uint16_t float_to_half(float f)
+{
     uint16_t h;
     floats_to_halves(&f, &h, 1);
     return h;
 }
 
-static void put_bytes(Out *o, const void *p, size_t n) {
+static void put_bytes(Out *o, const void *p, size_t n)
+{
     if (o->n + n > o->room) o->p = xrealloc(o->p, o->room = 2 * (o->n + n), 1);
     memcpy(o->p + o->n, p, n);
     o->n += n;
@@ -51,7 +53,8 @@ static void put_bytes(Out *o, const void *p, size_t n) {
 static void put_u32(Out *o, uint32_t v) { put_bytes(o, &v, 4); }
 static void put_u64(Out *o, uint64_t v) { put_bytes(o, &v, 8); }
 
-static void put_string(Out *o, const char *s) {
+static void put_string(Out *o, const char *s)
+{
     put_u64(o, strlen(s));
     put_bytes(o, s, strlen(s));
 }
@@ -59,32 +62,37 @@ static void put_string(Out *o, const char *s) {
 static uint64_t n_gguf_keys;
 static size_t gguf_data_at; // where the tensors begin in the file built last
 
-static void put_key(Out *o, const char *name, uint32_t type) {
+static void put_key(Out *o, const char *name, uint32_t type)
+{
     n_gguf_keys++;
     put_string(o, name);
     put_u32(o, type);
 }
 
-static void key_u32(Out *o, const char *arch, const char *name, uint32_t v) {
+static void key_u32(Out *o, const char *arch, const char *name, uint32_t v)
+{
     char full[128];
     snprintf(full, sizeof full, "%s%s", arch, name);
     put_key(o, full, 4);
     put_u32(o, v);
 }
 
-static void key_f32(Out *o, const char *arch, const char *name, float v) {
+static void key_f32(Out *o, const char *arch, const char *name, float v)
+{
     char full[128];
     snprintf(full, sizeof full, "%s%s", arch, name);
     put_key(o, full, 6);
     put_bytes(o, &v, 4);
 }
 
-static void key_text(Out *o, const char *name, const char *v) {
+static void key_text(Out *o, const char *name, const char *v)
+{
     put_key(o, name, 8);
     put_string(o, v);
 }
 
-static void put_array(Out *o, const char *name, uint32_t elem, uint64_t n) {
+static void put_array(Out *o, const char *name, uint32_t elem, uint64_t n)
+{
     put_key(o, name, 9);
     put_u32(o, elem);
     put_u64(o, n);
@@ -103,7 +111,8 @@ enum { G_DIM = GGUF_DIM, G_HIDDEN = 256 + GGUF_DIM / 256 * 256, G_HEADS = 4, G_K
 
 // Token `id` of the test vocabulary: three special ones, 256 bytes, one user-defined, then pairs
 // of letters (which are also what BPE's merges make). Seldom: with spaces, and an empty one.
-static void token_text(const GgufSpec *g, int id, char out[32]) {
+static void token_text(const GgufSpec *g, int id, char out[32])
+{
     static const char *const special[] = {"<unk>", "<s>", "</s>"};
     static const char *const seldom[] = {"\xe2\x96\x81", "a", ("\xe2\x96\x81" "a"), "",
                                          "b", "e", "be", "ee"};
@@ -125,7 +134,8 @@ static void token_text(const GgufSpec *g, int id, char out[32]) {
     }
 }
 
-static void put_tokenizer(Out *o, const GgufSpec *g) {
+static void put_tokenizer(Out *o, const GgufSpec *g)
+{
     char text[160];
     key_text(o, "tokenizer.ggml.model", g->bpe ? "gpt2" : "llama");
     key_text(o, "tokenizer.ggml.pre", g->pre ? g->pre : "default");
@@ -152,7 +162,8 @@ static void put_tokenizer(Out *o, const GgufSpec *g) {
 }
 
 // Keys that few files have, with numbers of all widths.
-static void put_seldom(Out *o, const char *arch, size_t d) {
+static void put_seldom(Out *o, const char *arch, size_t d)
+{
     char name[64];
     key_u32(o, arch, ".rope.dimension_count", (uint32_t)d);
     key_u32(o, arch, ".attention.sliding_window_pattern", 3);
@@ -182,8 +193,8 @@ typedef struct {
     const char *types; // left of spec->types
 } Tensors;
 
-static void put_tensor(Tensors *t, const char *name, const GgufType *type, size_t rows,
-                       size_t cols) {
+static void put_tensor(Tensors *t, const char *name, const GgufType *type, size_t rows, size_t cols)
+{
     put_string(&t->list, name);
     put_u32(&t->list, rows > 1 ? 2 : 1);
     put_u64(&t->list, cols);
@@ -210,7 +221,8 @@ static void put_tensor(Tensors *t, const char *name, const GgufType *type, size_
 }
 
 // A vector around `mean`.
-static void put_vector(Tensors *t, int layer, const char *part, size_t n, float mean) {
+static void put_vector(Tensors *t, int layer, const char *part, size_t n, float mean)
+{
     char name[64];
     if (layer < 0) snprintf(name, sizeof name, "%s", part);
     else snprintf(name, sizeof name, "blk.%d.%s", layer, part);
@@ -222,7 +234,8 @@ static void put_vector(Tensors *t, int layer, const char *part, size_t n, float 
 }
 
 // A matrix of the next type.
-static void put_next_matrix(Tensors *t, int layer, const char *part, size_t rows, size_t cols) {
+static void put_next_matrix(Tensors *t, int layer, const char *part, size_t rows, size_t cols)
+{
     char name[64];
     if (layer < 0) snprintf(name, sizeof name, "%s", part);
     else snprintf(name, sizeof name, "blk.%d.%s", layer, part);
@@ -234,7 +247,8 @@ static void put_next_matrix(Tensors *t, int layer, const char *part, size_t rows
     t->types += len + (t->types[len] == ' ');
 }
 
-static void put_layer(Tensors *t, int l, size_t d) {
+static void put_layer(Tensors *t, int l, size_t d)
+{
     const char *arch = t->spec->arch;
     int gemma = !strcmp(arch, "gemma3");
     put_vector(t, l, "attn_norm.weight", G_DIM, 1);
@@ -259,7 +273,8 @@ static void put_layer(Tensors *t, int l, size_t d) {
     if (gemma) put_vector(t, l, "post_ffw_norm.weight", G_DIM, 0.5f);
 }
 
-static void put_config(Out *o, const GgufSpec *g, int n_layers, size_t d) {
+static void put_config(Out *o, const GgufSpec *g, int n_layers, size_t d)
+{
     key_text(o, "general.architecture", g->arch);
     key_text(o, "general.name", "a model"); // two that nobody reads
     key_text(o, "general.note", "nothing");
@@ -288,7 +303,8 @@ static void put_config(Out *o, const GgufSpec *g, int n_layers, size_t d) {
 }
 
 // The whole file; *size gets its length. The same spec and seed give the same bytes.
-static uint8_t *build_gguf(const GgufSpec *g, uint64_t seed, size_t *size) {
+static uint8_t *build_gguf(const GgufSpec *g, uint64_t seed, size_t *size)
+{
     int own_head_dim = !strcmp(g->arch, "qwen3") || !strcmp(g->arch, "gemma3");
     int n_layers = strcmp(g->arch, "gemma3") ? G_LAYERS : 7; // the sixth is global
     size_t d = own_head_dim ? G_DIM / 2 : G_DIM / G_HEADS;
@@ -325,7 +341,8 @@ static uint8_t *build_gguf(const GgufSpec *g, uint64_t seed, size_t *size) {
 
 // Takes the last four of one of the tokenizer's lists of numbers: a key that nobody reads gets
 // their bytes.
-static void shorten_list(uint8_t *file, size_t size, const char *name) {
+static void shorten_list(uint8_t *file, size_t size, const char *name)
+{
     uint32_t left = GGUF_VOCAB - 4;
     uint8_t *n = (uint8_t *)memmem(file, size, name, strlen(name)) + strlen(name) + 8;
     memcpy(n, &left, 4);

@@ -7,7 +7,8 @@
 #include "check.h"
 #include "gguf.h"
 
-int main(int argc, char **argv) {
+int main(int argc, char **argv)
+{
     if (argc < 3) die(EXIT_USAGE, "usage", "make_gguf OUT ARCH [TYPES [spm|bpe [SCALING [PRE]]]]");
     const char *scaling = argc > 5 && strcmp(argv[5], "none") ? argv[5] : NULL;
     GgufSpec spec = {argv[2], argc > 3 ? argv[3] : "f32", argc > 4 && !strcmp(argv[4], "bpe"),

@@ -23,7 +23,8 @@ static const struct {
     {"sinks", &shape.sinks}, {"logn", &shape.logn}, {"seed", &shape.seed},
 };
 
-int main(int argc, char **argv) {
+int main(int argc, char **argv)
+{
     int nan = 0;
     prog = "make_model";
     if (argc < 2) die(EXIT_USAGE, "usage", "make_model OUT [name=value]...");

@@ -28,7 +28,8 @@ static char *table;
 static size_t table_len;
 
 // A table must not take the place of what is being read.
-static void check_inputs(const char *path) {
+static void check_inputs(const char *path)
+{
     const char *inputs[] = {opt.checkpoint, opt.file, opt.tokenizer};
     struct stat a, b;
     if (stat(path, &a) || !S_ISREG(a.st_mode)) return;
@@ -38,7 +39,8 @@ static void check_inputs(const char *path) {
 }
 
 // Whether a table can be written is looked at before hours are spent on it.
-static void tsv_open(const char *header) {
+static void tsv_open(const char *header)
+{
     if (ask.tsv) {
         const char *slash = strrchr(ask.tsv, '/');
         char folder[PATH_MAX] = ".";
@@ -56,7 +58,8 @@ static void tsv_open(const char *header) {
 }
 
 // Writes the table to its place: a file, a device, a pipe, or what a link leads to.
-static void tsv_close(void) {
+static void tsv_close(void)
+{
     if (fclose(tsv)) die(EXIT_DATA, "memory", "cannot hold the table (%s)", strerror(errno));
     if (!ask.tsv) return;
     int there = !access(ask.tsv, F_OK);
@@ -69,7 +72,8 @@ static void tsv_close(void) {
 }
 
 // The end of a row: a bar that is `full` long at share 1.
-static void print_bar(double share, int full) {
+static void print_bar(double share, int full)
+{
     int n = (int)fmin(fmax(share, 0) * full + 0.5, full);
     printf("  %.*s\n", n, "########################################");
 }
@@ -79,7 +83,8 @@ static void print_bar(double share, int full) {
 enum { LOGIT_ROWS = 32, BUCKETS = 16 };
 
 // -ln softmax(logits[n])[target], in nats; NaN if any logit is infinite or NaN.
-static double cross_entropy(const float *logits, size_t n, int target) {
+static double cross_entropy(const float *logits, size_t n, int target)
+{
     float max = logits[0];
     for (size_t i = 1; i < n; i++) max = logits[i] > max ? logits[i] : max;
     double sum = 0;
@@ -106,7 +111,8 @@ typedef struct {
     double n, nll, squares, bytes, extra[N_EXTRAS];
 } Sums;
 
-static void add_loss(Sums *s, double nll, double bytes, const double *extra) {
+static void add_loss(Sums *s, double nll, double bytes, const double *extra)
+{
     s->n++;
     s->nll += nll;
     s->squares += nll * nll;
@@ -115,7 +121,8 @@ static void add_loss(Sums *s, double nll, double bytes, const double *extra) {
 }
 
 // Their mean's standard error.
-static double standard_error(const Sums *s) {
+static double standard_error(const Sums *s)
+{
     double mean = s->nll / s->n, variance = (s->squares / s->n - mean * mean) / (s->n - 1);
     return s->n > 1 ? sqrt(fmax(0, variance)) : 0;
 }
@@ -141,7 +148,8 @@ typedef struct {
     double *at;                 // where in nll the rows at hand go
 } Perplexity;
 
-static void loss_rows(void *arg, size_t begin, size_t end) {
+static void loss_rows(void *arg, size_t begin, size_t end)
+{
     Perplexity *p = arg;
     for (size_t t = begin; t < end; t++)
         p->at[t] = cross_entropy(p->logits + t * p->vocab, p->vocab, p->target[t]);
@@ -149,7 +157,8 @@ static void loss_rows(void *arg, size_t begin, size_t end) {
 
 // What one token's softmax in one head adds to the means: its entropy, the share of the first token,
 // and whether that is more than 0.3.
-static void add_softmax(double mean[N_EXTRAS], RowSums s, double n_heads) {
+static void add_softmax(double mean[N_EXTRAS], RowSums s, double n_heads)
+{
     mean[ENTROPY] += (s.largest + vlog(vset(s.sum))[0] - s.weighted / s.sum) / n_heads;
     mean[FIRST] += s.first / s.sum / n_heads;
     mean[SINKS] += (s.first > 0.3 * s.sum) / n_heads;
@@ -157,7 +166,8 @@ static void add_softmax(double mean[N_EXTRAS], RowSums s, double n_heads) {
 
 // What was seen of the attention of row t of the chunk, as means over heads: of each layer added to
 // its sums, of all layers to extra.
-static void watch_row(const Session *s, Perplexity *p, size_t t, double *extra) {
+static void watch_row(const Session *s, Perplexity *p, size_t t, double *extra)
+{
     const Attention *a = &s->state.attn;
     size_t layers = a->config.n_layers, heads = a->config.n_heads;
     for (size_t l = 0; a->watch && l < layers; l++) {
@@ -172,7 +182,8 @@ static void watch_row(const Session *s, Perplexity *p, size_t t, double *extra) 
 // The losses of predictions from..n-1 (prediction i is that of ids[i + 1]) with ids[0 .. n-1] in an
 // empty cache, to nll[i - from]; returns before which one Ctrl-C ended it.
 static size_t window_losses(Session *s, Perplexity *p, const int *ids, size_t n, size_t from,
-                            double *nll, double (*extra)[N_EXTRAS]) {
+                            double *nll, double (*extra)[N_EXTRAS])
+{
     size_t at = 0;
     s->state.attn.text = (int64_t)n + 1;
     for (size_t step; at < n && !interrupted; at += step) {
@@ -199,7 +210,8 @@ static size_t window_losses(Session *s, Perplexity *p, const int *ids, size_t n,
 }
 
 // Adds the loss of ids[i + 1].
-static void add_prediction(const Session *s, Perplexity *p, const int *ids, size_t i) {
+static void add_prediction(const Session *s, Perplexity *p, const int *ids, size_t i)
+{
     double nll = p->nll[i - p->from], *extra = p->extra[i - p->from];
     size_t len, w = (size_t)p->windows.n;
     size_t b = ((i - p->from + 1) * p->n_buckets - 1) / (p->n - p->from);
@@ -221,7 +233,8 @@ static void add_prediction(const Session *s, Perplexity *p, const int *ids, size
 }
 
 // Runs ids[n + 1] from an empty cache; each is predicted from those before it.
-static void score_window(Session *s, Perplexity *p, const int *ids) {
+static void score_window(Session *s, Perplexity *p, const int *ids)
+{
     double before = p->all.nll;
     size_t to = window_losses(s, p, ids, p->n, p->from, p->nll, p->extra);
     for (size_t i = p->from; i < to; i++) add_prediction(s, p, ids, i);
@@ -229,7 +242,8 @@ static void score_window(Session *s, Perplexity *p, const int *ids) {
 }
 
 // A mask as mode contrast writes it: columns by their names, one row a prediction.
-static const Mark *read_mask(const char *path, size_t n_windows, size_t n) {
+static const Mark *read_mask(const char *path, size_t n_windows, size_t n)
+{
     static const char *const names[] = {"window", "position", "token", "key"};
     size_t len;
     Mark *marks = xcalloc(n_windows * n, sizeof *marks);
@@ -255,12 +269,14 @@ static const Mark *read_mask(const char *path, size_t n_windows, size_t n) {
 
 static double bits_per_byte(const Sums *s) { return s->bytes ? s->nll / s->bytes / M_LN2 : 0; }
 
-static void print_extras(const Sums *s) {
+static void print_extras(const Sums *s)
+{
     for (int k = 0; k < N_EXTRAS; k++)
         if (*extras[k].asked) printf(" %8.3f", s->extra[k] / s->n);
 }
 
-static void print_perplexity(const Perplexity *p) {
+static void print_perplexity(const Perplexity *p)
+{
     size_t n = p->n - p->from, many = p->windows.n > 1;
     double top = 0, took = seconds() - p->start, windows = fmax(1, p->windows.n);
     for (size_t b = 0; b < p->n_buckets; b++) top = fmax(top, p->bucket[b].nll / p->bucket[b].n);
@@ -289,7 +305,8 @@ static void print_perplexity(const Perplexity *p) {
 }
 
 // The same means for each layer: which ones keep their attention on the first token.
-static void print_layers(const Session *s, const Perplexity *p) {
+static void print_layers(const Session *s, const Perplexity *p)
+{
     printf("layer");
     for (int k = 0; k < N_EXTRAS; k++)
         if (*extras[k].asked) printf("  %7s", extras[k].name);
@@ -304,7 +321,8 @@ static void print_layers(const Session *s, const Perplexity *p) {
 // Windows of as many tokens as the context has, each with its own BOS and an empty cache, side by
 // side; or, with a stride, sliding by it, the last `stride` predictions of each counting. Returns
 // the text's ids.
-static int *begin_windows(Session *s, Perplexity *p, size_t stride) {
+static int *begin_windows(Session *s, Perplexity *p, size_t stride)
+{
     size_t n_ids;
     if (!s->text) die(EXIT_USAGE, program->modes[opt.mode].name, "needs a text: -f FILE");
     int *ids = encode_text(&s->tokenizer, s->text, NULL, s->len, &n_ids);
@@ -324,13 +342,15 @@ static int *begin_windows(Session *s, Perplexity *p, size_t stride) {
 }
 
 // Window w of the text, its BOS in place: its first token is in no later one.
-static const int *window_ids(const Session *s, const Perplexity *p, int *ids, size_t w) {
+static const int *window_ids(const Session *s, const Perplexity *p, int *ids, size_t w)
+{
     int *window = ids + w * (p->n - p->from);
     if (s->tokenizer.add_bos) *window = s->tokenizer.bos;
     return window;
 }
 
-static void run_perplexity(Session *s) {
+static void run_perplexity(Session *s)
+{
     Perplexity p;
     Attention *attn = &s->state.attn;
     int *ids = begin_windows(s, &p, ask.stride);
@@ -366,7 +386,8 @@ static const double SURE = 2, GAIN = 2; // nats
 
 // Losses of predictions 0..n-1 of ids[n + 1] from the last `recent` tokens at most, and no fewer
 // than three quarters of them where there are so many; returns before which one it was interrupted.
-static size_t recent_losses(Session *s, Perplexity *p, const int *ids, size_t recent, double *nll) {
+static size_t recent_losses(Session *s, Perplexity *p, const int *ids, size_t recent, double *nll)
+{
     size_t step = max_size(1, recent / 4), done = 0;
     for (size_t first = 0; done < p->n && !interrupted; first += step) {
         size_t n = min_size(recent, p->n - first);
@@ -375,7 +396,8 @@ static size_t recent_losses(Session *s, Perplexity *p, const int *ids, size_t re
     return done;
 }
 
-static void run_contrast(Session *s) {
+static void run_contrast(Session *s)
+{
     Perplexity p;
     int *ids = begin_windows(s, &p, 0);
     size_t recent = ask.recent ? (size_t)ask.recent : max_size(4, s->model.config.train_ctx / 4);
@@ -417,8 +439,8 @@ typedef struct {
     unsigned pairs;                           // kv: chooses the other pairs; 0: the filler is text
 } Task;
 
-__attribute__((format(printf, 3, 4))) static void add_fact(Task *t, double at, const char *fmt,
-              ...) {
+__attribute__((format(printf, 3, 4))) static void add_fact(Task *t, double at, const char *fmt, ...)
+{
     va_list ap;
     va_start(ap, fmt);
     int i = t->n_facts++;
@@ -434,7 +456,8 @@ __attribute__((format(printf, 3, 4))) static void add_fact(Task *t, double at, c
 static int random_below(uint64_t *rng, int n) { return (int)(random_unit(rng) * (float)n); }
 
 // A passkey, stated twice. [PI] 3.4, after Mohtashami and Jaggi 2023
-static void make_passkey(Task *t, double depth, uint64_t *rng) {
+static void make_passkey(Task *t, double depth, uint64_t *rng)
+{
     int key = t->answer = 10000 + random_below(rng, 90000);
     add_fact(t, depth, "The pass key is %d. Remember it. %d is the pass key.", key, key);
     sprintf(t->question, "What is the pass key?");
@@ -442,7 +465,8 @@ static void make_passkey(Task *t, double depth, uint64_t *rng) {
 }
 
 // Four keys with names (RULER's multi-key). The one at `depth` is asked for.
-static void make_multikey(Task *t, double depth, uint64_t *rng) {
+static void make_multikey(Task *t, double depth, uint64_t *rng)
+{
     static const char *const names[] = {"Anna", "Ben", "Clara", "David", "Emma", "Frank", "Grace",
                                         "Henry"};
     int first = random_below(rng, 8);
@@ -458,7 +482,8 @@ static void make_multikey(Task *t, double depth, uint64_t *rng) {
 
 // A chain of two assignments to follow, which begins at `depth`, and another one that leads astray
 // (RULER's variable tracking).
-static void make_tracking(Task *t, double depth, uint64_t *rng) {
+static void make_tracking(Task *t, double depth, uint64_t *rng)
+{
     int a = random_below(rng, 26), number = t->answer = 1000 + random_below(rng, 9000);
     int b = (a + 1 + random_below(rng, 8)) % 26, c = (a + 9 + random_below(rng, 8)) % 26;
     int d = (a + 17 + random_below(rng, 8)) % 26;
@@ -477,14 +502,16 @@ static void make_tracking(Task *t, double depth, uint64_t *rng) {
 static int kv_key(unsigned pairs, size_t i) { return (int)(1000 + (pairs + i * 7919) % 9000); }
 
 // Its value: any four digits that have nothing to do with the key.
-static int kv_value(unsigned pairs, size_t i) {
+static int kv_value(unsigned pairs, size_t i)
+{
     return (int)(1000 + seed_random(pairs + (uint64_t)i * 0x100000001) % 9000);
 }
 
 // A list of pairs and nothing else (Liu et al. 2023, "Lost in the middle", arXiv 2307.03172): the
 // pair at `depth` is asked for, after two questions with their answers, which show a base model
 // what is wanted.
-static void make_kv(Task *t, double depth, uint64_t *rng) {
+static void make_kv(Task *t, double depth, uint64_t *rng)
+{
     t->pairs = (unsigned)(next_random(rng) >> 40 | 1);
     int key = kv_key(t->pairs, 0);
     t->answer = kv_value(t->pairs, 0);
@@ -511,7 +538,8 @@ typedef struct {
 } Grid;
 
 // The filler's sentences, cut out of `text`; they end before a blank or with the line.
-static void split_sentences(Grid *g, char *text) {
+static void split_sentences(Grid *g, char *text)
+{
     for (char *s = text; *(s += strspn(s, " \t\r\n"));) {
         g->filler = xrealloc(g->filler, g->n_filler + 1, sizeof *g->filler);
         g->filler[g->n_filler++] = s;
@@ -523,7 +551,8 @@ static void split_sentences(Grid *g, char *text) {
 
 // The ids of the task's text with n sentences of filler, from sentence `first` on: as a user's turn
 // and the beginning of the reply if the model has a turn format, as one text otherwise.
-static int *encode_task(const Grid *g, const Task *t, size_t first, size_t n, size_t *n_ids) {
+static int *encode_task(const Grid *g, const Task *t, size_t first, size_t n, size_t *n_ids)
+{
     char *text;
     size_t len;
     FILE *out = open_memstream(&text, &len);
@@ -557,7 +586,8 @@ static int *encode_task(const Grid *g, const Task *t, size_t first, size_t n, si
 }
 
 // The ids of the longest such text that fits into `room` tokens; NULL if none does.
-static int *fit_task(const Grid *g, const Task *t, size_t first, size_t room, size_t *n_ids) {
+static int *fit_task(const Grid *g, const Task *t, size_t first, size_t room, size_t *n_ids)
+{
     size_t n = 0, more = 1;
     for (int fits = 1; more && n <= room; more = fits ? 2 * more : more / 2) {
         free(encode_task(g, t, first, n + more, n_ids)); // n sentences fit, if any do
@@ -572,7 +602,8 @@ static int *fit_task(const Grid *g, const Task *t, size_t first, size_t room, si
 
 // Decodes greedily as long as the text goes along with the answer; 1 if it is all there and no
 // other digit follows.
-static int answers(Session *s, const int *ids, size_t n, const char *answer, char got[32]) {
+static int answers(Session *s, const int *ids, size_t n, const char *answer, char got[32])
+{
     size_t used = 0, want = strlen(answer), len;
     feed(s, ids, n);
     while (used <= want && !interrupted && s->pos < s->ctx) {
@@ -592,7 +623,8 @@ static double grid_depth(int d) { return ask.depths > 1 ? (double)d / (ask.depth
 
 // One cell of the grid: the share of right answers at one length and depth; -1: interrupted, or
 // the length has no room for the task.
-static double run_cell(const Grid *g, size_t l, int d) {
+static double run_cell(const Grid *g, size_t l, int d)
+{
     uint64_t seed = opt.seed >= 0 ? opt.seed : 1;
     int right = 0;
     for (int trial = 0; trial < ask.trials; trial++) {
@@ -617,7 +649,8 @@ static double run_cell(const Grid *g, size_t l, int d) {
     return (double)right / ask.trials;
 }
 
-static void run_grid(const Grid *g) {
+static void run_grid(const Grid *g)
+{
     static const char *const shades[] = {"  ", "\u2591\u2591", "\u2592\u2592", "\u2593\u2593",
                                          "\u2588\u2588"};
     double total = 0, cells = 0;
@@ -644,7 +677,8 @@ static void run_grid(const Grid *g) {
 }
 
 // Tasks of kinds first..last, each over the whole grid. The filler is the user's text, if any.
-static void run_grids(Session *s, int first, int last) {
+static void run_grids(Session *s, int first, int last)
+{
     static const char classic[] = "The grass is green. The sky is blue. The sun is yellow. "
                                   "Here we go. There and back again.";
     const Vocab *v = &s->model.vocab;
@@ -665,7 +699,8 @@ static void run_kv(Session *s) { run_grids(s, 3, 3); }
 
 // A row for each pair: how long its wave was and is; then the mean of cos(D theta_m) over pairs,
 // which is the score of equal q and k at distance D, against that at D = 0.
-static void run_rope(Session *s) {
+static void run_rope(Session *s)
+{
     const Config *c = &s->model.config;
     RopeConfig *r = &s->model.config.rope;
     if (!is_rotary(c))
@@ -704,7 +739,8 @@ static void run_rope(Session *s) {
 
 // With 0, 1/4, 1/2 and 3/4 of the context used: the speed of reading the next quarter, and that of
 // writing DECODED tokens.
-static void run_bench(Session *s) {
+static void run_bench(Session *s)
+{
     enum { DECODED = 32 };
     const Config *c = &s->model.config;
     size_t quarter = s->ctx / 4, kv = 2 * c->n_layers * kv_dim(c) * s->state.attn.cache.elem;
@@ -736,7 +772,8 @@ static void run_bench(Session *s) {
 // --- options -------------------------------------------------------------------------------------
 
 // The lengths to test, "A,B,C", or from an eighth of the context up; returns the longest.
-static long long set_lengths(long long ctx) {
+static long long set_lengths(long long ctx)
+{
     if (ctx < 32) die(EXIT_USAGE, "-c", "too short for a test (got %lld)", ctx);
     if (!ask.lengths) {
         for (long long n = ctx < 256 ? ctx : ctx / 8; n <= ctx; n *= 2)
@@ -779,7 +816,8 @@ static const Program measure_program = {
     "measure", measure_modes, {OPTIONS(measure_options), OPTIONS(shared_options),
                                    OPTIONS(config_fields)}};
 
-static void check_measure(void) {
+static void check_measure(void)
+{
     const Mode *mode = &measure_modes[opt.mode];
     if (ask.tsv && mode->run == run_bench)
         die(EXIT_USAGE, "--tsv", "mode %s has no table", mode->name);

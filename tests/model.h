@@ -24,7 +24,8 @@ typedef struct {
     size_t size, room;
 } TestModel;
 
-static void put(TestModel *m, const void *bytes, size_t n) {
+static void put(TestModel *m, const void *bytes, size_t n)
+{
     if (m->size + n > m->room) m->file = xrealloc(m->file, m->room = 2 * (m->size + n), 1);
     memcpy(m->file + m->size, bytes, n);
     m->size += n;
@@ -35,7 +36,8 @@ static void put_i32(TestModel *m, int32_t v) { put(m, &v, 4); }
 static void put_floats(TestModel *m, const float *v, size_t n) { put(m, v, n * 4); }
 
 // One matrix: floats, or int8 with a scale a group, whereupon v holds what the int8 mean.
-static void put_matrix(TestModel *m, float *v, size_t n) {
+static void put_matrix(TestModel *m, float *v, size_t n)
+{
     size_t group = m->shape.version % 100 == 2 ? (size_t)m->shape.group : 0;
     if (!group) {
         put_floats(m, v, n);
@@ -55,25 +57,29 @@ static void put_matrix(TestModel *m, float *v, size_t n) {
     free(scales);
 }
 
-static void put_matrices(TestModel *m, float *v, size_t n) {
+static void put_matrices(TestModel *m, float *v, size_t n)
+{
     for (int l = 0; l < m->shape.layers; l++) put_matrix(m, v + (size_t)l * n, n);
 }
 
 // Matrices such that states of variance 1 give states of variance near 1; norms around 1.
-static float *random_matrices(int count, int rows, int cols) {
+static float *random_matrices(int count, int rows, int cols)
+{
     size_t n = (size_t)count * (size_t)rows * (size_t)cols;
     float *p = random_floats(n), scale = 1 / sqrtf((float)cols);
     for (size_t i = 0; i < n; i++) p[i] *= scale;
     return p;
 }
 
-static float *random_norms(int count, int dim) {
+static float *random_norms(int count, int dim)
+{
     float *p = random_floats((size_t)count * (size_t)dim);
     for (int i = 0; i < count * dim; i++) p[i] = 1 + 0.2f * p[i];
     return p;
 }
 
-static void make_weights(TestModel *m) {
+static void make_weights(TestModel *m)
+{
     Shape s = m->shape;
     int kv_dim = s.dim / s.heads * s.kv_heads, half = s.dim / s.heads / 2;
     test_rng = (uint64_t)s.seed + 1;
@@ -99,7 +105,8 @@ static void make_weights(TestModel *m) {
     for (size_t i = 0; i < (size_t)(s.layers * s.dim * s.dim); i++) m->wq[i] *= 2;
 }
 
-static void put_shape(TestModel *m) {
+static void put_shape(TestModel *m)
+{
     Shape s = m->shape;
     put_i32(m, s.dim);
     put_i32(m, s.hidden);
@@ -111,7 +118,8 @@ static void put_shape(TestModel *m) {
 }
 
 // The 256 bytes of versions 1 and 2, with the extension block in 101 and 102.
-static void put_header(TestModel *m) {
+static void put_header(TestModel *m)
+{
     Shape s = m->shape;
     uint8_t shared = !s.own_classifier;
     put_i32(m, 0x616b3432);
@@ -133,7 +141,8 @@ static void put_header(TestModel *m) {
 }
 
 // Header and weights, in the version's order.
-static void put_weights(TestModel *m, size_t dim, size_t kv_dim, size_t hidden) {
+static void put_weights(TestModel *m, size_t dim, size_t kv_dim, size_t hidden)
+{
     size_t layers = m->shape.layers, vocab = m->shape.vocab;
     float *matrices[] = {m->wq, m->wk, m->wv, m->wo, m->w1, m->w2, m->w3};
     size_t rows[] = {dim, kv_dim, kv_dim, dim, hidden, hidden, hidden};
@@ -161,7 +170,8 @@ static void put_weights(TestModel *m, size_t dim, size_t kv_dim, size_t hidden) 
 
 // What the encoding learned, random: biases of a size that matters, fire's and kerple's first
 // numbers positive.
-static void put_encoding(TestModel *m) {
+static void put_encoding(TestModel *m)
+{
     Shape s = m->shape;
     int H = s.heads, n = 0, positive = 0;
     if (s.encoding == ENC_LEARNED) n = s.rows * s.dim;
@@ -176,7 +186,8 @@ static void put_encoding(TestModel *m) {
     free(table);
 }
 
-static TestModel make_model(Shape s) {
+static TestModel make_model(Shape s)
+{
     TestModel m = {.shape = s};
     size_t dim = (size_t)s.dim, hidden = (size_t)s.hidden, half = dim / (size_t)s.heads / 2;
     size_t kv_dim = 2 * half * (size_t)s.kv_heads;
@@ -191,7 +202,8 @@ static TestModel make_model(Shape s) {
     return m;
 }
 
-static void free_test_model(TestModel *m) {
+static void free_test_model(TestModel *m)
+{
     if (m->classifier != m->tok_emb) free(m->classifier);
     float *parts[] = {m->tok_emb, m->final_norm, m->att_norm, m->ffn_norm, m->wq, m->wk, m->wv,
                       m->wo, m->w1, m->w2, m->w3, m->short_factors, m->long_factors};
@@ -202,7 +214,8 @@ static void free_test_model(TestModel *m) {
 // ---- Running -----------------------------------------------------------------------------------
 
 // Opens the model through run.c's loader, by way of a file that is gone afterwards.
-static void open_model(Model *m, const TestModel *t) {
+static void open_model(Model *m, const TestModel *t)
+{
     char path[] = "/tmp/run-test-XXXXXX";
     int fd = mkstemp(path);
     if (fd < 0 || write(fd, t->file, t->size) != (ssize_t)t->size || close(fd)) {
@@ -214,7 +227,8 @@ static void open_model(Model *m, const TestModel *t) {
 }
 
 // Tokens from the tests' random numbers.
-static int *random_tokens(size_t n, int vocab, int seed) {
+static int *random_tokens(size_t n, int vocab, int seed)
+{
     int *tokens = xcalloc(n, sizeof *tokens);
     test_rng = (uint64_t)seed + 77;
     for (size_t i = 0; i < n; i++) tokens[i] = (int)(random_bits() % (unsigned)vocab);
@@ -228,7 +242,8 @@ typedef struct {
 } Feeding;
 
 // The final normed states [n][dim] of all tokens, fed step by step; the caller frees them.
-static float *final_states(const Model *m, const int *tokens, size_t n, Feeding f) {
+static float *final_states(const Model *m, const int *tokens, size_t n, Feeding f)
+{
     size_t dim = (size_t)m->config.dim;
     float *out = xcalloc(n * dim, 4);
     State s;

@@ -8,7 +8,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-static char *read_all(const char *path, size_t room, size_t *size) {
+static char *read_all(const char *path, size_t room, size_t *size)
+{
     FILE *f = fopen(path, "rb");
     char *data = calloc(room, 1);
     if (!f || !data) {
@@ -20,7 +21,8 @@ static char *read_all(const char *path, size_t room, size_t *size) {
     return data;
 }
 
-int main(int argc, char **argv) {
+int main(int argc, char **argv)
+{
     enum { ROOM = 64 << 20 };
     size_t size, at = argc > 4 ? strtoul(argv[4], NULL, 10) : 0;
     if (argc < 5 || at + 4 > ROOM) {

@@ -32,7 +32,8 @@ static char *out_tmp;
 
 // One line on stderr; nothing half-written stays behind.
 static _Noreturn __attribute__((format(printf, 3, 4))) void die(int code, const char *what,
-                                                                const char *fmt, ...) {
+                                                                const char *fmt, ...)
+{
     va_list ap;
     va_start(ap, fmt);
     fprintf(stderr, "plot: %s: ", what);
@@ -46,7 +47,8 @@ static _Noreturn __attribute__((format(printf, 3, 4))) void die(int code, const 
     exit(code);
 }
 
-static void *xrealloc(void *p, size_t n) {
+static void *xrealloc(void *p, size_t n)
+{
     p = realloc(p, n);
     if (!p) die(FAILED, "memory", "no more (got %zu bytes to get)", n);
     return p;
@@ -63,7 +65,8 @@ typedef struct {
 enum { MAX_COLUMNS = 32 };
 
 // Cuts a line at its tabs, in place; returns how many fields it had.
-static size_t split_line(char *line, char *field[MAX_COLUMNS]) {
+static size_t split_line(char *line, char *field[MAX_COLUMNS])
+{
     size_t n = 0;
     line[strcspn(line, "\r\n")] = 0;
     for (char *next = line; next && n < MAX_COLUMNS; n++) {
@@ -74,7 +77,8 @@ static size_t split_line(char *line, char *field[MAX_COLUMNS]) {
     return n;
 }
 
-static double parse_field(const char *path, size_t line, const char *s) {
+static double parse_field(const char *path, size_t line, const char *s)
+{
     char *end;
     double v = strtod(s, &end);
     if (end == s || *end || !(fabs(v) <= 1e12))
@@ -83,7 +87,8 @@ static double parse_field(const char *path, size_t line, const char *s) {
 }
 
 // Reads the columns called name[cols] of a TSV file whose first line names its columns.
-static Table read_table(const char *path, const char *const *name, size_t cols) {
+static Table read_table(const char *path, const char *const *name, size_t cols)
+{
     Table t = {.cols = cols};
     char line[4096], *field[MAX_COLUMNS];
     size_t at[MAX_COLUMNS], n_fields = 0, room = 0, n;
@@ -112,14 +117,16 @@ static Table read_table(const char *path, const char *const *name, size_t cols) 
 // --- SVG ----------------------------------------------------------------------------------------
 
 static void emit(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
-static void emit(const char *fmt, ...) {
+static void emit(const char *fmt, ...)
+{
     va_list ap;
     va_start(ap, fmt);
     vfprintf(out, fmt, ap);
     va_end(ap);
 }
 
-static void emit_escaped(const char *s, size_t n) {
+static void emit_escaped(const char *s, size_t n)
+{
     for (; n && *s; s++, n--) {
         if (*s == '&') emit("&amp;");
         else if (*s == '<') emit("&lt;");
@@ -129,13 +136,15 @@ static void emit_escaped(const char *s, size_t n) {
 }
 
 // anchor: start, middle or end.
-static void emit_text(double x, double y, const char *class, const char *anchor, const char *s) {
+static void emit_text(double x, double y, const char *class, const char *anchor, const char *s)
+{
     emit("<text x=\"%.1f\" y=\"%.1f\" class=\"%s\" text-anchor=\"%s\">", x, y, class, anchor);
     emit_escaped(s, strlen(s));
     emit("</text>\n");
 }
 
-static void emit_line(double x1, double y1, double x2, double y2, const char *class) {
+static void emit_line(double x1, double y1, double x2, double y2, const char *class)
+{
     emit("<line x1=\"%.1f\" y1=\"%.1f\" x2=\"%.1f\" y2=\"%.1f\" class=\"%s\"/>\n", x1, y1, x2, y2,
          class);
 }
@@ -150,7 +159,8 @@ enum { SOLID = 0, LONG = 2, DOTS = 4, DASH_DOT = 5, SHORT = 7 }; // of dashes
 enum { COLOURS = sizeof light / sizeof *light, SHADES = 11 };
 
 // Shade k of a ramp in one hue, from the colour of no answer to that of every answer.
-static void emit_shades(const int from[3], const int to[3], const char *const ink[2]) {
+static void emit_shades(const int from[3], const int to[3], const char *const ink[2])
+{
     for (int k = 0; k < SHADES; k++) {
         int c[3];
         for (int i = 0; i < 3; i++) c[i] = from[i] + (to[i] - from[i]) * k / (SHADES - 1);
@@ -158,13 +168,15 @@ static void emit_shades(const int from[3], const int to[3], const char *const in
     }
 }
 
-static void emit_colours(const char *const *colour) {
+static void emit_colours(const char *const *colour)
+{
     for (int i = 0; i < COLOURS; i++)
         emit(".s%d{stroke:%s}.f%d{fill:%s}", i, colour[i], i, colour[i]);
 }
 
 // Opens the picture and writes its style, title and second line.
-static void begin_picture(const char *path, double width, double height, const char *title) {
+static void begin_picture(const char *path, double width, double height, const char *title)
+{
     size_t first = strcspn(title, "\n");
     out_tmp = xrealloc(NULL, strlen(path) + 5);
     sprintf(out_tmp, "%s.tmp", path);
@@ -191,7 +203,8 @@ static void begin_picture(const char *path, double width, double height, const c
     if (title[first]) emit_text(16, 50, "dim", "start", title + first + 1);
 }
 
-static void end_picture(const char *path) {
+static void end_picture(const char *path)
+{
     emit("</svg>\n");
     int bad = ferror(out), closed = fclose(out);
     out = NULL;
@@ -209,16 +222,19 @@ typedef struct {
     double left, top, width, height, x_lo, x_hi, y_lo, y_hi;
 } Frame;
 
-static double x_of(const Frame *f, double x) {
+static double x_of(const Frame *f, double x)
+{
     return f->left + f->width * (x - f->x_lo) / (f->x_hi - f->x_lo);
 }
 
-static double y_of(const Frame *f, double y) {
+static double y_of(const Frame *f, double y)
+{
     return f->top + f->height * (f->y_hi - y) / (f->y_hi - f->y_lo);
 }
 
 // A number as people write it: 4,096.
-static const char *with_commas(double v) {
+static const char *with_commas(double v)
+{
     static char text[32];
     char plain[32];
     int n = snprintf(plain, sizeof plain, "%.0f", v), k = 0;
@@ -231,7 +247,8 @@ static const char *with_commas(double v) {
 }
 
 // drop: how far below the frame the horizontal axis has its title.
-static void draw_axes(const Frame *f, const char *x_title, double drop, const char *y_title) {
+static void draw_axes(const Frame *f, const char *x_title, double drop, const char *y_title)
+{
     double middle = f->top + f->height / 2;
     emit("<rect x=\"%.1f\" y=\"%.1f\" width=\"%.1f\" height=\"%.1f\" class=\"axis\"/>\n", f->left,
          f->top, f->width, f->height);
@@ -252,14 +269,16 @@ typedef struct {
     double place, wanted; // of its label
 } Series;
 
-static int by_wanted(const void *a, const void *b) {
+static int by_wanted(const void *a, const void *b)
+{
     const Series *const *x = a, *const *y = b;
     return ((*x)->wanted > (*y)->wanted) - ((*x)->wanted < (*y)->wanted);
 }
 
 // Places labels as near to where they are wanted as they can be, ROW apart, from lo to hi: labels
 // that would touch move as one block, centred on what its members want. s [n]: by `wanted`.
-static void spread_labels(Series **s, size_t n, double lo, double hi) {
+static void spread_labels(Series **s, size_t n, double lo, double hi)
+{
     struct { double sum; size_t n; } block[MAX_SERIES];
     size_t blocks = 0, at = 0;
     for (size_t i = 0; i < n; i++) {
@@ -286,7 +305,8 @@ static void spread_labels(Series **s, size_t n, double lo, double hi) {
 }
 
 // Names at the ends of the lines s [n], with a thin line from each to its name.
-static void draw_labels(const Frame *f, Series **s, size_t n) {
+static void draw_labels(const Frame *f, Series **s, size_t n)
+{
     double right = f->left + f->width;
     for (size_t i = 0; i < n; i++) s[i]->wanted = y_of(f, s[i]->y[s[i]->n - 1]);
     qsort(s, n, sizeof *s, by_wanted);
@@ -299,7 +319,8 @@ static void draw_labels(const Frame *f, Series **s, size_t n) {
     }
 }
 
-static void draw_line(const Frame *f, const Series *s) {
+static void draw_line(const Frame *f, const Series *s)
+{
     emit("<path d=\"");
     for (size_t i = 0; i < s->n; i++)
         emit("%c%.1f %.1f", i ? 'L' : 'M', x_of(f, s->x[i]), y_of(f, s->y[i]));
@@ -312,7 +333,8 @@ enum { PER_OCTAVE = 3, OCTAVES_BELOW = 3 };
 
 // Reads each line's losses. gain: what is drawn is the loss above that of the first line, token
 // by token, so that the text's own ups and downs cancel.
-static void read_losses(Series *const *s, size_t n, int gain) {
+static void read_losses(Series *const *s, size_t n, int gain)
+{
     static const char *const names[] = {"window", "position", "nll"};
     for (size_t i = 0; i < n; i++) s[i]->table = read_table(s[i]->path, names, 3);
     const Table *first = &s[0]->table;
@@ -329,7 +351,8 @@ static void read_losses(Series *const *s, size_t n, int gain) {
 
 // Means of the loss over positions: buckets of a third of an octave, from L/8 on. A position is the
 // number of tokens that the prediction could see.
-static void bucket_losses(Series *s, double trained) {
+static void bucket_losses(Series *s, double trained)
+{
     static double sum[MAX_POINTS], log_sum[MAX_POINTS], count[MAX_POINTS];
     memset(sum, 0, sizeof sum), memset(log_sum, 0, sizeof sum), memset(count, 0, sizeof sum);
     for (size_t i = 0; i < s->table.rows; i++) {
@@ -351,7 +374,8 @@ static void bucket_losses(Series *s, double trained) {
 }
 
 // Mean loss where lo <= tokens seen < hi; NAN if there is none.
-static double mean_loss(const Series *s, double lo, double hi, double window) {
+static double mean_loss(const Series *s, double lo, double hi, double window)
+{
     double sum = 0, n = 0;
     for (size_t i = 0; i < s->table.rows; i++) {
         const double *row = s->table.cell + 3 * i;
@@ -363,12 +387,14 @@ static double mean_loss(const Series *s, double lo, double hi, double window) {
 }
 
 // One field of a table; "-" if there is nothing to say.
-static void print_field(double v) {
+static void print_field(double v)
+{
     isnan(v) ? printf("\t-") : printf("\t%.3f", round(1e3 * v) / 1e3 + 0.0); // no -0
 }
 
 // The table behind the picture; the standard error is over windows, of the last column.
-static void print_losses(Series *const *s, size_t n, double trained) {
+static void print_losses(Series *const *s, size_t n, double trained)
+{
     double last = 0;
     for (size_t i = 0; i < n; i++)
         last = fmax(last, s[i]->table.cell[3 * s[i]->table.rows - 2] + 1);
@@ -386,7 +412,8 @@ static void print_losses(Series *const *s, size_t n, double trained) {
 }
 
 static void draw_loss_axes(const Frame *f, double trained, const char *x_title,
-                           const char *y_title) {
+                           const char *y_title)
+{
     static const double steps[] = {0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1};
     char text[64];
     int i = 0;
@@ -415,7 +442,8 @@ enum { MAX_EXITS = 3 }; // lines that may leave at the top: more names have no r
 
 // The range shown: of all lines that end below `cap`, and not above it; `least` nats at least. The
 // cap is raised until no more than MAX_EXITS lines end above it.
-static void set_loss_range(Frame *f, Series *const *s, size_t n, double cap, double least) {
+static void set_loss_range(Frame *f, Series *const *s, size_t n, double cap, double least)
+{
     double low = HUGE_VAL, high = -HUGE_VAL, next = cap;
     for (size_t above = n; above > MAX_EXITS; cap = next) {
         above = 0, next = HUGE_VAL;
@@ -439,7 +467,8 @@ static void set_loss_range(Frame *f, Series *const *s, size_t n, double cap, dou
 }
 
 // Where in the picture a line leaves at the top for good; NAN if it ends in sight.
-static double leaves_at(const Frame *f, const Series *s) {
+static double leaves_at(const Frame *f, const Series *s)
+{
     size_t i = s->n;
     while (i > 0 && s->y[i - 1] > f->y_hi) i--;
     if (i == s->n) return NAN;
@@ -452,7 +481,8 @@ static double text_width(const char *s) { return 7.0 * (double)strlen(s) + 14; }
 
 // An arrow where a line leaves, its name and where it ends, in the lowest row with room. Called
 // from the right to the left; room [MAX_EXITS]: where what is in a row, or crosses it, begins.
-static void draw_exit(const Frame *f, const Series *s, double x, double room[MAX_EXITS]) {
+static void draw_exit(const Frame *f, const Series *s, double x, double room[MAX_EXITS])
+{
     char text[192];
     snprintf(text, sizeof text, "%s: %.1f at the end", s->label, s->y[s->n - 1]);
     double width = text_width(text), mark = x_of(f, 0) + (x_of(f, 0) - f->left < 100 ? 100 : 0);
@@ -469,7 +499,8 @@ static void draw_exit(const Frame *f, const Series *s, double x, double room[MAX
 }
 
 // A line that ends before the others do: its name stands below its end, at the bottom of the frame.
-static void draw_stop(const Frame *f, const Series *s, int row) {
+static void draw_stop(const Frame *f, const Series *s, int row)
+{
     double x = x_of(f, s->x[s->n - 1]), y = y_of(f, s->y[s->n - 1]);
     double bottom = f->top + f->height - 10 - ROW * row;
     char text[192];
@@ -485,7 +516,8 @@ static int stops(const Frame *f, const Series *s) { return s->x[s->n - 1] < f->x
 // The lines s [n] in a frame of its own, loss against the logarithm of a length. What ends above
 // `cap` may leave at the top.
 static void draw_curves(const char *path, double trained, const char *title, const char *x_title,
-                        const char *y_title, Series **s, size_t n, double cap, double least) {
+                        const char *y_title, Series **s, size_t n, double cap, double least)
+{
     Frame f = {66, 112, 624, 380, 0, 0, 0, 0};
     Series *ends[MAX_SERIES], *exits[MAX_SERIES];
     size_t n_ends = 0, n_exits = 0;
@@ -523,7 +555,8 @@ static void draw_curves(const char *path, double trained, const char *title, con
 }
 
 static void draw_loss(const char *path, double trained, const char *title, Series **s, size_t n,
-                      int gain) {
+                      int gain)
+{
     char y_title[192] = "loss (nats a token)";
     if (gain)
         snprintf(y_title, sizeof y_title, "loss above that of %s (nats a token)", s[0]->label);
@@ -538,7 +571,8 @@ static void draw_loss(const char *path, double trained, const char *title, Serie
 }
 
 // Means that were worked out already, one for each length.
-static void read_means(Series *s, double trained) {
+static void read_means(Series *s, double trained)
+{
     static const char *const names[] = {"tokens", "loss"};
     Table t = read_table(s->path, names, 2);
     if (t.rows > MAX_POINTS) die(FAILED, s->path, "more than %d lengths", MAX_POINTS);
@@ -552,7 +586,8 @@ static void read_means(Series *s, double trained) {
     s->table = t;
 }
 
-static void draw_means(const char *path, double trained, const char *title, Series **s, size_t n) {
+static void draw_means(const char *path, double trained, const char *title, Series **s, size_t n)
+{
     double lowest = HUGE_VAL;
     const Series *longest = s[0];
     for (size_t i = 0; i < n; i++) {
@@ -581,7 +616,8 @@ typedef struct {
 } Grid;
 
 // The index of v in list, which grows if v is new.
-static size_t index_of(const char *path, double *list, size_t *n, double v) {
+static size_t index_of(const char *path, double *list, size_t *n, double v)
+{
     for (size_t i = 0; i < *n; i++)
         if (list[i] == v) return i;
     if (*n == MAX_SIDE) die(FAILED, path, "more than %d lengths or depths", MAX_SIDE);
@@ -589,7 +625,8 @@ static size_t index_of(const char *path, double *list, size_t *n, double v) {
     return (*n)++;
 }
 
-static Grid count_answers(const char *path) {
+static Grid count_answers(const char *path)
+{
     static const char *const names[] = {"length", "depth", "right"};
     Table t = read_table(path, names, 3);
     Grid g = {0};
@@ -606,7 +643,8 @@ static Grid count_answers(const char *path) {
 }
 
 // Per cent right over all depths, of lengths from lo on and below hi; NAN if there are none.
-static double share_right(const Grid *g, double lo, double hi) {
+static double share_right(const Grid *g, double lo, double hi)
+{
     double right = 0, asked = 0;
     for (size_t l = 0; l < g->n_lengths; l++)
         for (size_t d = 0; d < g->n_depths && g->lengths[l] >= lo && g->lengths[l] < hi; d++)
@@ -614,14 +652,16 @@ static double share_right(const Grid *g, double lo, double hi) {
     return asked > 0 ? 100 * right / asked : NAN;
 }
 
-static void print_grid(const Grid *g, const char *label) {
+static void print_grid(const Grid *g, const char *label)
+{
     printf("%s", label);
     for (size_t l = 0; l < g->n_lengths; l++)
         printf("\t%.0f", share_right(g, g->lengths[l], g->lengths[l] + 1));
     printf("\n");
 }
 
-static void draw_cell(const Grid *g, size_t l, size_t d, double x, double y, double w, double h) {
+static void draw_cell(const Grid *g, size_t l, size_t d, double x, double y, double w, double h)
+{
     char text[16];
     if (!(g->asked[l][d] > 0)) return;
     double share = g->right[l][d] / g->asked[l][d];
@@ -637,7 +677,8 @@ enum { GAP = 8 }; // between lengths up to the trained one and past it
 
 // One method's map; x, y: the upper left corner of its cells. first: it is in the left column.
 static void draw_map(const Grid *g, const char *label, double trained, double x, double y, double w,
-                     double h, int first) {
+                     double h, int first)
+{
     char text[32];
     double past = share_right(g, trained + 1, HUGE_VAL), bottom = y + h * (double)g->n_depths;
     emit_text(x, y - 22, "name", "start", label);
@@ -660,7 +701,8 @@ static void draw_map(const Grid *g, const char *label, double trained, double x,
     }
 }
 
-static void draw_grid(const char *path, double trained, const char *title, Series **s, size_t n) {
+static void draw_grid(const char *path, double trained, const char *title, Series **s, size_t n)
+{
     enum { ACROSS = 4 };
     static Grid g[MAX_SERIES];
     size_t down = (n + ACROSS - 1) / ACROSS, depths = 1, lengths = 1;
@@ -690,7 +732,8 @@ static void draw_grid(const char *path, double trained, const char *title, Serie
 
 // --- waves --------------------------------------------------------------------------------------
 
-static void read_waves(Series *s) {
+static void read_waves(Series *s)
+{
     static const char *const names[] = {"pair", "scaled"};
     Table t = read_table(s->path, names, 2);
     if (t.rows > MAX_POINTS) die(FAILED, s->path, "more than %d pairs", MAX_POINTS);
@@ -702,7 +745,8 @@ static void read_waves(Series *s) {
     free(t.cell);
 }
 
-static int same_line(const Series *a, const Series *b) {
+static int same_line(const Series *a, const Series *b)
+{
     if (a->n != b->n) return 0;
     for (size_t i = 0; i < a->n; i++)
         if (fabs(a->y[i] - b->y[i]) > 1e-3 || a->x[i] != b->x[i]) return 0;
@@ -710,7 +754,8 @@ static int same_line(const Series *a, const Series *b) {
 }
 
 // Methods with the same wavelengths share a line and its label; returns how many are left.
-static size_t merge_lines(Series **s, size_t n) {
+static size_t merge_lines(Series **s, size_t n)
+{
     size_t kept = 0;
     for (size_t i = 0; i < n; i++) {
         size_t k = 0;
@@ -722,7 +767,8 @@ static size_t merge_lines(Series **s, size_t n) {
     return kept;
 }
 
-static void draw_length(const Frame *f, double length, const char *what) {
+static void draw_length(const Frame *f, double length, const char *what)
+{
     char text[64];
     double y = y_of(f, log10(length));
     if (!(length > 0) || y < f->top || y > f->top + f->height) return;
@@ -731,7 +777,8 @@ static void draw_length(const Frame *f, double length, const char *what) {
     emit_text(f->left + 8, y - 6, "dim", "start", text);
 }
 
-static void draw_wave_axes(const Frame *f) {
+static void draw_wave_axes(const Frame *f)
+{
     double base = f->top + f->height, step = f->x_hi - f->x_lo > 40 ? 8 : f->x_hi > 20 ? 4 : 1;
     char text[32];
     for (double y = ceil(f->y_lo); y <= f->y_hi; y++) {
@@ -747,7 +794,8 @@ static void draw_wave_axes(const Frame *f) {
               "wavelength (tokens a turn)");
 }
 
-static void print_waves(Series *const *s, size_t n) {
+static void print_waves(Series *const *s, size_t n)
+{
     printf("pair");
     for (size_t i = 0; i < n; i++) printf("\t%s", s[i]->label);
     for (size_t k = 0; k < s[0]->n; k++) {
@@ -759,7 +807,8 @@ static void print_waves(Series *const *s, size_t n) {
 }
 
 static void draw_waves(const char *path, double trained, double target, const char *title,
-                       Series **s, size_t n) {
+                       Series **s, size_t n)
+{
     Frame f = {82, 74, 618, 420, 0, 0, 1e9, -1e9};
     for (size_t i = 0; i < n; i++) read_waves(s[i]);
     n = merge_lines(s, n);
@@ -808,12 +857,14 @@ static const struct {
 };
 
 // Text for the picture: printable ASCII, so that the XML is valid.
-static void require_ascii(const char *s) {
+static void require_ascii(const char *s)
+{
     for (; *s; s++)
         if (*s != '\n' && (*s < ' ' || *s > '~')) die(USAGE, s, "want printable ASCII");
 }
 
-static void set_style(Series *s, size_t otherwise) {
+static void set_style(Series *s, size_t otherwise)
+{
     s->colour = s->dash = (int)(otherwise % COLOURS);
     for (size_t i = 0; i < sizeof style_of / sizeof *style_of; i++) {
         if (strncmp(s->label, style_of[i].name, strlen(style_of[i].name))) continue;
@@ -823,7 +874,8 @@ static void set_style(Series *s, size_t otherwise) {
     }
 }
 
-static Series *parse_series(const char *arg, size_t i) {
+static Series *parse_series(const char *arg, size_t i)
+{
     const char *cut = strchr(arg, '=');
     Series *s = memset(xrealloc(NULL, sizeof *s), 0, sizeof *s);
     if (!cut || cut == arg || cut - arg > 60) die(USAGE, arg, "want label=file.tsv");
@@ -834,7 +886,8 @@ static Series *parse_series(const char *arg, size_t i) {
     return s;
 }
 
-int main(int argc, char **argv) {
+int main(int argc, char **argv)
+{
     static const char usage[] =
         "loss|gain|grid|waves|means OUT.svg TRAINED[:TARGET] TITLE label=file.tsv ...";
     Series *s[MAX_SERIES], *given[MAX_SERIES]; // drawing reorders s

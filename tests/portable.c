@@ -9,7 +9,8 @@ int main_v2(int argc, char **argv);
 int main_v3(int argc, char **argv);
 int main_v4(int argc, char **argv);
 
-int main(int argc, char **argv) {
+int main(int argc, char **argv)
+{
     int v3 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
     int v4 = v3 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
              __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&

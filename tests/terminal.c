@@ -29,7 +29,8 @@ static pid_t child;
 static FILE *out;
 
 // Takes what the program writes within some milliseconds; 0: it closed the terminal.
-static int listen_for(int ms) {
+static int listen_for(int ms)
+{
     struct pollfd p = {.fd = terminal, .events = POLLIN};
     char part[4096];
     if (poll(&p, 1, ms) <= 0) return 1;
@@ -42,7 +43,8 @@ static int listen_for(int ms) {
     return 1;
 }
 
-static void type(const char *text, size_t n) {
+static void type(const char *text, size_t n)
+{
     for (size_t at = 0; at < n;) {
         ssize_t wrote = write(terminal, text + at, n - at > 512 ? 512 : n - at);
         if (wrote < 0) exit(98);
@@ -51,7 +53,8 @@ static void type(const char *text, size_t n) {
     }
 }
 
-static void type_many(long n) {
+static void type_many(long n)
+{
     char *text = malloc((size_t)n + 1);
     memset(text, 'x', (size_t)n);
     text[n] = '\n';
@@ -59,7 +62,8 @@ static void type_many(long n) {
     free(text);
 }
 
-static void wait_for(const char *text, size_t more) {
+static void wait_for(const char *text, size_t more)
+{
     for (int tries = 0; tries < 600; tries++) {
         char *at = memmem(seen, n_seen, text, strlen(text));
         if (at && n_seen >= more) {
@@ -74,7 +78,8 @@ static void wait_for(const char *text, size_t more) {
     exit(99);
 }
 
-int main(int argc, char **argv) {
+int main(int argc, char **argv)
+{
     char line[4096];
     terminal = posix_openpt(O_RDWR | O_NOCTTY | O_CLOEXEC);
     if (argc < 3 || terminal < 0 || grantpt(terminal) || unlockpt(terminal)) return 98;

@@ -9,7 +9,8 @@
 #include "archs.h"
 #include <sys/wait.h>
 
-static void write_file(const char *path, const uint8_t *bytes, size_t size) {
+static void write_file(const char *path, const uint8_t *bytes, size_t size)
+{
     FILE *f = fopen(path, "wb");
     if (!f || fwrite(bytes, 1, size, f) != size || fclose(f)) perror(path), exit(1);
 }
@@ -17,7 +18,8 @@ static void write_file(const char *path, const uint8_t *bytes, size_t size) {
 // --- the evaluation ------------------------------------------------------------------------------
 
 // y[rows] = w[rows][cols] x + bias
-static void times(double *y, int l, const char *stem, size_t rows, size_t cols, const double *x) {
+static void times(double *y, int l, const char *stem, size_t rows, size_t cols, const double *x)
+{
     char part[64];
     snprintf(part, sizeof part, "%s.weight", stem);
     const float *w = find_weights(l, part);
@@ -30,7 +32,8 @@ static void times(double *y, int l, const char *stem, size_t rows, size_t cols, 
 }
 
 // y = the norm of x[n] of that name, or x itself if there is none.
-static void normed(double *y, int l, const char *stem, size_t n, const double *x, int centred) {
+static void normed(double *y, int l, const char *stem, size_t n, const double *x, int centred)
+{
     char part[64];
     double mean = 0, square = 0;
     snprintf(part, sizeof part, "%s.weight", stem);
@@ -46,7 +49,8 @@ static void normed(double *y, int l, const char *stem, size_t n, const double *x
 static double capped(double x, double c) { return c > 0 ? c * tanh(x / c) : x; }
 
 // x[d], a head of layer l, turned for position p.
-static void turn(const ArchSpec *s, int l, double *x, int p) {
+static void turn(const ArchSpec *s, int l, double *x, int p)
+{
     int n = s->n_rot ? s->n_rot : s->d, local = arch_local(s, l);
     const float *factors = find_weights(-1, A_N > A_ORIG ? "rope_factors_long.weight"
                                                      : "rope_factors_short.weight");
@@ -66,7 +70,8 @@ static void turn(const ArchSpec *s, int l, double *x, int p) {
 static double keys_of[16][A_N][64], values_of[16][A_N][64]; // by layers
 
 // y[dim] = attention of layer l for position i, whose normed state is x.
-static void attend(const ArchSpec *s, int l, int i, const double *x, double *y) {
+static void attend(const ArchSpec *s, int l, int i, const double *x, double *y)
+{
     int d = s->d, first = arch_local(s, l) && i >= A_WINDOW ? i - A_WINDOW + 1 : 0;
     double q[64], *k = keys_of[l][i], out[64] = {0};
     times(q, l, "attn_q", A_HEADS * d, A_DIM, x);
@@ -100,7 +105,8 @@ static void attend(const ArchSpec *s, int l, int i, const double *x, double *y) 
     times(y, l, "attn_output", A_DIM, A_HEADS * d, out);
 }
 
-static void feed_net(const ArchSpec *s, int l, const double *x, double *y) {
+static void feed_net(const ArchSpec *s, int l, const double *x, double *y)
+{
     double gate[A_HIDDEN], up[A_HIDDEN];
     times(up, l, "ffn_up", A_HIDDEN, A_DIM, x);
     if (s->gate) times(gate, l, "ffn_gate", A_HIDDEN, A_DIM, x);
@@ -114,7 +120,8 @@ static void feed_net(const ArchSpec *s, int l, const double *x, double *y) {
 }
 
 // logits[vocab] behind token `id` at position i.
-static void evaluate(const ArchSpec *s, int id, int i, double *logits) {
+static void evaluate(const ArchSpec *s, int id, int i, double *logits)
+{
     double x[A_DIM], h[A_DIM], y[A_DIM], branch = s->branch_scale > 0 ? s->branch_scale : 1;
     const float *emb = find_weights(-1, "token_embd.weight") + id * A_DIM;
     const float *position = find_weights(-1, "position_embd.weight");
@@ -145,14 +152,16 @@ static void evaluate(const ArchSpec *s, int id, int i, double *logits) {
 
 static char folder[] = "/tmp/run-archs-XXXXXX";
 
-static char *path_of(const char *name) {
+static char *path_of(const char *name)
+{
     static char path[128];
     snprintf(path, sizeof path, "%s/%s", folder, name);
     return path;
 }
 
 // The largest difference of the file's logits, in chunks, from those of the evaluation.
-static double difference(const ArchSpec *s, const char *path, size_t chunk) {
+static double difference(const ArchSpec *s, const char *path, size_t chunk)
+{
     static Model m;
     static State state;
     static double want[GGUF_VOCAB];
@@ -177,7 +186,8 @@ static double difference(const ArchSpec *s, const char *path, size_t chunk) {
     return most;
 }
 
-static void test_architectures(void) {
+static void test_architectures(void)
+{
     int seen[COUNT(archs)] = {0};
     for (size_t k = 0; k < COUNT(arch_specs); k++) {
         size_t size;
@@ -195,7 +205,8 @@ static void test_architectures(void) {
 }
 
 // Loads a file in a process of its own; *said gets what it wrote to stderr. The exit status.
-static int try_load(const char *path, char said[1024]) {
+static int try_load(const char *path, char said[1024])
+{
     int status;
     FILE *err = tmpfile();
     fflush(stdout);
@@ -214,7 +225,8 @@ static int try_load(const char *path, char said[1024]) {
 }
 
 // Accepted if want is NULL, else refused in words that hold it.
-static void check_load(const char *path, const char *want) {
+static void check_load(const char *path, const char *want)
+{
     char said[1024];
     int got = try_load(path, said), before = n_failed;
     CHECK_INT(got, want ? 1 : 0);
@@ -224,7 +236,8 @@ static void check_load(const char *path, const char *want) {
 }
 
 // Keys that nobody reads: some say that the model is another one, some mean nothing.
-static void test_keys(void) {
+static void test_keys(void)
+{
     static const char *const keys[][2] = {
         {"llama.expert_count u32 8", "a mixture of experts"}, {"llama.expert_count u32 0", NULL},
         {"llama.ssm.conv_kernel u32 4", "recurrent layers"},
@@ -253,7 +266,8 @@ static void test_keys(void) {
 }
 
 // An epsilon that the file leaves out.
-static void test_epsilon(void) {
+static void test_epsilon(void)
+{
     size_t size;
     Model m;
     uint8_t *file = build_arch(&arch_specs[0], &size, 0, 1);
@@ -266,7 +280,8 @@ static void test_epsilon(void) {
 }
 
 // A model in several files: the same numbers; a file that is not there, cut off, or not the first.
-static void test_parts(void) {
+static void test_parts(void)
+{
     enum { PARTS = 3 };
     const ArchSpec *s = &arch_specs[4 + 2]; // with seven layers
     char name[64], want[64];
@@ -290,7 +305,8 @@ static void test_parts(void) {
     }
 }
 
-int main(void) {
+int main(void)
+{
     if (!mkdtemp(folder)) perror(folder), exit(1);
     test_architectures();
     test_keys();

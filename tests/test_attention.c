@@ -8,12 +8,14 @@
 
 // ---- The definition, in double -----------------------------------------------------------------
 
-static int visible(const RopeConfig *r, int i, int j) {
+static int visible(const RopeConfig *r, int i, int j)
+{
     return j <= i && (!r->window || i - j < r->window || j < r->sinks);
 }
 
 // D(i, j): how far away key j looks from query i.
-static double distance(const RopeConfig *r, int i, int j) {
+static double distance(const RopeConfig *r, int i, int j)
+{
     int W = r->reach, G = (int)r->other, C = r->reach;
     if (r->window && r->sinks && r->distance <= DIST_SINKS && i - j >= r->window)
         return (i < r->sinks + r->window - 1 ? i : r->sinks + r->window - 1) - j;
@@ -28,7 +30,8 @@ static double distance(const RopeConfig *r, int i, int j) {
 
 // q and k: one head each, pairs interleaved. freq: [d / 2]. The score times sqrt(d).
 static double rotated_product(const double *q, const double *k, const double *freq, int d,
-                              double D) {
+                              double D)
+{
     double sum = 0;
     for (int m = 0; m < d / 2; m++) {
         double c = cos(D * freq[m]), s = sin(D * freq[m]);
@@ -40,7 +43,8 @@ static double rotated_product(const double *q, const double *k, const double *fr
 }
 
 // y[n][rows] = x[n][cols] w[rows][cols]^T
-static double *times(const double *x, const float *w, int n, int rows, int cols) {
+static double *times(const double *x, const float *w, int n, int rows, int cols)
+{
     double *y = xcalloc((size_t)n * (size_t)rows, sizeof *y);
     for (int t = 0; t < n; t++)
         for (int r = 0; r < rows; r++)
@@ -48,7 +52,8 @@ static double *times(const double *x, const float *w, int n, int rows, int cols)
     return y;
 }
 
-static double *normed(const double *x, const float *weight, int n, int dim) {
+static double *normed(const double *x, const float *weight, int n, int dim)
+{
     double *y = xcalloc((size_t)n * (size_t)dim, sizeof *y);
     for (int t = 0; t < n; t++) {
         double squares = 0;
@@ -61,7 +66,8 @@ static double *normed(const double *x, const float *weight, int n, int dim) {
 
 // Frequencies for length n; their values are test_position.c's business. Pairs past the fraction
 // and past the dimensions that turn stand still.
-static void frequencies(const Config *c, double n, double *freq) {
+static void frequencies(const Config *c, double n, double *freq)
+{
     int d = c->n_rot ? c->n_rot : c->head_dim, last = d / 2;
     if (c->rope.fraction > 0) last = (int)floor(c->rope.fraction * d / 2);
     for (int m = 0; m < c->head_dim / 2; m++)
@@ -71,7 +77,8 @@ static void frequencies(const Config *c, double n, double *freq) {
 
 // softmax(scores) v for query i of one head, of a text of n tokens. q, k, v: the head's part of row 0; strides: of rows.
 static void naive_query(const Config *c, int n, int i, const double *q, const double *k,
-                        const double *v, int stride, double *out) {
+                        const double *v, int stride, double *out)
+{
     const RopeConfig *r = &c->rope;
     int d = c->head_dim;
     double freq[256], *p = xcalloc((size_t)i + 1, sizeof *p), most = -INFINITY, sum = 0;
@@ -95,7 +102,8 @@ static void naive_query(const Config *c, int n, int i, const double *q, const do
 }
 
 static double *naive_attention(const Config *c, const double *q, const double *k, const double *v,
-                               int n) {
+                               int n)
+{
     int d = c->head_dim, group = c->n_heads / c->n_kv_heads, stride = c->n_kv_heads * d;
     double *out = xcalloc((size_t)n * (size_t)c->dim, sizeof *out);
     for (int h = 0; h < c->n_heads; h++)
@@ -106,12 +114,14 @@ static double *naive_attention(const Config *c, const double *q, const double *k
     return out;
 }
 
-static void add_to(double *x, double *y, size_t n) {
+static void add_to(double *x, double *y, size_t n)
+{
     for (size_t i = 0; i < n; i++) x[i] += y[i];
     free(y);
 }
 
-static void naive_layer(const TestModel *t, const Config *c, int l, double *x, int n) {
+static void naive_layer(const TestModel *t, const Config *c, int l, double *x, int n)
+{
     int dim = c->dim, kv = c->n_kv_heads * c->head_dim, hidden = c->hidden_dim;
     size_t dd = (size_t)(l * dim * dim), dk = (size_t)(l * kv * dim), dh = (size_t)(l * hidden * dim);
     double *h = normed(x, t->att_norm + l * dim, n, dim);
@@ -127,7 +137,8 @@ static void naive_layer(const TestModel *t, const Config *c, int l, double *x, i
 }
 
 // The final normed states of all tokens. c: the config with its positions resolved.
-static double *naive_states(const TestModel *t, const Config *c, const int *tokens, int n) {
+static double *naive_states(const TestModel *t, const Config *c, const int *tokens, int n)
+{
     double *x = xcalloc((size_t)n * (size_t)c->dim, sizeof *x);
     for (int i = 0; i < n * c->dim; i++)
         x[i] = (double)t->tok_emb[tokens[i / c->dim] * c->dim + i % c->dim];
@@ -189,7 +200,8 @@ static const struct {
 };
 enum { N_METHODS = sizeof methods / sizeof *methods };
 
-static void set_method(Model *m, int k) {
+static void set_method(Model *m, int k)
+{
     double theta = m->config.rope.theta;
     m->config.rope = methods[k].rope;
     m->config.rope.theta = theta;
@@ -199,7 +211,8 @@ static void set_method(Model *m, int k) {
 static const Shape small = {.version = 1, .dim = 64, .hidden = 96, .layers = 1, .heads = 4,
                             .kv_heads = 2, .vocab = 50, .ctx = 150, .seed = 3};
 
-static double worst_difference(const float *a, const double *b, size_t n) {
+static double worst_difference(const float *a, const double *b, size_t n)
+{
     double worst = 0;
     for (size_t i = 0; i < n; i++) worst = fmax(worst, fabs(a[i] - b[i]));
     for (size_t i = 0; i < n; i++) worst = a[i] == a[i] ? worst : INFINITY;
@@ -207,7 +220,8 @@ static double worst_difference(const float *a, const double *b, size_t n) {
 }
 
 // run.c's states of a text against the definition's.
-static void check_naive(const TestModel *t, const Model *m, int n, Feeding f, double tolerance) {
+static void check_naive(const TestModel *t, const Model *m, int n, Feeding f, double tolerance)
+{
     State s; // for the config with everything resolved
     int *tokens = random_tokens((size_t)n, t->shape.vocab, n);
     state_init(&s, m, f.ctx ? f.ctx : n, 1, 1, 1);
@@ -217,7 +231,8 @@ static void check_naive(const TestModel *t, const Model *m, int n, Feeding f, do
     free(tokens), free(want), free(got);
 }
 
-static void test_methods_naive(void) {
+static void test_methods_naive(void)
+{
     TestModel t = make_model(small);
     Model m;
     open_model(&m, &t);
@@ -243,7 +258,8 @@ static const int shapes[][4] = {{16, 24, 8, 8},   {64, 100, 8, 4},  {64, 44, 4, 
                                 {192, 32, 12, 1}};
 static const int versions[] = {0, 1, 2, 101, 102};
 
-static void check_shape(Shape s) {
+static void check_shape(Shape s)
+{
     TestModel t = make_model(s);
     Model m;
     int before = n_failed;
@@ -261,7 +277,8 @@ static void check_shape(Shape s) {
 }
 
 // Groups: 8 straddles the rows of w2 where hidden is 100, 44, 52, 172; 4 and 16 are also in use.
-static void test_shapes(void) {
+static void test_shapes(void)
+{
     for (size_t v = 0; v < sizeof versions / sizeof *versions; v++)
         for (size_t k = 0; k < sizeof shapes / sizeof *shapes; k++) {
             const int *d = shapes[k];
@@ -274,7 +291,8 @@ static void test_shapes(void) {
 }
 
 // The extension block: each field arrives, and NoPE sees no positions.
-static void test_extension(void) {
+static void test_extension(void)
+{
     Shape s = {.version = 101, .dim = 32, .hidden = 16, .heads = 2, .kv_heads = 1, .layers = 1,
                .vocab = 30, .ctx = 99, .scaling = ROPE_LONGROPE, .theta = 500000, .factor = 8,
                .window = 70, .sinks = 3, .logn = 1};
@@ -296,7 +314,8 @@ static void test_extension(void) {
     check_shape(s);
 }
 
-static void test_classify(void) {
+static void test_classify(void)
+{
     Shape s = small;
     for (s.own_classifier = 0; s.own_classifier < 2; s.own_classifier++) {
         TestModel t = make_model(s);
@@ -324,7 +343,8 @@ static void test_classify(void) {
 // ---- The same bits -----------------------------------------------------------------------------
 
 // Feeds the text in several ways; all must give the bits of one token at a time.
-static void check_chunks(const Model *m, int n, int exact, size_t few, const char *name) {
+static void check_chunks(const Model *m, int n, int exact, size_t few, const char *name)
+{
     const size_t chunks[] = {few, 64, 128};
     int *tokens = random_tokens((size_t)n, m->config.vocab_size, 5);
     size_t size = (size_t)n * (size_t)m->config.dim;
@@ -340,7 +360,8 @@ static void check_chunks(const Model *m, int n, int exact, size_t few, const cha
     free(tokens), free(want);
 }
 
-static void test_chunks(void) {
+static void test_chunks(void)
+{
     static const size_t few[] = {2, 3, 7}; // small chunks cost most: one for each method
     Shape s = small;
     s.layers = 2;
@@ -363,7 +384,8 @@ static void test_chunks(void) {
 }
 
 // Chunks of unequal lengths, as a conversation brings them, against single tokens.
-static void test_uneven_chunks(void) {
+static void test_uneven_chunks(void)
+{
     TestModel t = make_model(small);
     Model m;
     State s;
@@ -388,7 +410,8 @@ static void test_uneven_chunks(void) {
 }
 
 // Keys and values in int8: near the exact ones, and the same bits for every chunk.
-static void test_int8_cache(void) {
+static void test_int8_cache(void)
+{
     static const int some[] = {0, 3, 10, 12}; // none, dynamic, sinks, self-extend
     Shape s = small;
     s.layers = 2;
@@ -416,7 +439,8 @@ static void test_int8_cache(void) {
 }
 
 // Layers that know no position see no more than the window either, which is all that the cache holds.
-static void test_still_layers(void) {
+static void test_still_layers(void)
+{
     Shape s = small;
     s.layers = 2;
     TestModel t = make_model(s);
@@ -438,7 +462,8 @@ static void test_still_layers(void) {
 }
 
 // A model wide enough that every loop is shared out, on 1 to 4 threads, by chunks of 1, 5, 128.
-static void test_threads(void) {
+static void test_threads(void)
+{
     Shape s = {.version = 2, .dim = 256, .hidden = 704, .heads = 4, .kv_heads = 2, .layers = 2,
                .vocab = 600, .ctx = 150, .group = 32, .seed = 4};
     static const int some[] = {0, 3, 10, 12}; // none, dynamic, sinks, self-extend
@@ -475,7 +500,8 @@ static void test_threads(void) {
 
 // Two settings under which the same text must give the same bits.
 static void check_same(RopeConfig a, RopeConfig b, int n, Feeding fa, Feeding fb,
-                       const char *what) {
+                       const char *what)
+{
     TestModel t = make_model(small);
     Model m;
     open_model(&m, &t);
@@ -491,7 +517,8 @@ static void check_same(RopeConfig a, RopeConfig b, int n, Feeding fa, Feeding fb
     free_test_model(&t);
 }
 
-static void test_identities(void) {
+static void test_identities(void)
+{
     Feeding f = {.chunk = 32, .step = 32}, one = {.chunk = 1, .step = 1};
     RopeConfig none = {.orig_ctx = 150};
     check_same((RopeConfig){.window = 601}, none, 600, f, f, "window larger than the text");
@@ -516,7 +543,8 @@ static void test_identities(void) {
 }
 
 // The ring gives what a cache of everything gives. A cache made for large chunks needs no ring.
-static void test_ring(void) {
+static void test_ring(void)
+{
     RopeConfig window = {.window = 70, .orig_ctx = 150}, sinks = {.window = 70, .sinks = 66, .orig_ctx = 150};
     RopeConfig leaky = {.window = 130, .distance = DIST_LEAKY, .reach = 40, .other = 3};
     RopeConfig all[] = {window, sinks, leaky};
@@ -540,7 +568,8 @@ static void test_ring(void) {
 }
 
 // dynamic has no memory: after a long text, the same state gives a short one's bits.
-static void test_no_memory(void) {
+static void test_no_memory(void)
+{
     TestModel t = make_model(small);
     Model m;
     State s;
@@ -557,7 +586,8 @@ static void test_no_memory(void) {
 }
 
 // What the system says of its memory: "max", an empty file and none mean that there is no limit.
-static void test_memory_files(void) {
+static void test_memory_files(void)
+{
     static const struct {
         const char *text, *form;
         size_t want;
@@ -577,7 +607,8 @@ static void test_memory_files(void) {
 }
 
 // The entropy of attention over i + 1 equal scores is ln(i + 1): here q is zero.
-static void test_entropy(void) {
+static void test_entropy(void)
+{
     TestModel t = make_model(small);
     Model m;
     State s;
@@ -601,7 +632,8 @@ static void test_entropy(void) {
 
 // Scores of any size that a float has: the largest gets all, masked keys and those of minus infinity
 // nothing. Where no key has any weight there is no answer: 0 / 0, NaN, which the logits then show.
-static void test_large_scores(void) {
+static void test_large_scores(void)
+{
     static const float best[] = {-3e38f, -1e31f, 0, 1e31f, 3e38f, -INFINITY};
     for (int k = 0; k < 6; k++) {
         float score[TILE], o[LANES] = {0};
@@ -618,7 +650,8 @@ static void test_large_scores(void) {
     }
 }
 
-int main(void) {
+int main(void)
+{
     test_large_scores();
     test_memory_files();
     test_shapes();

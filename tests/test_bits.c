@@ -8,14 +8,16 @@
 
 static int print;
 
-static uint64_t hash_floats(const float *f, size_t n) { // FNV-1a
+static uint64_t hash_floats(const float *f, size_t n) // FNV-1a
+{
     const uint8_t *b = (const uint8_t *)f;
     uint64_t hash = 0xcbf29ce484222325;
     for (size_t i = 0; i < 4 * n; i++) hash = (hash ^ b[i]) * 0x100000001b3;
     return hash;
 }
 
-static void check_hash(const char *what, const float *f, size_t n, uint64_t want) {
+static void check_hash(const char *what, const float *f, size_t n, uint64_t want)
+{
     uint64_t got = hash_floats(f, n);
     count_check(print || got == want);
     if (print) printf("    {\"%s\", 0x%016llx},\n", what, (unsigned long long)got);
@@ -33,27 +35,32 @@ typedef struct {
 
 enum { MANY = 1 << 16 };
 
-static void fill_exp(float *x) {
+static void fill_exp(float *x)
+{
     for (size_t i = 0; i < MANY; i += LANES) vstore(x + i, vexp(vload(x + i) * vset(30)));
 }
 
-static void fill_log(float *x) {
+static void fill_log(float *x)
+{
     for (size_t i = 0; i < MANY; i += LANES)
         vstore(x + i, vlog(vset(1) + vload(x + i) * vload(x + i) * vset(1e5f)));
 }
 
-static void fill_half(float *x) {
+static void fill_half(float *x)
+{
     uint16_t *h = xcalloc(MANY, 2);
     floats_to_halves(x, h, MANY);
     for (size_t i = 0; i < MANY; i += LANES) vstore(x + i, load_numbers(AS_F16, h, i, LANES));
     free(h);
 }
 
-static void fill_dot(float *x) {
+static void fill_dot(float *x)
+{
     for (size_t i = 0; i + 400 < MANY; i++) x[i] = dot(x + i, x + i + 13, i % 387);
 }
 
-static void fill_activations(float *x) {
+static void fill_activations(float *x)
+{
     gated(x, x + MANY / 2, MANY / 4 - 1, 0);
     gated(x + MANY / 4, x + MANY / 2, MANY / 4, 1);
     for (size_t i = MANY / 2; i + 512 <= MANY; i += 512)
@@ -61,14 +68,16 @@ static void fill_activations(float *x) {
 }
 
 // Angles come from the C library's double-precision functions: this is a check of the library.
-static void fill_angles(float *x) {
+static void fill_angles(float *x)
+{
     double freq[32];
     for (int m = 0; m < 32; m++) freq[m] = pow(10000, -2.0 * m / 64);
     for (size_t i = 0; i < MANY; i += 64)
         fill_phases(freq, NULL, NULL, 32, (double)(i * i % 4099), 1, x + i, 1);
 }
 
-static void test_words(void) {
+static void test_words(void)
+{
     static const Golden golden[] = {
         {"vexp", 0x83136e9db3f99c97},
         {"vlog", 0xc1feab0b74b8200f},
@@ -91,7 +100,8 @@ static void test_words(void) {
 // ---- Products ----------------------------------------------------------------------------------
 
 // Random bytes with no half precision scale that is infinite or NaN.
-static uint8_t *random_blocks(const TensorType *type, size_t n) {
+static uint8_t *random_blocks(const TensorType *type, size_t n)
+{
     uint8_t *data = xcalloc(n, type->bytes);
     size_t last = type->bytes == 210 ? 208 : type->bytes == 110 ? 108 : type->bytes == 84 ? 80 : 0;
     for (size_t i = 0; i < n * type->bytes; i++) data[i] = (uint8_t)(random_bits() >> 24);
@@ -103,7 +113,8 @@ static uint8_t *random_blocks(const TensorType *type, size_t n) {
     return data;
 }
 
-static void test_products(void) {
+static void test_products(void)
+{
     enum { ROWS = 70, N = 29 };
     static const Golden golden[] = {
         {"q8_0", 0x3607ba94f6056d20},
@@ -155,7 +166,8 @@ typedef struct {
 
 // Logits after 300 tokens (for a table of 256 positions, 200), of which the last ten are fed one
 // by one.
-static void check_run(const Run *run, const char *what) {
+static void check_run(const Run *run, const char *what)
+{
     char path[100];
     Model m;
     State s;
@@ -213,7 +225,8 @@ static const Run runs[] = {
     {"pe-xpos", .want = 0x19d84619e53cb6ea},
 };
 
-static void test_runs(size_t n) {
+static void test_runs(size_t n)
+{
     for (size_t i = 0; i < n; i++) {
         char what[100];
         snprintf(what, sizeof what, "run %zu, %s", i, runs[i].model);
@@ -222,7 +235,8 @@ static void test_runs(size_t n) {
 }
 
 // The text that the README shows. `program` is the ./run beside this one.
-static void test_demo(const char *self) {
+static void test_demo(const char *self)
+{
     static const char want[] =
         "Once upon a time, there was a little girl named Lily. She loved to play in her "
         "garden and eat leaves. One day, she saw a big pot on the ground. She picked it "
@@ -244,7 +258,8 @@ static void test_demo(const char *self) {
     else CHECK_TEXT(text, n, want, sizeof want - 1);
 }
 
-int main(int argc, char **argv) {
+int main(int argc, char **argv)
+{
     print = argc > 1 && !strcmp(argv[1], "print");
     int fused = 0;
 #ifdef FUSED

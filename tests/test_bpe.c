@@ -5,7 +5,8 @@
 
 // Nonsense with the traps of real text: double spaces, quotes, digits, apostrophes, UTF-8, and
 // long words of three letters, in which one piece can be split in many ways.
-static char *make_text(size_t parts_wanted, size_t *len) {
+static char *make_text(size_t parts_wanted, size_t *len)
+{
     static const char *const parts[] = {
         "the ", "\xc3\xa9t\xc3\xa9 ", "'s ", "\"An", ".\" ", "--", "  ", "1234 ", "\n\n", "n't ",
         ", ",   "\xe2\x82\xac",       "? "};
@@ -22,14 +23,16 @@ static char *make_text(size_t parts_wanted, size_t *len) {
 }
 
 // A merged piece is an optional space, then letters only or punctuation only.
-static int well_formed(Piece p) {
+static int well_formed(Piece p)
+{
     int start = p.text[0] == ' ', class = char_class((unsigned char)p.text[start]);
     int bad = class > PUNCT;
     for (int i = start; i < p.len; i++) bad += char_class((unsigned char)p.text[i]) != class;
     return !bad;
 }
 
-static void test_pieces(int vocab_size) {
+static void test_pieces(int vocab_size)
+{
     int bad = 0, longest = 0;
     for (int i = FIRST_CHAR; i < vocab_size; i++) {
         Piece p = vocab.piece[i];
@@ -44,7 +47,8 @@ static void test_pieces(int vocab_size) {
 }
 
 // The ids of " " + text as the trainer cut its words, against the encoder on the whole text.
-static void test_same_cut(const char *path, const char *text, size_t len, int vocab_size) {
+static void test_same_cut(const char *path, const char *text, size_t len, int vocab_size)
+{
     Tokenizer t;
     int *got = xcalloc(len + 2, sizeof *got), n_got, n_want = 0, bad = 0;
     tokenizer_load(&t, path, vocab_size);
@@ -65,7 +69,8 @@ static void test_same_cut(const char *path, const char *text, size_t len, int vo
 }
 
 // The pieces of a word of characters that training never saw, after merging.
-static Word merged(const char *text) {
+static Word merged(const char *text)
+{
     Word w = {text, (uint32_t)strlen(text), 0, 1, NULL};
     split_word(&w);
     merge_word(&w);
@@ -74,7 +79,8 @@ static Word merged(const char *text) {
 
 // The earlier piece goes first wherever it stands, and pieces join by what they spell together,
 // not by the halves they were made of.
-static void test_merge_order(void) {
+static void test_merge_order(void)
+{
     int jk = vocab_add("jk", 2);
     vocab_add("kj", 2);
     int qwz = vocab_add("qwz", 3);
@@ -87,7 +93,8 @@ static void test_merge_order(void) {
     CHECK_INT(w.ids[0], qwz);
 }
 
-static void test_word_length(void) {
+static void test_word_length(void)
+{
     CHECK_INT(word_length("don't go", 8), 5);
     CHECK_INT(word_length(" don't", 6), 6);
     CHECK_INT(word_length("  a", 3), 1);
@@ -98,7 +105,8 @@ static void test_word_length(void) {
     CHECK_INT(word_length(" ", 1), 1);
 }
 
-int main(void) {
+int main(void)
+{
     enum { SIZE = 460 };
     char path[] = "/tmp/test_bpe_XXXXXX";
     size_t len;

@@ -12,14 +12,16 @@ static const char *const conversation[] = {"system", "Be\nbrief.", "user", " Hi 
                                    "user", "Why?"};
 
 // Messages of pairs of a role and a content.
-static size_t make_messages(Term (*pairs)[2], Term *messages, const char *const *texts, size_t n) {
+static size_t make_messages(Term (*pairs)[2], Term *messages, const char *const *texts, size_t n)
+{
     for (size_t i = 0; i < n; i++)
         messages[i] = make_message(pairs[i], texts[2 * i], texts[2 * i + 1]);
     return n;
 }
 
 static void check_render(const char *template, const char *const *texts, size_t n,
-                         const char *want) {
+                         const char *want)
+{
     Template t;
     Term pairs[16][2], messages[16];
     make_messages(pairs, messages, texts, n);
@@ -100,13 +102,15 @@ static const char *const language[][2] = {
     {"{{ 5 % 0 }}", "!remainder"}, {"{{ 'a' - 1 }}", "!arithmetic"},
 };
 
-static void test_language(void) {
+static void test_language(void)
+{
     for (size_t i = 0; i < COUNT(language); i++)
         check_render(language[i][0], conversation, 4, language[i][1]);
 }
 
 // What could go on for ever, or too deep, comes to an end.
-static void test_limits(void) {
+static void test_limits(void)
+{
     char deep[4000] = "{{ ", *end = deep + 3;
     for (int i = 0; i < 1500; i++) *end++ = "([-"[i % 2];
     strcpy(end, "1 }}");
@@ -121,7 +125,8 @@ static void test_limits(void) {
 }
 
 // Templates that were damaged at random: each is rendered or refused, and comes to an end.
-static void test_damaged(void) {
+static void test_damaged(void)
+{
     static const char *const parts[] = {"{% ", " %}", "{{ ", " }}", "{#", "#}", "'", "(", "[", ")",
         "]", "|", ".", "if ", "for ", "set ", "endif", "endfor", "else", "in ", "-", "::", "\\"};
     uint64_t rng = 1;
@@ -175,7 +180,8 @@ static const struct {
     {"{}:|'{}'<|e|>|A's:|", "Be\nbrief.:' Hi '<|e|>A's:Yo.'Why?'<|e|>A's:"},
 };
 
-static void test_formats(void) {
+static void test_formats(void)
+{
     for (size_t k = 0; k < COUNT(rendered); k++) {
         int row = FIND_NAME(chat_formats, rendered[k].name);
         CHECK((row >= 0) == (k < COUNT(chat_formats)));
@@ -188,7 +194,8 @@ static void test_formats(void) {
 }
 
 // Thoughts of an earlier reply leave the conversation, and none are asked for if that is said.
-static void test_thoughts(void) {
+static void test_thoughts(void)
+{
     static const char template[] =
         "{% for m in messages %}{% set text = m.content %}{% if '</think>' in text %}"
         "{% set text = text.split('</think>')[-1].lstrip('\\n') %}{% endif %}"
@@ -214,7 +221,8 @@ static const char *const names[] = {"<s>", "</s>", "<|im_start|>", "<|im_end|>",
                                     "[INST]"};
 enum { BOS, EOS, START, END, OTHER_END, INST, BYTES, VOCAB = BYTES + 256 };
 
-static Tokenizer make_vocabulary(int type, int add_bos) {
+static Tokenizer make_vocabulary(int type, int add_bos)
+{
     Out tokens = {0}, types = {0};
     for (int id = 0; id < VOCAB; id++) {
         char name[8] = "";
@@ -230,7 +238,8 @@ static Tokenizer make_vocabulary(int type, int add_bos) {
 }
 
 // The ids of a template's text, in which only \1 to \6 are tokens, and those of the texts as bytes.
-static void check_ids(const Session *s, const char *template, const char *user, const char *want) {
+static void check_ids(const Session *s, const char *template, const char *user, const char *want)
+{
     Term pair[2], turn = make_message(pair, "user", quote_text(&s->tokenizer, user));
     size_t n, bad = 0;
     int *ids = encode_chat(s, template, &turn, 1, &n);
@@ -241,7 +250,8 @@ static void check_ids(const Session *s, const char *template, const char *user, 
     free(ids);
 }
 
-static void test_tokens(void) {
+static void test_tokens(void)
+{
     const char *chatml = chat_formats[0].template;
     for (int type = TYPE_NORMAL; type <= TYPE_CONTROL; type += 2)
         for (int add_bos = 0; add_bos < 2; add_bos++) {
@@ -265,7 +275,8 @@ static void test_tokens(void) {
 }
 
 // Where a template comes from: the option, the file, the tokens.
-static void test_choice(void) {
+static void test_choice(void)
+{
     const char *what, *got;
     Out own = {0};
     put_string(&own, "{% for m in messages %}{{ m.content }}{% endfor %}");
@@ -286,7 +297,8 @@ static void test_choice(void) {
 
 // --- text on its way out ------------------------------------------------------------------------
 
-static void check_stream(int terminal, const char *text, const char *want) {
+static void check_stream(int terminal, const char *text, const char *want)
+{
     char *shown;
     size_t n;
     FILE *out = open_memstream(&shown, &n);
@@ -297,7 +309,8 @@ static void check_stream(int terminal, const char *text, const char *want) {
     free(shown);
 }
 
-static void test_stream(void) {
+static void test_stream(void)
+{
     static const char text[] = "a\tb\n\33[2J\r\177\302\233m\303\251\360\237\230\200";
     check_stream(0, text, text);
     check_stream(1, text, "a\tb\n^[[2J^M^?^[[m\303\251\360\237\230\200");
@@ -311,7 +324,8 @@ static void test_stream(void) {
 // --- public templates ---------------------------------------------------------------------------
 
 // JSON: the string at *p, decoded; the caller frees it.
-static char *json_string(const char **p) {
+static char *json_string(const char **p)
+{
     char *s = xrealloc(NULL, strlen(*p) + 1, 1), *to = s;
     for (++*p; **p && **p != '"'; ++*p) {
         unsigned c = 0, low;
@@ -335,7 +349,8 @@ static char *json_string(const char **p) {
 }
 
 // Where the value of a key begins in the object at p (or the next item of an array: key NULL).
-static const char *json_skip(const char *p) {
+static const char *json_skip(const char *p)
+{
     int depth = 0;
     do {
         if (*p == '"') free(json_string(&p)), p--;
@@ -345,7 +360,8 @@ static const char *json_skip(const char *p) {
     return p;
 }
 
-static const char *json_value(const char *p, const char *key) {
+static const char *json_value(const char *p, const char *key)
+{
     p += strcspn(p, "{") + 1;
     while (*(p += strspn(p, " \n\t,")) == '"') {
         char *name = json_string(&p);
@@ -358,24 +374,28 @@ static const char *json_value(const char *p, const char *key) {
     return NULL;
 }
 
-static char *json_text(const char *p, const char *key) { // NULL: null
+static char *json_text(const char *p, const char *key) // NULL: null
+{
     const char *value = json_value(p, key);
     return value && *value == '"' ? json_string(&value) : NULL;
 }
 
 // The next object in an array, or NULL.
-static const char *json_next(const char *p) {
+static const char *json_next(const char *p)
+{
     p += strcspn(p, "{]");
     return *p == '{' ? p : NULL;
 }
 
-static time_t in_june(time_t *now) {
+static time_t in_june(time_t *now)
+{
     (void)now;
     return 1749988800; // 15 June 2025, noon
 }
 
 // Whether a case is right: 1; refused though the template renders it: 0; wrong: -1.
-static int check_case(const char *template, const char *bos, const char *eos, const char *c) {
+static int check_case(const char *template, const char *bos, const char *eos, const char *c)
+{
     Term pairs[16][2], messages[16];
     size_t n = 0;
     char *want = json_text(c, "rendered");
@@ -393,7 +413,8 @@ static int check_case(const char *template, const char *bos, const char *eos, co
 }
 
 // Of one family: -1 if any case is wrong, 0 if any is refused, else 1.
-static int check_family(const char *path) {
+static int check_family(const char *path)
+{
     size_t len;
     const char *file = read_text(path, &len);
     char *template = json_text(file, "template"), *bos = json_text(file, "bos");
@@ -410,7 +431,8 @@ static int check_family(const char *path) {
     return result;
 }
 
-static void test_public(void) {
+static void test_public(void)
+{
     char folder[PATH_MAX], path[2 * PATH_MAX];
     int right = 0, refused = 0, wrong = 0;
     if (!getenv("REFERENCE")) {
@@ -431,7 +453,8 @@ static void test_public(void) {
     CHECK_INT(wrong, 0);
 }
 
-int main(void) {
+int main(void)
+{
     clock_of_templates = in_june;
     test_language();
     test_limits();

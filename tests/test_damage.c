@@ -8,7 +8,8 @@
 enum { CHECKPOINT, GGUF }; // targets
 static int n_accepted, n_refused;
 
-static int attempt(int target, const uint8_t *data, size_t size) {
+static int attempt(int target, const uint8_t *data, size_t size)
+{
     int got = try_input(target, data, size);
     n_accepted += !got;
     n_refused += !!got;
@@ -17,7 +18,8 @@ static int attempt(int target, const uint8_t *data, size_t size) {
 
 // Every cut, at each byte of the header and some behind it, and, for checkpoints, every extension
 // must be refused. header: its bytes.
-static void cut(int target, const uint8_t *file, size_t size, size_t header) {
+static void cut(int target, const uint8_t *file, size_t size, size_t header)
+{
     int accepted = 0;
     size_t behind = (size - header) / 61 + 1;
     for (size_t n = 4; n < size; n += n < header ? 1 : behind) accepted += !attempt(target, file, n);
@@ -30,7 +32,8 @@ static void cut(int target, const uint8_t *file, size_t size, size_t header) {
 }
 
 // A tokenizer cut anywhere is refused, unless it is one of fewer pieces with all bytes among them.
-static void cut_pieces(int target, const uint8_t *file, size_t size) {
+static void cut_pieces(int target, const uint8_t *file, size_t size)
+{
     int accepted = 0;
     for (size_t n = 0; n < size; n++) accepted += !attempt(target, file, n);
     CHECK_INT(accepted, 300 - 259);
@@ -43,7 +46,8 @@ enum { N_EDGES = sizeof edges / sizeof *edges };
 
 // Each of the places in [from, to) with each of the values, in 4 bytes or 8.
 static void sweep(int target, const uint8_t *file, size_t size, size_t from, size_t to, size_t step,
-                  size_t bytes) {
+                  size_t bytes)
+{
     uint8_t *copy = xcalloc(size, 1);
     memcpy(copy, file, size);
     for (size_t at = from; at + bytes <= to; at += step)
@@ -56,7 +60,8 @@ static void sweep(int target, const uint8_t *file, size_t size, size_t from, siz
 }
 
 // Two of the seven numbers of a checkpoint's shape together.
-static void sweep_pairs(const uint8_t *file, size_t size, size_t shape) {
+static void sweep_pairs(const uint8_t *file, size_t size, size_t shape)
+{
     static const int32_t pairs[][2] = {{1 << 16, 1 << 16}, {1 << 24, 1 << 24}, {1 << 20, 1 << 12},
                                        {65537, 65535}, {INT_MAX, 2}, {4096, 1 << 24}, {2, 2}};
     uint8_t *copy = xcalloc(size, 1);
@@ -73,7 +78,8 @@ static void sweep_pairs(const uint8_t *file, size_t size, size_t shape) {
 }
 
 // Up to four changes anywhere.
-static void change(int target, const uint8_t *file, size_t size, int tries) {
+static void change(int target, const uint8_t *file, size_t size, int tries)
+{
     uint8_t *copy = xcalloc(size, 1);
     for (int k = 0; k < tries; k++) {
         memcpy(copy, file, size);
@@ -88,7 +94,8 @@ static void change(int target, const uint8_t *file, size_t size, int tries) {
     free(copy);
 }
 
-static void damage(int target, const char *name, const uint8_t *file, size_t size) {
+static void damage(int target, const char *name, const uint8_t *file, size_t size)
+{
     int before = n_failed;
     CHECK_INT(attempt(target, file, size), 0);
     change(target, file, size, target == GGUF ? 60 : 150);
@@ -115,19 +122,22 @@ static void damage(int target, const char *name, const uint8_t *file, size_t siz
 }
 
 // An option by itself is right or a mistake in usage.
-static void try_option(int target, const char *name, const uint8_t *line, size_t size) {
+static void try_option(int target, const char *name, const uint8_t *line, size_t size)
+{
     int before = n_failed;
     CHECK(attempt(target, line, size) != EXIT_DATA);
     note_failures(before, "%s", name);
 }
 
-static void try_short_list(int target, const char *name, const uint8_t *file, size_t size) {
+static void try_short_list(int target, const char *name, const uint8_t *file, size_t size)
+{
     int before = n_failed;
     CHECK_INT(attempt(target, file, size), EXIT_DATA);
     note_failures(before, "%s", name);
 }
 
-static void replay(const char *folder) {
+static void replay(const char *folder)
+{
     DIR *d = opendir(folder);
     int n = 0;
     CHECK(d != NULL);
@@ -149,7 +159,8 @@ static void replay(const char *folder) {
 }
 
 // A vocabulary that can write nothing of a turn: there is a token to go on from all the same.
-static void test_empty_turn(void) {
+static void test_empty_turn(void)
+{
     static List tokens;
     size_t n;
     add_string(&tokens, "Q", 1);
@@ -162,7 +173,8 @@ static void test_empty_turn(void) {
     CHECK(n == 1 && ids[0] == 0);
 }
 
-int main(void) {
+int main(void)
+{
     test_empty_turn();
     alarm(600);
     give_seeds(damage);

@@ -24,7 +24,8 @@ static const struct {
 enum { N_MODELS = sizeof models / sizeof *models };
 
 // Writes bytes to a temporary file.
-static char *write_file(const uint8_t *bytes, size_t size) {
+static char *write_file(const uint8_t *bytes, size_t size)
+{
     static char path[32];
     strcpy(path, "/tmp/run-gguf-XXXXXX");
     int fd = mkstemp(path);
@@ -32,13 +33,15 @@ static char *write_file(const uint8_t *bytes, size_t size) {
     return path;
 }
 
-static uint8_t *find_bytes(uint8_t *file, size_t size, const char *s) {
+static uint8_t *find_bytes(uint8_t *file, size_t size, const char *s)
+{
     uint8_t *p = memmem(file, size, s, strlen(s));
     if (!p) printf("no %s\n", s), exit(1);
     return p + strlen(s);
 }
 
-static void open_spec(Session *s, const GgufSpec *spec) {
+static void open_spec(Session *s, const GgufSpec *spec)
+{
     size_t size;
     uint8_t *file = build_gguf(spec, 1, &size);
     memset(s, 0, sizeof *s);
@@ -50,7 +53,8 @@ static void open_spec(Session *s, const GgufSpec *spec) {
 }
 
 // Losses of ids[n] in chunks of `chunk` tokens; the mean.
-static double losses(Session *s, const int *ids, size_t n, size_t chunk, int exact, float *nll) {
+static double losses(Session *s, const int *ids, size_t n, size_t chunk, int exact, float *nll)
+{
     size_t vocab = (size_t)s->model.config.vocab_size;
     float *logits = xcalloc(chunk * vocab, 4);
     double sum = 0;
@@ -66,7 +70,8 @@ static double losses(Session *s, const int *ids, size_t n, size_t chunk, int exa
     return sum / (double)(n - 1);
 }
 
-static void test_losses(void) {
+static void test_losses(void)
+{
     for (int k = 0; k < N_MODELS; k++) {
         Session s;
         float exact[256], chunked[256], one[256];
@@ -87,7 +92,8 @@ static void test_losses(void) {
 }
 
 // The attention factor: the file's is multiplied with yarn's own, and is all of longrope's.
-static void test_attention_factors(void) {
+static void test_attention_factors(void)
+{
     static const struct {
         const char *scaling;
         int method;
@@ -113,7 +119,8 @@ static void test_attention_factors(void) {
 }
 
 // Keys that few files have, and numbers of all widths; a token with a space, and an empty one.
-static void test_seldom(void) {
+static void test_seldom(void)
+{
     Session s;
     int ids[8];
     GgufSpec spec = {.arch = "llama", .types = "q4_0", .scaling = "yarn", .mark = "[INST]",
@@ -136,7 +143,8 @@ static void test_seldom(void) {
 }
 
 // gemma3: the command line's window narrows local layers, too, if it is below theirs.
-static void test_local_window(void) {
+static void test_local_window(void)
+{
     static const int windows[][3] = {{0, 0, G_WINDOW}, {10, 10, 10}, {100, 100, G_WINDOW}};
     for (int i = 0; i < 3; i++) {
         Session s;
@@ -149,7 +157,8 @@ static void test_local_window(void) {
 }
 
 // The config that a gemma3's keys give with this number of layers, whatever its tensors are.
-static Config gemma_config(uint32_t n_layers) {
+static Config gemma_config(uint32_t n_layers)
+{
     size_t size;
     uint8_t *file = build_gguf(&models[3].spec, 1, &size);
     memcpy(find_bytes(file, size, "gemma3.block_count") + 4, &n_layers, 4);
@@ -165,27 +174,31 @@ static Config gemma_config(uint32_t n_layers) {
 }
 
 // Scores of the gemma3 of 62 layers are divided by sqrt(dim / n_heads), not by sqrt(head_dim).
-static void test_score_scale(void) {
+static void test_score_scale(void)
+{
     CHECK_INT(gemma_config(62).n_layers, 62);
     CHECK_NEAR(gemma_config(62).score_scale, sqrt((double)G_HEADS / G_DIM), 1e-7);
     CHECK_NEAR(gemma_config(48).score_scale, 0, 0); // 1 / sqrt(head_dim)
 }
 
 // What the bits of a half mean.
-static double half_value(uint16_t h) {
+static double half_value(uint16_t h)
+{
     int exp = (h >> 10) & 31, man = h & 1023;
     return (h >> 15 ? -1 : 1) * (exp ? ldexp(1024 + man, exp - 25) : ldexp(man, -24));
 }
 
 // The value of number i of a block, from the descriptions of the formats, byte by byte.
-static double value_q2_k(const uint8_t *b, int i) {
+static double value_q2_k(const uint8_t *b, int i)
+{
     uint16_t d[2];
     memcpy(d, b + 80, 4);
     int code = b[16 + i / 128 * 32 + i % 32] >> i / 32 % 4 * 2 & 3, scale = b[i / 16];
     return half_value(d[0]) * (scale & 15) * code - half_value(d[1]) * (scale >> 4);
 }
 
-static double value_q3_k(const uint8_t *b, int i) {
+static double value_q3_k(const uint8_t *b, int i)
+{
     uint16_t d;
     memcpy(&d, b + 108, 2);
     int code = b[32 + i / 128 * 32 + i % 32] >> i / 32 % 4 * 2 & 3, g = i / 16;
@@ -196,20 +209,23 @@ static double value_q3_k(const uint8_t *b, int i) {
 static const int8_t iq4_values[] = {-127, -104, -83, -65, -49, -35, -22, -10,
                                     1, 13, 25, 38, 53, 69, 89, 113};
 
-static double value_iq4_nl(const uint8_t *b, int i) {
+static double value_iq4_nl(const uint8_t *b, int i)
+{
     uint16_t d;
     memcpy(&d, b, 2);
     return half_value(d) * iq4_values[b[2 + i % 16] >> i / 16 * 4 & 15];
 }
 
-static double value_iq4_xs(const uint8_t *b, int i) {
+static double value_iq4_xs(const uint8_t *b, int i)
+{
     uint16_t d[2];
     memcpy(d, b, 4);
     int g = i / 32, scale = (b[4 + g / 2] >> g % 2 * 4 & 15) + 16 * (d[1] >> 2 * g & 3) - 32;
     return half_value(d[0]) * scale * iq4_values[b[8 + g * 16 + i % 16] >> i % 32 / 16 * 4 & 15];
 }
 
-static void test_values(void) {
+static void test_values(void)
+{
     static const struct {
         const char *name;
         double (*value)(const uint8_t *block, int i);
@@ -235,7 +251,8 @@ static void test_values(void) {
 }
 
 // Each block type: the codes and the scales of a panel of rows mean what unpack says.
-static void test_panels(void) {
+static void test_panels(void)
+{
     enum { BLOCKS = 3, MOST = 256 * BLOCKS };
     static float row[MOST], scales[MOST * PANEL], mins[MOST * PANEL];
     static int8_t q[MOST];
@@ -265,7 +282,8 @@ static void test_panels(void) {
 // --- tokenizers ---------------------------------------------------------------------------------
 
 // The words of `text` with a bar between, cut as `style` does it.
-static void check_words(const char *style, const char *text, const char *want) {
+static void check_words(const char *style, const char *text, const char *want)
+{
     char got[512];
     size_t n = 0, len = strlen(text), n_chars;
     Char *chars = read_words(find_words("style", style), text, len, &n_chars);
@@ -279,7 +297,8 @@ static void check_words(const char *style, const char *text, const char *want) {
 }
 
 // What the regular expressions of the models' own tokenizers make of it.
-static void test_words(void) {
+static void test_words(void)
+{
     static const char text[] =
         "I'LL say: it's 12345é, №½x!!  Two\n\n  \tHTTPServer's caf\xc3\xa9 e\xcc\x81t "
         "你好，世界。(a+b)—/path/\n$100 “q” 😀  ";
@@ -350,7 +369,8 @@ static void test_words(void) {
 }
 
 // Long runs are walked over a few times, not once from each of their characters.
-static void test_long_words(void) {
+static void test_long_words(void)
+{
     static const char *const runs[] = {" ", "a", "A", "1", "!", "'", "\n", "\t1", "好", "か。", "\xcc\x81"};
     enum { TIMES = 50000 };
     for (size_t w = 0; w < COUNT(word_styles); w++)
@@ -366,7 +386,8 @@ static void test_long_words(void) {
         }
 }
 
-static void test_special_tokens(void) {
+static void test_special_tokens(void)
+{
     for (int k = 0; k < N_MODELS; k += 2) {
         Session s;
         int ids[64];
@@ -391,7 +412,8 @@ static void test_special_tokens(void) {
 
 // Encodes text[len] into ids, *n of them, and decodes these again, to got; returns its length.
 static size_t there_and_back(const Tokenizer *t, const char *text, size_t len, int *ids, int *n,
-                             char *got) {
+                             char *got)
+{
     size_t size = 0, step;
     *n = tokenizer_encode(t, text, NULL, len, ids);
     for (int i = 0; i < *n; i++, size += step) {
@@ -403,7 +425,8 @@ static size_t there_and_back(const Tokenizer *t, const char *text, size_t len, i
 
 // Nor those that the file names as its BOS, EOS and EOT, if they are SentencePiece's: here one of
 // them is the pair "ab", of the type of text. The space behind a BOS in a text would not come back.
-static void test_named_ends(void) {
+static void test_named_ends(void)
+{
     static const char text[] = "ab ab";
     Session s;
     open_spec(&s, &(GgufSpec){.arch = "llama", .types = "q4_0", .seldom = 1});
@@ -423,7 +446,8 @@ static void test_named_ends(void) {
 }
 
 // Decoding gives the text back.
-static void test_round_trip(void) {
+static void test_round_trip(void)
+{
     static const char text[] = "caf\xc3\xa9 \xe6\x97\xa5\xe6\x9c\xac \xf0\x9f\x98\x80\n\n  1 2\t"
                                "\xff abab";
     for (int k = 0; k < N_MODELS; k++) {
@@ -441,7 +465,8 @@ static void test_round_trip(void) {
 
 // Loads the file in a process of its own: 0 if accepted (and it runs), 1 if refused in one line,
 // -1 for anything else.
-static int try_file(const uint8_t *bytes, size_t size) {
+static int try_file(const uint8_t *bytes, size_t size)
+{
     char *path = write_file(bytes, size);
     FILE *err = tmpfile();
     int status, lines = 0;
@@ -472,7 +497,8 @@ static int try_file(const uint8_t *bytes, size_t size) {
 }
 
 // The file with n bytes of v at `skip` bytes behind the name `key`: must be refused.
-static void check_refused(const char *key, ptrdiff_t skip, uint64_t v, size_t n) {
+static void check_refused(const char *key, ptrdiff_t skip, uint64_t v, size_t n)
+{
     size_t size;
     uint8_t *file = build_gguf(&models[0].spec, 1, &size);
     memcpy(find_bytes(file, size, key) + skip, &v, n);
@@ -482,7 +508,8 @@ static void check_refused(const char *key, ptrdiff_t skip, uint64_t v, size_t n)
     free(file);
 }
 
-static void test_bad_fields(void) {
+static void test_bad_fields(void)
+{
     static const uint64_t big = UINT64_MAX, wrap = (uint64_t)1 << 61;
     check_refused("GGUF", 0, 1, 4); // version
     check_refused("GGUF", 0, 0x03000000, 4);
@@ -533,7 +560,8 @@ static void test_bad_fields(void) {
 }
 
 // Lists that are not there, or shorter than the vocabulary, in files that are whole.
-static void test_bad_lists(void) {
+static void test_bad_lists(void)
+{
     static const char *const lists[] = {"tokenizer.ggml.scores", "tokenizer.ggml.token_type"};
     GgufSpec spec = {.arch = "llama", .types = "q4_0", .scaling = "longrope"};
     size_t size;
@@ -565,7 +593,8 @@ static const struct {
       108, 138, 13246, 236789, 236745}, 14, 7.0752364},
 };
 
-static void test_real(void) {
+static void test_real(void)
+{
     const char *folder = getenv("GGUF_MODELS");
     if (!folder || !*folder) {
         printf("test_gguf: GGUF_MODELS is not set: the public models are skipped\n");
@@ -594,7 +623,8 @@ static void test_real(void) {
     }
 }
 
-int main(void) {
+int main(void)
+{
     test_values();
     test_panels();
     test_losses();

@@ -8,14 +8,16 @@
 // One half or float, as vectors of them are converted.
 static float half_to_float(uint16_t h) { return load_numbers(AS_F16, &h, 0, 1)[0]; }
 
-static uint16_t float_to_half(float f) {
+static uint16_t float_to_half(float f)
+{
     uint16_t h;
     floats_to_halves(&f, &h, 1);
     return h;
 }
 
 // What the bits of a half mean, in double, from the definition of the format.
-static double half_value(uint16_t h) {
+static double half_value(uint16_t h)
+{
     int exp = (h >> 10) & 31, man = h & 1023;
     double sign = h >> 15 ? -1 : 1;
     if (exp == 31) return man ? NAN : sign * INFINITY;
@@ -24,7 +26,8 @@ static double half_value(uint16_t h) {
 
 static int same_or_nan(double a, double b) { return a == b ? signbit(a) == signbit(b) : a != a && b != b; }
 
-static void test_half_to_float(void) {
+static void test_half_to_float(void)
+{
     static uint16_t halves[65536];
     static float one[65536], many[65536];
     int bad = 0, bad_many = 0, bad_back = 0;
@@ -52,7 +55,8 @@ static void test_half_to_float(void) {
 }
 
 // Rounding: the midpoint of two halves goes to the even one, its neighbours to the nearer one.
-static void test_float_to_half(void) {
+static void test_float_to_half(void)
+{
     int bad = 0;
     for (int h = 0; h < 0x7bff; h++) {
         double lo = half_value((uint16_t)h), hi = half_value((uint16_t)(h + 1));
@@ -75,12 +79,14 @@ static void test_float_to_half(void) {
 
 // ---- Float kernels -----------------------------------------------------------------------------
 
-static float exp_one(float x) {
+static float exp_one(float x)
+{
     vf v = vexp(vset(x));
     return v[LANES - 1];
 }
 
-static void test_vexp(void) {
+static void test_vexp(void)
+{
     double worst = 0;
     for (double x = -87; x <= 88; x += 0.000731) {
         float f = (float)x;
@@ -106,7 +112,8 @@ static void test_vexp(void) {
 
 // The 16 running sums are added whatever the number of lanes, none twice, in the order that the
 // comment says.
-static void test_vsum(void) {
+static void test_vsum(void)
+{
     float f[SUMS], c[SUMS];
     vf v[SUM_VECTORS];
     for (int i = 0; i < SUMS; i++) f[i] = (float)(1 << i);
@@ -126,14 +133,16 @@ static void test_vsum(void) {
     }
 }
 
-static double naive_dot(const float *a, const float *b, size_t n, double *size) {
+static double naive_dot(const float *a, const float *b, size_t n, double *size)
+{
     double sum = *size = 0;
     for (size_t k = 0; k < n; k++) sum += (double)a[k] * b[k], *size += fabs((double)a[k] * b[k]);
     return sum;
 }
 
 // The order of sums as section 2 states it, number by number.
-static float plain_dot(const float *a, const float *b, size_t n) {
+static float plain_dot(const float *a, const float *b, size_t n)
+{
     float sums[SUMS] = {0};
     for (size_t k = 0; k < n; k++)
 #ifdef FUSED
@@ -146,7 +155,8 @@ static float plain_dot(const float *a, const float *b, size_t n) {
     return sums[0] + 0;
 }
 
-static void test_dot(void) {
+static void test_dot(void)
+{
     float *a = random_floats(300), *b = random_floats(300);
     for (size_t n = 0; n <= 300; n++) {
         double size, want = naive_dot(a, b, n, &size);
@@ -160,7 +170,8 @@ static void test_dot(void) {
 
 // Products of floats for any number of tokens and rows, and of any length, the ends of blocks
 // included: each output has the bits of the plain sum, and nothing else is written.
-static void test_products_f32(void) {
+static void test_products_f32(void)
+{
     enum { MOST = 40, ROWS = 2 * GEMM_ROWS + 7 };
     size_t sizes[] = {1, 3, 8, 15, 16, 17, 33, 64, 100, 1024, 1030, 2100};
     for (size_t c = 0; c < COUNT(sizes); c++) {
@@ -184,7 +195,8 @@ static void test_products_f32(void) {
     }
 }
 
-static void test_gemm_rows(void) {
+static void test_gemm_rows(void)
+{
     enum { MOST = GEMM_TOKENS + GEMM_TOKENS / 3 + 3, INNER = 37 };
     for (size_t N = GEMM_ROWS; N <= 5 * GEMM_ROWS; N += GEMM_ROWS) {
         float *a = random_floats(MOST * (INNER + 2)), *b = random_floats(INNER * N);
@@ -213,18 +225,21 @@ static void test_gemm_rows(void) {
 
 // ---- int8 --------------------------------------------------------------------------------------
 
-static Quantized quantized(size_t n, size_t cols, size_t group) {
+static Quantized quantized(size_t n, size_t cols, size_t group)
+{
     n += Q8_TOKENS - 1;
     return (Quantized){group, cols / group, xcalloc(n * cols, 1), xcalloc(n * cols / group, 4),
                        xcalloc(n * cols / group, 4)};
 }
 
-static void free_quantized(Quantized *x) {
+static void free_quantized(Quantized *x)
+{
     free(x->q), free(x->scale), free(x->minus_sum);
 }
 
 // Each value comes back within half a step of its group's scale; the largest exactly.
-static void test_quantize_row(void) {
+static void test_quantize_row(void)
+{
     enum { COLS = 96, GROUP = 32 };
     float *x = random_floats(2 * COLS);
     memset(x, 0, GROUP * 4); // a group of zeros
@@ -250,7 +265,8 @@ static void test_quantize_row(void) {
 
 // The definition of a tile, one number at a time: codes[PANEL][cols] are int8 whose zero is 0.
 static void tile_plain(const int8_t *codes, const float *scales, const float *mins,
-                       const Quantized *x, size_t n, float *out, size_t stride, size_t n_rows) {
+                       const Quantized *x, size_t n, float *out, size_t stride, size_t n_rows)
+{
     size_t n_groups = x->n_groups, cols = n_groups * x->group;
     for (size_t t = 0; t < n; t++)
         for (size_t r = 0; r < n_rows; r++) {
@@ -271,7 +287,8 @@ static void tile_plain(const int8_t *codes, const float *scales, const float *mi
 }
 
 // One shape: the fast tile equals the plain one bit for bit, and both the definition in double.
-static void check_tile_q8(size_t n, size_t cols, size_t group, int n_rows, int has_min) {
+static void check_tile_q8(size_t n, size_t cols, size_t group, int n_rows, int has_min)
+{
     enum { STRIDE = 19 };
     Quantized x = quantized(n, cols, group);
     float *act = random_floats(n * cols), *scales = random_floats(cols / group * PANEL);
@@ -307,7 +324,8 @@ static void check_tile_q8(size_t n, size_t cols, size_t group, int n_rows, int h
     free(act), free(scales), free(mins), free(w), free(fast), free(plain), free(room);
 }
 
-static void test_tile_q8(void) {
+static void test_tile_q8(void)
+{
     size_t groups[] = {32, 64, 96, 128, 256};
     for (size_t i = 0; i < 2 * COUNT(groups); i++) {
         size_t group = groups[i / 2];
@@ -325,7 +343,8 @@ static void test_tile_q8(void) {
 
 // Products of each block type, for one token and for several, have the bits of the plain tile on
 // their codes and scales taken apart: for few blocks and many, and for panels that are not full.
-static void test_blocks(void) {
+static void test_blocks(void)
+{
     enum { N = Q8_TOKENS + 3 };
     size_t sizes[] = {1, 2, 3, 5, 18};
     for (size_t i = 0; i < COUNT(tensor_types) * COUNT(sizes); i++) {
@@ -365,7 +384,8 @@ static void test_blocks(void) {
 }
 
 // Rows into lanes, for every length; up to three floats more are read, and columns written.
-static void test_scales_planar(void) {
+static void test_scales_planar(void)
+{
     enum { MOST = 50 };
     float *a = random_floats(PANEL * MOST + 3), *out = xcalloc(PANEL * (MOST + 3), 4);
     for (size_t n = 1; n <= MOST; n++) {
@@ -380,7 +400,8 @@ static void test_scales_planar(void) {
 }
 
 // Groups run over the flat tensor: here they straddle rows, as hidden_dim 172 with group 8 may.
-static void test_unpack(void) {
+static void test_unpack(void)
+{
     enum { ROWS = 6, COLS = 172, GROUP = 8 };
     static int8_t q[ROWS * COLS];
     static uint16_t halves[ROWS * COLS];
@@ -407,7 +428,8 @@ static void test_unpack(void) {
 
 // Which planar groups are multiplied as int8: those that do not straddle rows, are made of 32
 // values at a time, and are no larger than 256.
-static void test_int8_group(void) {
+static void test_int8_group(void)
+{
     float scale = 1;
     for (size_t group = 1; group < 400; group++)
         for (size_t cols = 1; cols <= 1024; cols++) {
@@ -421,7 +443,8 @@ static void test_int8_group(void) {
 // ---- matmul ------------------------------------------------------------------------------------
 
 // A random weight matrix in one of the types.
-static Tensor random_tensor(int type, size_t rows, size_t cols, size_t group) {
+static Tensor random_tensor(int type, size_t rows, size_t cols, size_t group)
+{
     Tensor t = {&tensor_types[type], NULL, NULL, type == T_Q8 ? group : 0, rows, cols, NULL};
     uint8_t *data = xcalloc(rows * cols, t.type->bytes);
     for (size_t i = 0; i < rows * cols; i++) {
@@ -437,7 +460,8 @@ static Tensor random_tensor(int type, size_t rows, size_t cols, size_t group) {
 
 // Three products that share x (two of one group size, one of another), for n tokens at once:
 // the same bits one token at a time, and the definition's values.
-static void check_matmul(int type, size_t cols, size_t group, size_t group3, int int8, size_t n) {
+static void check_matmul(int type, size_t cols, size_t group, size_t group3, int int8, size_t n)
+{
     size_t rows[3] = {50, 16, 33};
     Tensor w[3];
     float *x = random_floats(n * cols), *all[3], *one[3];
@@ -472,7 +496,8 @@ static void check_matmul(int type, size_t cols, size_t group, size_t group3, int
     free(x), free(row);
 }
 
-static void test_matmul(void) {
+static void test_matmul(void)
+{
     size_t counts[] = {1, 2, 3, 5, 6, 7, 8, 13, 40};
     for (size_t i = 0; i < sizeof counts / sizeof *counts; i++) {
         check_matmul(T_F32, 172, 1, 1, 0, counts[i]);
@@ -489,7 +514,8 @@ static void test_matmul(void) {
 
 // ---- Rows --------------------------------------------------------------------------------------
 
-static void test_rmsnorm(void) {
+static void test_rmsnorm(void)
+{
     for (size_t dim = 1; dim < 70; dim += 3) {
         float *x = random_floats(dim), *w = random_floats(dim), *out = xcalloc(dim, 4);
         double squares = 0;
@@ -505,7 +531,8 @@ static void test_rmsnorm(void) {
     }
 }
 
-static void test_gated(void) {
+static void test_gated(void)
+{
     float gate[3] = {-1.5f, 0.25f, 3}, up[3] = {1, 1, 2};
     gated(gate, up, 3, 1); // gelu by tanh
     CHECK_NEAR(gate[0], -0.100428, 1e-6);
@@ -527,7 +554,8 @@ static void test_gated(void) {
     }
 }
 
-static void test_cross_entropy(void) {
+static void test_cross_entropy(void)
+{
     float *logits = random_floats(1003);
     for (int target = 0; target < 1003; target += 77) {
         double sum = 0;
@@ -547,14 +575,16 @@ static void test_cross_entropy(void) {
 enum { MOST_ITEMS = 5000 };
 static _Atomic int visits[MOST_ITEMS];
 
-static void visit(void *arg, size_t begin, size_t end) {
+static void visit(void *arg, size_t begin, size_t end)
+{
     int step = *(int *)arg;
     for (size_t i = begin; i < end; i++) atomic_fetch_add(&visits[i], step);
 }
 
 // Every item exactly once, whatever n, the grain and the number of threads; with pauses that let
 // the workers fall asleep, and with jobs so short that workers arrive when they are over.
-static void test_parallel_for(void) {
+static void test_parallel_for(void)
+{
     int jobs = 0, total = 0, bad = 0;
     for (int round = 0; round < 20000; round++) {
         if (round % 2000 == 0) pool_start(1 + round / 2000); // more threads than processors
@@ -574,7 +604,8 @@ static void test_parallel_for(void) {
     CHECK(total > 20000);
 }
 
-static void test_scratch(void) {
+static void test_scratch(void)
+{
     char *small = scratch(100), *large = scratch(100000);
     memset(large, 1, 100000);
     CHECK(((uintptr_t)small | (uintptr_t)large) % 64 == 0); // for vectors
@@ -583,7 +614,8 @@ static void test_scratch(void) {
 
 // ---- Sizes -------------------------------------------------------------------------------------
 
-static void test_sizes(void) {
+static void test_sizes(void)
+{
     CHECK(mul_size(SIZE_MAX / 2, 3) == SIZE_MAX);
     CHECK(add_size(SIZE_MAX, 1) == SIZE_MAX);
     CHECK(mul_size(SIZE_MAX, 0) == 0);
@@ -593,7 +625,8 @@ static void test_sizes(void) {
     CHECK(tensor_bytes(&huge) == SIZE_MAX);
 }
 
-int main(void) {
+int main(void)
+{
     test_sizes();
     test_half_to_float();
     test_float_to_half();

@@ -21,7 +21,8 @@ static const char *const names[] = {
     "s"};
 enum { BOS = 1, EOS, SPACE = 10, QU = 13, CHAIN = COUNT(names), BYTES = 48, VOCAB = BYTES + 256 };
 
-static Tokenizer make_vocabulary(int add_bos, int space_prefix) {
+static Tokenizer make_vocabulary(int add_bos, int space_prefix)
+{
     Out tokens = {0}, types = {0};
     for (int id = 0; id < VOCAB; id++) {
         char name[8] = "";
@@ -38,7 +39,8 @@ static Tokenizer make_vocabulary(int add_bos, int space_prefix) {
 }
 
 // The ids of text[len]: the longest name each time, or the byte; control tokens in templates only.
-static size_t naive_ids(const char *text, size_t len, int template, int *ids) {
+static size_t naive_ids(const char *text, size_t len, int template, int *ids)
+{
     size_t count = 0;
     for (size_t at = 0, n; at < len; at += n) {
         int best = template && text[at] <= EOS ? text[at] : BYTES + (uint8_t)text[at];
@@ -52,7 +54,8 @@ static size_t naive_ids(const char *text, size_t len, int template, int *ids) {
     return count;
 }
 
-static char *decode_all(const Tokenizer *t, const int *ids, size_t n) {
+static char *decode_all(const Tokenizer *t, const int *ids, size_t n)
+{
     char *text = xcalloc(n + 1, 40), *end = text;
     for (size_t i = 0, len; i < n; i++, end += len) {
         const char *piece = tokenizer_decode(t, i ? ids[i - 1] : -1, ids[i], &len);
@@ -65,7 +68,8 @@ static char *decode_all(const Tokenizer *t, const int *ids, size_t n) {
 
 static char *days[] = {"Day a#.", "It is day b#, a longer one.", "And day c#."};
 
-static int days_before(const char *text, const char *at) {
+static int days_before(const char *text, const char *at)
+{
     int n = 0;
     for (; text < at; text++) n += *text == '#';
     return n;
@@ -73,7 +77,8 @@ static int days_before(const char *text, const char *at) {
 
 // The days come in turn from `first` on, n of them; a fact at `at` has at * n days before it,
 // rounded up, and stands behind the fact before it.
-static int well_placed(const Task *t, const char *text, size_t first, int n) {
+static int well_placed(const Task *t, const char *text, size_t first, int n)
+{
     const char *at = text;
     for (int i = 0; i < n; i++, at++)
         if (!(at = strchr(at, '#')) || at[-1] != "abc"[(first + (size_t)i) % 3]) return 0;
@@ -88,7 +93,8 @@ static int well_placed(const Task *t, const char *text, size_t first, int n) {
 
 // Each of the three reads the text as a model has to, and returns where the fact is that answers
 // the question, in days before it; -1: the text does not say it.
-static int solve_passkey(const char *text, int answer) {
+static int solve_passkey(const char *text, int answer)
+{
     int key = 0, again = 0, asked = 0;
     sscanf(strstr(text, "The pass"), "The pass key is %d. Remember it. %d is the pass key.", &key,
            &again);
@@ -97,7 +103,8 @@ static int solve_passkey(const char *text, int answer) {
     return days_before(text, strstr(text, "The pass"));
 }
 
-static int solve_multikey(const char *text, int answer) {
+static int solve_multikey(const char *text, int answer)
+{
     char name[5][16], asked[16] = "", lead[16] = "";
     int n = 0, number, where = -1;
     sscanf(strstr(text, "What"), "What is the magic number for %15[A-Za-z]? "
@@ -113,7 +120,8 @@ static int solve_multikey(const char *text, int answer) {
 }
 
 // Two boxes hold numbers, each of two others what one of these holds, which was said before.
-static int solve_tracking(const char *text, int answer) {
+static int solve_tracking(const char *text, int answer)
+{
     int value[128] = {0}, where[128] = {0}, facts = 0, number;
     char box, other, asked = 0, lead = 0, from[128] = {0}, taken[128] = {0};
     for (const char *p = text; (p = strstr(p, "The box ")); p++) {
@@ -134,7 +142,8 @@ static int solve_tracking(const char *text, int answer) {
 
 static int (*const solvers[])(const char *, int) = {solve_passkey, solve_multikey, solve_tracking};
 
-static char *task_text(const Grid *g, const Task *t, size_t first, size_t n) {
+static char *task_text(const Grid *g, const Task *t, size_t first, size_t n)
+{
     int *ids = encode_task(g, t, first, n, &n);
     char *text = decode_all(&g->s->tokenizer, ids, n);
     free(ids);
@@ -142,7 +151,8 @@ static char *task_text(const Grid *g, const Task *t, size_t first, size_t n) {
 }
 
 // The text of a task must say the answer, at its depth; in a chat the lead begins the reply.
-static void check_tasks(Grid g) {
+static void check_tasks(Grid g)
+{
     static const double depths[] = {0, 0.25, 0.5, 0.8, 1};
     int unplaced = 0, unsolved = 0, unlike = 0;
     for (int i = 0; i < 5 * 4 * 12; i++) {
@@ -170,7 +180,8 @@ static void check_tasks(Grid g) {
 }
 
 // As many days as there is room for: with one more the text would be too long.
-static void check_fit(const Grid *g) {
+static void check_fit(const Grid *g)
+{
     int bad = 0, none = 0;
     uint64_t rng = seed_random(2);
     Task t = {0};
@@ -191,7 +202,8 @@ static void check_fit(const Grid *g) {
     CHECK(none > 0);
 }
 
-static void test_tasks(void) {
+static void test_tasks(void)
+{
     Session s = {.tokenizer = make_vocabulary(1, 0)};
     Grid g = {.s = &s, .filler = days, .n_filler = COUNT(days)};
     for (; g.kind < 3; g.kind++) {
@@ -208,7 +220,8 @@ static const Shape small = {.version = 1, .dim = 64, .hidden = 32, .layers = 2, 
                             .kv_heads = 2, .vocab = VOCAB, .ctx = 400, .own_classifier = 1,
                             .seed = 3};
 
-static void open_test_session(Session *s, TestModel *t, long long ctx, size_t chunk) {
+static void open_test_session(Session *s, TestModel *t, long long ctx, size_t chunk)
+{
     t->size = 0; // the file anew, from the arrays
     put_weights(t, 64, 32, 32);
     put_matrix(t, t->classifier, VOCAB * 64);
@@ -218,7 +231,8 @@ static void open_test_session(Session *s, TestModel *t, long long ctx, size_t ch
 }
 
 // A model that counts: token i + 1 follows token i, up to 63.
-static void open_counter(Session *s) {
+static void open_counter(Session *s)
+{
     TestModel t = make_model(small);
     memset(t.wo, 0, 2 * 64 * 64 * 4); // only the embedding is left
     memset(t.w2, 0, 2 * 64 * 32 * 4);
@@ -230,14 +244,16 @@ static void open_counter(Session *s) {
     free_test_model(&t);
 }
 
-static void set_piece(Session *s, int id, const char *text, int stop) {
+static void set_piece(Session *s, int id, const char *text, int stop)
+{
     s->tokenizer.pieces[id] = (Piece){.text = text, .len = (int)strlen(text), .stop = stop,
                                       .kind = TOKEN_TEXT};
 }
 
 // What the model says, piece by piece, ! being a token that ends the text; with room for how many
 // of them; and whether that is the answer 1234.
-static void test_answers(void) {
+static void test_answers(void)
+{
     static const struct {
         const char *said[7];
         int room, right;
@@ -270,7 +286,8 @@ static void test_answers(void) {
 }
 
 // Runs a mode and returns what it prints, which the caller frees; its table goes to `table`.
-static char *output_of(void (*run)(Session *s), Session *s, FILE *table) {
+static char *output_of(void (*run)(Session *s), Session *s, FILE *table)
+{
     static char path[32];
     char *text;
     size_t len;
@@ -290,7 +307,8 @@ typedef struct {
 } Trial;
 
 // Runs a model that says the same after every question, at three lengths and two depths.
-static char *run_trials(Session *s, const char *said, Trial t[20]) {
+static char *run_trials(Session *s, const char *said, Trial t[20])
+{
     FILE *table = tmpfile();
     char line[200];
     int n = 0;
@@ -307,7 +325,8 @@ static char *run_trials(Session *s, const char *said, Trial t[20]) {
 
 // One of 20 trials is right; a length that is too short for the text counts for nothing. In the
 // last one, at depth 1, the fact is among the last tokens that were read.
-static void test_grid(void) {
+static void test_grid(void)
+{
     static Session s;
     Trial t[20];
     char want[100], said[16];
@@ -335,7 +354,8 @@ static void test_grid(void) {
 
 // The keys of a list are all different, the pair that is asked for stands in it once, and what the
 // examples say stands in it, too.
-static void test_kv(void) {
+static void test_kv(void)
+{
     static Session s;
     TestModel model = make_model(small);
     open_test_session(&s, &model, 400, 64);
@@ -377,7 +397,8 @@ static void test_kv(void) {
 
 // Losses from the last 13 to 16 tokens (all, where there are fewer): windows of 16 begin at every
 // fourth token, and each counts where it is the first to have its last four.
-static void test_recent(void) {
+static void test_recent(void)
+{
     static Session s;
     TestModel model = make_model(small);
     int ids[101], bad = 0;
@@ -411,7 +432,8 @@ typedef struct {
 
 // The rows that a text's table must have, each window run at once; the entropies are those of
 // attention that is the same for all keys. The space put before the text is none of its bytes.
-static int naive_rows(const Session *s, const Case *c, int *ids, int n_ids, Row *rows) {
+static int naive_rows(const Session *s, const Case *c, int *ids, int n_ids, Row *rows)
+{
     int n = c->ctx < n_ids ? c->ctx : n_ids, step = c->stride ? c->stride : n - 1, count = 0;
     float *logits = xcalloc((size_t)n * VOCAB, 4);
     State st;
@@ -434,7 +456,8 @@ static int naive_rows(const Session *s, const Case *c, int *ids, int n_ids, Row 
     return count;
 }
 
-static void check_table(FILE *table, int entropy, const Row *rows, int n) {
+static void check_table(FILE *table, int entropy, const Row *rows, int n)
+{
     char line[100] = "";
     int got = 0, bad = 0;
     CHECK(fgets(line, sizeof line, table) && !strncmp(line, "window\tposition\ttoken\tnll", 25));
@@ -451,7 +474,8 @@ static void check_table(FILE *table, int entropy, const Row *rows, int n) {
 }
 
 // Loss, perplexity, bits per byte and entropy over positions from..to, as they must be printed.
-static void check_means(const Row *rows, int n, int from, int to, int n_got, const double *got) {
+static void check_means(const Row *rows, int n, int from, int to, int n_got, const double *got)
+{
     double nll = 0, entropy = 0, count = 0, bytes = 0;
     for (int i = 0; i < n; i++)
         if (rows[i].position >= from && rows[i].position <= to)
@@ -464,7 +488,8 @@ static void check_means(const Row *rows, int n, int from, int to, int n_got, con
 
 // The standard deviation of the windows' means, or of the tokens of the only window, divided by
 // the square root of how many there are.
-static double naive_error(const Row *rows, int n) {
+static double naive_error(const Row *rows, int n)
+{
     int windows = rows[n - 1].window + 1, many = windows > 1 ? windows : n;
     double means[400] = {0}, mean = 0, sum = 0;
     for (int i = 0; i < n; i++) means[windows > 1 ? rows[i].window : i] += rows[i].nll * many / n;
@@ -474,7 +499,8 @@ static double naive_error(const Row *rows, int n) {
 }
 
 // The lines for ranges of positions, which together are all of them, and the line for all.
-static void check_summary(const char *line, const Case *c, const Row *rows, int n) {
+static void check_summary(const char *line, const Case *c, const Row *rows, int n)
+{
     int first = rows[0].position, next = first, lines = 0, from, to;
     double got[4], error, windows, predictions;
     char over[32];
@@ -495,7 +521,8 @@ static void check_summary(const char *line, const Case *c, const Row *rows, int 
     CHECK(windows == rows[n - 1].window + 1 && predictions == n);
 }
 
-static void check_perplexity(TestModel *t, const Case *c) {
+static void check_perplexity(TestModel *t, const Case *c)
+{
     static const char *const words[] = {"a", "b", "c", "s", "qu", " ", "\n", "7"};
     static Session s;
     char text[400] = "";
@@ -519,7 +546,8 @@ static void check_perplexity(TestModel *t, const Case *c) {
     free(out);
 }
 
-static void test_perplexity(void) {
+static void test_perplexity(void)
+{
     static const Case cases[] = {
         {40, 0, 0, 50, 1, 0}, {40, 13, 0, 7, 1, 0}, {40, 0, 2, 40, 1, 0}, {90, 5, 3, 64, 1, 0},
         {400, 0, 0, 16, 1, 0}, {40, 0, 0, 128, 0, 0}, {41, 39, 0, 9, 0, 0}, {40, 0, 0, 17, 1, 1},
@@ -532,7 +560,8 @@ static void test_perplexity(void) {
     free_test_model(&t);
 }
 
-int main(void) {
+int main(void)
+{
     test_tasks();
     test_answers();
     test_grid();

@@ -7,14 +7,16 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-static void *xcalloc(size_t n, size_t size) {
+static void *xcalloc(size_t n, size_t size)
+{
     return memset(xrealloc(NULL, n * size), 0, n * size);
 }
 #include "check.h"
 
 static const char svg_path[] = "plot.svg", tmp_path[] = "plot.svg.tmp";
 
-static void test_commas(void) {
+static void test_commas(void)
+{
     static const struct { double v; const char *want; } cases[] = {
         {0, "0"}, {999, "999"}, {1000, "1,000"}, {123456, "123,456"}, {1234567, "1,234,567"}};
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++)
@@ -22,7 +24,8 @@ static void test_commas(void) {
 }
 
 // Labels keep their order and ROW between them and stay inside; one that has room stays in place.
-static void test_labels(void) {
+static void test_labels(void)
+{
     int bad = 0;
     for (int trial = 0; trial < 500; trial++) {
         static Series store[20];
@@ -45,7 +48,8 @@ static void test_labels(void) {
 }
 
 // Writes a table of two windows whose loss is log2 of the tokens seen, plus `more`.
-static void write_losses(const char *path, int n, double more) {
+static void write_losses(const char *path, int n, double more)
+{
     FILE *f = fopen(path, "w");
     fprintf(f, "window\tposition\ttoken\tnll\n");
     for (int w = 0; w < 2; w++)
@@ -54,7 +58,8 @@ static void write_losses(const char *path, int n, double more) {
     fclose(f);
 }
 
-static void test_losses(void) {
+static void test_losses(void)
+{
     static Series a = {.path = "plot.a"}, b = {.path = "plot.b"};
     Series *const both[] = {&a, &b};
     write_losses(a.path, 511, 0);
@@ -77,13 +82,15 @@ static void test_losses(void) {
     free(b.table.cell);
 }
 
-static void write_text(const char *path, const char *text) {
+static void write_text(const char *path, const char *text)
+{
     FILE *f = fopen(path, "w");
     fputs(text, f);
     fclose(f);
 }
 
-static void test_grid(void) {
+static void test_grid(void)
+{
     write_text("plot.a", "task\tlength\tdepth\tright\nk\t64\t0\t1\nk\t64\t0\t0\n"
                                     "k\t64\t1\t1\nk\t128\t0\t0\nk\t128\t1\t1\n");
     Grid g = count_answers("plot.a");
@@ -95,7 +102,8 @@ static void test_grid(void) {
 }
 
 // Whether text is well-formed as far as pictures go: tags nest and close, every & is an entity.
-static int well_formed(const char *s) {
+static int well_formed(const char *s)
+{
     char open[32][16];
     int depth = 0;
     for (; *s; s++) {
@@ -117,7 +125,8 @@ static int well_formed(const char *s) {
 
 // Runs plot with the arguments, up to NULL, in a process of its own; its status, or -1 for a
 // crash. *lines: how many it wrote to stderr.
-static int run_plot(const char *const *args, int *lines) {
+static int run_plot(const char *const *args, int *lines)
+{
     FILE *err = tmpfile();
     char *argv[MAX_SERIES + 6] = {"plot"};
     int argc = 1, status;
@@ -137,7 +146,8 @@ static int run_plot(const char *const *args, int *lines) {
     return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
 }
 
-static void check_drawn(const char *kind, const char *a, const char *b) {
+static void check_drawn(const char *kind, const char *a, const char *b)
+{
     static char text[1 << 20];
     int lines, before = n_failed;
     const char *const args[] = {kind, svg_path, "64:512", "A <title> & \"more\"\nline 2",
@@ -156,7 +166,8 @@ static void check_drawn(const char *kind, const char *a, const char *b) {
     note_failures(before, "plot %s", kind);
 }
 
-static void test_pictures(void) {
+static void test_pictures(void)
+{
     write_losses("plot.a", 511, 0);
     write_losses("plot.b", 511, 4); // leaves at the top
     check_drawn("loss", "x<y=plot.a", "b=plot.b");
@@ -169,7 +180,8 @@ static void test_pictures(void) {
 
 // The boxes of a picture's texts, but for titles along an axis that stands upright: [left, right]
 // and the base line. Returns how many pairs of them overlap and how many leave the picture.
-static int overlaps(const char *svg) {
+static int overlaps(const char *svg)
+{
     static struct { double left, right, y; } box[256];
     int n = 0, bad = 0;
     const char *end;
@@ -200,7 +212,8 @@ static const char *const crowd[] = {
 enum { CROWD = sizeof crowd / sizeof *crowd };
 
 // Every encoding has a style of its own, and they share none.
-static void test_styles(void) {
+static void test_styles(void)
+{
     static Series s[CROWD];
     for (int i = 0; i < CROWD; i++) {
         strcpy(s[i].label, crowd[i]);
@@ -212,7 +225,8 @@ static void test_styles(void) {
 
 // A line for each encoding: all alike up to 64 tokens, then each rises by a chance of its own up to
 // `most` nats or ends. No two texts overlap, at most MAX_EXITS lines leave, every name is there.
-static void check_crowd(double most) {
+static void check_crowd(double most)
+{
     static char args[CROWD][160], svg[1 << 20];
     const char *argv[CROWD + 5] = {"means", svg_path, "64", "Many\nlines"};
     int lines, exits = 0, stopped = 0, before = n_failed;
@@ -242,7 +256,8 @@ static void check_crowd(double most) {
     note_failures(before, "up to %.2f nats", most);
 }
 
-static void test_means(void) {
+static void test_means(void)
+{
     static Series s = {.path = "plot.a"};
     write_text("plot.a", "encoding\ttokens\tloss\nx\t32\t4.5\nx\t128\t4\n");
     read_means(&s, 64);
@@ -257,7 +272,8 @@ static void test_means(void) {
     for (int i = 0; i < 40; i++) check_crowd(i / 6.0);
 }
 
-static void check_refused(int want, const char *const *args, const char *why) {
+static void check_refused(int want, const char *const *args, const char *why)
+{
     int lines, before = n_failed;
     CHECK_INT(run_plot(args, &lines), want);
     CHECK_INT(lines, 1);
@@ -265,7 +281,8 @@ static void check_refused(int want, const char *const *args, const char *why) {
     note_failures(before, "%s", why);
 }
 
-static void test_refusals(void) {
+static void test_refusals(void)
+{
     static const char *const tables[] = {
         "", "window\tposition\n0\t1\n", "window\tposition\tnll\n", "window\tposition\tnll\n0\t1\n",
         "window\tposition\tnll\n0\t1\tx\n", "window\tposition\tnll\n0\t1\tnan\n",
@@ -299,7 +316,8 @@ static void test_refusals(void) {
         check_refused(USAGE, commands[i], commands[i][0] ? commands[i][0] : "nothing");
 }
 
-int main(void) {
+int main(void)
+{
     char folder[] = "/tmp/test_plot.XXXXXX";
     if (!mkdtemp(folder) || chdir(folder)) return perror(folder), 1;
     test_commas();

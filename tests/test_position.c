@@ -67,11 +67,13 @@ static const Golden golden[] = {
       9.55621235396e-05, 3.06892598891e-07}},
 };
 
-static double frequency_of(const RopeConfig *r, int head_dim, int m, double n) {
+static double frequency_of(const RopeConfig *r, int head_dim, int m, double n)
+{
     return rope_methods[r->method].frequency(r, head_dim, m, n);
 }
 
-static void test_golden(void) {
+static void test_golden(void)
+{
     for (size_t k = 0; k < sizeof golden / sizeof *golden; k++) {
         const Golden *g = &golden[k];
         RopeConfig r = g->rope;
@@ -83,7 +85,8 @@ static void test_golden(void) {
     }
 }
 
-static void test_longrope(void) {
+static void test_longrope(void)
+{
     float shorts[4] = {1, 1.5f, 2, 3}, longs[4] = {4, 8, 16, 32};
     RopeConfig r = {.method = ROPE_LONGROPE, .theta = 10000, .factor = 32, .orig_ctx = 4096,
                     .short_factors = shorts, .long_factors = longs};
@@ -98,7 +101,8 @@ static void test_longrope(void) {
     CHECK(rope_epoch(&r, 4097) != 0);
 }
 
-static void test_attention_factor(void) {
+static void test_attention_factor(void)
+{
     for (int k = 0; k < N_ROPE_METHODS; k++) {
         RopeConfig r = {.method = k, .theta = 10000, .factor = 4, .orig_ctx = 64};
         double want = k == ROPE_YARN ? 1.138629436111989        // 0.1 ln 4 + 1
@@ -113,7 +117,8 @@ static void test_attention_factor(void) {
 
 // Factor 1 is the table of none, bit for bit, for every method that promises it; dynamic is, for
 // every factor, up to L.
-static void test_factor_one(void) {
+static void test_factor_one(void)
+{
     for (int k = 0; k < N_ROPE_METHODS; k++)
         for (int d = 2; d <= 128; d *= 2) {
             if (k == ROPE_LONGROPE) continue;
@@ -130,7 +135,8 @@ static void test_factor_one(void) {
 }
 
 // No setting gives a frequency that is not a positive number.
-static void test_finite(void) {
+static void test_finite(void)
+{
     static const int contexts[] = {1, 2, 7, 512, 1 << 28};
     static const double thetas[] = {1.5, 10000, 1e12}, factors[] = {1, 1.5, 1e6};
     float list[64];
@@ -155,7 +161,8 @@ static void test_finite(void) {
 }
 
 // What is not given comes from the trained context and the context asked for.
-static void test_defaults(void) {
+static void test_defaults(void)
+{
     RopeConfig r = {.method = ROPE_YARN};
     rope_resolve(&r, 512, 2048);
     CHECK_INT(r.orig_ctx, 512);
@@ -175,14 +182,16 @@ static void test_defaults(void) {
 // ---- Distance ----------------------------------------------------------------------------------
 
 // The distance at which query i sees key j: that of the map whose run the key lies in.
-static double seen_distance(const RopeConfig *r, int64_t i, int64_t j) {
+static double seen_distance(const RopeConfig *r, int64_t i, int64_t j)
+{
     int map = 0;
     while (j < first_key(r, map, i)) map++;
     return map_distance(r, map, i, j);
 }
 
 // The definitions, for i - j >= reach where that has a meaning.
-static double defined_distance(const RopeConfig *r, int64_t i, int64_t j) {
+static double defined_distance(const RopeConfig *r, int64_t i, int64_t j)
+{
     double W = r->reach, other = r->other, n = (double)(i - j);
     int64_t C = r->reach, G = (int64_t)other, of_i = i / (C ? C : 1), of_j = j / (C ? C : 1);
     switch (r->distance) {
@@ -199,7 +208,8 @@ static double defined_distance(const RopeConfig *r, int64_t i, int64_t j) {
     }
 }
 
-static void test_distances(void) {
+static void test_distances(void)
+{
     const RopeConfig cases[] = {
         {.distance = DIST_FULL}, {.distance = DIST_SINKS, .window = 20, .sinks = 4, .reach = 20},
         {.distance = DIST_SELF_EXTEND, .reach = 30, .other = 7}, {.distance = DIST_REROPE, .reach = 30},
@@ -227,7 +237,8 @@ static void test_distances(void) {
     CHECK_INT(n_maps(&sinks), 2);
 }
 
-static void test_query_scale(void) {
+static void test_query_scale(void)
+{
     RopeConfig r = {.logn = 1, .orig_ctx = 512};
     CHECK(query_scale(&r, 0) == 1 && query_scale(&r, 511) == 1);
     CHECK_NEAR(query_scale(&r, 512), 1.000312779511895, 1e-12); // ln 513 / ln 512
@@ -246,7 +257,8 @@ static void test_query_scale(void) {
 enum { D = 20, PAIRS = D / 2 };
 
 // x (pairs split) turned to `position`.
-static void turn(const float *x, double position, float *out) {
+static void turn(const float *x, double position, float *out)
+{
     float phases[D];
     double freq[PAIRS];
     for (int m = 0; m < PAIRS; m++) freq[m] = frequency(10000, D, m);
@@ -254,7 +266,8 @@ static void turn(const float *x, double position, float *out) {
     rotate(AS_F32, x, phases, 1, PAIRS, out);
 }
 
-static void test_rotation(void) {
+static void test_rotation(void)
+{
     float *q = random_floats(D), *k = random_floats(D), a[D], b[D];
     double longer = 0, differs = 0, angle = 0;
     for (int position = 0; position < 1 << 20; position += 4999) {
@@ -285,7 +298,8 @@ static void test_rotation(void) {
 
 // A text behaves alike wherever it stands: with a window, once the window is full, only distances
 // matter, up to positions of many millions.
-static void test_translation(void) {
+static void test_translation(void)
+{
     Shape shape = {.version = 1, .dim = 64, .hidden = 32, .layers = 1, .heads = 2, .kv_heads = 1,
                    .vocab = 50, .ctx = 150, .seed = 3};
     static const int64_t starts[] = {0, 1, 63, 64, 1000003, 200000000};
@@ -309,7 +323,8 @@ static void test_translation(void) {
     free_test_model(&t);
 }
 
-int main(void) {
+int main(void)
+{
     test_golden();
     test_longrope();
     test_attention_factor();

@@ -6,7 +6,8 @@
 
 // ---- A tokenizer of our own --------------------------------------------------------------------
 
-static void write_piece(FILE *f, const char *text, size_t len, float score) {
+static void write_piece(FILE *f, const char *text, size_t len, float score)
+{
     int32_t n = (int32_t)len;
     fwrite(&score, 4, 1, f);
     fwrite(&n, 4, 1, f);
@@ -15,7 +16,8 @@ static void write_piece(FILE *f, const char *text, size_t len, float score) {
 
 // Random pieces over " abc" and two-byte letters, with scores of which many are equal: merges here
 // meet ties and orders that no trained vocabulary has.
-static void load_random_tokenizer(Tokenizer *t, int seed) {
+static void load_random_tokenizer(Tokenizer *t, int seed)
+{
     static const char *letters[] = {" ", "a", "b", "c", "\xc3\xa9", "\xe2\x82\xac"};
     char path[] = "/tmp/run-test-XXXXXX", name[8];
     int fd = mkstemp(path), n = 3 + 256 + 5;
@@ -40,7 +42,8 @@ static void load_random_tokenizer(Tokenizer *t, int seed) {
 }
 
 // llama2.c's encoder: the pieces in an array, the best neighbours joined, again and again.
-static int naive_encode(const Tokenizer *t, const char *text, size_t len, int *ids) {
+static int naive_encode(const Tokenizer *t, const char *text, size_t len, int *ids)
+{
     int n = 0;
     char *spaced = xcalloc(len + 2, 1), *joined = xcalloc(2 * len + 600, 1);
     spaced[0] = ' ';
@@ -75,7 +78,8 @@ static int naive_encode(const Tokenizer *t, const char *text, size_t len, int *i
 // ---- Round trips -------------------------------------------------------------------------------
 
 // The text that ids stand for, after BOS.
-static char *decode_all(const Tokenizer *t, const int *ids, int n, size_t *len) {
+static char *decode_all(const Tokenizer *t, const int *ids, int n, size_t *len)
+{
     char *text = NULL;
     *len = 0;
     for (int i = 0; i < n; i++) {
@@ -88,7 +92,8 @@ static char *decode_all(const Tokenizer *t, const int *ids, int n, size_t *len) 
     return text;
 }
 
-static void check_round_trip(const Tokenizer *t, const char *text, size_t len) {
+static void check_round_trip(const Tokenizer *t, const char *text, size_t len)
+{
     int *ids = xcalloc(len + 1, sizeof *ids), n = tokenizer_encode(t, text, NULL, len, ids), bad = 0;
     size_t got;
     CHECK(n <= (int)len + 1);
@@ -99,7 +104,8 @@ static void check_round_trip(const Tokenizer *t, const char *text, size_t len) {
     free(ids), free(back);
 }
 
-static void check_against_naive(const Tokenizer *t, const char *text, size_t len) {
+static void check_against_naive(const Tokenizer *t, const char *text, size_t len)
+{
     int *ids = xcalloc(len + 1, sizeof *ids), *want = xcalloc(len + 600, sizeof *ids);
     int n = tokenizer_encode(t, text, NULL, len, ids), n_want = naive_encode(t, text, len, want);
     int same = n == n_want && !memcmp(ids, want, (size_t)n * sizeof *ids);
@@ -115,7 +121,8 @@ static const char *samples[] = {
     "cut off \xe2\x82", "\xff\xfe not UTF-8 \xc0\x80 \x80\x80", "\xed\xa0\x80 surrogate", "\xf5\x80\x80\x80",
     "'But", "don't", "AaAaAa", "e\xcc\x81 combining"};
 
-static void test_texts(const Tokenizer *t) {
+static void test_texts(const Tokenizer *t)
+{
     for (size_t i = 0; i < sizeof samples / sizeof *samples; i++)
         check_round_trip(t, samples[i], strlen(samples[i]));
     check_round_trip(t, "a\0b\0\0c", 6);
@@ -130,7 +137,8 @@ static void test_texts(const Tokenizer *t) {
 }
 
 // Random bytes, and random text in which merges are frequent.
-static void test_random_texts(const Tokenizer *t) {
+static void test_random_texts(const Tokenizer *t)
+{
     char text[200];
     for (int round = 0; round < 300; round++) {
         size_t len = 1 + random_bits() % 200;
@@ -142,7 +150,8 @@ static void test_random_texts(const Tokenizer *t) {
     }
 }
 
-static void test_random_tokenizers(void) {
+static void test_random_tokenizers(void)
+{
     static const char *letters[] = {" ", "a", "b", "c", "\xc3\xa9", "\xe2\x82\xac"};
     for (int seed = 1; seed <= 20; seed++) {
         Tokenizer t;
@@ -158,7 +167,8 @@ static void test_random_tokenizers(void) {
 }
 
 // Processor time, so that other programs on the machine do not count.
-static double encode_seconds(const Tokenizer *t, const char *text, size_t len) {
+static double encode_seconds(const Tokenizer *t, const char *text, size_t len)
+{
     int *ids = xcalloc(len + 1, sizeof *ids);
     clock_t start = clock();
     CHECK(tokenizer_encode(t, text, NULL, len, ids) > 0);
@@ -167,7 +177,8 @@ static double encode_seconds(const Tokenizer *t, const char *text, size_t len) {
 }
 
 // Seconds that it may take: SLOW says how many where a tool watches every instruction.
-static double allowed(void) {
+static double allowed(void)
+{
     const char *slow = getenv("SLOW");
 #ifdef __SANITIZE_ADDRESS__
     if (!slow) return 10; // the sanitizer's time, not ours
@@ -177,7 +188,8 @@ static double allowed(void) {
 
 // Half a million bytes, over 100,000 tokens, in far less than a second; also where every character
 // is the same or nothing merges.
-static void test_speed(const Tokenizer *t) {
+static void test_speed(const Tokenizer *t)
+{
     enum { SIZE = 500000 };
     char *text = xcalloc(SIZE, 1);
     for (size_t i = 0; i < SIZE; i++) text[i] = "etaoin shrdlu, and the "[random_bits() % 23];
@@ -191,7 +203,8 @@ static void test_speed(const Tokenizer *t) {
     free(text);
 }
 
-static void test_tokenizer_file(const char *path, int vocab) {
+static void test_tokenizer_file(const char *path, int vocab)
+{
     Tokenizer t;
     int before = n_failed;
     tokenizer_load(&t, path, vocab);
@@ -202,7 +215,8 @@ static void test_tokenizer_file(const char *path, int vocab) {
 }
 
 // Ids that llama2.c and sentencepiece give.
-static void test_llama2(const char *path) {
+static void test_llama2(const char *path)
+{
     static const struct { const char *text; int n, ids[16]; } known[] = {
         {"Hello world", 2, {15043, 3186}},
         {"Once upon a time", 4, {9038, 2501, 263, 931}},
@@ -220,14 +234,15 @@ static void test_llama2(const char *path) {
 // ---- Output ------------------------------------------------------------------------------------
 
 // What a Stream has written so far.
-static size_t written(Stream *s, char *buf) {
+static size_t written(Stream *s, char *buf)
+{
     fflush(s->out);
     rewind(s->out);
     return fread(buf, 1, 100, s->out);
 }
 
-static void check_stream(const char *piece1, const char *now, const char *piece2,
-                         const char *later) {
+static void check_stream(const char *piece1, const char *now, const char *piece2, const char *later)
+{
     char buf[100];
     Stream s = {.out = tmpfile()};
     stream_write(&s, piece1, strlen(piece1));
@@ -239,7 +254,8 @@ static void check_stream(const char *piece1, const char *now, const char *piece2
     fclose(s.out);
 }
 
-static void test_stream(void) {
+static void test_stream(void)
+{
     check_stream("a\xe2\x82", "a", "\xac" "b", "a\xe2\x82\xac" "b");   // held until complete
     check_stream("\xf0\x9f", "", "\x98\x80", "\xf0\x9f\x98\x80");
     check_stream("\xe2", "", "x", "\xe2x");               // never to be completed: let go
@@ -261,23 +277,27 @@ static void test_stream(void) {
 enum { N = 8, DRAWS = 40000 };
 static const float base_logits[N] = {0.5f, 2, -1, 1, 1.5f, -3, 0, 1.99f};
 
-static Sampler plain_sampler(void) {
+static Sampler plain_sampler(void)
+{
     return (Sampler){.temperature = 1, .top_p = 1, .repeat_penalty = 1, .rng = seed_random(5)};
 }
 
-static int draw(Sampler *s, const int *recent, int n_recent) {
+static int draw(Sampler *s, const int *recent, int n_recent)
+{
     float logits[N];
     memcpy(logits, base_logits, sizeof logits);
     return sample(s, logits, N, recent, n_recent);
 }
 
-static void count_draws(Sampler s, int *counts) {
+static void count_draws(Sampler s, int *counts)
+{
     memset(counts, 0, N * sizeof *counts);
     for (int i = 0; i < DRAWS; i++) counts[draw(&s, NULL, 0)]++;
 }
 
 // Counts against probabilities within five standard deviations; want: relative, 0 for cut tokens.
-static void check_counts(Sampler s, const double *want) {
+static void check_counts(Sampler s, const double *want)
+{
     int counts[N];
     double sum = 0;
     count_draws(s, counts);
@@ -288,7 +308,8 @@ static void check_counts(Sampler s, const double *want) {
     }
 }
 
-static void test_greedy(void) {
+static void test_greedy(void)
+{
     Sampler cases[4];
     int counts[N];
     for (int i = 0; i < 4; i++) cases[i] = plain_sampler();
@@ -304,7 +325,8 @@ static void test_greedy(void) {
     CHECK_INT(draw(&cases[2], NULL, 0), 1);
 }
 
-static void test_distribution(void) {
+static void test_distribution(void)
+{
     double p[N], cut[N];
     Sampler s = plain_sampler();
     for (int i = 0; i < N; i++) p[i] = exp(base_logits[i]);
@@ -326,7 +348,8 @@ static void test_distribution(void) {
     check_counts(s, cut);
 }
 
-static void test_penalty(void) {
+static void test_penalty(void)
+{
     int recent[] = {1, 5, 1, 1};
     float logits[N];
     memcpy(logits, base_logits, sizeof logits);
@@ -343,7 +366,8 @@ static void test_penalty(void) {
 }
 
 // Logits of any size, and a penalty that makes the best one infinite.
-static void test_large_logits(void) {
+static void test_large_logits(void)
+{
     float logits[3] = {-3e38f, 3e38f, 1}, again[3], infinite[3] = {-3e38f, INFINITY, 1};
     Sampler s = plain_sampler();
     memcpy(again, logits, sizeof logits);
@@ -354,7 +378,8 @@ static void test_large_logits(void) {
     CHECK_INT(sample(&s, infinite, 3, NULL, 0), 1);
 }
 
-static void test_seeds(void) {
+static void test_seeds(void)
+{
     Sampler a = plain_sampler(), b = plain_sampler(), c = plain_sampler();
     c.rng = seed_random(6);
     int same = 0, other = 0;
@@ -375,12 +400,14 @@ static void test_seeds(void) {
     CHECK(seed_random(0) != 0 && seed_random(-0x9e3779b97f4a7c15u) != 0);
 }
 
-static void test_argmax(void) {
+static void test_argmax(void)
+{
     CHECK_INT(argmax((float[]){1, 3, 3, 2}, 4), 1); // the first of equals
     CHECK_INT(argmax((float[]){-5}, 1), 0);
 }
 
-int main(void) {
+int main(void)
+{
     const char *reference = getenv("REFERENCE");
     char path[4096];
     test_tokenizer_file("tokenizer.bin", 4096);

@@ -6,7 +6,8 @@
 #include "check.h"
 #include <sys/wait.h>
 
-static void fill_normal(float *p, size_t n, uint64_t *rng) {
+static void fill_normal(float *p, size_t n, uint64_t *rng)
+{
     for (size_t i = 0; i < n; i++) p[i] = (float)draw_normal(rng);
 }
 
@@ -14,7 +15,8 @@ static void fill_normal(float *p, size_t n, uint64_t *rng) {
 
 // C = before + A B in double, by the definition. Returns the largest difference from c.
 static double gemm_error(const float *c, const float *before, View a, View b, size_t m, size_t n,
-                         size_t k) {
+                         size_t k)
+{
     double worst = 0;
     for (size_t i = 0; i < m; i++)
         for (size_t j = 0; j < n; j++) {
@@ -26,7 +28,8 @@ static double gemm_error(const float *c, const float *before, View a, View b, si
     return worst;
 }
 
-static void check_gemm(size_t m, size_t n, size_t k, int form, uint64_t *rng) {
+static void check_gemm(size_t m, size_t n, size_t k, int form, uint64_t *rng)
+{
     float *a = floats(m, k), *b = floats(k, n), *c = floats(m, n), *before = floats(m, n);
     int failed = n_failed, add = form >> 2;
     fill_normal(a, m * k, rng);
@@ -51,7 +54,8 @@ static void check_gemm(size_t m, size_t n, size_t k, int form, uint64_t *rng) {
 }
 
 // Sizes with and without borders, each operand as it lies and transposed, replacing and adding.
-static void test_gemm(void) {
+static void test_gemm(void)
+{
     static const size_t sizes[][3] = {{8, 32, 16}, {64, 64, 300},  {1, 1, 1},
                                       {13, 45, 7}, {200, 545, 33}, {129, 31, 520}};
     uint64_t rng = 1;
@@ -69,7 +73,8 @@ static void test_gemm(void) {
 #endif
 }
 
-static uint32_t bits_of(float x) {
+static uint32_t bits_of(float x)
+{
     uint32_t u;
     memcpy(&u, &x, 4);
     return u;
@@ -77,7 +82,8 @@ static uint32_t bits_of(float x) {
 
 #if defined(__AVX512BF16__) && !defined(PLAIN)
 // Rounding to bfloat16 goes to the nearest, ties to even, in both ways of packing.
-static void test_bf16(void) {
+static void test_bf16(void)
+{
     float x[2 * WIDTH];
     for (int i = 0; i < 2 * WIDTH; i++) x[i] = (float)(256 + i) / (i % 3 ? 2.0f : -2.0f);
     vecw in_order = pair32(x), lanes = pair16(load(x), load(x + WIDTH));
@@ -92,7 +98,8 @@ static void test_bf16(void) {
 static void test_bf16(void) {}
 #endif
 
-static void test_exp(void) {
+static void test_exp(void)
+{
     double worst = 0;
     for (float x = -86; x < 88; x += 0.01f)
         worst = fmax(worst, fabs(exp_vec(splat(x))[3] / exp((double)x) - 1));
@@ -101,7 +108,8 @@ static void test_exp(void) {
 }
 
 // All singular values of the result are near 1: it keeps the length of any u from the left.
-static void test_orthogonalize(void) {
+static void test_orthogonalize(void)
+{
     enum { R = 32, C = 80 };
     static float g[R * C], x[R * C], work[2 * R * R + R * C];
     uint64_t rng = 5;
@@ -132,7 +140,8 @@ static void test_orthogonalize(void) {
 
 static const Shape tiny = {64, 96, 2, 4, 2, 96, 96, ENC_ROPE, 0, 100, 1e-5f};
 
-static void tiny_net(Net *n, Encoding encoding, int spread, uint64_t seed) {
+static void tiny_net(Net *n, Encoding encoding, int spread, uint64_t seed)
+{
     Shape s = tiny;
     s.encoding = (uint16_t)encoding;
     s.spread = (uint16_t)spread;
@@ -147,7 +156,8 @@ static void tiny_net(Net *n, Encoding encoding, int spread, uint64_t seed) {
     }
 }
 
-static double total_loss(Net *n) {
+static double total_loss(Net *n)
+{
     double total = 0;
     net_forward(n, n->max_rows);
     net_loss(n, n->max_rows, 0, NULL);
@@ -156,7 +166,8 @@ static double total_loss(Net *n) {
 }
 
 // The loss with one part of the parameters moved by h u.
-static double moved_loss(Net *n, const float *kept, const float *u, Part p, double h) {
+static double moved_loss(Net *n, const float *kept, const float *u, Part p, double h)
+{
     size_t size = p.rows * p.cols;
     for (size_t k = 0; k < size; k++) n->params[p.at + k] = kept[p.at + k] + (float)h * u[k];
     double loss = total_loss(n);
@@ -166,7 +177,8 @@ static double moved_loss(Net *n, const float *kept, const float *u, Part p, doub
 
 // The slope of the loss along a direction u, (L(w + h u) - L(w - h u)) / 2h, must be the dot
 // product of gradient and u; tried along random directions and, first, near the gradient's own.
-static void check_part(Net *n, int i, const float *kept, float *u, uint64_t *rng) {
+static void check_part(Net *n, int i, const float *kept, float *u, uint64_t *rng)
+{
     Part p = n->parts.part[i];
     size_t size = p.rows * p.cols;
     const float *g = n->grads + p.at;
@@ -187,7 +199,8 @@ static void check_part(Net *n, int i, const float *kept, float *u, uint64_t *rng
     }
 }
 
-static void check_gradients(Encoding encoding, int spread) {
+static void check_gradients(Encoding encoding, int spread)
+{
     Net n;
     uint64_t rng = 7;
     int failed = n_failed;
@@ -205,7 +218,8 @@ static void check_gradients(Encoding encoding, int spread) {
 }
 
 // The sum of g * bias over all heads and pairs, as the parameters moved by h u give it.
-static double weighted_biases(Net *n, const float *g, const float *u, Part p, double h) {
+static double weighted_biases(Net *n, const float *g, const float *u, Part p, double h)
+{
     Places *e = &n->places;
     float *moved = floats(e->table_size, 1);
     size_t from = p.at - (size_t)(n->w.encoding - n->params);
@@ -222,7 +236,8 @@ static double weighted_biases(Net *n, const float *g, const float *u, Part p, do
 
 // Biases alone, for random derivatives g of each: a step so short that the kinks of fire's hidden
 // units do not matter, and numbers that softmax would not notice count too.
-static void check_biases(Encoding encoding) {
+static void check_biases(Encoding encoding)
+{
     Net n;
     uint64_t rng = 3;
     tiny_net(&n, encoding, 0, 3);
@@ -258,7 +273,8 @@ static void check_biases(Encoding encoding) {
     }
 }
 
-static void test_gradients(void) {
+static void test_gradients(void)
+{
     check_biases(ENC_T5);
     check_biases(ENC_KERPLE);
     check_biases(ENC_FIRE);
@@ -270,7 +286,8 @@ static void test_gradients(void) {
 
 // Drawn positions: rising, within the range, another draw for each sequence and seed; for
 // sinusoidal one after the other.
-static void test_positions(void) {
+static void test_positions(void)
+{
     static const Encoding drawn[] = {ENC_ROPE, ENC_LEARNED, ENC_SINUSOIDAL};
     for (int k = 0; k < 3; k++) {
         Net n;
@@ -298,7 +315,8 @@ static void test_positions(void) {
 // ---- Files -------------------------------------------------------------------------------------
 
 // -ln softmax(logits[n])[target]
-static double loss_of(const float *logits, size_t n, int target) {
+static double loss_of(const float *logits, size_t n, int target)
+{
     double max = logits[0], sum = 0;
     for (size_t i = 1; i < n; i++) max = fmax(max, logits[i]);
     for (size_t i = 0; i < n; i++) sum += exp(logits[i] - max);
@@ -306,7 +324,8 @@ static double loss_of(const float *logits, size_t n, int target) {
 }
 
 // Losses of run.c, reading the exported file at full precision, against those of training.
-static double exported_difference(Net *n, const char *path) {
+static double exported_difference(Net *n, const char *path)
+{
     Model m;
     State s;
     size_t T = n->T, V = (size_t)n->shape.vocab_size;
@@ -325,7 +344,8 @@ static double exported_difference(Net *n, const char *path) {
 }
 
 // Rounds all matrices as the Q8_0 file does, so that training computes with the same weights.
-static void round_matrices(Net *n) {
+static void round_matrices(Net *n)
+{
     for (int i = 0; i < n->parts.n; i++) {
         Part p = n->parts.part[i];
         int matrix = p.kind == KIND_MATRIX || p.kind == KIND_EMBEDDING;
@@ -337,14 +357,16 @@ static void round_matrices(Net *n) {
     }
 }
 
-static int exported_version(Net *n, const char *path, int q8) {
+static int exported_version(Net *n, const char *path, int q8)
+{
     Model m;
     export_checkpoint(n, path, q8);
     model_load(&m, path);
     return m.version;
 }
 
-static void check_export(const char *path, Encoding encoding, int spread) {
+static void check_export(const char *path, Encoding encoding, int spread)
+{
     Net n;
     int failed = n_failed;
     tiny_net(&n, encoding, spread, 4);
@@ -359,7 +381,8 @@ static void check_export(const char *path, Encoding encoding, int spread) {
     note_failures(failed, "encoding %s, spread %d", encodings[encoding].name, spread);
 }
 
-static void test_export(const char *path) {
+static void test_export(const char *path)
+{
     for (int e = 0; e < N_ENCODINGS; e++) check_export(path, (Encoding)e, 0);
     check_export(path, ENC_LEARNED, 8);
 }
@@ -369,7 +392,8 @@ static void test_export(const char *path) {
 static Tokenizer tokenizer;
 
 // Sentences of pieces chosen at random, as a book.
-static void make_text(Text *x, double synthetic) {
+static void make_text(Text *x, double synthetic)
+{
     static const char *const word[] = {"cat", "dog", "runs", "sleeps", "tree",  "over",
                                        "big", "and", "the",  "little", "house", "river"};
     char *text = xcalloc(1 << 18, 1);
@@ -399,7 +423,8 @@ static void make_text(Text *x, double synthetic) {
 }
 
 // Whether the tokens want[n] occur in ids[from, to).
-static int occurs(const uint16_t *ids, size_t from, size_t to, const uint16_t *want, size_t n) {
+static int occurs(const uint16_t *ids, size_t from, size_t to, const uint16_t *want, size_t n)
+{
     for (size_t i = from; i + n <= to; i++)
         if (!memcmp(ids + i, want, n * sizeof *ids)) return 1;
     return 0;
@@ -408,7 +433,8 @@ static int occurs(const uint16_t *ids, size_t from, size_t to, const uint16_t *w
 // A window's targets are its tokens one place on, up to the next BOS; the weighted runs are
 // numbers of 4 or 5 digits, each of which stands in its document before as well.
 static void check_window(const uint16_t *token, const uint16_t *target, const float *weight,
-                         size_t T, int *n_answers) {
+                         size_t T, int *n_answers)
+{
     int shifted = 0, found = 0, answers = 0, digits = 0;
     size_t begin = 0;
     for (size_t i = 0; i < T; i++) {
@@ -429,7 +455,8 @@ static void check_window(const uint16_t *token, const uint16_t *target, const fl
     *n_answers += answers;
 }
 
-static void test_windows(void) {
+static void test_windows(void)
+{
     enum { T = 512 };
     static uint16_t token[T], target[T];
     static float weight[T];
@@ -449,13 +476,15 @@ static void test_windows(void) {
 }
 
 // Makes a file that holds this text.
-static void save_text(const char *path, const char *text) {
+static void save_text(const char *path, const char *text)
+{
     FILE *f = fopen(path, "wb");
     CHECK(f && fputs(text, f) >= 0 && !fclose(f));
 }
 
 // How often a token stands in a text.
-static size_t count_token(const Source *s, int token) {
+static size_t count_token(const Source *s, int token)
+{
     size_t n = 0;
     for (size_t i = 0; i < s->n; i++) n += s->token[i] == token;
     return n;
@@ -463,7 +492,8 @@ static size_t count_token(const Source *s, int token) {
 
 // Every document of a file begins with BOS and ends with EOS; a text without the line <|end|> has
 // no EOS, and one that merely contains those letters is not cut.
-static void test_documents(const char *path) {
+static void test_documents(const char *path)
+{
     Source s = {0}, whole = {0}, none = {0};
     save_text(path, "\n\nOne cat.\nTwo.\n\n<|end|>\n\n<|end|>\nA dog.\n<|end|>\n\nA bird.\n");
     append_path(&s, &tokenizer, path);
@@ -487,7 +517,8 @@ static void test_documents(const char *path) {
 
 // Three in four windows of documents begin with one; no loss is taken on a BOS; synthetic texts
 // with filler from documents hold none of their BOS and EOS but the one in front of each.
-static void test_document_windows(const char *path) {
+static void test_document_windows(const char *path)
+{
     enum { T = 256, N = 400 };
     static uint16_t token[T], target[T];
     static float weight[T];
@@ -521,7 +552,8 @@ static void test_document_windows(const char *path) {
 }
 
 // One round visits every place once.
-static void test_permutation(void) {
+static void test_permutation(void)
+{
     Source s = {.n = 40000};
     size_t T = 64, windows = (s.n - LOOK_AHEAD - 1) / T - 1, bad = 0;
     uint8_t *seen = xcalloc(windows, 1);
@@ -535,19 +567,22 @@ static void test_permutation(void) {
 
 // ---- Training ----------------------------------------------------------------------------------
 
-static void start_run(Net *n, Text *x, const Settings *o) {
+static void start_run(Net *n, Text *x, const Settings *o)
+{
     net_alloc(n, &o->shape, (size_t)o->micro);
     make_text(x, 0.3);
     init_params(n->params, &n->parts, &o->shape, &x->rng);
 }
 
-static void run_steps(Net *n, Text *x, const Settings *o, Progress *p, int steps) {
+static void run_steps(Net *n, Text *x, const Settings *o, Progress *p, int steps)
+{
     Means m = {0};
     for (int i = 0; i < steps; i++) train_step(n, x, o, p, &m);
 }
 
 // Six steps in one go, and three, a save, a load into a fresh network, and three more.
-static void test_resume(const char *path) {
+static void test_resume(const char *path)
+{
     static const Shape shape = {32, 64, 2, 2, 1, 4096, 256, ENC_ROPE, 0, 10000, 1e-5f};
     Settings o = settings;
     o.shape = shape;
@@ -573,7 +608,8 @@ static void test_resume(const char *path) {
 }
 
 // The rate stays until the last fifth and falls to nothing there; shares move by mix_tokens.
-static void test_schedule(void) {
+static void test_schedule(void)
+{
     Settings o = settings;
     Text x = {.n = 2, .source = {{.first_share = 0.9, .last_share = 0.5},
                                  {.first_share = 0.1, .last_share = 0.5}}};
@@ -595,7 +631,8 @@ static void test_schedule(void) {
 }
 
 // A few steps on one batch must learn it.
-static void test_learning(void) {
+static void test_learning(void)
+{
     Net n;
     tiny_net(&n, ENC_ROPE, 0, 6);
     uint64_t seed = 1;
@@ -612,7 +649,8 @@ static void test_learning(void) {
 // ---- Options -----------------------------------------------------------------------------------
 
 // The exit status of applying one option, in a process of its own.
-static int setting_status(const char *name, const char *value) {
+static int setting_status(const char *name, const char *value)
+{
     int status;
     pid_t child = fork();
     if (!child) {
@@ -626,7 +664,8 @@ static int setting_status(const char *name, const char *value) {
     return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
 }
 
-static void test_settings(void) {
+static void test_settings(void)
+{
     CHECK_INT(setting_status("--minutes", "5"), 0);
     CHECK_INT(setting_status("--minutes", "5x"), 2);
     CHECK_INT(setting_status("--minutes", NULL), 2);
@@ -652,7 +691,8 @@ static void test_settings(void) {
 // Not part of the tests, since it says something only where nothing else runs:
 //     build/test_train speed
 
-static double thread_seconds(void) {
+static double thread_seconds(void)
+{
     struct timespec t;
     clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t);
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
@@ -660,7 +700,8 @@ static double thread_seconds(void) {
 
 // The most multiply-adds that a core does: as many chains of them as the product's tile has
 // vectors, all in registers. GFLOP/s, the best of some tries.
-static double peak_speed(void) {
+static double peak_speed(void)
+{
     enum { CHAINS = 2 * TILE_M, STEPS = 1000000 };
     double best = 1e9;
     volatile float one = 1, keep;
@@ -679,7 +720,8 @@ static double peak_speed(void) {
     return 2e-9 * CHAINS * WIDTH * STEPS / best;
 }
 
-static void time_gemm(const char *name, View a, View b, size_t m, size_t n, size_t k, double peak) {
+static void time_gemm(const char *name, View a, View b, size_t m, size_t n, size_t k, double peak)
+{
     float *c = floats(m, n);
     double best = 1e9;
     for (int rep = 0; rep < 9; rep++) {
@@ -694,7 +736,8 @@ static void time_gemm(const char *name, View a, View b, size_t m, size_t n, size
 }
 
 // The three products of the layers of the default model, on one thread.
-static int print_speed(void) {
+static int print_speed(void)
+{
     static const size_t sizes[][2] = {{256, 512}, {256, 256}, {256, 1024}, {512, 256}}; // in, out
     enum { R = 4096, MOST = 1024 };
     float *x = floats(R, MOST), *w = floats(MOST, MOST);
@@ -714,7 +757,8 @@ static int print_speed(void) {
     return 0;
 }
 
-int main(int argc, char **argv) {
+int main(int argc, char **argv)
+{
     char path[] = "/tmp/test_train_XXXXXX";
     prog = "test_train";
     if (argc > 1 && !strcmp(argv[1], "speed")) return print_speed();
