@@ -270,7 +270,9 @@ INLINE vf vmin(vf a, vf b) { return -vmax(-a, -b); }
 // on their own (they would choose anew in every loop, and results would depend on the choice).
 // Machines older than fused multiply-adds round twice, and have results of their own.
 #if defined(PLAIN) || defined(__FMA__) || defined(__FP_FAST_FMAF) || defined(__aarch64__)
-#define FUSED
+#define FUSED 1
+#else
+#define FUSED 0
 #endif
 INLINE vf vmuladd(vf a, vf b, vf c)
 {
@@ -278,7 +280,7 @@ INLINE vf vmuladd(vf a, vf b, vf c)
     return (vf)MM(fmadd_ps)(a, b, c);
 #elif defined(NEON)
     return (vf)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b);
-#elif defined(FUSED)
+#elif FUSED
     for (int i = 0; i < LANES; i++) c[i] = __builtin_fmaf(a[i], b[i], c[i]);
     return c;
 #else
@@ -1236,6 +1238,7 @@ static struct {
     _Atomic size_t n, grain;
     _Alignas(64) _Atomic uint64_t ticket;
     _Alignas(64) _Atomic size_t done;
+    _Atomic int sleepers;
     pthread_mutex_t lock;
     pthread_cond_t wake;
 } pool = {.n_threads = 1, .lock = PTHREAD_MUTEX_INITIALIZER, .wake = PTHREAD_COND_INITIALIZER};
@@ -1269,9 +1272,9 @@ static int pool_work(void)
 }
 
 // A worker spins for a little while after each job, since the next one follows within microseconds
-// while text is generated, and sleeps when none comes. It looks at the ticket once more under the
-// lock, which it gives up only when it sleeps; the announcer changes the ticket under the lock and
-// then wakes all who sleep. So no wake is lost.
+// while text is generated, and sleeps when none comes. Before it sleeps it counts itself among the
+// sleepers and then looks at the ticket once more, under the lock; the announcer changes the ticket
+// and then looks for sleepers. So one of the two sees the other, and no wake is lost.
 static void *pool_worker(void *unused)
 {
     (void)unused;
@@ -1282,8 +1285,10 @@ static void *pool_worker(void *unused)
             if (spin % 64 == 63) sched_yield(); // the caller may need this processor
         }
         pthread_mutex_lock(&pool.lock);
+        atomic_fetch_add(&pool.sleepers, 1);
         while (atomic_load(&pool.ticket) >> 32 == seen >> 32)
             pthread_cond_wait(&pool.wake, &pool.lock);
+        atomic_fetch_sub(&pool.sleepers, 1);
         pthread_mutex_unlock(&pool.lock);
     }
     return NULL;
@@ -1315,10 +1320,12 @@ static void parallel_for(size_t n, size_t grain, Work work, void *arg)
     atomic_store_explicit(&pool.grain, grain, memory_order_relaxed);
     atomic_store_explicit(&pool.done, 0, memory_order_relaxed);
     uint64_t generation = (atomic_load(&pool.ticket) >> 32) + 1;
-    pthread_mutex_lock(&pool.lock);
     atomic_store(&pool.ticket, generation << 32 | n);
-    pthread_mutex_unlock(&pool.lock);
-    pthread_cond_broadcast(&pool.wake);
+    if (atomic_load(&pool.sleepers)) {
+        pthread_mutex_lock(&pool.lock);
+        pthread_cond_broadcast(&pool.wake);
+        pthread_mutex_unlock(&pool.lock);
+    }
     pool_work();
     for (int spin = 0; atomic_load(&pool.done) < n; spin++)
         if (spin < 1000) cpu_relax();
@@ -1345,7 +1352,7 @@ static void *scratch(size_t bytes)
 // It is made of tiles of TILE positions that begin at absolute positions. A tile of keys is
 // transposed, [head_dim][TILE], real parts of the pairs first and then imaginary parts, so that the
 // rotation and the scores run over keys in vector lanes with no shuffles; a tile of values is
-// [TILE][v_dim], v_dim being head_dim rounded up to pairs of vectors.
+// [TILE][v_dim], v_dim being head_dim rounded up to whole vectors.
 //
 // Attention reads tile after tile: it turns the tile's keys, multiplies queries with them, masks
 // and biases the scores, and adds the values up by an online softmax [Flash]. A softmax over all
@@ -1374,7 +1381,7 @@ static const float MASKED = -INFINITY; // exp(MASKED - largest) = 0
 #endif
 
 // So many sums are made at a time: they fill the registers, of which AVX-512 has 32 and AVX2 16.
-enum { GEMM_TOKENS = LANES == 16 ? 12 : 6, GEMM_VECTORS = 2, GEMM_ROWS = GEMM_VECTORS * LANES };
+enum { GEMM_TOKENS = LANES == 16 ? 12 : 6, GEMM_VECTORS = 2 };
 
 // Scores and weighted values are both small products of a few rows (queries) with a tile: [rows][d]
 // times [d][TILE], and [rows][TILE] times [TILE][v_dim]. A processor can do two multiply-adds of
@@ -1384,44 +1391,50 @@ enum { GEMM_TOKENS = LANES == 16 ? 12 : 6, GEMM_VECTORS = 2, GEMM_ROWS = GEMM_VE
 // one chain of multiply-adds in the order of k, and its bits do not depend on how many rows or
 // lanes are computed at once.
 //
-// c[t][v] += sum over k of a[t][k step] * b[k][v] for nt rows (a constant wherever this is inlined)
-// and GEMM_VECTORS vectors. a: [nt][lda], b: [K][N], c: [nt][N]. The sums stay in registers.
-INLINE void gemm_tile(size_t nt, const float *a, size_t lda, size_t step, const float *b, size_t K,
-                      size_t N, float *c)
+// c[t][v] += sum over k of a[t][k step] * b[k][v] for nt rows and nv vectors (constants wherever
+// this is inlined). a: [nt][lda], b: [K][N], c: [nt][N]. The sums stay in registers.
+INLINE void gemm_tile(size_t nt, size_t nv, const float *a, size_t lda, size_t step, const float *b,
+                      size_t K, size_t N, float *c)
 {
     vf sum[GEMM_TOKENS][GEMM_VECTORS];
     for (size_t t = 0; t < nt; t++)
-        for (size_t v = 0; v < GEMM_VECTORS; v++) sum[t][v] = vload(c + t * N + v * LANES);
+        for (size_t v = 0; v < nv; v++) sum[t][v] = vload(c + t * N + v * LANES);
     for (size_t k = 0; k < K; k++) {
         vf row[GEMM_VECTORS];
-        for (size_t v = 0; v < GEMM_VECTORS; v++) {
+        for (size_t v = 0; v < nv; v++) {
             row[v] = vload(b + k * N + v * LANES);
             if (nt > 1) KEEP(row[v]);
         }
         for (size_t t = 0; t < nt; t++) {
             vf ak = vset(a[t * lda + k * step]);
-            for (size_t v = 0; v < GEMM_VECTORS; v++) sum[t][v] = vmuladd(ak, row[v], sum[t][v]);
+            for (size_t v = 0; v < nv; v++) sum[t][v] = vmuladd(ak, row[v], sum[t][v]);
         }
     }
     for (size_t t = 0; t < nt; t++)
-        for (size_t v = 0; v < GEMM_VECTORS; v++) vstore(c + t * N + v * LANES, sum[t][v]);
+        for (size_t v = 0; v < nv; v++) vstore(c + t * N + v * LANES, sum[t][v]);
 }
 
-// c[n][N] += a[n][K] b[K][N], N a multiple of GEMM_ROWS; the values of a row of a are `step` apart.
-// As many rows are taken at once as fill the registers, then a third of them, then single ones.
+// c[n][N] += a[n][K] b[K][N], N a multiple of LANES; the values of a row of a are `step` apart. As
+// many rows are taken at once as fill the registers, then a third of them, then single ones. A
+// single vector is left over where N is an odd number of them, as with heads of 48.
 static void gemm_rows(size_t n, const float *a, size_t lda, size_t step, const float *b, size_t K,
                       size_t N, float *c)
 {
-    enum { NT = GEMM_TOKENS, SOME = NT / 3 };
-    for (size_t v = 0; v < N; v += GEMM_ROWS)
+    enum { NT = GEMM_TOKENS, SOME = NT / 3, NV = GEMM_VECTORS };
+    for (size_t v = 0, nv; v < N; v += nv * LANES, b += nv * LANES) {
+        nv = N - v < NV * LANES ? 1 : NV;
         for (size_t t = 0, nt; t < n; t += nt) {
-            const float *at = a + t * lda, *bv = b + v;
+            const float *at = a + t * lda;
             float *ct = c + t * N + v;
             nt = n - t < SOME ? 1 : n - t < NT ? SOME : NT;
-            if (nt == NT) gemm_tile(NT, at, lda, step, bv, K, N, ct);
-            else if (nt == SOME) gemm_tile(SOME, at, lda, step, bv, K, N, ct);
-            else gemm_tile(1, at, lda, step, bv, K, N, ct);
+            if (nt == NT && nv > 1) gemm_tile(NT, NV, at, lda, step, b, K, N, ct);
+            else if (nt == NT) gemm_tile(NT, 1, at, lda, step, b, K, N, ct);
+            else if (nt > 1 && nv > 1) gemm_tile(SOME, NV, at, lda, step, b, K, N, ct);
+            else if (nt > 1) gemm_tile(SOME, 1, at, lda, step, b, K, N, ct);
+            else if (nv > 1) gemm_tile(1, NV, at, lda, step, b, K, N, ct);
+            else gemm_tile(1, 1, at, lda, step, b, K, N, ct);
         }
+    }
 }
 
 // --- The cache ----------------------------------------------------------------------------------
@@ -1443,7 +1456,7 @@ typedef struct {
     int as;              // how its numbers are stored, and
     size_t elem;         // bytes of each
     size_t n_slots, sink_slots, ring;
-    size_t v_dim;        // head_dim rounded up to GEMM_ROWS, as its products need it
+    size_t v_dim;        // head_dim rounded up to LANES
     size_t k_bytes;      // of a tile's keys; its values lie behind them
     size_t tile_bytes;   // of both, and of the scales
     uint8_t *tiles;
@@ -1474,7 +1487,7 @@ static void cache_layout(Cache *c, const Config *cfg, int64_t max_seq_len, size_
     }
     c->as = kv_types[kv].as;
     c->elem = kv_types[kv].elem;
-    c->v_dim = round_up(cfg->head_dim, GEMM_ROWS);
+    c->v_dim = round_up(cfg->head_dim, LANES);
     c->k_bytes = TILE * cfg->head_dim * c->elem;
     c->tile_bytes = c->k_bytes + TILE * (c->v_dim * c->elem + (kv == KV_Q8 ? 2 * 4 : 0));
     size_t rows = (size_t)cfg->n_layers * cfg->n_kv_heads;
@@ -2589,7 +2602,7 @@ static size_t tensor_bytes(const Tensor *t)
 // are rearranged so that lanes are rows, and running sum s is a chain of its own over columns s,
 // s + SUMS, ...: attention's product of matrices, once a chain.
 
-enum { DOT_ROWS = 4, FEW = 3 };
+enum { DOT_ROWS = 4, FEW = 3, GEMM_ROWS = GEMM_VECTORS * LANES };
 
 // out[r] = rows[r] . x for DOT_ROWS rows that lie at a pitch. `as` is a constant wherever this is
 // inlined.
@@ -5346,7 +5359,8 @@ static int processors(void)
     cpu_set_t set;
     if (!sched_getaffinity(0, sizeof set, &set)) return CPU_COUNT(&set);
 #endif
-    return (int)sysconf(_SC_NPROCESSORS_ONLN);
+    long n = sysconf(_SC_NPROCESSORS_ONLN);
+    return n > 0 ? (int)n : 1;
 }
 
 // LongRoPE's factors from a file: numbers separated by blanks or commas, one a pair, all positive.

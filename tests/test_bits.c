@@ -261,11 +261,7 @@ static void test_demo(const char *self)
 int main(int argc, char **argv)
 {
     print = argc > 1 && !strcmp(argv[1], "print");
-    int fused = 0;
-#ifdef FUSED
-    fused = 1;
-#endif
-    if (fused) {
+    if (FUSED) {
         test_words();
         test_products();
         test_runs(COUNT(runs));

@@ -145,11 +145,7 @@ static float plain_dot(const float *a, const float *b, size_t n)
 {
     float sums[SUMS] = {0};
     for (size_t k = 0; k < n; k++)
-#ifdef FUSED
-        sums[k % SUMS] = fmaf(a[k], b[k], sums[k % SUMS]);
-#else
-        sums[k % SUMS] += a[k] * b[k];
-#endif
+        sums[k % SUMS] = FUSED ? fmaf(a[k], b[k], sums[k % SUMS]) : sums[k % SUMS] + a[k] * b[k];
     for (size_t far = SUMS / 2; far; far /= 2)
         for (size_t i = 0; i < far; i++) sums[i] += sums[i + far];
     return sums[0] + 0;
