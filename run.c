@@ -52,6 +52,7 @@
 // [KERPLE]    Chi et al. 2022, arXiv 2205.09921
 // [FIRE]      Li et al. 2023, arXiv 2310.04418
 // [Shaw]      Shaw et al. 2018, arXiv 1803.02155
+// [Sandwich]  Chi et al. 2022, arXiv 2212.10356
 // [STRING]    An et al. 2024, arXiv 2410.18745
 // [DCA]       An et al. 2024, Dual Chunk Attention, arXiv 2402.17463
 // [Llama4]    Meta 2025, attention temperature
@@ -496,7 +497,7 @@ typedef struct {
 // How a model was trained to know positions (section 4), what can be done to its frequencies and to
 // the distances it sees when a text is longer (section 5).
 typedef enum { ENC_ROPE, ENC_NOPE, ENC_SINUSOIDAL, ENC_LEARNED, ENC_ALIBI, ENC_T5, ENC_XPOS,
-               ENC_KERPLE, ENC_FIRE, ENC_SHAW, N_ENCODINGS } Encoding;
+               ENC_KERPLE, ENC_FIRE, ENC_SHAW, ENC_SANDWICH, N_ENCODINGS } Encoding;
 enum { FIRE_HIDDEN = 32 }; // units in FIRE's one hidden layer
 enum { ROPE_NONE, ROPE_LINEAR, ROPE_NTK, ROPE_DYNAMIC, ROPE_BY_PARTS, ROPE_YARN, ROPE_LLAMA3,
        ROPE_LONGROPE, N_ROPE_METHODS };
@@ -850,6 +851,36 @@ static void bias_shaw(const Query *q, const float *D, float *score)
     }
 }
 
+// What is left of [Sin] as a function of the distance: the product of the vectors of positions i
+// and j, of 128 numbers each, is the sum over m < 64 of cos(D / 10000^(m/64)). It falls like the
+// logarithm of D.
+static double sine_product(double D)
+{
+    double sum = 0;
+    for (int m = 0; m < 64; m++) sum += cos(D * pow(10000, -m / 64.0));
+    return sum;
+}
+
+enum { PRODUCTS = 4096 }; // whole distances are looked up, before this one
+
+static float *sandwich_products(const Config *c) // [PRODUCTS]
+{
+    (void)c;
+    float *product = xcalloc(PRODUCTS, 4);
+    for (int D = 0; D < PRODUCTS; D++) product[D] = (float)sine_product(D);
+    return product;
+}
+
+// sine_product(D) / r_h, the head's compression ratio r_h = 8 (h + 1) / n_heads. [Sandwich] 5
+static void bias_sandwich(const Query *q, const float *D, float *score)
+{
+    float ratio = 8 * (float)(q->head + 1) / (float)q->c->n_heads;
+    for (size_t k = 0; k < TILE; k++) {
+        int known = D[k] < PRODUCTS && D[k] == floorf(D[k]);
+        score[k] += (known ? q->prepared[(size_t)D[k]] : (float)sine_product(D[k])) / ratio;
+    }
+}
+
 // --- The table ----------------------------------------------------------------------------------
 
 static const struct {
@@ -871,6 +902,8 @@ static const struct {
     [ENC_KERPLE] = {"kerple", "score - r1 ln(1 + r2 D)", NULL, 0, NULL, bias_kerple, NULL, 1},
     [ENC_FIRE] = {"fire", "score + MLP(D as a share of i)", NULL, 0, NULL, bias_fire, NULL, 0},
     [ENC_SHAW] = {"shaw", "score + q . r[min(D, K)]", NULL, 0, NULL, bias_shaw, shaw_rows, 0},
+    [ENC_SANDWICH] = {"sandwich", "score + sum of cos(D / 10000^(m/64)) / r", NULL, 0, NULL,
+                      bias_sandwich, sandwich_products, 1},
 };
 
 static int is_rotary(const Config *c) { return encodings[c->encoding].rotates; }

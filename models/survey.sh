@@ -4,7 +4,7 @@
 # first value of every other weight. 0.95 million parameters, trained context 256, 10 million tokens.
 # It begins with mostly synthetic texts and repetitions, else none would learn to find anything
 # again (see README.md). Each takes about 12 minutes of one Zen 4 core with nothing else on it, or
-# 6.5 of two (-j 2): 2.6 core-hours in all.
+# 6.5 of two (-j 2): 3.2 core-hours in all.
 #
 #     make build/train && sh models/survey.sh path/to/texts
 #
@@ -22,8 +22,8 @@ shift
 out=${OUT:-models}
 train=${TRAIN:-build/train}
 tokens=${TOKENS:-1e7}
-names=${NAMES:-rope nope sinusoidal shape learned alibi t5 kerple fire xpos shaw rope-randomized
-    learned-randomized}
+names=${NAMES:-rope nope sinusoidal shape cape learned alibi t5 kerple fire sandwich xpos shaw
+    drope rope-randomized learned-randomized}
 
 for name in $names; do
     model=$out/pe-$name.bin

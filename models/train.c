@@ -764,11 +764,16 @@ static void loss_task(void *arg, size_t begin, size_t end)
 //
 // Positions are 0 .. T - 1, or else, with spread > 0, others for each sequence: T of them at
 // random in rising order [Random], or for sinusoidal all moved by one random offset [SHAPE].
+// CAPE's (Likhomanenko et al. 2021, arXiv 2106.03143) are real numbers: moved by such an offset,
+// each by up to half a token more, and stretched around the sequence's middle by one factor
+// between 1/1.4 and 1.4. DroPE (Gelberg et al. 2025, arXiv 2512.12167) turns q and k for the first
+// seven eighths of a run and then no longer: what it writes is a model without positions.
 
 typedef struct {
     Config config;          // for run.c's functions
     size_t T, pitch;        // pitch: floats of a row of biases
-    int32_t *position;      // (R)
+    int32_t *position;      // (R), and for CAPE as a real number, or NULL
+    double *real;
     const float *added;     // place 1: (positions, dim) or NULL
     float *rotation;        // place 2: (2, positions, head_dim), of queries and of keys, or NULL
     float *bias, *d_bias;   // place 3: (heads, T, pitch), (sequences, heads, T, pitch), or NULL
@@ -781,6 +786,17 @@ typedef struct {
 static void plain_positions(Places *e, size_t R)
 {
     for (size_t r = 0; r < R; r++) e->position[r] = (int32_t)(r % e->T);
+    for (size_t r = 0; e->real && r < R; r++) e->real[r] = (double)(r % e->T);
+}
+
+// CAPE's positions of one sequence that begins at integer position `from`.
+static void draw_real_positions(double *real, size_t T, double from, uint64_t *rng)
+{
+    double stretch = pow(1.4, 2 * draw_real(rng) - 1), middle = 0.5 * ((double)T - 1);
+    for (size_t t = 0; t < T; t++) {
+        double p = (double)t - middle + draw_real(rng) - 0.5;
+        real[t] = from + middle + stretch * p;
+    }
 }
 
 // Positions of R rows for training; the same seed draws the same.
@@ -796,6 +812,7 @@ static void draw_positions(Places *e, size_t R, const Shape *s, uint64_t seed)
             if (s->encoding == ENC_SINUSOIDAL ||
                 draw_real(&rng) * (double)(all - p) < (double)(T - chosen))
                 e->position[r + chosen++] = (int32_t)p;
+        if (e->real) draw_real_positions(e->real + r, T, e->position[r], &rng);
     }
 }
 
@@ -1041,6 +1058,13 @@ static float *sinusoidal_rows(const Config *c, size_t n)
     float *rows = floats(n, (size_t)c->dim);
     for (size_t p = 0; p < n; p++) add_sinusoidal(c, (double)p, rows + p * (size_t)c->dim);
     return rows;
+}
+
+// From now on nothing turns.
+static void drop_positions(Places *e)
+{
+    e->config.encoding = ENC_NOPE;
+    e->rotation = NULL;
 }
 
 // Room for so many sequences at a time; table_size: parameters of the encoding.
@@ -1311,7 +1335,9 @@ static void embed(const Net *n, float *x, size_t R)
     size_t dim = (size_t)n->shape.dim;
     for (size_t r = 0; r < R; r++) {
         memcpy(x + r * dim, n->w.embedding + n->token[r] * dim, dim * sizeof(float));
-        if (n->places.added)
+        if (n->places.real)
+            add_sinusoidal(&n->places.config, n->places.real[r], x + r * dim);
+        else if (n->places.added)
             add_rows(x + r * dim, n->places.added + (size_t)n->places.position[r] * dim, dim);
     }
 }
@@ -1568,6 +1594,8 @@ typedef struct {
     double synthetic, repetition;      // shares now: of all windows, of synthetic texts
     double early;                      // 1 as training begins, 0 at its end
     float answer_weight;
+    double links;   // share of the retrieval texts whose boxes hold what others hold
+    double shorten; // more of the synthetic texts are short, however late it is
 } Text;
 
 static void append_document(Source *s, Tokenizer *t, const char *text, size_t len, int ends)
@@ -1736,6 +1764,8 @@ static int draw_source(Text *x)
 //     The box C holds what the box A holds.
 //     ... What does the box C hold? The box C holds N.
 //     ... (1 to 3 of them asked for)
+// linked boxes (--links): 2 to 6, of which two in three hold what an earlier one of them holds: the
+//     same statements, with more to follow.
 // repetition, 8 to 120 words drawn at random from the vocabulary, with a number in place of some,
 // then the same again; the first time they do not count, as nobody could know them:
 //     Say after me: W W N W ... W. W W N W ... W.
@@ -1827,6 +1857,34 @@ static void write_boxes(Retrieval *d, uint64_t *rng)
                  'A' + box[asked[i]], number[asked[i]]);
 }
 
+// The last box of the longest chain is asked for first.
+static void write_links(Retrieval *d, uint64_t *rng)
+{
+    int box[MAX_FACTS], number[MAX_FACTS], links[MAX_FACTS], asked[MAX_QUESTIONS], far = 0;
+    int n = d->n_facts = 2 + draw_below(rng, 5);
+    d->digits = 4;
+    d->n_questions = 1 + draw_below(rng, n < MAX_QUESTIONS ? n : MAX_QUESTIONS);
+    choose_different(rng, box, n, 26);
+    choose_different(rng, asked, d->n_questions, n);
+    for (int i = 0; i < n; i++) {
+        int of = i && draw_below(rng, 3) ? draw_below(rng, i) : -1;
+        number[i] = of < 0 ? draw_number(rng, 4) : number[of];
+        links[i] = of < 0 ? 0 : links[of] + 1;
+        if (links[i] > links[far]) far = i;
+        if (of < 0)
+            snprintf(d->fact[i], sizeof *d->fact, "The box %c holds %d.", 'A' + box[i], number[i]);
+        else
+            snprintf(d->fact[i], sizeof *d->fact, "The box %c holds what the box %c holds.",
+                     'A' + box[i], 'A' + box[of]);
+    }
+    for (int i = 0; i < d->n_questions; i++) {
+        int which = i ? asked[i] : far;
+        snprintf(d->question[i], sizeof *d->question,
+                 "What does the box %c hold? The box %c holds %d.", 'A' + box[which],
+                 'A' + box[which], number[which]);
+    }
+}
+
 static size_t put_statement(const Text *x, const char *text, uint16_t *out)
 {
     int ids[2 * sizeof *((Retrieval *)0)->question];
@@ -1881,7 +1939,7 @@ static size_t put_document(Text *x, const Retrieval *d, const Source *s, size_t 
                                        statement[i]);
     if (need > room) return 0;
     for (size_t i = 0; i < room; i++) weight[i] = 1;
-    double filler = pow(share, 1 + x->early) * (double)(room - need);
+    double filler = pow(share, 1 + x->early + x->shorten) * (double)(room - need);
     for (int i = 0; i <= d->n_facts; i++) total += cut[i] = -log(1 - draw_real(&x->rng));
     for (int i = 0; i < d->n_facts + d->n_questions; i++) {
         size_t want = i <= d->n_facts ? (size_t)(filler * cut[i] / total) : 0;
@@ -1917,12 +1975,13 @@ static size_t put_repetition(Text *x, size_t room, uint16_t *out, float *weight)
 
 static size_t put_retrieval(Text *x, const Source *s, size_t room, uint16_t *out, float *weight)
 {
+    static void (*const kinds[])(Retrieval *, uint64_t *) = {write_passkey, write_magic_numbers,
+                                                             write_boxes};
     Retrieval d;
-    switch (draw_below(&x->rng, 3)) {
-    case 0: write_passkey(&d, &x->rng); break;
-    case 1: write_magic_numbers(&d, &x->rng); break;
-    default: write_boxes(&d, &x->rng); break;
-    }
+    if (x->links > 0 && draw_real(&x->rng) < x->links)
+        write_links(&d, &x->rng);
+    else
+        kinds[draw_below(&x->rng, 3)](&d, &x->rng);
     return put_document(x, &d, s, room, out, weight);
 }
 
@@ -2027,7 +2086,8 @@ static void put_header(Writer *w, const Net *n, int q8)
 {
     const Shape *s = &n->shape;
     unsigned char header[256] = {0};
-    int plain = s->encoding == ENC_ROPE && s->rope_theta == 10000 && s->norm_eps == 1e-5f;
+    int encoding = n->places.config.encoding; // s->encoding, or none after it was dropped
+    int plain = encoding == ENC_ROPE && s->rope_theta == 10000 && s->norm_eps == 1e-5f;
     int32_t sizes[] = {s->dim,        s->hidden_dim, s->n_layers, s->n_heads,
                        s->n_kv_heads, s->vocab_size, s->train_ctx};
     put_i32(header, 0, 0x616b3432);
@@ -2036,7 +2096,7 @@ static void put_header(Writer *w, const Net *n, int q8)
     header[36] = 1; // the classifier is the embedding
     if (q8) put_i32(header, 37, 32);
     memcpy(header + 64, "EXT1", 4);
-    put_i32(header, 68, s->encoding);
+    put_i32(header, 68, encoding);
     put_i32(header, 72, s->train_ctx);
     put_f32(header, 76, s->rope_theta);
     put_f32(header, 80, s->norm_eps);
@@ -2126,6 +2186,8 @@ typedef struct {
     Optimizer optimizer;
     double lr, final_lr, fall, minutes, save_minutes, tokens, mix_tokens, answer_weight;
     double synthetic, synthetic_end, repetition, repetition_end; // an end below 0: no change
+    double links, shorten, drop; // drop: the share of the run after which RoPE is dropped; 0: never
+    int cape;
     long long batch, micro, warmup, log_every, valid_windows, threads, seed, randomized;
 } Settings;
 
@@ -2228,6 +2290,7 @@ static double train_step(Net *n, Text *x, const Settings *o, Progress *p, Means 
     float share = 1 / (float)((size_t)o->batch * n->T);
     memset(n->grads, 0, n->parts.size * sizeof(float));
     mix_texts(x, o, p);
+    if (o->drop > 0 && run_fraction(o, p) >= o->drop) drop_positions(&n->places);
     for (long long done = 0; done < o->batch; done += o->micro) {
         size_t R = (size_t)o->micro * n->T;
         fill_batch(x, n, R);
@@ -2350,7 +2413,7 @@ static const Setting setting_table[] = {
     {"--vocab", &settings.shape.vocab_size, INT32, 260, 65535, "pieces of the tokenizer"},
     {"--ctx", &settings.shape.train_ctx, INT32, 32, 8192, "tokens of a sequence"},
     {"--theta", &settings.shape.rope_theta, FLOAT32, 1, 1e9, "RoPE base"},
-    {"--encoding", &settings.encoding, TEXT, 0, 0, "a name of run.c's list, or shape"},
+    {"--encoding", &settings.encoding, TEXT, 0, 0, "a name of run.c's list, shape, cape or drope"},
     {"--randomized", &settings.randomized, INT64, 2, 1024,
      "rope, learned: positions from N times the context; shape: offsets (8)"},
     {"--batch", &settings.batch, INT64, 1, 4096, "sequences in an update"},
@@ -2374,6 +2437,8 @@ static const Setting setting_table[] = {
     {"--synthetic-end", &settings.synthetic_end, FLOAT64, 0, 1,
      "the share moves there; default: stays"},
     {"--repetition-end", &settings.repetition_end, FLOAT64, 0, 1, "likewise"},
+    {"--links", &settings.links, FLOAT64, 0, 1, "share of linked boxes among questions"},
+    {"--shorten", &settings.shorten, FLOAT64, 0, 100, "by how much synthetic texts are shorter"},
     {"--answer-weight", &settings.answer_weight, FLOAT64, 0, 100, "weight of an answer's digits"},
     {"--log-every", &settings.log_every, INT64, 1, 1000000, "steps between lines"},
     {"--valid-windows", &settings.valid_windows, INT64, 1, 1000000,
@@ -2408,12 +2473,17 @@ static void apply_setting(const char *name, const char *value)
     }
 }
 
-// The encoding's number and the spread of its positions.
+// The encoding's number and the spread of its positions. Some names are those of a way to train
+// another encoding.
 static void choose_encoding(Settings *o)
 {
-    int shape = o->encoding && !strcmp(o->encoding, "shape"), i = shape ? ENC_SINUSOIDAL : 0;
+    const char *name = o->encoding ? o->encoding : "rope";
+    int shape = !strcmp(name, "shape"), i = 0;
     if (!o->encoding && !o->randomized) return;
-    while (!shape && o->encoding && i < N_ENCODINGS && strcmp(o->encoding, encodings[i].name)) i++;
+    if ((o->cape = !strcmp(name, "cape"))) shape = 1;
+    if (!strcmp(name, "drope")) o->drop = 7.0 / 8, name = "rope";
+    if (shape) name = "sinusoidal";
+    while (i < N_ENCODINGS && strcmp(name, encodings[i].name)) i++;
     if (i == N_ENCODINGS) die(2, "--encoding", "no such encoding (got '%s')", o->encoding);
     if (o->randomized && i != ENC_ROPE && i != ENC_LEARNED && !shape)
         die(2, "--randomized", "wants rope, learned or shape (got %s)", encodings[i].name);
@@ -2470,6 +2540,8 @@ static void load_text(Text *x, const Settings *o, char **paths, int n_paths)
 {
     double first = 0, last = 0;
     x->answer_weight = (float)o->answer_weight;
+    x->links = o->links;
+    x->shorten = o->shorten;
     x->rng = (uint64_t)o->seed * 0x9E3779B97F4A7C15u;
     classify_pieces(x, o->shape.vocab_size);
     for (int i = 0; i < n_paths; i++) load_source(x, paths[i]);
@@ -2541,6 +2613,8 @@ int main(int argc, char **argv)
     static Valid valid;
     load_valid(&valid, &tokenizer, settings.valid);
     net_alloc(&net, &settings.shape, (size_t)settings.micro);
+    if (settings.cape)
+        net.places.real = xcalloc((size_t)settings.micro * net.T, sizeof *net.places.real);
     if (state) read_state(state, settings.resume, &net, &text, &progress);
     else init_params(net.params, &net.parts, &settings.shape, &text.rng);
     fprintf(stderr, "%zu parameters\n", net.parts.size);

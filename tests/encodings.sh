@@ -82,18 +82,19 @@ xpos 6
 kerple 7
 fire 8
 shaw 9 rows=32
+sandwich 10
 MODELS
 
-for name in nope sinusoidal learned alibi t5 xpos kerple fire shaw; do
+for name in nope sinusoidal learned alibi t5 xpos kerple fire shaw sandwich; do
     oracle $name -c 400
     oracle $name -c 300 --window 70
     oracle $name -c 250 --window 70 --sinks 4 --logn
 done
-for name in sinusoidal learned alibi t5 xpos kerple; do
+for name in sinusoidal learned alibi t5 xpos kerple sandwich; do
     oracle $name -c 400 --rope-scaling linear --rope-factor 2
     oracle $name -c 300 --rope-scaling linear # factor 3
 done
-for name in alibi t5 xpos kerple fire shaw; do
+for name in alibi t5 xpos kerple fire shaw sandwich; do
     oracle $name -c 300 --self-extend 4:50
     oracle $name -c 300 --rerope 60
     oracle $name -c 300 --leaky-rerope 60:3
@@ -115,7 +116,11 @@ for name in alibi6 t5b shaw0 xpos3; do oracle $name -c 300; done
 model far 6 ctx=256 dim=16 hidden=16 heads=1 layers=1 vocab=4096
 oracle far -c 4096
 
-for name in learned alibi t5 xpos kerple fire shaw sinusoidal; do
+# Sandwich's distances past the ones that are looked up.
+model far_sums 10 ctx=256 dim=16 hidden=16 heads=1 layers=1 vocab=4096
+oracle far_sums -c 4500
+
+for name in learned alibi t5 xpos kerple fire shaw sandwich sinusoidal; do
     same $name -c 300
     same $name -c 200 --window 70 --sinks 4 --exact
 done
@@ -139,7 +144,7 @@ refused sinusoidal "no distances" --rerope 60
 
 # Damaged tables: exit status 1 and one line.
 for fields in "5 rows=31 max_distance=128" "5 rows=32 max_distance=16" "5 rows=0" "3 rows=0" \
-    "9 rows=-1" "9 rows=70000" "10" "4 scaling=5" "7 version=1 encoding=7"; do
+    "9 rows=-1" "9 rows=70000" "11" "4 scaling=5" "7 version=1 encoding=7"; do
     # shellcheck disable=SC2086
     if ! model damaged $fields 2> "$tmp/err"; then continue; fi
     "$run" "$tmp/damaged.bin" -z tokenizer.bin -i x -n 1 > "$tmp/out" 2> "$tmp/err"

@@ -100,7 +100,7 @@ static unsigned char *read_file(const char *path, size_t *size) {
 
 /* ---- The model file -------------------------------------------------------------------------- */
 
-enum { ROPE, NOPE, SINUSOIDAL, LEARNED, ALIBI, T5, XPOS, KERPLE, FIRE, SHAW, N_ENCODINGS };
+enum { ROPE, NOPE, SINUSOIDAL, LEARNED, ALIBI, T5, XPOS, KERPLE, FIRE, SHAW, SANDWICH, N_ENCODINGS };
 enum { NONE, LINEAR, NTK, DYNAMIC, BY_PARTS, YARN, LLAMA3, LONGROPE, N_SCALINGS };
 enum { FULL, SELF_EXTEND, REROPE, LEAKY, STRING, DUAL_CHUNK };
 enum { FIRE_HIDDEN = 32 };
@@ -511,6 +511,8 @@ static void pair_bias(const Model *m, const Method *t, int i, double D, double *
         if (m->encoding == T5)
             bias[h] = row(m->table, t5_bucket(r, m->rows, m->max_distance), H)[h];
         if (m->encoding == KERPLE) bias[h] = -m->r1[h] * log(1 + m->r2[h] * r);
+        for (int k = 0; m->encoding == SANDWICH && k < 64; k++)
+            bias[h] += cos(r / pow(10000, 2.0 * k / 128)) / (8.0 * (h + 1) / H);
     }
     if (m->encoding == FIRE) fire_bias(m, i, D, bias);
 }

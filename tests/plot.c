@@ -853,7 +853,7 @@ static const struct {
     {"sinusoidal", 2, SOLID}, {"shape", 2, SHORT}, {"learned-randomized, clamped", 5, DASH_DOT},
     {"learned-randomized", 5, DOTS}, {"learned, clamped", 5, SHORT}, {"learned", 5, SOLID},
     {"alibi", 3, SOLID}, {"kerple", 3, SHORT}, {"fire", 3, DASH_DOT}, {"t5", 4, SOLID},
-    {"shaw", 4, SHORT},
+    {"shaw", 4, SHORT}, {"sandwich", 3, DOTS}, {"cape", 2, DASH_DOT}, {"drope", 0, SHORT},
 };
 
 // Text for the picture: printable ASCII, so that the XML is valid.

@@ -51,6 +51,9 @@ t5 | relative | added to the score | yes | Raffel et al. 2019, 1910.10683
 kerple | relative | added to the score | yes | Chi et al. 2022, 2205.09921
 fire | relative | added to the score | yes | Li et al. 2023, 2310.04418
 shaw | relative | added to the score, as q . r | yes | Shaw et al. 2018, 1803.02155
+sandwich | relative | added to the score | no | Chi et al. 2022, 2212.10356
+cape | absolute, moved and stretched at random | added to the embedding | no | Likhomanenko et al. 2021, 2106.03143
+drope | rotary, then none | q and k rotated, until 7/8 of the training | no | Gelberg et al. 2025, 2512.12167
 rope-randomized | randomized | rotates q and k | no | Ruoss et al. 2023, 2305.16843
 learned-randomized | randomized | added to the embedding | yes | Ruoss et al. 2023, 2305.16843'
 

@@ -207,7 +207,7 @@ static int overlaps(const char *svg)
 
 static const char *const crowd[] = {
     "rope", "xpos", "nope", "sinusoidal", "shape", "learned", "learned, clamped", "alibi", "t5",
-    "kerple", "fire", "shaw", "rope-randomized", "learned-randomized",
+    "kerple", "fire", "shaw", "sandwich", "cape", "drope", "rope-randomized", "learned-randomized",
     "learned-randomized, clamped"};
 enum { CROWD = sizeof crowd / sizeof *crowd };
 

@@ -312,6 +312,36 @@ static void test_positions(void)
     }
 }
 
+// CAPE's: steps of one stretch each, but for half a token to either side; sequences begin anywhere,
+// 0 among it, and the network sees what run.c's function adds there.
+static void test_real_positions(void)
+{
+    Net n;
+    tiny_net(&n, ENC_SINUSOIDAL, 8, 3);
+    double *real = n.places.real = xcalloc(n.max_rows, sizeof *real), low = 1e9, high = -1e9;
+    double least = 9, most = 0;
+    int bad = 0;
+    for (uint64_t seed = 0; seed < 3000; seed++) {
+        draw_positions(&n.places, n.max_rows, &n.shape, seed * n.max_rows);
+        double stretch = (real[n.T - 1] - real[0]) / (double)(n.T - 1);
+        for (size_t t = 1; t < n.T; t++)
+            bad += fabs(real[t] - real[0] - stretch * (double)t) > 2.1 * 1.4;
+        least = fmin(least, stretch), most = fmax(most, stretch);
+        low = fmin(low, real[0]), high = fmax(high, real[0]);
+    }
+    CHECK_INT(bad, 0);
+    CHECK(least > 0.65 && least < 0.78 && most > 1.33 && most < 1.5);
+    CHECK(low < 0 && low > -0.3 * (double)n.T && high > 6 * (double)n.T);
+    float *x = floats(n.max_rows, tiny.dim), *want = floats(1, tiny.dim);
+    size_t last = n.max_rows - 1, dim = (size_t)tiny.dim;
+    embed(&n, x, n.max_rows);
+    memcpy(want, n.w.embedding + n.token[last] * dim, dim * sizeof *want);
+    add_sinusoidal(&n.places.config, real[last], want);
+    CHECK(!memcmp(x + last * dim, want, dim * sizeof *want));
+    plain_positions(&n.places, n.max_rows);
+    CHECK(real[0] == 0 && real[n.T - 1] == (double)n.T - 1 && real[n.T] == 0);
+}
+
 // ---- Files -------------------------------------------------------------------------------------
 
 // -ln softmax(logits[n])[target]
@@ -385,6 +415,19 @@ static void test_export(const char *path)
 {
     for (int e = 0; e < N_ENCODINGS; e++) check_export(path, (Encoding)e, 0);
     check_export(path, ENC_LEARNED, 8);
+}
+
+// A model whose rotation was dropped is written, and runs, as one without positions.
+static void test_dropped(const char *path)
+{
+    Net n;
+    tiny_net(&n, ENC_ROPE, 0, 4);
+    n.shape.rope_theta = 10000;
+    double before = total_loss(&n);
+    drop_positions(&n.places);
+    CHECK(fabs(total_loss(&n) - before) > 1e-3);
+    CHECK_INT(exported_version(&n, path, 0), 101);
+    CHECK_NEAR(exported_difference(&n, path), 0, 2e-4);
 }
 
 // ---- Text --------------------------------------------------------------------------------------
@@ -551,6 +594,46 @@ static void test_document_windows(const char *path)
     CHECK_INT(answers, 100);
 }
 
+// What a box holds by the statements of d, followed link by link; *links counts them.
+static int box_content(const Retrieval *d, char box, int *links)
+{
+    for (int i = 0; i < d->n_facts; i++) {
+        char name, of;
+        int number;
+        if (sscanf(d->fact[i], "The box %c holds %d.", &name, &number) == 2 && name == box)
+            return number;
+        if (sscanf(d->fact[i], "The box %c holds what the box %c holds.", &name, &of) == 2 &&
+            name == box) {
+            ++*links;
+            return box_content(d, of, links);
+        }
+    }
+    return -1;
+}
+
+// Linked boxes: every answer follows from the statements, and many need one link or more.
+static void test_links(void)
+{
+    enum { N = 1000 };
+    uint64_t rng = 5;
+    int wrong = 0, linked = 0, far = 0;
+    for (int i = 0; i < N; i++) {
+        Retrieval d;
+        write_links(&d, &rng);
+        for (int k = 0; k < d.n_questions; k++) {
+            char box, again;
+            int number = 0, links = 0;
+            sscanf(d.question[k], "What does the box %c hold? The box %c holds %d.", &box, &again,
+                   &number);
+            wrong += box != again || number < 1000 || number != box_content(&d, box, &links);
+            linked += links > 0;
+            far += links > 2;
+        }
+    }
+    CHECK_INT(wrong, 0);
+    CHECK(linked > N && far > N / 20);
+}
+
 // One round visits every place once.
 static void test_permutation(void)
 {
@@ -678,6 +761,8 @@ static void test_settings(void)
     CHECK_INT(setting_status("--nonsense", "3"), 2);
     CHECK_INT(setting_status("--encoding", "kerple"), 0);
     CHECK_INT(setting_status("--encoding", "shape"), 0);
+    CHECK_INT(setting_status("--encoding", "cape"), 0);
+    CHECK_INT(setting_status("--encoding", "drope"), 0);
     CHECK_INT(setting_status("--encoding", "cherry"), 2);
     settings.encoding = "alibi";
     CHECK_INT(setting_status("--randomized", "8"), 2);
@@ -772,11 +857,14 @@ int main(int argc, char **argv)
     test_orthogonalize();
     test_gradients();
     test_positions();
+    test_real_positions();
     test_export(path);
+    test_dropped(path);
     test_windows();
     test_documents(path);
     test_document_windows(path);
     test_permutation();
+    test_links();
     test_resume(path);
     test_schedule();
     test_learning();
