@@ -6,9 +6,8 @@
 //   ./run SmolLM2-135M-Instruct.Q4_1.gguf -i "Why"         a GGUF model, as it is
 //   ./run -h                                               everything else
 //
-// Two programs are built from this file: chat.c holds conversations, tests/measure.c has the
-// instruments. Tests and tools include it, too.
-// `make` builds ./run from chat.c.
+// Two programs include this file: chat.c, which holds conversations (make builds ./run from it),
+// and tests/measure.c, the instruments. So do tests and tools.
 //
 // It memory-maps a decoder-only checkpoint and runs it on CPU threads with libc, libm and
 // pthreads only. Keys are cached before rotation and RoPE is computed inside the attention loop,
@@ -33,31 +32,7 @@
 //   5  Position II: past the      10  Checkpoints                   15  Options and main
 //      trained length
 //
-// [RoPE]      Su et al. 2021, RoFormer, arXiv 2104.09864
-// [PI]        Chen et al. 2023, position interpolation, arXiv 2306.15595
-// [NTK]       bloc97 2023, "NTK-aware scaled RoPE"; emozilla 2023, its dynamic form
-// [YaRN]      Peng et al. 2023, arXiv 2309.00071
-// [Llama3]    Grattafiori et al. 2024, the Llama 3 models, arXiv 2407.21783
-// [LongRoPE]  Ding et al. 2024, arXiv 2402.13753
-// [Streaming] Xiao et al. 2023, attention sinks, arXiv 2309.17453
-// [SelfExt]   Jin et al. 2024, Self-Extend, arXiv 2401.01325
-// [ReRoPE]    Su Jianlin 2023, ReRoPE and Leaky ReRoPE; log-n scaling, 2021
-// [Flash]     Dao et al. 2022, attention by tiles with an online softmax, arXiv 2205.14135
-// [Sin]       Vaswani et al. 2017, sinusoidal positions, arXiv 1706.03762
-// [GPT-2]     Radford et al. 2019, learned positions
-// [NoPE]      Haviv et al. 2022, arXiv 2203.16634; Kazemnejad et al. 2023, arXiv 2305.19466
-// [ALiBi]     Press et al. 2021, arXiv 2108.12409
-// [T5]        Raffel et al. 2019, arXiv 1910.10683
-// [xPos]      Sun et al. 2022, arXiv 2212.10554
-// [KERPLE]    Chi et al. 2022, arXiv 2205.09921
-// [FIRE]      Li et al. 2023, arXiv 2310.04418
-// [Shaw]      Shaw et al. 2018, arXiv 1803.02155
-// [Sandwich]  Chi et al. 2022, arXiv 2212.10356
-// [STRING]    An et al. 2024, arXiv 2410.18745
-// [DCA]       An et al. 2024, Dual Chunk Attention, arXiv 2402.17463
-// [Llama4]    Meta 2025, attention temperature
-// [p-RoPE]    Barbero et al. 2024, arXiv 2410.06205
-// [GQA]       Ainslie et al. 2023, grouped-query attention, arXiv 2305.13245
+// Names in brackets are papers, listed at the end of the file.
 
 #if __SIZEOF_POINTER__ != 8 || __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
 #error "run.c maps little-endian files of any size: it needs a 64-bit little-endian machine"
@@ -136,13 +111,6 @@ __attribute__((noreturn, format(printf, 3, 4))) static void die(int code, const 
     exit(code);
 }
 
-// Text that could not be written (a full disk, a closed pipe) is an error, told as soon as
-// possible.
-static void check_written(FILE *f, const char *name)
-{
-    if (fflush(f) || ferror(f)) die(EXIT_DATA, name, "cannot write (%s)", strerror(errno));
-}
-
 // Sizes: products, sums and multiples that saturate, and division that rounds up.
 static size_t mul_size(size_t a, size_t b) { return b && a > SIZE_MAX / b ? SIZE_MAX : a * b; }
 static size_t add_size(size_t a, size_t b) { return a > SIZE_MAX - b ? SIZE_MAX : a + b; }
@@ -167,49 +135,6 @@ static void *xrealloc(void *p, size_t n, size_t size)
     p = realloc(p, max_size(1, mul_size(n, size)));
     if (!p) die(EXIT_DATA, "memory", "cannot allocate (want %zu x %zu bytes)", n, size);
     return p;
-}
-
-// Zeroed memory that is real only where it is touched.
-static void *reserve(size_t bytes)
-{
-    void *p = mmap(NULL, bytes, PROT_READ | PROT_WRITE,
-                   MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (p == MAP_FAILED) die(EXIT_DATA, "memory", "cannot reserve %zu bytes", bytes);
-    return p;
-}
-
-// The number that stands in a line of this form, or SIZE_MAX if there is none.
-static size_t read_number(const char *path, const char *form)
-{
-    size_t n = SIZE_MAX;
-    char line[128];
-    FILE *f = fopen(path, "r");
-    while (f && fgets(line, sizeof line, f))
-        if (sscanf(line, form, &n) == 1) break;
-    if (f) fclose(f);
-    return n;
-}
-
-// Bytes that can be had without swapping: the kernel's estimate or, if there is none, all of the
-// memory; but no more than a container may use, which is in one file or the other, by the version
-// of its control groups.
-static size_t available_memory(void)
-{
-    size_t bytes = mul_size(read_number("/proc/meminfo", "MemAvailable: %zu"), 1024);
-    if (bytes == SIZE_MAX) bytes = mul_size(sysconf(_SC_PHYS_PAGES), sysconf(_SC_PAGESIZE));
-    bytes = min_size(bytes, read_number("/sys/fs/cgroup/memory.max", "%zu"));
-    return min_size(bytes, read_number("/sys/fs/cgroup/memory/memory.limit_in_bytes", "%zu"));
-}
-
-// A copy that its owner may change and free.
-static char *copy_string(const char *s) { return strcpy(xrealloc(NULL, strlen(s) + 1, 1), s); }
-
-// Seconds since some moment in the past.
-static double seconds(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
 // ================================================================================================
@@ -851,9 +776,8 @@ static void bias_shaw(const Query *q, const float *D, float *score)
     }
 }
 
-// What is left of [Sin] as a function of the distance: the product of the vectors of positions i
-// and j, of 128 numbers each, is the sum over m < 64 of cos(D / 10000^(m/64)). It falls like the
-// logarithm of D.
+// The sum over m < 64 of cos(D / 10000^(m/64)): what the product of [Sin]'s vectors of positions i
+// and j is, if they have 128 numbers. It falls like the logarithm of D.
 static double sine_product(double D)
 {
     double sum = 0;
@@ -861,7 +785,7 @@ static double sine_product(double D)
     return sum;
 }
 
-enum { PRODUCTS = 4096 }; // whole distances are looked up, before this one
+enum { PRODUCTS = 4096 }; // whole distances below it are looked up
 
 static float *sandwich_products(const Config *c) // [PRODUCTS]
 {
@@ -871,7 +795,7 @@ static float *sandwich_products(const Config *c) // [PRODUCTS]
     return product;
 }
 
-// sine_product(D) / r_h, the head's compression ratio r_h = 8 (h + 1) / n_heads. [Sandwich] 5
+// That sum / r_h, the head's compression ratio r_h = 8 (h + 1) / n_heads. [Sandwich] 5
 static void bias_sandwich(const Query *q, const float *D, float *score)
 {
     float ratio = 8 * (float)(q->head + 1) / (float)q->c->n_heads;
@@ -923,52 +847,52 @@ static int is_rotary(const Config *c) { return encodings[c->encoding].rotates; }
 // --- Frequencies --------------------------------------------------------------------------------
 //
 // One function a method, all of one shape: the frequency of pair m, in radians a token, at the
-// current length n = i + 1. head_dim counts the dimensions that turn.
+// current length n = i + 1. dims counts the dimensions that turn.
 
 // theta_m = base^(-2m/d), [RoPE] 3.2.2
-static double frequency(double base, int head_dim, int m)
+static double frequency(double base, int dims, int m)
 {
-    return pow(base, -2.0 * m / head_dim);
+    return pow(base, -2.0 * m / dims);
 }
 
 // As trained, whatever the length.
-static double rope_none(const RopeConfig *r, int head_dim, int m, double n)
+static double rope_none(const RopeConfig *r, int dims, int m, double n)
 {
     (void)n;
-    return frequency(r->theta, head_dim, m);
+    return frequency(r->theta, dims, m);
 }
 
 // Position interpolation: s tokens where there was one. [PI] eq. 4
-static double rope_linear(const RopeConfig *r, int head_dim, int m, double n)
+static double rope_linear(const RopeConfig *r, int dims, int m, double n)
 {
-    return rope_none(r, head_dim, m, n) / r->factor;
+    return rope_none(r, dims, m, n) / r->factor;
 }
 
 // A larger base: the slowest pair is interpolated by s, the fastest hardly at all. [NTK]
-static double ntk_frequency(const RopeConfig *r, double stretch, int head_dim, int m)
+static double ntk_frequency(const RopeConfig *r, double stretch, int dims, int m)
 {
-    double exponent = head_dim > 2 ? head_dim / (head_dim - 2.0) : 1;
-    return frequency(r->theta * pow(stretch, exponent), head_dim, m);
+    double exponent = dims > 2 ? dims / (dims - 2.0) : 1;
+    return frequency(r->theta * pow(stretch, exponent), dims, m);
 }
 
 // The stretch is the factor, at any length.
-static double rope_ntk(const RopeConfig *r, int head_dim, int m, double n)
+static double rope_ntk(const RopeConfig *r, int dims, int m, double n)
 {
     (void)n;
-    return ntk_frequency(r, r->factor, head_dim, m);
+    return ntk_frequency(r, r->factor, dims, m);
 }
 
 // NTK with the stretch that the current length needs, and none up to L. [NTK], dynamic
-static double rope_dynamic(const RopeConfig *r, int head_dim, int m, double n)
+static double rope_dynamic(const RopeConfig *r, int dims, int m, double n)
 {
     double stretch = r->factor * n / r->orig_ctx - (r->factor - 1);
-    return ntk_frequency(r, n > r->orig_ctx ? fmax(stretch, 1) : 1, head_dim, m);
+    return ntk_frequency(r, n > r->orig_ctx ? fmax(stretch, 1) : 1, dims, m);
 }
 
 // The pair, as a real number, that makes `turns` turns within L tokens. [YaRN] 3.2
-static double pair_with_turns(const RopeConfig *r, int head_dim, double turns)
+static double pair_with_turns(const RopeConfig *r, int dims, double turns)
 {
-    return head_dim * log(r->orig_ctx / (2 * M_PI * turns)) / (2 * log(r->theta));
+    return dims * log(r->orig_ctx / (2 * M_PI * turns)) / (2 * log(r->theta));
 }
 
 // theta as it is where x is `all` or beyond, theta / s where x is `none` or beyond, and in between
@@ -983,12 +907,12 @@ static double blend(const RopeConfig *r, double theta, double x, double none, do
 // turn are interpolated; the ramp is between beta_fast and beta_slow turns. As in every shipped
 // implementation it runs over m; the paper words it over turns. [YaRN] 3.2; with yarn_attention
 // below, [YaRN] 3.4
-static double rope_by_parts(const RopeConfig *r, int head_dim, int m, double n)
+static double rope_by_parts(const RopeConfig *r, int dims, int m, double n)
 {
-    double low = fmax(floor(pair_with_turns(r, head_dim, r->beta_fast)), 0);
-    double high = fmin(ceil(pair_with_turns(r, head_dim, r->beta_slow)), head_dim - 1);
+    double low = fmax(floor(pair_with_turns(r, dims, r->beta_fast)), 0);
+    double high = fmin(ceil(pair_with_turns(r, dims, r->beta_slow)), dims - 1);
     if (low == high) high += 0.001;
-    return blend(r, rope_none(r, head_dim, m, n), m, high, low);
+    return blend(r, rope_none(r, dims, m, n), m, high, low);
 }
 
 // More keys blur the softmax; a larger a makes up for it. Found by fits. [YaRN] eq. 22
@@ -998,19 +922,19 @@ static double yarn_attention(const RopeConfig *r)
 }
 
 // By-parts with the ramp over the turns themselves. [Llama3]
-static double rope_llama3(const RopeConfig *r, int head_dim, int m, double n)
+static double rope_llama3(const RopeConfig *r, int dims, int m, double n)
 {
-    double theta = rope_none(r, head_dim, m, n), turns = r->orig_ctx * theta / (2 * M_PI);
+    double theta = rope_none(r, dims, m, n), turns = r->orig_ctx * theta / (2 * M_PI);
     return blend(r, theta, turns, r->low_freq_factor, r->high_freq_factor);
 }
 
 // A factor for each pair, found by search; one list for texts up to L, another for longer ones. Its
 // models are trained with the long list from the first token of a long text on, so n is the whole
 // text's length here, and one that grows past L must be read again. [LongRoPE]
-static double rope_longrope(const RopeConfig *r, int head_dim, int m, double n)
+static double rope_longrope(const RopeConfig *r, int dims, int m, double n)
 {
     const float *list = n > r->orig_ctx ? r->long_factors : r->short_factors;
-    return rope_none(r, head_dim, m, n) / list[m];
+    return rope_none(r, dims, m, n) / list[m];
 }
 
 // LongRoPE's attention factor. [LongRoPE], as Phi-3 computes it
@@ -1021,7 +945,7 @@ static double longrope_attention(const RopeConfig *r)
 
 static const struct {
     const char *name, *what;
-    double (*frequency)(const RopeConfig *r, int head_dim, int m, double n);
+    double (*frequency)(const RopeConfig *r, int dims, int m, double n);
     double (*attention)(const RopeConfig *r); // NULL: a = 1
     enum { NEVER, ONCE, ALWAYS } changes;     // Do frequencies change past L? ONCE: when the text
                                               // is longer; ALWAYS: with every token.
@@ -1140,49 +1064,21 @@ static double query_scale(const RopeConfig *r, int64_t i)
 
 // --- What a model needs of all this -------------------------------------------------------------
 
-// Fills in what neither the checkpoint nor the command line gave. ctx: the context asked for.
-static void rope_resolve(RopeConfig *r, int train_ctx, int64_t ctx)
-{
-    if (!r->orig_ctx) r->orig_ctx = train_ctx;
-    if (!r->temp_ctx) r->temp_ctx = r->orig_ctx;
-    if (!(r->factor > 0))
-        r->factor = r->method == ROPE_DYNAMIC ? 1 : fmax(1, (double)ctx / r->orig_ctx);
-    if (!(r->beta_fast > 0)) r->beta_fast = 32;
-    if (!(r->beta_slow > 0)) r->beta_slow = 1;
-    if (!(r->low_freq_factor > 0)) r->low_freq_factor = 1;
-    if (!(r->high_freq_factor > 0)) r->high_freq_factor = 4;
-    if (r->distance == DIST_FULL && r->window && r->sinks) r->distance = DIST_SINKS;
-    if (r->distance == DIST_SINKS) r->reach = r->window;
-}
-
 enum { MAPS = 3 }; // at most
 
 // The tables of one set of frequencies: under each map what turns keys, and what turns queries back
 // to a tile. Encodings that do not rotate have them, too, with all frequencies 0.
 typedef struct {
-    int epoch;          // which frequencies these are: rope_epoch()
-    double *freq;       // [pairs], radians per token; NULL: none yet
+    int epoch;          // which frequencies these are: rope_epoch(), or -1: none yet
+    double *freq;       // [pairs], radians per token
     double *gain;       // [pairs]: a^2, and 1 for pairs that are not meant to turn (n_rot)
     float *decay;       // [pairs], ln zeta_m / 512 a token: 0 but for xPos
     float *key[MAPS];   // [2][pairs][TILE]: exp(I r step theta_m): turns a key by r steps
-    float *tile[MAPS];  // [n_slots][2][pairs]: exp(I B(t0) theta_m) of the tile in each slot
+    float *tile[MAPS];  // [n_slots][2][pairs]: exp(I B(t0) theta_m) of the tile in each slot, its
+                        // place in the cache
     int64_t *slot_tile; // [n_slots]: which tile that is, -1: none
     float *jump;        // [2][pairs]: what turns a key back by a chunk (dual-chunk)
 } Angles;
-
-// Room for all tables. A slot is a tile's place in the cache (section 7).
-static void alloc_angles(Angles *a, size_t pairs, int maps, size_t n_slots)
-{
-    a->freq = xcalloc(pairs, sizeof *a->freq);
-    a->gain = xcalloc(pairs, sizeof *a->gain);
-    a->decay = xcalloc(pairs, sizeof *a->decay);
-    a->slot_tile = xcalloc(n_slots, sizeof *a->slot_tile);
-    a->jump = xcalloc(2 * pairs, sizeof *a->jump);
-    for (int map = 0; map < maps; map++) {
-        a->key[map] = xcalloc(2 * pairs * TILE, 4);
-        a->tile[map] = xcalloc(n_slots * 2 * pairs, 4);
-    }
-}
 
 // Applies the method: sets the frequencies for length n (all 0 where nothing turns), fills the key
 // tables and empties those of tiles. A step of a key table is B(j + 1) - B(j). Self-extend's B is a
@@ -1193,8 +1089,7 @@ static void set_angles(Angles *a, const Config *c, const RopeConfig *r, size_t n
     size_t last = r->fraction > 0 ? (size_t)(r->fraction * (double)turning) : turning;
     double factor = attention_factor(r);
     int epoch = rope_epoch(r, n);
-    if (a->freq && a->epoch == epoch) return;
-    if (!a->freq) alloc_angles(a, pairs, n_maps(r), n_slots);
+    if (a->epoch == epoch) return;
     a->epoch = epoch;
     for (size_t m = 0; m < pairs; m++) {
         if (is_rotary(c) && !r->still && m < last)
@@ -1525,17 +1420,6 @@ static void cache_layout(Cache *c, const Config *cfg, int64_t max_seq_len, size_
     c->tile_bytes = c->k_bytes + TILE * (c->v_dim * c->elem + (kv == KV_Q8 ? 2 * 4 : 0));
     size_t rows = (size_t)cfg->n_layers * cfg->n_kv_heads;
     c->bytes = mul_size(mul_size(rows, c->n_slots), c->tile_bytes);
-}
-
-// Reserves it; dies with the numbers if it cannot fit.
-static void cache_reserve(Cache *c, int64_t max_seq_len)
-{
-    size_t have = available_memory();
-    if (c->bytes > have)
-        die(EXIT_DATA, "-c", "the KV cache does not fit (got %.1f GB available, want %.1f GB for "
-            "%lld tokens); use a smaller -c or --window", (double)have / 1e9,
-            (double)c->bytes / 1e9, (long long)max_seq_len);
-    c->tiles = reserve(c->bytes);
 }
 
 // --- What attention works on --------------------------------------------------------------------
@@ -2890,11 +2774,84 @@ typedef struct {
     Quantized *act;   // room for activations in int8; NULL: exact
 } State;
 
-// Room for the positions of a chunk's queries under r.
-static void positions_init(Positions *p, const RopeConfig *r, size_t chunk, size_t head_dim)
+// Fills in what neither the checkpoint nor the command line gave. ctx: the context asked for.
+static void rope_resolve(RopeConfig *r, int train_ctx, int64_t ctx)
 {
+    if (!r->orig_ctx) r->orig_ctx = train_ctx;
+    if (!r->temp_ctx) r->temp_ctx = r->orig_ctx;
+    if (!(r->factor > 0))
+        r->factor = r->method == ROPE_DYNAMIC ? 1 : fmax(1, (double)ctx / r->orig_ctx);
+    if (!(r->beta_fast > 0)) r->beta_fast = 32;
+    if (!(r->beta_slow > 0)) r->beta_slow = 1;
+    if (!(r->low_freq_factor > 0)) r->low_freq_factor = 1;
+    if (!(r->high_freq_factor > 0)) r->high_freq_factor = 4;
+    if (r->distance == DIST_FULL && r->window && r->sinks) r->distance = DIST_SINKS;
+    if (r->distance == DIST_SINKS) r->reach = r->window;
+}
+
+// Zeroed memory that is real only where it is touched.
+static void *reserve(size_t bytes)
+{
+    void *p = mmap(NULL, bytes, PROT_READ | PROT_WRITE,
+                   MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (p == MAP_FAILED) die(EXIT_DATA, "memory", "cannot reserve %zu bytes", bytes);
+    return p;
+}
+
+// The number that stands in a line of this form, or SIZE_MAX if there is none.
+static size_t read_number(const char *path, const char *form)
+{
+    size_t n = SIZE_MAX;
+    char line[128];
+    FILE *f = fopen(path, "r");
+    while (f && fgets(line, sizeof line, f))
+        if (sscanf(line, form, &n) == 1) break;
+    if (f) fclose(f);
+    return n;
+}
+
+// Bytes that can be had without swapping: the kernel's estimate or, if there is none, all of the
+// memory; but no more than a container may use, which is in one file or the other, by the version
+// of its control groups.
+static size_t available_memory(void)
+{
+    size_t bytes = mul_size(read_number("/proc/meminfo", "MemAvailable: %zu"), 1024);
+    if (bytes == SIZE_MAX) bytes = mul_size(sysconf(_SC_PHYS_PAGES), sysconf(_SC_PAGESIZE));
+    bytes = min_size(bytes, read_number("/sys/fs/cgroup/memory.max", "%zu"));
+    return min_size(bytes, read_number("/sys/fs/cgroup/memory/memory.limit_in_bytes", "%zu"));
+}
+
+// Reserves the cache; dies with the numbers if it cannot fit.
+static void cache_reserve(Cache *c, int64_t max_seq_len)
+{
+    size_t have = available_memory();
+    if (c->bytes > have)
+        die(EXIT_DATA, "-c", "the KV cache does not fit (got %.1f GB available, want %.1f GB for "
+            "%lld tokens); use a smaller -c or --window", (double)have / 1e9,
+            (double)c->bytes / 1e9, (long long)max_seq_len);
+    c->tiles = reserve(c->bytes);
+}
+
+// Room for the positions of a chunk's queries under r: one set of angles, or one for each query
+// where frequencies always change.
+static void positions_init(Positions *p, const RopeConfig *r, size_t chunk, size_t head_dim,
+                           size_t n_slots)
+{
+    size_t pairs = head_dim / 2, n = rope_methods[r->method].changes == ALWAYS ? chunk : 1;
     p->rope = *r;
-    p->angles = xcalloc(chunk, sizeof *p->angles);
+    p->angles = xcalloc(n, sizeof *p->angles);
+    for (Angles *a = p->angles; a < p->angles + n; a++) {
+        a->epoch = -1;
+        a->freq = xcalloc(pairs, sizeof *a->freq);
+        a->gain = xcalloc(pairs, sizeof *a->gain);
+        a->decay = xcalloc(pairs, sizeof *a->decay);
+        a->slot_tile = xcalloc(n_slots, sizeof *a->slot_tile);
+        a->jump = xcalloc(2 * pairs, sizeof *a->jump);
+        for (int map = 0; map < n_maps(r); map++) {
+            a->key[map] = xcalloc(2 * pairs * TILE, 4);
+            a->tile[map] = reserve(mul_size(n_slots, 2 * pairs * 4));
+        }
+    }
     for (int map = 0; map < n_maps(r); map++) p->phase[map] = xcalloc(chunk * head_dim, 4);
 }
 
@@ -2916,11 +2873,11 @@ static void state_init(State *s, const Model *m, int64_t max_seq_len, size_t chu
     rope_resolve(rope, c->train_ctx, max_seq_len);
     rope_resolve(local, c->train_ctx, max_seq_len);
     if (encodings[c->encoding].prepare) a->prepared = encodings[c->encoding].prepare(c);
-    positions_init(&a->positions[0], rope, chunk, c->head_dim);
-    if (c->global_every || c->nope_every)
-        positions_init(&a->positions[1], local, chunk, c->head_dim);
     cache_layout(&a->cache, &a->config, max_seq_len, chunk, exact ? KV_F32 : kv_type);
     cache_reserve(&a->cache, max_seq_len);
+    positions_init(&a->positions[0], rope, chunk, c->head_dim, a->cache.n_slots);
+    if (c->global_every || c->nope_every)
+        positions_init(&a->positions[1], local, chunk, c->head_dim, a->cache.n_slots);
     size_t parts = max_size(chunk, rope->window ? 1 : ceil_div(max_seq_len, SEGMENT)) * c->n_heads;
     a->total = reserve(mul_size(parts, a->cache.v_dim * 4));
     a->sums = reserve(mul_size(parts, sizeof *a->sums));
@@ -3130,6 +3087,9 @@ static const char *list_names(Names t)
     return list;
 }
 #define LIST_NAMES(array) list_names((Names)NAMES(array))
+
+// A copy that its owner may change and free.
+static char *copy_string(const char *s) { return strcpy(xrealloc(NULL, strlen(s) + 1, 1), s); }
 
 // Numbers in a file, wherever they lie: a file owes nobody an alignment.
 typedef int32_t file_i32 __attribute__((aligned(1), may_alias));
@@ -4997,6 +4957,14 @@ static void catch_signals(void)
     signal(SIGXFSZ, SIG_IGN);
 }
 
+// Seconds since some moment in the past.
+static double seconds(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
 // How far the reading is, and how long it will take at the speed so far: a prompt of a hundred
 // pages is minutes without a word of text. A line on stderr that replaces itself, when someone is
 // there to see it and the work takes more than a second; it goes away when all is done.
@@ -5038,6 +5006,13 @@ static void feed(Session *s, const int *tokens, size_t n)
     for (size_t i = 0; i < vocab; i++)
         if (!isfinite(s->logits[i]))
             die(EXIT_DATA, s->model.path, "its logits are not finite at position %lld", s->pos - 1);
+}
+
+// Text that could not be written (a full disk, a closed pipe) is an error, told as soon as
+// possible.
+static void check_written(FILE *f, const char *name)
+{
+    if (fflush(f) || ferror(f)) die(EXIT_DATA, name, "cannot write (%s)", strerror(errno));
 }
 
 // Text on its way out. A token may end inside a character (an emoji's four bytes are rarely one
@@ -5541,3 +5516,32 @@ static const Program run_program = {
 
 int main(int argc, char **argv) { return run_main(&run_program, NULL, argc, argv); }
 #endif
+
+// ================================================================================================
+// Papers
+//
+// [RoPE]      Su et al. 2021, RoFormer, arXiv 2104.09864
+// [PI]        Chen et al. 2023, position interpolation, arXiv 2306.15595
+// [NTK]       bloc97 2023, "NTK-aware scaled RoPE"; emozilla 2023, its dynamic form
+// [YaRN]      Peng et al. 2023, arXiv 2309.00071
+// [Llama3]    Grattafiori et al. 2024, the Llama 3 models, arXiv 2407.21783
+// [LongRoPE]  Ding et al. 2024, arXiv 2402.13753
+// [Streaming] Xiao et al. 2023, attention sinks, arXiv 2309.17453
+// [SelfExt]   Jin et al. 2024, Self-Extend, arXiv 2401.01325
+// [ReRoPE]    Su Jianlin 2023, ReRoPE and Leaky ReRoPE; log-n scaling, 2021
+// [Flash]     Dao et al. 2022, attention by tiles with an online softmax, arXiv 2205.14135
+// [Sin]       Vaswani et al. 2017, sinusoidal positions, arXiv 1706.03762
+// [GPT-2]     Radford et al. 2019, learned positions
+// [NoPE]      Haviv et al. 2022, arXiv 2203.16634; Kazemnejad et al. 2023, arXiv 2305.19466
+// [ALiBi]     Press et al. 2021, arXiv 2108.12409
+// [T5]        Raffel et al. 2019, arXiv 1910.10683
+// [xPos]      Sun et al. 2022, arXiv 2212.10554
+// [KERPLE]    Chi et al. 2022, arXiv 2205.09921
+// [FIRE]      Li et al. 2023, arXiv 2310.04418
+// [Shaw]      Shaw et al. 2018, arXiv 1803.02155
+// [Sandwich]  Chi et al. 2022, arXiv 2212.10356
+// [STRING]    An et al. 2024, arXiv 2410.18745
+// [DCA]       An et al. 2024, Dual Chunk Attention, arXiv 2402.17463
+// [Llama4]    Meta 2025, attention temperature
+// [p-RoPE]    Barbero et al. 2024, arXiv 2410.06205
+// [GQA]       Ainslie et al. 2023, grouped-query attention, arXiv 2305.13245
