@@ -50,7 +50,7 @@ static void tracked_free(void *p)
 static struct {
     void *p;
     size_t size;
-} mapped[16];
+} mapped[256];
 static size_t n_mapped;
 
 static void *tracked_mmap(void *at, size_t size, int prot, int flags, int fd, off_t offset)
@@ -120,7 +120,7 @@ static void run_model(const Model *m, uint64_t bits, int64_t ctx)
     State s;
     size_t chunk = 1 + bits % 16, vocab = (size_t)c->vocab_size;
     size_t n = bits >> 16 & 3 || m->weight_bytes > 1 << 16 ? 3 : 80;
-    int exact = bits >> 4 & 1, f32 = bits >> 5 & 1, tokens[16] = {0};
+    int exact = bits >> 4 & 1, kv = bits >> 7 & 1 ? KV_Q8 : bits >> 5 & 1, tokens[16] = {0};
     if (m->weight_bytes > 4 << 20 || c->n_layers > 64 || c->dim > 1 << 12 ||
         c->hidden_dim > 1 << 14) return;
     Config resolved = *c;
@@ -129,7 +129,7 @@ static void run_model(const Model *m, uint64_t bits, int64_t ctx)
     cache_layout(&cache, &resolved, ctx, chunk, 1);
     size_t most = bits >> 20 & 15 ? 8 << 20 : 256 << 20;
     if (cache.bytes > most || cache.n_slots * (size_t)c->head_dim > 1 << 20) return;
-    state_init(&s, m, ctx, chunk, f32, exact);
+    state_init(&s, m, ctx, chunk, kv, exact);
     if (bits >> 6 & 1)
         s.attn.watch = xcalloc(c->n_layers * s.chunk * c->n_heads, sizeof *s.attn.watch);
     float *logits = xcalloc(vocab, 4);
