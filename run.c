@@ -448,6 +448,7 @@ typedef struct {
     double other;      // G of self-extend, k of leaky-rerope, W of string and dual-chunk
     int logn;
     int still;         // nothing turns
+    const double *positions; // of tokens, if not 0, 1, 2, ...; [whole tiles]
     double temp;       // B of the attention temperature
     int temp_ctx;      // its L0
     int temp_from_0;   // i in place of i + 1 there
@@ -1001,10 +1002,11 @@ static int n_maps(const RopeConfig *r)
     return r->distance == DIST_FULL ? 1 : r->distance == DIST_DUAL_CHUNK ? 3 : 2;
 }
 
-// B(j), and below it A(i).
+// B(j), and below it A(i). Tokens may stand at other positions than 0, 1, 2, ... under map 0, as a
+// model that was trained with random ones has met them (tests/measure.c).
 static double key_position(const RopeConfig *r, int map, int64_t j)
 {
-    if (!map) return (double)j;
+    if (!map) return r->positions ? r->positions[j] : (double)j;
     switch (r->distance) {
     case DIST_SELF_EXTEND: return floor((double)j / r->other);
     case DIST_REROPE: return 0;
@@ -1017,7 +1019,7 @@ static double key_position(const RopeConfig *r, int map, int64_t j)
 static double query_position(const RopeConfig *r, int map, int64_t i)
 {
     double reach = r->reach, W = r->other;
-    if (!map) return (double)i;
+    if (!map) return key_position(r, 0, i);
     switch (r->distance) {
     case DIST_SINKS: return fmin((double)i, r->sinks + reach - 1);
     case DIST_STRING: return (double)i - reach + W;
@@ -1109,7 +1111,8 @@ static void set_angles(Angles *a, const Config *c, const RopeConfig *r, size_t n
 }
 
 // A map's key table for the tile at t0: that of set_angles, unless keys of the tile do not stand at
-// even steps. Then out [2][pairs][TILE] gets the columns B(t0 + r) - B(t0). With self-extend B is a
+// even steps. Then out [2][pairs][TILE] gets the columns B(t0 + r) - B(t0): each computed anew where
+// positions are the user's, and else taken from set_angles' table. With self-extend B is a
 // staircase. With dual-chunk the tile may hold a chunk's end, behind which B begins again at 0:
 // there the column of C positions further on is used, turned back by C.
 static const float *key_table(const Angles *a, const RopeConfig *r, int map, size_t pairs,
@@ -1117,6 +1120,10 @@ static const float *key_table(const Angles *a, const RopeConfig *r, int map, siz
 {
     double first = key_position(r, map, t0), C = r->reach;
     int crosses = r->distance == DIST_DUAL_CHUNK && first + TILE > C;
+    for (int k = 0; r->positions && k < TILE; k++)
+        fill_phases(a->freq, NULL, a->decay, pairs, key_position(r, map, t0 + k) - first, 1, out + k,
+                    TILE);
+    if (r->positions) return out;
     if (!map || (r->distance != DIST_SELF_EXTEND && !crosses)) return a->key[map];
     if (a->freq[0] == 0) return a->key[map]; // all columns are the same
     for (int k = 0; k < TILE; k++) {
@@ -2931,7 +2938,7 @@ static void embed_tokens(State *s, const int *tokens)
         float *x = s->x + t * table->cols;
         table->type->unpack(table, (size_t)tokens[t], x);
         for (size_t i = 0; c->emb_scale > 0 && i < table->cols; i++) x[i] *= c->emb_scale;
-        double p = (double)(a->pos + (int64_t)t) / position_stretch(c);
+        double p = key_position(&c->rope, 0, a->pos + (int64_t)t) / position_stretch(c);
         if (encodings[c->encoding].add) encodings[c->encoding].add(c, p, x);
     }
     norm(s, s->x, s->x, s->model->emb_norm, a->n, table->cols);

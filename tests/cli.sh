@@ -317,6 +317,9 @@ usage -m passkey --lengths ""
 usage -m passkey --depths 0
 usage -m passkey --trials 0
 usage -m perplexity
+usage -m perplexity -f tokenizer.bin -c 64 --positions 62
+usage -m passkey --lengths 200 --positions 199
+usage -m rope --positions 300
 usage -m perplexity -f tokenizer.bin --stride 0
 usage -m perplexity -f tokenizer.bin --stride 96
 usage -m bench --tsv "$tmp/none.tsv"
@@ -497,6 +500,7 @@ same "perplexity" "$tmp/a.tsv" "$tmp/b.tsv"
 works "perplexity, entropy" "$m" -m perplexity -f "$tmp/prompt" -c 32 --entropy --stride 8
 works "perplexity, one window" "$m" -m perplexity -f "$tmp/prompt" -c 32 --windows 1
 refused 1 "unwritable table" "$m" -m perplexity -f "$tmp/prompt" --tsv "$tmp/no/such/folder.tsv"
+works "drawn positions" "$m" -m perplexity -f "$tmp/prompt" -c 32 --positions 99
 works "passkey" "$m" -m passkey --lengths 64,96 --depths 2 --trials 1
 
 # Key tokens: a text whose second half says the first half again is told by far text, to a model that

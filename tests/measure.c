@@ -15,7 +15,7 @@
 // What the command line says; the table of options is at the end.
 static struct {
     const char *lengths, *tsv, *mask;
-    int windows, stride, depths, trials, entropy, first, recent;
+    int windows, stride, depths, trials, entropy, first, recent, positions;
     size_t length[32], n_lengths; // of --lengths
 } ask = {.depths = 5, .trials = 5};
 
@@ -179,6 +179,30 @@ static void watch_row(const Session *s, Perplexity *p, size_t t, double *extra)
     }
 }
 
+// With --positions N the n tokens of a text stand at positions that are drawn anew for each text:
+// so many of 0 .. N-1, in order (selection sampling: each is taken with the chance wanted / left).
+// That is how models of "randomized" encodings are trained, and in their paper also tested (Ruoss
+// et al. 2023, arXiv 2305.16843). Angles of the text before are forgotten.
+static void draw_positions(Session *s, size_t n, uint64_t *rng)
+{
+    static double *at;
+    size_t room = round_up(n, TILE), chosen = 0, all = (size_t)ask.positions;
+    if (!all) return;
+    if (all < n)
+        die(EXIT_USAGE, "--positions", "fewer than the text has tokens (got %zu, want %zu)", all, n);
+    at = xrealloc(at, room, sizeof *at);
+    for (size_t p = 0; chosen < n; p++)
+        if (random_unit(rng) * (double)(all - p) < (double)(n - chosen)) at[chosen++] = (double)p;
+    for (; chosen < room; chosen++) at[chosen] = at[chosen - 1] + 1;
+    Attention *a = &s->state.attn;
+    a->config.rope.positions = at;
+    for (int kind = 0; kind < 2; kind++) {
+        Positions *p = &a->positions[kind];
+        p->rope.positions = at;
+        if (p->angles) p->angles->epoch = -1;
+    }
+}
+
 // The losses of predictions from..n-1 (prediction i is that of ids[i + 1]) with ids[0 .. n-1] in an
 // empty cache, to nll[i - from]; returns before which one Ctrl-C ended it.
 static size_t window_losses(Session *s, Perplexity *p, const int *ids, size_t n, size_t from,
@@ -236,6 +260,8 @@ static void add_prediction(const Session *s, Perplexity *p, const int *ids, size
 static void score_window(Session *s, Perplexity *p, const int *ids)
 {
     double before = p->all.nll;
+    uint64_t rng = seed_random((uint64_t)(opt.seed >= 0 ? opt.seed : 1) + p->windows.n);
+    draw_positions(s, p->n, &rng);
     size_t to = window_losses(s, p, ids, p->n, p->from, p->nll, p->extra);
     for (size_t i = p->from; i < to; i++) add_prediction(s, p, ids, i);
     if (to == p->n) add_loss(&p->windows, (p->all.nll - before) / (p->n - p->from), 0, NULL);
@@ -636,6 +662,7 @@ static double run_cell(const Grid *g, size_t l, int d)
         task_kinds[g->kind].make(&task, grid_depth(d), &rng);
         sprintf(answer, "%d", task.answer);
         g->s->pos = 0;
+        draw_positions(g->s, ask.length[l], &rng);
         size_t first = random_below(&rng, (int)min_size(g->n_filler, 1 << 20));
         int *ids = fit_task(g, &task, first, ask.length[l] - 8, &n); // 8 tokens for the answer
         if (!ids) return -1;
@@ -807,6 +834,8 @@ static const Option measure_options[] = {
     {0, "mask", TEXT(ask.mask), "PATH", "perplexity: loss of key tokens, by contrast's table"},
     {0, "recent", NUMBER(ask.recent, 1, 1 << 28),
      "N", "contrast: the short context (a quarter of L)"},
+    {0, "positions", NUMBER(ask.positions, 1, 1 << 24),
+     "N", "of a text's tokens: drawn from 0 .. N-1, in order, by -s"},
     {0, "lengths", TEXT(ask.lengths), "A,B,..", "passkey, retrieval, kv: lengths in tokens"},
     {0, "depths", NUMBER(ask.depths, 1, 64), "D", "passkey, retrieval, kv: places of the fact (5)"},
     {0, "trials", NUMBER(ask.trials, 1, 1024), "T", "passkey, retrieval, kv: texts a place (5)"},
@@ -823,6 +852,8 @@ static void check_measure(void)
         die(EXIT_USAGE, "--tsv", "mode %s has no table", mode->name);
     if (ask.mask && mode->run != run_perplexity)
         die(EXIT_USAGE, "--mask", "not for mode %s", mode->name);
+    if (ask.positions && mode->run != run_perplexity && !mode->context)
+        die(EXIT_USAGE, "--positions", "not for mode %s", mode->name);
     if (ask.lengths && !mode->context)
         die(EXIT_USAGE, "--lengths", "not for mode %s", mode->name);
 }

@@ -849,9 +849,11 @@ static const struct {
     {"self-extend", 1, 1}, {"leaky-rerope", 3, 3},
     // without position; rotated; added to the embedding; added to the score
     {"nope", 0, SOLID},
-    {"rope-randomized", 1, DOTS}, {"rope", 1, SOLID}, {"xpos", 6, SOLID},
+    {"rope-randomized, drawn", 6, DOTS}, {"rope-randomized", 1, DOTS}, {"rope", 1, SOLID},
+    {"xpos", 6, SOLID},
     {"sinusoidal", 2, SOLID}, {"shape", 2, SHORT}, {"learned-randomized, clamped", 5, DASH_DOT},
-    {"learned-randomized", 5, DOTS}, {"learned, clamped", 5, SHORT}, {"learned", 5, SOLID},
+    {"learned-randomized, drawn", 4, DOTS}, {"learned-randomized", 5, DOTS},
+    {"learned, clamped", 5, SHORT}, {"learned", 5, SOLID},
     {"alibi", 3, SOLID}, {"kerple", 3, SHORT}, {"fire", 3, DASH_DOT}, {"t5", 4, SOLID},
     {"shaw", 4, SHORT}, {"sandwich", 3, DOTS}, {"cape", 2, DASH_DOT}, {"drope", 0, SHORT},
 };

@@ -12,7 +12,8 @@
 #
 # and, where --rope-scaling linear means something, the first and the passkey with positions
 # interpolated; for rope with the other methods as well. Encodings with a table of positions end
-# with it; "clamped" repeats its last row.
+# with it; "clamped" repeats its last row. Those that were trained with positions drawn at random are
+# tested so, too ("drawn"), as their paper does it.
 #
 # Numbers go to models/figures/survey.tsv, pictures beside it, the tables of models/ENCODINGS.md to
 # stdout, what the instruments wrote to BUILD/survey. Models that are not there are skipped.
@@ -36,6 +37,7 @@ lengths="256 512 1024 2048 4096"
 stretched="512 1024 2048" # by 2, 4 and 8
 keyed="256 512 1024 2048" # passkey
 asked="256 512 1024"      # multi-key, variable tracking
+drawn="256 512 1024 2048" # positions drawn from 2048, as in training
 tab=$(printf '\t')
 
 # name | class | where position enters | learned | source
@@ -128,6 +130,16 @@ plan_stretched() { # encoding method
     done
 }
 
+# The tests with positions drawn from the range that the model was trained with.
+plan_drawn() { # encoding
+    for n in $drawn; do
+        plan_windows "$1" drawn "$n" --positions 2048
+        plan_test "$1" drawn passkey "$n" --positions 2048
+        case " $asked " in *" $n "*) plan_test "$1" drawn retrieval "$n" --positions 2048 ;; esac
+    done
+    plan_sliding "$1" drawn 2048 --positions 2048
+}
+
 # A row of survey.tsv: the mean of column `nll` and its standard error over windows.
 mean_row() { # encoding method view length table condition
     awk -F '\t' -v OFS='\t' -v n="$4" -v row="$1$tab$2$tab$3$tab${7:-$4}" "FNR > 1 && ($6)"' {
@@ -163,7 +175,7 @@ table_rows() { # table
     *) score_rows "$of" "$how" "$1" ;;
     esac
     # Loss by position: the second half of each window, but of the shortest all from 32 on.
-    case $view.$how in windows.none | windows.clamped) from=$((n / 2)) ;; *) return ;; esac
+    case $view.$how in windows.none | windows.clamped | windows.drawn) from=$((n / 2)) ;; *) return ;; esac
     [ "$n" -gt $trained ] || from=32
     while [ $from -lt "$n" ]; do
         mean_row "$of" "$how" position "$n" "$1" "\$2 + 1 >= $from && \$2 + 1 < 2 * $from" \
@@ -177,7 +189,7 @@ table_rows() { # table
 tables() { # encoding method view
     for n in $lengths; do
         table=$raw/$1.$2.$3.$n.tsv
-        [ -e "$table" ] || table=$raw/$1.none.$3.$n.tsv
+        [ -e "$table" ] || [ "$2" != clamped ] || table=$raw/$1.none.$3.$n.tsv
         [ ! -e "$table" ] || echo "$table"
     done
 }
@@ -211,13 +223,13 @@ draw() { # kind picture view method title
     kind=$1 picture=$figures/$2.svg view=$3 only=$4 title=$5
     set --
     for name in $names; do
-        for how in ${only:-none clamped}; do
+        for how in ${only:-none clamped drawn}; do
             [ "$how" = none ] || has_rows "$name" "$how" "$view" || continue
             table=$raw/$name.$how.$kind.$view
             if [ "$kind" = means ]; then means "$name" "$how" "$view" > "$table"
             else join_tables "$name" "$how" "$view" > "$table"; fi
             label=$name
-            [ "$how" != clamped ] || label="$name, clamped"
+            case $how in clamped | drawn) label="$name, $how" ;; esac
             set -- "$@" "$label=$table"
         done
     done
@@ -261,6 +273,8 @@ print_tables() {
             line($1, $1, "none", about, "`" models "/pe-" $1 ".bin`")
             if (($1, "clamped", "windows", 2048) in value)
                 line($1 ", clamped", $1, "clamped", " | | | ", "the same")
+            if (($1, "drawn", "windows", 2048) in value)
+                line($1 ", drawn", $1, "drawn", " | | | ", "the same")
             known[++n] = $1
         }
         END {
@@ -293,6 +307,7 @@ fi
 for name in $names; do
     plan_encoding "$name"
     plan_stretched "$name" linear
+    case $name in *-randomized) plan_drawn "$name" ;; esac
     [ "$name" != rope ] || for how in ntk dynamic yarn; do plan_stretched rope $how; done
 done
 xargs -L 1 -P "$jobs" sh tests/measure.sh < "$raw/jobs"

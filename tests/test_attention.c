@@ -13,10 +13,13 @@ static int visible(const RopeConfig *r, int i, int j)
     return j <= i && (!r->window || i - j < r->window || j < r->sinks);
 }
 
+static double rising[1024]; // positions with gaps of 1 to 13
+
 // D(i, j): how far away key j looks from query i.
 static double distance(const RopeConfig *r, int i, int j)
 {
     int W = r->reach, G = (int)r->other, C = r->reach;
+    if (r->positions) return r->positions[i] - r->positions[j];
     if (r->window && r->sinks && r->distance <= DIST_SINKS && i - j >= r->window)
         return (i < r->sinks + r->window - 1 ? i : r->sinks + r->window - 1) - j;
     if (r->distance == DIST_DUAL_CHUNK && i / C != j / C)
@@ -197,6 +200,10 @@ static const struct {
     {"a fraction", {.fraction = 0.6}},
     {"a fraction, yarn, self-extend", {.method = ROPE_YARN, .factor = 2, .fraction = 0.3,
                                        .distance = DIST_SELF_EXTEND, .reach = 65, .other = 7}},
+    {"positions", {.positions = rising}},
+    {"positions, yarn, window", {.positions = rising, .method = ROPE_YARN, .factor = 4,
+                                 .window = 90}},
+    {"positions, dynamic", {.positions = rising, .method = ROPE_DYNAMIC}},
 };
 enum { N_METHODS = sizeof methods / sizeof *methods };
 
@@ -652,6 +659,7 @@ static void test_large_scores(void)
 
 int main(void)
 {
+    for (int j = 1; j < 1024; j++) rising[j] = rising[j - 1] + 1 + j * j % 13;
     test_large_scores();
     test_memory_files();
     test_shapes();

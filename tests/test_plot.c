@@ -208,7 +208,7 @@ static int overlaps(const char *svg)
 static const char *const crowd[] = {
     "rope", "xpos", "nope", "sinusoidal", "shape", "learned", "learned, clamped", "alibi", "t5",
     "kerple", "fire", "shaw", "sandwich", "cape", "drope", "rope-randomized", "learned-randomized",
-    "learned-randomized, clamped"};
+    "learned-randomized, clamped", "rope-randomized, drawn", "learned-randomized, drawn"};
 enum { CROWD = sizeof crowd / sizeof *crowd };
 
 // Every encoding has a style of its own, and they share none.
