@@ -317,7 +317,7 @@ usage -m passkey --lengths ""
 usage -m passkey --depths 0
 usage -m passkey --trials 0
 usage -m perplexity
-usage -m perplexity -f tokenizer.bin -c 64 --positions 62
+usage -m perplexity -f tokenizer.bin -c 64 --positions 63
 usage -m passkey --lengths 200 --positions 199
 usage -m rope --positions 300
 usage -m perplexity -f tokenizer.bin --stride 0

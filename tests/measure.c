@@ -179,6 +179,14 @@ static void watch_row(const Session *s, Perplexity *p, size_t t, double *extra)
     }
 }
 
+// Before a line is written.
+static void check_positions(const Session *s)
+{
+    if (ask.positions && ask.positions < s->ctx)
+        die(EXIT_USAGE, "--positions", "fewer than a text may have tokens (got %d, want %lld or "
+            "more)", ask.positions, s->ctx);
+}
+
 // With --positions N the n tokens of a text stand at positions that are drawn anew for each text:
 // so many of 0 .. N-1, in order (selection sampling: each is taken with the chance wanted / left).
 // That is how models of "randomized" encodings are trained, and in their paper also tested (Ruoss
@@ -188,8 +196,6 @@ static void draw_positions(Session *s, size_t n, uint64_t *rng)
     static double *at;
     size_t room = round_up(n, TILE), chosen = 0, all = (size_t)ask.positions;
     if (!all) return;
-    if (all < n)
-        die(EXIT_USAGE, "--positions", "fewer than the text has tokens (got %zu, want %zu)", all, n);
     at = xrealloc(at, room, sizeof *at);
     for (size_t p = 0; chosen < n; p++)
         if (random_unit(rng) * (double)(all - p) < (double)(n - chosen)) at[chosen++] = (double)p;
@@ -379,6 +385,7 @@ static void run_perplexity(Session *s)
 {
     Perplexity p;
     Attention *attn = &s->state.attn;
+    check_positions(s);
     int *ids = begin_windows(s, &p, ask.stride);
     if (ask.mask) p.marks = read_mask(ask.mask, p.n_windows, p.n);
     if (ask.entropy || ask.first)
@@ -706,6 +713,7 @@ static void run_grid(const Grid *g)
 // Tasks of kinds first..last, each over the whole grid. The filler is the user's text, if any.
 static void run_grids(Session *s, int first, int last)
 {
+    check_positions(s);
     static const char classic[] = "The grass is green. The sky is blue. The sun is yellow. "
                                   "Here we go. There and back again.";
     const Vocab *v = &s->model.vocab;
