@@ -116,10 +116,6 @@ for name in alibi6 t5b shaw0 xpos3; do oracle $name -c 300; done
 model far 6 ctx=256 dim=16 hidden=16 heads=1 layers=1 vocab=4096
 oracle far -c 4096
 
-# Sandwich's distances past the ones that are looked up.
-model far_sums 10 ctx=256 dim=16 hidden=16 heads=1 layers=1 vocab=4096
-oracle far_sums -c 4500
-
 for name in learned alibi t5 xpos kerple fire shaw sandwich sinusoidal; do
     same $name -c 300
     same $name -c 200 --window 70 --sinks 4 --exact
