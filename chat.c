@@ -931,9 +931,8 @@ static int find_token(const Tokenizer *t, const char *s, size_t len, size_t *n)
 static void make_control(Tokenizer *t, int id)
 {
     Piece *p = &t->pieces[id];
-    uint8_t *most = &t->special_len[(uint8_t)*p->text];
     p->kind = TOKEN_CONTROL;
-    if (p->len > *most) *most = (uint8_t)p->len;
+    note_special(t, p);
 }
 
 // Tries the template on a small conversation, whose texts are a byte that no template writes, so

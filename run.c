@@ -3111,7 +3111,7 @@ static float read_f32(const uint8_t *p) { return *(const file_f32 *)p; }
 // s string. A boolean is a number, 0 or 1.
 static const uint8_t value_bytes[] = {1, 1, 2, 2, 4, 4, 4, 1, 0, 0, 8, 8, 8};
 static const char value_kinds[] = "uiuiuifus-uif";
-enum { G_I32 = 5, G_F32 = 6, G_STRING = 8, G_ARRAY = 9 };
+enum { G_U8 = 0, G_I32 = 5, G_F32 = 6, G_STRING = 8, G_ARRAY = 9 };
 
 // Number i of a list, whatever they are. An integer of few bytes fills the low ones of v; shifting
 // it up and down again spreads its sign.
@@ -4370,7 +4370,7 @@ typedef struct {
     Piece *pieces;          // [vocab_size]
     int vocab_size;
     Map ids;                // by text
-    int byte_id[256];       // -1: none
+    int byte_id[256];       // SentencePiece-style
     const WordStyle *words; // byte-level BPE; NULL: SentencePiece-style
     Map ranks;              // by pair of ids that may merge: its place in the list of merges
     uint8_t special_len[256]; // the longest user-defined or control token that begins so
@@ -4498,7 +4498,7 @@ static void encode_word(Encoder *e, const char *text, size_t len)
         if (a->prev >= 0) offer_merge(e, a->prev);
     }
     for (size_t at = 0; at < len; at += s[at].len) {
-        int id = s[at].id < 0 ? t->byte_id[(uint8_t)text[at]] : s[at].id;
+        int id = s[at].id < 0 && !t->words ? t->byte_id[(uint8_t)text[at]] : s[at].id;
         if (id >= 0) e->ids[e->count++] = id; // a byte that the vocabulary lacks is dropped
     }
 }
@@ -4524,6 +4524,13 @@ static void encode_plain(Encoder *e, const char *text, size_t len)
     }
     free(chars);
     free(copy);
+}
+
+// Has match_special() look as far as this token is long.
+static void note_special(Tokenizer *t, const Piece *p)
+{
+    uint8_t *most = &t->special_len[p->len ? (uint8_t)*p->text : 0];
+    if (p->len < 256 && p->len > *most) *most = (uint8_t)p->len;
 }
 
 // The special token at the beginning of s[len], the longest of them, or -1; *n gets its length. In
@@ -4576,41 +4583,6 @@ static const char *tokenizer_decode(const Tokenizer *t, int prev, int id, size_t
 static int is_stop(const Tokenizer *t, int id) { return t->pieces[id].stop; }
 
 // --- loading ------------------------------------------------------------------------------------
-
-// Ids are numbers of a file, where -1 and more than there are may stand for none.
-static void mark_stop(Tokenizer *t, double id)
-{
-    if (id >= 0 && id < t->vocab_size) t->pieces[(int)id].stop = 1;
-}
-
-// Tokens that end a turn, whatever the file says about them: many files name one EOS, that of a
-// text, but their models end a turn with another one, and would talk on to themselves.
-static void find_stops(Tokenizer *t)
-{
-    static const char *const names[] = {
-        "<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end_of_text|>", "<|endoftext|>", "<|end|>",
-        "<|eot|>", "<|EOT|>", "<EOT>", "<|end_of_turn|>", "<end_of_turn>", "<turn|>", "<eos>",
-        "</s>"};
-    for (size_t i = 0; i < COUNT(names); i++)
-        mark_stop(t, find_piece(t, names[i], strlen(names[i]), TOKEN_CONTROL | TOKEN_USER));
-}
-
-// What has to be found quickly: pieces by their text (of two that are spelled alike the first), how
-// long special tokens can be, and the ones that end a turn.
-static void index_pieces(Tokenizer *t)
-{
-    t->ids = map_init(t->vocab_size);
-    memset(t->byte_id, -1, sizeof t->byte_id);
-    for (int id = 0; id < t->vocab_size; id++) {
-        const Piece *p = &t->pieces[id];
-        if (isnan(p->score)) die(EXIT_DATA, t->path, "piece %d has no score (got nan)", id);
-        if (!p->len) continue;
-        map_add(&t->ids, p->text, (size_t)p->len, id);
-        uint8_t *most = &t->special_len[(uint8_t)*p->text];
-        if (p->kind != TOKEN_TEXT && p->len < 256 && p->len > *most) *most = (uint8_t)p->len;
-    }
-    find_stops(t);
-}
 
 // The pieces that stand for bytes, named <0x00> to <0xFF>; all of them have to be there, and none
 // may be a control token, which a text could then write.
@@ -4674,17 +4646,19 @@ static size_t plain_text(const char *s, size_t len, int bpe, char *out)
 // the user's. Type numbers in the file: 1 normal, 2 unknown, 3 control, 4 user-defined, 5 unused, 6
 // byte. Of a SentencePiece vocabulary BOS, EOS and EOT are control tokens whatever their type is,
 // so that no text can write them (some files in GPT-2's way name a comma as a BOS that they never
-// use).
+// use). Each piece is then found by its text, of two that are spelled alike the first.
 static void read_pieces(Tokenizer *t, const Vocab *v)
 {
     static const int kinds[] = {[2] = TOKEN_CONTROL, [3] = TOKEN_CONTROL, [4] = TOKEN_USER};
     Values list = v->tokens;
+    t->ids = map_init(list.n);
     for (int id = 0; id < t->vocab_size; id++) {
         size_t len;
         Piece *p = &t->pieces[id];
         double type = v->types.at ? number_at(v->types, (size_t)id) : 1;
         if (!v->bpe && (id == v->bos || id == v->eos || id == v->eot)) type = 3;
         if (v->scores.at) p->score = (float)number_at(v->scores, (size_t)id);
+        if (isnan(p->score)) die(EXIT_DATA, t->path, "piece %d has no score (got nan)", id);
         p->text = next_string(&list, &len);
         p->kind = type >= 2 && type < COUNT(kinds) ? kinds[(int)type] : TOKEN_TEXT;
         if (len > 1 << 16) die(EXIT_DATA, t->path, "token %d is too long (got %zu)", id, len);
@@ -4694,7 +4668,31 @@ static void read_pieces(Tokenizer *t, const Vocab *v)
             p->text = plain;
         }
         p->len = (int)len;
+        if (len) map_add(&t->ids, p->text, len, id);
+        if (p->kind != TOKEN_TEXT) note_special(t, p);
     }
+}
+
+// Ids are numbers of a file, where -1 and more than there are may stand for none.
+static void mark_stop(Tokenizer *t, double id)
+{
+    if (id >= 0 && id < t->vocab_size) t->pieces[(int)id].stop = 1;
+}
+
+// Tokens that end a turn: those of the file, and others, whatever the file says about them. Many
+// files name one EOS, that of a text, but their models end a turn with another one, and would talk
+// on to themselves.
+static void find_stops(Tokenizer *t, const Vocab *v)
+{
+    static const char *const names[] = {
+        "<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end_of_text|>", "<|endoftext|>", "<|end|>",
+        "<|eot|>", "<|EOT|>", "<EOT>", "<|end_of_turn|>", "<end_of_turn>", "<turn|>", "<eos>",
+        "</s>"};
+    for (size_t i = 0; i < COUNT(names); i++)
+        mark_stop(t, find_piece(t, names[i], strlen(names[i]), TOKEN_CONTROL | TOKEN_USER));
+    for (size_t i = 0; i < v->ends.n; i++) mark_stop(t, number_at(v->ends, i));
+    mark_stop(t, v->eos);
+    mark_stop(t, v->eot);
 }
 
 // A merge is two pieces with a space between, which is never the first byte of a piece: blanks are
@@ -4729,53 +4727,48 @@ static const WordStyle *find_words(const char *path, const char *name)
         LIST_NAMES(word_styles));
 }
 
-// From a model file: pieces, then what finds them, then how words are cut and merged. Whether BOS
-// comes first is the file's to say, or its kind's: Llama's and Mistral's models want it, those
-// after GPT-2 have none. BOS is none where the file names an ordinary piece (a comma, in some).
-static void tokenizer_from_vocab(Tokenizer *t, const char *path, const Vocab *v)
+// llama2.c's tokenizer.bin, of n pieces: int32 longest piece, then for each id f32 score, int32
+// length, and the bytes, which are plain text. Without its score an entry is a string of GGUF's:
+// its length takes the score's place, too. What ends llama2.c's texts is BOS.
+static Vocab read_vocab(const char *path, size_t n)
+{
+    size_t size, at = 4, id = 0;
+    uint8_t *file = (uint8_t *)read_text(path, &size), *types = xcalloc(n, 1);
+    float *scores = xcalloc(n, sizeof *scores);
+    for (size_t len; id < n && at + 8 <= size; id++, at += 8 + len) {
+        len = (uint32_t)read_i32(file + at + 4);
+        if (len > size - at - 8) break;
+        scores[id] = read_f32(file + at);
+        memcpy(file + at, &len, 8);
+    }
+    if (id < n || at != size)
+        die(EXIT_DATA, path, "not a tokenizer.bin of %zu pieces, as this model's (got %zu, and %zu "
+            "bytes of %zu)", n, id, min_size(at, size), size);
+    types[ID_UNK] = 2;
+    return (Vocab){.tokens = {file + 4, n, G_STRING}, .scores = {(uint8_t *)scores, n, G_F32},
+                   .types = {types, n, G_U8}, .bos = ID_BOS, .eos = ID_EOS,
+                   .eot = ID_BOS, .add_bos = 1, .space_prefix = 1};
+}
+
+// Pieces, then what finds them, then how words are cut and merged. Whether BOS comes first is the
+// file's to say, or its kind's: Llama's and Mistral's models want it, those after GPT-2 have none.
+// BOS is none where the file names an ordinary piece (a comma, in some).
+static void tokenizer_init(Tokenizer *t, const char *path, const Vocab *v)
 {
     size_t n = v->tokens.n;
     *t = (Tokenizer){.path = path, .vocab_size = (int)n, .pieces = xcalloc(n, sizeof *t->pieces),
                      .bos = v->bos, .eos = v->eos, .add_bos = v->add_bos,
                      .space_prefix = v->space_prefix && !v->bpe};
     read_pieces(t, v);
-    index_pieces(t);
+    find_stops(t, v);
     if (v->bpe) {
         t->words = find_words(path, v->pre);
         read_unicode_runs();
         read_merges(t, v);
     } else find_byte_pieces(t);
     if (v->add_bos < 0) t->add_bos = !v->bpe || t->words->whole_words;
-    for (size_t i = 0; i < v->ends.n; i++) mark_stop(t, number_at(v->ends, i));
-    mark_stop(t, v->eos);
-    mark_stop(t, v->eot);
     if (t->bos >= 0 && t->pieces[t->bos].kind == TOKEN_TEXT) t->bos = -1;
     t->add_bos &= t->bos >= 0;
-}
-
-// From llama2.c's tokenizer.bin: int32 longest piece, then for each id f32 score, int32 length, and
-// the bytes, which are a piece's plain text. BOS is what ends llama2.c's texts.
-static void tokenizer_load(Tokenizer *t, const char *path, int vocab_size)
-{
-    size_t size, at = 4, len;
-    const uint8_t *file = (const uint8_t *)read_text(path, &size), *entry;
-    int id = 0;
-    *t = (Tokenizer){.path = path, .vocab_size = vocab_size, .bos = ID_BOS, .eos = ID_EOS,
-                     .pieces = xcalloc(vocab_size, sizeof *t->pieces), .add_bos = 1,
-                     .space_prefix = 1};
-    for (; id < vocab_size && at + 8 <= size; id++, at += 8 + len) {
-        entry = file + at;
-        len = (uint32_t)read_i32(entry + 4);
-        if (len > size - at - 8) break;
-        t->pieces[id] = (Piece){.text = (const char *)entry + 8, .len = (int)len,
-                                .score = read_f32(entry), .stop = id == ID_BOS || id == ID_EOS,
-                                .kind = id <= ID_EOS ? TOKEN_CONTROL : TOKEN_TEXT};
-    }
-    if (id < vocab_size || at != size)
-        die(EXIT_DATA, path, "not a tokenizer.bin of %d pieces, as this model's (got %d, and %zu "
-            "bytes of %zu)", vocab_size, id, min_size(at, size), size);
-    index_pieces(t);
-    find_byte_pieces(t);
 }
 
 // ================================================================================================
@@ -5470,8 +5463,9 @@ static void open_session(Session *s)
         fprintf(stderr, "%s: how text is cut into words is not said (tokenizer.ggml.pre), and "
                 "guessed: as for GPT-2\n", prog);
     if (!runs) strcpy(v.pre, "default"); // text is not read
-    if (!path && v.tokens.n) tokenizer_from_vocab(&s->tokenizer, opt.checkpoint, &v);
-    else tokenizer_load(&s->tokenizer, path ? path : find_tokenizer(opt.checkpoint), c->vocab_size);
+    if (!path && !v.tokens.n) path = find_tokenizer(opt.checkpoint);
+    if (path) v = read_vocab(path, (size_t)c->vocab_size);
+    tokenizer_init(&s->tokenizer, path ? path : opt.checkpoint, &v);
     read_prompt(s);
     if (!runs) return;
     size_t chunk = opt.chunk; // frequencies that always change need Angles for each of its tokens

@@ -2608,7 +2608,8 @@ int main(int argc, char **argv)
     static Tokenizer tokenizer;
     static Text text = {.tokenizer = &tokenizer};
     static Net net;
-    tokenizer_load(&tokenizer, settings.tokenizer, settings.shape.vocab_size);
+    Vocab pieces = read_vocab(settings.tokenizer, (size_t)settings.shape.vocab_size);
+    tokenizer_init(&tokenizer, settings.tokenizer, &pieces);
     load_text(&text, &settings, argv + i, argc - i);
     static Valid valid;
     load_valid(&valid, &tokenizer, settings.valid);

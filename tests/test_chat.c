@@ -233,7 +233,7 @@ static Tokenizer make_vocabulary(int type, int add_bos)
     Vocab v = {.tokens = {tokens.p, VOCAB, G_STRING}, .types = {types.p, VOCAB, G_I32}, .bos = BOS, .eos = EOS,
                .eot = -1, .add_bos = add_bos};
     Tokenizer t;
-    tokenizer_from_vocab(&t, "test", &v);
+    tokenizer_init(&t, "test", &v);
     return t;
 }
 

@@ -167,7 +167,7 @@ static void test_empty_turn(void)
     Vocab v = {.tokens = {tokens.p, 1, G_STRING}, .merges.at = tokens.p, .bpe = 1, .bos = -1, .eos = -1,
                .eot = -1, .pre = "gpt-2"};
     Session s = {0};
-    tokenizer_from_vocab(&s.tokenizer, "test", &v);
+    tokenizer_init(&s.tokenizer, "test", &v);
     Term pair[2], turn = make_message(pair, "user", "xyz");
     int *ids = encode_chat(&s, chat_formats[0].template, &turn, 1, &n);
     CHECK(n == 1 && ids[0] == 0);

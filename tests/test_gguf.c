@@ -48,7 +48,7 @@ static void open_spec(Session *s, const GgufSpec *spec)
     char *path = write_file(file, size);
     model_load(&s->model, path);
     unlink(path);
-    tokenizer_from_vocab(&s->tokenizer, spec->arch, &s->model.vocab);
+    tokenizer_init(&s->tokenizer, spec->arch, &s->model.vocab);
     free(file);
 }
 
@@ -437,7 +437,7 @@ static void test_named_ends(void)
         int ids[16], n, pairs = 0;
         v.space_prefix = 1;
         if (named) *(named == 1 ? &v.bos : named == 2 ? &v.eos : &v.eot) = 268;
-        tokenizer_from_vocab(&t, "named", &v);
+        tokenizer_init(&t, "named", &v);
         size_t size = there_and_back(&t, text, sizeof text - 1, ids, &n, got);
         for (int i = 0; i < n; i++) pairs += ids[i] == 268;
         CHECK_INT(pairs, named ? 0 : 2);
@@ -480,7 +480,7 @@ static int try_file(const uint8_t *bytes, size_t size)
         dup2(fileno(err), STDERR_FILENO);
         alarm(20);
         model_load(&m, path);
-        tokenizer_from_vocab(&t, path, &m.vocab);
+        tokenizer_init(&t, path, &m.vocab);
         tokenizer_encode(&t, "abc <0x41> \xff 12", NULL, 14, ids);
         state_init(&s, &m, 2, 2, 0, 0);
         forward(&s, (int[]){0, m.config.vocab_size - 1}, 2, 0);
@@ -609,7 +609,7 @@ static void test_real(void)
         snprintf(path, sizeof path, "%s/%s", folder, real[k].file);
         double start = seconds();
         model_load(&s.model, path);
-        tokenizer_from_vocab(&s.tokenizer, path, &s.model.vocab);
+        tokenizer_init(&s.tokenizer, path, &s.model.vocab);
         CHECK(seconds() - start < 5);
         const char *text = real[k].text;
         int n = tokenizer_encode(&s.tokenizer, text, NULL, strlen(text), ids), bad = 0;

@@ -33,7 +33,7 @@ static Tokenizer make_vocabulary(int add_bos, int space_prefix)
     Vocab v = {.tokens = {tokens.p, VOCAB, G_STRING}, .types = {types.p, VOCAB, G_I32}, .bos = BOS, .eos = EOS,
                .eot = -1, .add_bos = add_bos, .space_prefix = space_prefix};
     Tokenizer t;
-    tokenizer_from_vocab(&t, "test", &v);
+    tokenizer_init(&t, "test", &v);
     free(types.p);
     return t;
 }

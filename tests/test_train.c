@@ -850,7 +850,8 @@ int main(int argc, char **argv)
     int fd = mkstemp(path);
     test_settings();
     pool_start(2);
-    tokenizer_load(&tokenizer, "tokenizer.bin", 4096);
+    Vocab v = read_vocab("tokenizer.bin", 4096);
+    tokenizer_init(&tokenizer, "tokenizer.bin", &v);
     test_gemm();
     test_bf16();
     test_exp();
