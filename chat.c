@@ -26,7 +26,7 @@
 // What the command line says beside run.c's options; the table is at the end.
 static struct {
     const char *system, *format;
-    int no_think, keep_all;
+    int no_think, keep_all, show_tokens;
 } talk;
 
 // --- templates: an interpreter -------------------------------------------------------------------
@@ -1051,6 +1051,63 @@ static char *quote_text(const Tokenizer *t, const char *text)
     return quoted;
 }
 
+// --- at the terminal -----------------------------------------------------------------------------
+//
+// What a person wants who waits for a text, or wonders about it; the engine does without.
+
+// How far the work is, and how long it will take at the speed so far. A line on stderr that replaces
+// itself, when someone is there to see it and the work takes more than a second; it goes away when
+// all is done.
+static void show_progress(const char *what, double start, size_t done, size_t total)
+{
+    double took = seconds() - start;
+    if (took < 1 || !isatty(STDERR_FILENO)) return;
+    fputs("\r\033[K", stderr);
+    if (done < total)
+        fprintf(stderr, "%s: %zu of %zu, %.0f s left", what, done, total,
+                took / (double)done * (double)(total - done));
+}
+
+// With --show-tokens, what the model is about to read: ids, and then pieces in which blanks and
+// bytes that are no characters can be seen. Most of what goes wrong between a model and its user is
+// a missing blank or a turn's mark that became letters.
+static void show_tokens(const Tokenizer *t, const int *ids, size_t n)
+{
+    for (size_t i = 0; i < n; i++) fprintf(stderr, i ? " %d" : "tokens: %d", ids[i]);
+    fputs("\npieces:", stderr);
+    for (size_t i = 0; i < n; i++) {
+        const Piece *p = &t->pieces[ids[i]];
+        fputc(' ', stderr);
+        for (size_t at = 0, step; at < (size_t)p->len; at += step) {
+            uint32_t c = read_char(p->text + at, (size_t)p->len - at, &step);
+            if (c == ' ') fputs("\u2581", stderr);
+            else if (c < 32 || c == 127 || c == 0xfffd || (c > 127 && c < 160))
+                fprintf(stderr, "<0x%02X>", (unsigned)(c == 0xfffd ? (uint8_t)p->text[at] : c));
+            else fwrite(p->text + at, 1, step, stderr);
+        }
+    }
+    fputc('\n', stderr);
+}
+
+// A read that waits for a line goes on after Ctrl-C (SA_RESTART), or ends (0).
+static void catch_interrupt(int flags)
+{
+    struct sigaction action = {.sa_handler = on_interrupt, .sa_flags = flags | SA_RESETHAND};
+    sigaction(SIGINT, &action, NULL);
+}
+
+// Mode generate of run.c, after what it will read.
+static void run_shown(Session *s)
+{
+    if (talk.show_tokens) {
+        size_t n;
+        int *ids = encode_text(&s->tokenizer, s->text ? s->text : "", NULL, s->len, &n);
+        show_tokens(&s->tokenizer, ids, n);
+        free(ids);
+    }
+    run_generate(s);
+}
+
 // --- turns ---------------------------------------------------------------------------------------
 //
 // A turn is the user's text and the reply to it. Nothing is kept between turns but the messages and
@@ -1153,6 +1210,7 @@ static int answer(Session *s, Conversation *c, const char *text)
     rewind_session(s, common);
     // Behind the ids come those that the reply consists of, as many as were made.
     size_t before = s->n_made;
+    if (talk.show_tokens) show_tokens(&s->tokenizer, ids + s->pos, n - (size_t)s->pos);
     int end = reply(s, ids + s->pos, n - (size_t)s->pos, 0);
     free(ids);
     if (end != END_STOP) fprintf(stderr, "%s: the reply was cut by %s\n", prog, endings[end]);
@@ -1314,7 +1372,7 @@ static void run_info(Session *s)
 
 // Modes, then the options that only they have; the others are those of run.c.
 static const Mode chat_modes[] = {
-    {"generate", run_generate, ENDLESS, NULL}, {"chat", run_chat, ENDLESS | TALKS, NULL},
+    {"generate", run_shown, ENDLESS, NULL}, {"chat", run_chat, ENDLESS | TALKS, NULL},
     {"info", run_info, NO_STATE, NULL},
 };
 
@@ -1325,11 +1383,16 @@ static const Option chat_options[] = {
     {0, "chat-format", TEXT(talk.format), "FORMAT", "(the model's) or SYSTEM|USER|REPLY|END"},
     {0, "no-think", FLAG(talk.no_think), "", "chat: no thoughts, if the template has that choice"},
     {0, "keep-all", FLAG(talk.keep_all), "", "chat: refuse turns rather than forget old ones"},
+    {0, "show-tokens", FLAG(talk.show_tokens), "", "what the model reads, on stderr"},
 };
 static const Program chat_program = {
     "run", chat_modes, {OPTIONS(chat_options), OPTIONS(text_options), OPTIONS(shared_options),
                           OPTIONS(config_fields)}};
 
 #ifdef CHAT
-int main(int argc, char **argv) { return run_main(&chat_program, NULL, argc, argv); }
+int main(int argc, char **argv)
+{
+    progress = show_progress;
+    return run_main(&chat_program, NULL, argc, argv);
+}
 #endif

@@ -4913,7 +4913,7 @@ static struct {
     int mode, kv; // rows of their tables
     int ctx, threads, chunk;
     int exact, clamp_positions, help, version;
-    int no_echo, show_tokens;
+    int no_echo;
     Sampler sampler;
 } opt = {.steps = -1, .seed = -1, .chunk = 128,
          .sampler = {.temperature = 1, .top_p = 0.9, .repeat_penalty = 1}};
@@ -4940,19 +4940,12 @@ static volatile sig_atomic_t interrupted;
 static void on_interrupt(int sig) { interrupted = sig; }
 
 // The first Ctrl-C ends the text cleanly, the second ends the program, as the system would have
-// done without this. flags: SA_RESTART, so that a write that waits for its reader goes on, or 0: a
-// read ends.
-static void catch_interrupt(int flags)
-{
-    struct sigaction action = {.sa_handler = on_interrupt, .sa_flags = flags | SA_RESETHAND};
-    sigaction(SIGINT, &action, NULL);
-}
-
-// A broken pipe and a limit on files' sizes show as failed writes, which are told in words, and not
-// as the end of the program by a signal.
+// done without this. A broken pipe and a limit on files' sizes show as failed writes, which are
+// told in words, and not as the end of the program by a signal.
 static void catch_signals(void)
 {
-    catch_interrupt(SA_RESTART);
+    struct sigaction action = {.sa_handler = on_interrupt, .sa_flags = SA_RESTART | SA_RESETHAND};
+    sigaction(SIGINT, &action, NULL);
     signal(SIGPIPE, SIG_IGN);
     signal(SIGXFSZ, SIG_IGN);
 }
@@ -4965,18 +4958,9 @@ static double seconds(void)
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
-// How far the reading is, and how long it will take at the speed so far: a prompt of a hundred
-// pages is minutes without a word of text. A line on stderr that replaces itself, when someone is
-// there to see it and the work takes more than a second; it goes away when all is done.
-static void progress(const char *what, double start, size_t done, size_t total)
-{
-    double took = seconds() - start;
-    if (took < 1 || !isatty(STDERR_FILENO)) return;
-    fputs("\r\033[K", stderr);
-    if (done < total)
-        fprintf(stderr, "%s: %zu of %zu, %.0f s left", what, done, total,
-                took / (double)done * (double)(total - done));
-}
+// A prompt of a hundred pages is minutes without a word of text: a program can have it told how far
+// a work is that began at `start`.
+static void (*progress)(const char *what, double start, size_t done, size_t total);
 
 // Reads tokens[n] in chunks and sets the logits; stops early on Ctrl-C. A chunk goes through the
 // model as one matrix, so that every weight is fetched from memory once for all of its tokens: that
@@ -5000,7 +4984,7 @@ static void feed(Session *s, const int *tokens, size_t n)
         step = min_size(end - at, s->state.chunk);
         forward(&s->state, s->ids + at, step, at);
         s->pos = (long long)(at + step);
-        progress("reading, tokens", start, interrupted ? end : at + step, end);
+        if (progress) progress("reading, tokens", start, interrupted ? end : at + step, end);
     }
     if (step) classify(&s->state, step - 1, 1, s->logits);
     for (size_t i = 0; i < vocab; i++)
@@ -5059,28 +5043,6 @@ static void write_token(const Tokenizer *t, Stream *out, int prev, int id)
     stream_write(out, text, len);
 }
 
-// With --show-tokens, what the model is about to read: ids, and then pieces in which blanks and
-// bytes that are no characters can be seen. Most of what goes wrong between a model and its user is
-// a missing blank or a turn's mark that became letters.
-static void show_tokens(const Tokenizer *t, const int *ids, size_t n)
-{
-    if (!opt.show_tokens) return;
-    for (size_t i = 0; i < n; i++) fprintf(stderr, i ? " %d" : "tokens: %d", ids[i]);
-    fputs("\npieces:", stderr);
-    for (size_t i = 0; i < n; i++) {
-        const Piece *p = &t->pieces[ids[i]];
-        fputc(' ', stderr);
-        for (size_t at = 0, step; at < (size_t)p->len; at += step) {
-            uint32_t c = read_char(p->text + at, (size_t)p->len - at, &step);
-            if (c == ' ') fputs("\u2581", stderr);
-            else if (c < 32 || c == 127 || c == 0xfffd || (c > 127 && c < 160))
-                fprintf(stderr, "<0x%02X>", (unsigned)(c == 0xfffd ? (uint8_t)p->text[at] : c));
-            else fwrite(p->text + at, 1, step, stderr);
-        }
-    }
-    fputc('\n', stderr);
-}
-
 // Why a text ended, for the last line: a text that the model ended is whole, others are not.
 enum { END_STOP, END_STEPS, END_CONTEXT, END_INTERRUPT };
 static const char *const endings[] = {"the model", "-n", "a full context (see -c, --window)",
@@ -5095,7 +5057,6 @@ static int reply(Session *s, const int *ids, size_t n, int echo)
     const Tokenizer *t = &s->tokenizer;
     Stream out = {.out = stdout, .terminal = isatty(STDOUT_FILENO)};
     double start = seconds();
-    show_tokens(t, ids, n);
     feed(s, ids, n);
     double middle = seconds();
     for (size_t i = echo ? (size_t)t->add_bos : n; i < n; i++)
@@ -5260,7 +5221,6 @@ static const Option text_options[] = {
     {0, "min-p", NUMBER(opt.sampler.min_p, 0, 1), "P", "none below P times the likeliest"},
     {0, "repeat-penalty", NUMBER(opt.sampler.repeat_penalty, 0.1, 10), "R", "for 64 tokens"},
     {0, "no-echo", FLAG(opt.no_echo), "", "the prompt is not written out"},
-    {0, "show-tokens", FLAG(opt.show_tokens), "", "what the model reads, on stderr"},
 };
 
 // A program is a name, what it can do (by default the first), and tables of options.

@@ -234,7 +234,7 @@ static size_t window_losses(Session *s, Perplexity *p, const int *ids, size_t n,
             }
         }
         p->fed += step;
-        progress("tokens", p->start, interrupted ? p->to_feed : p->fed, p->to_feed);
+        show_progress("tokens", p->start, interrupted ? p->to_feed : p->fed, p->to_feed);
     }
     return max_size(at, from);
 }
@@ -867,5 +867,9 @@ static void check_measure(void)
 }
 
 #ifdef MEASURE
-int main(int argc, char **argv) { return run_main(&measure_program, check_measure, argc, argv); }
+int main(int argc, char **argv)
+{
+    progress = show_progress;
+    return run_main(&measure_program, check_measure, argc, argv);
+}
 #endif
