@@ -1377,17 +1377,17 @@ static const Mode chat_modes[] = {
 };
 
 static const Option chat_options[] = {
-    {'m', "mode", NAME(opt.mode, chat_modes), "MODE",
-     "generate, chat (with rlwrap -a) or info; what measures is in ./measure"},
-    {'y', "system", TEXT(talk.system), "TEXT", "chat: the system's text (the model's own)"},
-    {0, "chat-format", TEXT(talk.format), "FORMAT", "(the model's) or SYSTEM|USER|REPLY|END"},
-    {0, "no-think", FLAG(talk.no_think), "", "chat: no thoughts, if the template has that choice"},
-    {0, "keep-all", FLAG(talk.keep_all), "", "chat: refuse turns rather than forget old ones"},
-    {0, "show-tokens", FLAG(talk.show_tokens), "", "what the model reads, on stderr"},
+    {"mode", 'm', "MODE", "generate, chat (with rlwrap -a) or info; what measures is in ./measure",
+     NAME(opt.mode, chat_modes)},
+    {"system", 'y', "TEXT", "chat: the system's text (the model's own)", TEXT(talk.system)},
+    {"chat-format", 0, "FORMAT", "(the model's) or SYSTEM|USER|REPLY|END", TEXT(talk.format)},
+    {"no-think", 0, "", "chat: no thoughts, if the template has that choice", FLAG(talk.no_think)},
+    {"keep-all", 0, "", "chat: refuse turns rather than forget old ones", FLAG(talk.keep_all)},
+    {"show-tokens", 0, "", "what the model reads, on stderr", FLAG(talk.show_tokens)},
 };
 static const Program chat_program = {
-    "run", chat_modes, {OPTIONS(chat_options), OPTIONS(text_options), OPTIONS(shared_options),
-                          OPTIONS(config_fields)}};
+    "run", chat_modes, {NAMES(chat_options), NAMES(text_options), NAMES(shared_options),
+                        NAMES(config_fields)}};
 
 #ifdef CHAT
 int main(int argc, char **argv)

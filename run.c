@@ -3187,92 +3187,102 @@ static const Config unasked = UNASKED;
 static Config asked = UNASKED;
 
 // A number or a text that somebody sets: the user by the option's name, a header, a GGUF key, or
-// several of these. Rows without a name are of two kinds: what only files say, and the second
-// number of an option such as --string S:W, whose row is the one before.
+// several of these. Entries without a name are of two kinds: what only files say, and the second
+// number of an option such as --string S:W, whose entry is the one before.
 typedef struct {
+    const char *name;  // NULL: no option
     char letter;       // 0: none
-    const char *name;
-    const char *field; // its name in Config; NULL: it is not of Config
+    const char *arg;   // "": takes no value, and sets 1; with a colon: the next entry has the rest
+    const char *help;  // NULL: the names are
     enum { N_INT, N_LONG, N_FLOAT, N_DOUBLE, N_WHOLE, N_TEXT } kind; // WHOLE: double, no fraction
     void *to;          // of a field: where it is in `asked`
     double lo, hi;
-    Names names;       // if any, the value is the number of a row
+    Names names;       // if any, the value is the number of one of them
+    const char *field; // its name in Config; NULL: no file's header has it
     int at;            // in a header of version 1, the extension block being at 64; 0: nowhere
     const char *key;   // in GGUF, behind the architecture's name; NULL: nowhere
     int needed;        // there
-    const char *arg;   // "": takes no value, and sets 1; with a colon: the next row takes the rest
-    const char *help;  // NULL: the names are
+    Distance distance; // the option chooses this method
 } Option;
 
-// What stands between an option's name and its arg. The kind is that of the variable. FIELD is a
-// number of Config, NEEDS one that no GGUF file can leave out.
+// What stands behind an option's words. The kind is that of the variable.
 #define TYPE_OF(x) _Generic(x, long long: N_LONG, float: N_FLOAT, double: N_DOUBLE, \
                          const char *: N_TEXT, default: N_INT)
-#define NUMBER(to, lo, hi) NULL, TYPE_OF(to), &to, lo, hi, {0}, 0, NULL, 0
-#define WHOLE(to, lo, hi) NULL, N_WHOLE, &to, lo, hi, {0}, 0, NULL, 0
-#define FLAG(to) NUMBER(to, 0, 1)
-#define TEXT(to) NUMBER(to, 0, 0)
-#define NAME(to, table) NULL, N_INT, &to, 0, 0, NAMES(table), 0, NULL, 0
-#define FIELD(m, lo, hi, at, key) #m, TYPE_OF(asked.m), &asked.m, lo, hi, {0}, at, key, 0
-#define NEEDS(m, lo, hi, at, key) #m, TYPE_OF(asked.m), &asked.m, lo, hi, {0}, at, key, 1
-#define UNNAMED(value) {0, NULL, value, NULL, NULL}
+#define NUMBER(v, low, high) .kind = TYPE_OF(v), .to = &v, .lo = low, .hi = high
+#define FLAG(v) NUMBER(v, 0, 1)
+#define TEXT(v) NUMBER(v, 0, 0)
+#define NAME(v, table) NUMBER(v, 0, 0), .names = NAMES(table)
+#define FIELD(m, low, high, offset, in_gguf) \
+    NUMBER(asked.m, low, high), .field = #m, .at = offset, .key = in_gguf
 
 // The numbers of Config. Rows are read from the first to the last, so of two keys for one number
 // the better comes last. A range is what the arithmetic can stand, not what is wise: a limit that a
 // header could pass would be memory read beyond its end, or a loop without one.
+#define REACH NUMBER(asked.rope.reach, 1, 1 << 28)
+#define OTHER .kind = N_WHOLE, .to = &asked.rope.other, .lo = 1, .hi = 1 << 28
 static const Option config_fields[] = {
     // The shape.
-    UNNAMED(NEEDS(dim, 1, 1 << 24, 8, ".embedding_length")),
-    UNNAMED(NEEDS(hidden_dim, 1, 1 << 24, 12, ".feed_forward_length")),
-    UNNAMED(NEEDS(n_layers, 1, 4096, 16, ".block_count")),
-    UNNAMED(NEEDS(n_heads, 1, 1 << 16, 20, ".attention.head_count")),
-    UNNAMED(FIELD(n_kv_heads, 1, 1 << 16, 24, ".attention.head_count_kv")),
-    UNNAMED(FIELD(head_dim, 2, 1 << 14, 0, ".attention.key_length")),
-    UNNAMED(FIELD(vocab_size, -(1 << 24), 1 << 24, 28, NULL)),
-    UNNAMED(NEEDS(train_ctx, 1, 1 << 28, 32, ".context_length")),
+    {FIELD(dim, 1, 1 << 24, 8, ".embedding_length"), .needed = 1},
+    {FIELD(hidden_dim, 1, 1 << 24, 12, ".feed_forward_length"), .needed = 1},
+    {FIELD(n_layers, 1, 4096, 16, ".block_count"), .needed = 1},
+    {FIELD(n_heads, 1, 1 << 16, 20, ".attention.head_count"), .needed = 1},
+    {FIELD(n_kv_heads, 1, 1 << 16, 24, ".attention.head_count_kv")},
+    {FIELD(head_dim, 2, 1 << 14, 0, ".attention.key_length")},
+    {FIELD(vocab_size, -(1 << 24), 1 << 24, 28, NULL)},
+    {FIELD(train_ctx, 1, 1 << 28, 32, ".context_length"), .needed = 1},
     // What the extension block adds, and GGUF's names for the same.
-    UNNAMED(FIELD(encoding, 0, N_ENCODINGS - 1, 68, NULL)),
-    UNNAMED(FIELD(train_ctx, 1, 1 << 28, 72, NULL)),
-    UNNAMED(FIELD(norm_eps, 1e-12, 1, 80, ".attention.layer_norm_rms_epsilon")),
-    UNNAMED(FIELD(norm_eps, 1e-12, 1, 0, ".attention.layer_norm_epsilon")),
-    UNNAMED(FIELD(rows, 0, 1 << 24, 128, NULL)),
-    UNNAMED(FIELD(max_distance, 0, 1 << 28, 132, NULL)),
+    {FIELD(encoding, 0, N_ENCODINGS - 1, 68, NULL)},
+    {FIELD(train_ctx, 1, 1 << 28, 72, NULL)},
+    {FIELD(norm_eps, 1e-12, 1, 80, ".attention.layer_norm_rms_epsilon")},
+    {FIELD(norm_eps, 1e-12, 1, 0, ".attention.layer_norm_epsilon")},
+    {FIELD(rows, 0, 1 << 24, 128, NULL)},
+    {FIELD(max_distance, 0, 1 << 28, 132, NULL)},
     // What only GGUF's architectures have.
-    UNNAMED(FIELD(local.theta, 1.5, 1e12, 0, ".rope.freq_base_swa")),
-    UNNAMED(FIELD(n_rot, 2, 1 << 14, 0, ".rope.dimension_count")),
-    UNNAMED(FIELD(parallel, 0, 1, 0, ".use_parallel_residual")),
-    UNNAMED(FIELD(emb_scale, 1e-6, 1e6, 0, ".embedding_scale")),
-    UNNAMED(FIELD(branch_scale, 1e-6, 1e6, 0, ".residual_scale")),
-    UNNAMED(FIELD(logit_scale, 1e-6, 1e6, 0, ".logit_scale")),
-    UNNAMED(FIELD(score_scale, 1e-6, 1e6, 0, ".attention.scale")),
-    UNNAMED(FIELD(score_cap, 1e-3, 1e6, 0, ".attn_logit_softcapping")),
-    UNNAMED(FIELD(logit_cap, 1e-3, 1e6, 0, ".final_logit_softcapping")),
+    {FIELD(local.theta, 1.5, 1e12, 0, ".rope.freq_base_swa")},
+    {FIELD(n_rot, 2, 1 << 14, 0, ".rope.dimension_count")},
+    {FIELD(parallel, 0, 1, 0, ".use_parallel_residual")},
+    {FIELD(emb_scale, 1e-6, 1e6, 0, ".embedding_scale")},
+    {FIELD(branch_scale, 1e-6, 1e6, 0, ".residual_scale")},
+    {FIELD(logit_scale, 1e-6, 1e6, 0, ".logit_scale")},
+    {FIELD(score_scale, 1e-6, 1e6, 0, ".attention.scale")},
+    {FIELD(score_cap, 1e-3, 1e6, 0, ".attn_logit_softcapping")},
+    {FIELD(logit_cap, 1e-3, 1e6, 0, ".final_logit_softcapping")},
     // Positions past the trained length, of which the user has a say.
-    UNNAMED(FIELD(rope.factor, 1, 1e6, 0, ".rope.scale_linear")), // its name in old files
-    {0, "rope-scaling", "rope.method", N_INT, &asked.rope.method, 0, N_ROPE_METHODS - 1,
-     NAMES(rope_methods), 84, NULL, 0, "METHOD", "to go past L; see below"},
-    {0, "rope-factor", FIELD(rope.factor, 1, 1e6, 88, ".rope.scaling.factor"), "S", "(-c / L)"},
-    {0, "rope-orig-ctx",
-     FIELD(rope.orig_ctx, 1, 1 << 28, 92, ".rope.scaling.original_context_length"),
-     "L", "(as trained)"},
-    {0, "rope-theta", FIELD(rope.theta, 1.5, 1e12, 76, ".rope.freq_base"), "BASE", "(as trained)"},
-    {0, "rope-attn-factor", FIELD(rope.attn_factor, 1e-3, 1e3, 96, ".rope.scaling.attn_factor"),
-     "A", "(the method's)"},
-    {0, "beta-fast", FIELD(rope.beta_fast, 1e-3, 1e6, 100, ".rope.scaling.yarn_beta_fast"),
-     "TURNS", "yarn: kept above (32)"},
-    {0, "beta-slow", FIELD(rope.beta_slow, 1e-3, 1e6, 104, ".rope.scaling.yarn_beta_slow"),
-     "TURNS", "interpolated below (1)"},
-    {0, "low-freq-factor", FIELD(rope.low_freq_factor, 1e-3, 1e6, 108, NULL), "N", "llama3 (1)"},
-    {0, "high-freq-factor", FIELD(rope.high_freq_factor, 1e-3, 1e6, 112, NULL), "N", "llama3 (4)"},
-    {0, "rope-fraction", FIELD(rope.fraction, 1e-6, 1, 0, NULL), "P", "the share of pairs to turn"},
+    {FIELD(rope.factor, 1, 1e6, 0, ".rope.scale_linear")}, // its name in old files
+    {"rope-scaling", 0, "METHOD", "to go past L; see below",
+     FIELD(rope.method, 0, N_ROPE_METHODS - 1, 84, NULL), .names = NAMES(rope_methods)},
+    {"rope-factor", 0, "S", "(-c / L)", FIELD(rope.factor, 1, 1e6, 88, ".rope.scaling.factor")},
+    {"rope-orig-ctx", 0, "L", "(as trained)",
+     FIELD(rope.orig_ctx, 1, 1 << 28, 92, ".rope.scaling.original_context_length")},
+    {"rope-theta", 0, "BASE", "(as trained)", FIELD(rope.theta, 1.5, 1e12, 76, ".rope.freq_base")},
+    {"rope-attn-factor", 0, "A", "(the method's)",
+     FIELD(rope.attn_factor, 1e-3, 1e3, 96, ".rope.scaling.attn_factor")},
+    {"beta-fast", 0, "TURNS", "yarn: kept above (32)",
+     FIELD(rope.beta_fast, 1e-3, 1e6, 100, ".rope.scaling.yarn_beta_fast")},
+    {"beta-slow", 0, "TURNS", "interpolated below (1)",
+     FIELD(rope.beta_slow, 1e-3, 1e6, 104, ".rope.scaling.yarn_beta_slow")},
+    {"low-freq-factor", 0, "N", "llama3 (1)", FIELD(rope.low_freq_factor, 1e-3, 1e6, 108, NULL)},
+    {"high-freq-factor", 0, "N", "llama3 (4)", FIELD(rope.high_freq_factor, 1e-3, 1e6, 112, NULL)},
+    {"rope-fraction", 0, "P", "the share of pairs to turn", FIELD(rope.fraction, 1e-6, 1, 0, NULL)},
     // Which keys a query sees, and how sharply.
-    {0, "window", FIELD(rope.window, 0, 1 << 28, 116, ".attention.sliding_window"),
-     "W", "attend to the last W tokens only"},
-    {0, "sinks", FIELD(rope.sinks, 0, 1 << 20, 120, NULL), "S", "and to the first S (of --window)"},
-    {0, "logn", FIELD(rope.logn, 0, 1, 124, NULL), "", "scale queries past L by ln(n) / ln(L)"},
-    {0, "attn-temp", FIELD(rope.temp, 0, 1e3, 0, ".attention.temperature_scale"),
-     "B:L0", "scale queries by 1 + B ln(1 + floor(n / L0))"},
-    UNNAMED(FIELD(rope.temp_ctx, 1, 1 << 28, 0, NULL)),
+    {"window", 0, "W", "attend to the last W tokens only",
+     FIELD(rope.window, 0, 1 << 28, 116, ".attention.sliding_window")},
+    {"sinks", 0, "S", "and to the first S (of --window)", FIELD(rope.sinks, 0, 1 << 20, 120, NULL)},
+    {"logn", 0, "", "scale queries past L by ln(n) / ln(L)", FIELD(rope.logn, 0, 1, 124, NULL)},
+    {"attn-temp", 0, "B:L0", "scale queries by 1 + B ln(1 + floor(n / L0))",
+     FIELD(rope.temp, 0, 1e3, 0, ".attention.temperature_scale")},
+    {FIELD(rope.temp_ctx, 1, 1 << 28, 0, NULL)},
+    // The distances that it sees: a method, with its one or two numbers as its authors write them.
+    {"self-extend", 0, "G:W", "groups of G past distance W", OTHER, .distance = DIST_SELF_EXTEND},
+    {REACH},
+    {"rerope", 0, "W", "no distance above W", REACH, .distance = DIST_REROPE},
+    {"leaky-rerope", 0, "W:K", "past W, distances / K", REACH, .distance = DIST_LEAKY},
+    {NUMBER(asked.rope.other, 1, 1 << 28)},
+    {"string", 0, "S:W", "from S on, distances - S + W", REACH, .distance = DIST_STRING},
+    {OTHER},
+    {"dual-chunk", 0, "C:W", "chunks of C, W of it near", REACH, .distance = DIST_DUAL_CHUNK},
+    {OTHER},
+    {NUMBER(asked.rope.distance, 0, DIST_DUAL_CHUNK)},
 };
 
 // How far into a Config a row's number is, in the model's as in `asked`.
@@ -3327,7 +3337,7 @@ static void lay_over(Config *c)
 {
     for (size_t i = 0; i < COUNT(config_fields); i++) {
         const Option *f = &config_fields[i];
-        size_t at = field_at(f), bytes = f->kind == N_DOUBLE ? sizeof(double) : sizeof(int);
+        size_t at = field_at(f), bytes = f->kind >= N_DOUBLE ? sizeof(double) : sizeof(int);
         if (memcmp(f->to, (char *)&unasked + at, bytes)) memcpy((char *)c + at, f->to, bytes);
     }
 }
@@ -4905,10 +4915,6 @@ static int sample(Sampler *s, float *logits, size_t n, const int *recent, int n_
 static struct {
     const char *checkpoint, *tokenizer, *prompt, *file;
     const char *long_factors, *short_factors;
-    struct {
-        int reach; // 0: not this one
-        double other;
-    } distance[DIST_DUAL_CHUNK + 1]; // each method's numbers
     long long steps, seed;
     int mode, kv; // rows of their tables
     int ctx, threads, chunk;
@@ -5176,70 +5182,52 @@ typedef struct {
 } Mode;
 
 
-// A distance method's numbers; section 5 says what they do. Which of the two comes first on the
-// command line is as its authors write them.
-#define REACH(method) NUMBER(opt.distance[method].reach, 1, 1 << 28)
-#define OTHER(method) WHOLE(opt.distance[method].other, 1, 1 << 28)
-
 // Options of every program that includes this file.
 static const Option shared_options[] = {
     // Where text and model come from.
-    {'i', "prompt", TEXT(opt.prompt), "TEXT", "the text to continue; chat: first turn"},
-    {'f', "file", TEXT(opt.file), "PATH", "all of a file, - is standard input; chat: -i follows"},
-    {'s', "seed", NUMBER(opt.seed, 0, 9e18), "N", "the same seed gives the same text"},
-    {'z', "tokenizer", TEXT(opt.tokenizer), "PATH", "(tokenizer.bin beside the model or above)"},
+    {"prompt", 'i', "TEXT", "the text to continue; chat: first turn", TEXT(opt.prompt)},
+    {"file", 'f', "PATH", "all of a file, - is standard input; chat: -i follows", TEXT(opt.file)},
+    {"seed", 's', "N", "the same seed gives the same text", NUMBER(opt.seed, 0, 9e18)},
+    {"tokenizer", 'z', "PATH", "(tokenizer.bin beside the model or above)", TEXT(opt.tokenizer)},
     // What the run costs.
-    {'c', "ctx", NUMBER(opt.ctx, 1, 1 << 28), "N", "context (as trained; --window: no end)"},
-    {'j', "threads", NUMBER(opt.threads, 1, 1024), "N", "(processors that may be used)"},
-    {0, "chunk", NUMBER(opt.chunk, 1, 1 << 15), "N", "tokens of a prompt read at once (128)"},
-    {0, "kv", NAME(opt.kv, kv_types), "f16|f32|q8", "type of the KV cache (f16)"},
-    {0, "exact", FLAG(opt.exact), "", "all activations and the KV cache in float32"},
+    {"ctx", 'c', "N", "context (as trained; --window: no end)", NUMBER(opt.ctx, 1, 1 << 28)},
+    {"threads", 'j', "N", "(processors that may be used)", NUMBER(opt.threads, 1, 1024)},
+    {"chunk", 0, "N", "tokens of a prompt read at once (128)", NUMBER(opt.chunk, 1, 1 << 15)},
+    {"kv", 0, "f16|f32|q8", "type of the KV cache (f16)", NAME(opt.kv, kv_types)},
+    {"exact", 0, "", "all activations and the KV cache in float32", FLAG(opt.exact)},
     // Positions: the numbers of section 10's table are joined by these.
-    {0, "long-factors", TEXT(opt.long_factors), "PATH", "longrope: a number a pair"},
-    {0, "short-factors", TEXT(opt.short_factors), "PATH", "the same up to L tokens"},
-    {0, "clamp-positions", FLAG(opt.clamp_positions), "", "learned: past the table, its last row"},
-    {0, "self-extend", OTHER(DIST_SELF_EXTEND), "G:W", "groups of G past distance W"},
-    UNNAMED(REACH(DIST_SELF_EXTEND)),
-    {0, "rerope", REACH(DIST_REROPE), "W", "no distance above W"},
-    {0, "leaky-rerope", REACH(DIST_LEAKY), "W:K", "past W, distances / K"},
-    UNNAMED(NUMBER(opt.distance[DIST_LEAKY].other, 1, 1 << 28)),
-    {0, "string", REACH(DIST_STRING), "S:W", "from S on, distances - S + W"},
-    UNNAMED(OTHER(DIST_STRING)),
-    {0, "dual-chunk", REACH(DIST_DUAL_CHUNK), "C:W", "chunks of C, W of it near"},
-    UNNAMED(OTHER(DIST_DUAL_CHUNK)),
-    {'h', "help", FLAG(opt.help), "", "this text"},
-    {0, "version", FLAG(opt.version), "", "that of the program"},
+    {"long-factors", 0, "PATH", "longrope: a number a pair", TEXT(opt.long_factors)},
+    {"short-factors", 0, "PATH", "the same up to L tokens", TEXT(opt.short_factors)},
+    {"clamp-positions", 0, "", "learned: past the table, its last row", FLAG(opt.clamp_positions)},
+    {"help", 'h', "", "this text", FLAG(opt.help)},
+    {"version", 0, "", "that of the program", FLAG(opt.version)},
 };
 
 // Options of programs that write text: how much of it, and how the next token is drawn (section
 // 13).
 static const Option text_options[] = {
-    {'n', "steps", NUMBER(opt.steps, 0, 1e12), "N", "new tokens (256; chat: no end); 0: no end"},
-    {'t', "temp", NUMBER(opt.sampler.temperature, 0, 1e3), "T", "temperature (1); 0: likeliest"},
-    {'p', "top-p", NUMBER(opt.sampler.top_p, 0, 1), "P", "from the likeliest tokens up to P (0.9)"},
-    {'k', "top-k", NUMBER(opt.sampler.top_k, 0, 1e9), "K", "from the K likeliest; 0: all"},
-    {0, "min-p", NUMBER(opt.sampler.min_p, 0, 1), "P", "none below P times the likeliest"},
-    {0, "repeat-penalty", NUMBER(opt.sampler.repeat_penalty, 0.1, 10), "R", "for 64 tokens"},
-    {0, "no-echo", FLAG(opt.no_echo), "", "the prompt is not written out"},
+    {"steps", 'n', "N", "new tokens (256; chat: no end); 0: no end", NUMBER(opt.steps, 0, 1e12)},
+    {"temp", 't', "T", "temperature (1); 0: likeliest", NUMBER(opt.sampler.temperature, 0, 1e3)},
+    {"top-p", 'p', "P", "from the likeliest tokens up to P (0.9)", NUMBER(opt.sampler.top_p, 0, 1)},
+    {"top-k", 'k', "K", "from the K likeliest; 0: all", NUMBER(opt.sampler.top_k, 0, 1e9)},
+    {"min-p", 0, "P", "none below P times the likeliest", NUMBER(opt.sampler.min_p, 0, 1)},
+    {"repeat-penalty", 0, "R", "for 64 tokens", NUMBER(opt.sampler.repeat_penalty, 0.1, 10)},
+    {"no-echo", 0, "", "the prompt is not written out", FLAG(opt.no_echo)},
 };
 
 // A program is a name, what it can do (by default the first), and tables of options.
 typedef struct {
     const char *name;
     const Mode *modes;
-    struct {
-        const Option *rows;
-        size_t n;
-    } tables[4];
+    Names tables[4];
 } Program;
-#define OPTIONS(table) {table, COUNT(table)}
 static const Program *program;
 
 // Row i of the program's tables, counted through all of them, or NULL behind the last.
 static const Option *option_row(size_t i)
 {
     for (size_t k = 0; k < COUNT(program->tables); i -= program->tables[k++].n)
-        if (i < program->tables[k].n) return &program->tables[k].rows[i];
+        if (i < program->tables[k].n) return (const Option *)program->tables[k].rows + i;
     return NULL;
 }
 
@@ -5270,6 +5258,9 @@ static void set_option(const Option *o, const char *name, char *text)
         *colon = 0;
         set_option(o + 1, name, colon + 1);
     }
+    if (o->distance && asked.rope.distance && asked.rope.distance != o->distance)
+        die(EXIT_USAGE, "distance method", "only one can be used (got %s, too)", name);
+    if (o->distance) asked.rope.distance = o->distance;
     int whole = o->kind != N_FLOAT && o->kind != N_DOUBLE, flag = o->arg && !*o->arg;
     int row = find_name(o->names, strcmp(text ? text : "", "pi") ? text : "linear"); // as [PI] says
     if (o->names.n && row < 0)
@@ -5359,16 +5350,9 @@ static void set_rope(Model *m)
     if (from->method >= 0 && from->method != r->method) r->factor = r->attn_factor = 0;
     lay_over(c);
     if (!r->window && from->sinks < 0) r->sinks = 0;
-    // Lists whose length is the model's, and the distance method, of which there is one at most.
+    // Lists whose length is the model's.
     if (opt.long_factors) r->long_factors = read_factors(opt.long_factors, rotary_dims(c) / 2);
     if (opt.short_factors) r->short_factors = read_factors(opt.short_factors, rotary_dims(c) / 2);
-    for (int k = 0; k <= DIST_DUAL_CHUNK; k++) {
-        if (!opt.distance[k].reach) continue;
-        if (r->distance) die(EXIT_USAGE, "distance method", "only one can be used");
-        r->distance = k;
-        r->reach = opt.distance[k].reach;
-        r->other = opt.distance[k].other;
-    }
     if (!r->method && from->factor > 0)
         die(EXIT_USAGE, "--rope-factor", "needs --rope-scaling METHOD");
     if (!is_rotary(c) && (from->theta > 0 || from->attn_factor > 0 || from->fraction > 0))
@@ -5468,12 +5452,13 @@ static int run_main(const Program *p, void (*check)(void), int argc, char **argv
 #ifndef TESTING
 static const Mode run_modes[] = {{"generate", run_generate, ENDLESS, NULL}};
 static const Option run_options[] = {
-    {'m', "mode", NAME(opt.mode, run_modes), "MODE",
-     "generate; conversations are in chat.c, what measures in tests/measure.c: see make"},
+    {"mode", 'm', "MODE",
+     "generate; conversations are in chat.c, what measures in tests/measure.c: see make",
+     NAME(opt.mode, run_modes)},
 };
 static const Program run_program = {
-    "run", run_modes, {OPTIONS(run_options), OPTIONS(text_options), OPTIONS(shared_options),
-                         OPTIONS(config_fields)}};
+    "run", run_modes, {NAMES(run_options), NAMES(text_options), NAMES(shared_options),
+                       NAMES(config_fields)}};
 
 int main(int argc, char **argv) { return run_main(&run_program, NULL, argc, argv); }
 #endif

@@ -834,24 +834,24 @@ static const Mode measure_modes[] = {
 };
 
 static const Option measure_options[] = {
-    {'m', "mode", NAME(opt.mode, measure_modes), "MODE", NULL},
-    {0, "windows", NUMBER(ask.windows, 1, 1e9), "K", "perplexity: so many windows of -c at most"},
-    {0, "stride", NUMBER(ask.stride, 1, 1 << 28), "N", "perplexity: slide by N, score the last N"},
-    {0, "entropy", FLAG(ask.entropy), "", "perplexity: entropy of attention, too"},
-    {0, "first", FLAG(ask.first), "", "perplexity: attention's share on the first token, too"},
-    {0, "mask", TEXT(ask.mask), "PATH", "perplexity: loss of key tokens, by contrast's table"},
-    {0, "recent", NUMBER(ask.recent, 1, 1 << 28),
-     "N", "contrast: the short context (a quarter of L)"},
-    {0, "positions", NUMBER(ask.positions, 1, 1 << 24),
-     "N", "of a text's tokens: drawn from 0 .. N-1, in order, by -s"},
-    {0, "lengths", TEXT(ask.lengths), "A,B,..", "passkey, retrieval, kv: lengths in tokens"},
-    {0, "depths", NUMBER(ask.depths, 1, 64), "D", "passkey, retrieval, kv: places of the fact (5)"},
-    {0, "trials", NUMBER(ask.trials, 1, 1024), "T", "passkey, retrieval, kv: texts a place (5)"},
-    {0, "tsv", TEXT(ask.tsv), "PATH", "the measurements as a table"},
+    {"mode", 'm', "MODE", NULL, NAME(opt.mode, measure_modes)},
+    {"windows", 0, "K", "perplexity: so many windows of -c at most", NUMBER(ask.windows, 1, 1e9)},
+    {"stride", 0, "N", "perplexity: slide by N, score the last N", NUMBER(ask.stride, 1, 1 << 28)},
+    {"entropy", 0, "", "perplexity: entropy of attention, too", FLAG(ask.entropy)},
+    {"first", 0, "", "perplexity: attention's share on the first token, too", FLAG(ask.first)},
+    {"mask", 0, "PATH", "perplexity: loss of key tokens, by contrast's table", TEXT(ask.mask)},
+    {"recent", 0, "N", "contrast: the short context (a quarter of L)",
+     NUMBER(ask.recent, 1, 1 << 28)},
+    {"positions", 0, "N", "of a text's tokens: drawn from 0 .. N-1, in order, by -s",
+     NUMBER(ask.positions, 1, 1 << 24)},
+    {"lengths", 0, "A,B,..", "passkey, retrieval, kv: lengths in tokens", TEXT(ask.lengths)},
+    {"depths", 0, "D", "passkey, retrieval, kv: places of the fact (5)", NUMBER(ask.depths, 1, 64)},
+    {"trials", 0, "T", "passkey, retrieval, kv: texts a place (5)", NUMBER(ask.trials, 1, 1024)},
+    {"tsv", 0, "PATH", "the measurements as a table", TEXT(ask.tsv)},
 };
 static const Program measure_program = {
-    "measure", measure_modes, {OPTIONS(measure_options), OPTIONS(shared_options),
-                                   OPTIONS(config_fields)}};
+    "measure", measure_modes, {NAMES(measure_options), NAMES(shared_options),
+                               NAMES(config_fields)}};
 
 static void check_measure(void)
 {
