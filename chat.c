@@ -1055,9 +1055,9 @@ static char *quote_text(const Tokenizer *t, const char *text)
 //
 // What a person wants who waits for a text, or wonders about it; the engine does without.
 
-// How far the work is, and how long it will take at the speed so far. A line on stderr that replaces
-// itself, when someone is there to see it and the work takes more than a second; it goes away when
-// all is done.
+// How far the work is, and how long it will take at the speed so far. A line on stderr that
+// replaces itself, when someone is there to see it and the work takes more than a second; it goes
+// away when all is done.
 static void show_progress(const char *what, double start, size_t done, size_t total)
 {
     double took = seconds() - start;

@@ -513,7 +513,7 @@ typedef struct {
     Values scores, types;  // numbers: as many as tokens, or none
     Values chat;           // the chat template's text, one string, or none
     int bpe;               // merges by rank over bytes (GPT-2), not pieces by score (SentencePiece)
-    char pre[32];          // bpe: how text is cut into words
+    const char *pre;       // bpe: how text is cut into words
     int bos, eos, eot;     // ids, or -1
     Values ends;           // all EOS
     int add_bos;           // -1: as others of its kind do
@@ -3098,15 +3098,10 @@ static const char *list_names(Names t)
 // A copy that its owner may change and free.
 static char *copy_string(const char *s) { return strcpy(xrealloc(NULL, strlen(s) + 1, 1), s); }
 
-// Numbers in a file, wherever they lie: a file owes nobody an alignment.
-typedef int32_t file_i32 __attribute__((aligned(1), may_alias));
-typedef float file_f32 __attribute__((aligned(1), may_alias));
-static int32_t read_i32(const uint8_t *p) { return *(const file_i32 *)p; }
-static float read_f32(const uint8_t *p) { return *(const file_f32 *)p; }
-
-// The lists that come with a model (Values) are of the types that GGUF has: 8-bit to 64-bit
-// integers, floats, booleans, strings. Writers of files do not agree on which to take for what, so
-// nobody here asks: a number is read as a double, whatever it is, which is exact up to 2^53. These
+// Numbers in a file, single ones as well as the lists that come with a model (Values), are of the
+// types that GGUF has: 8-bit to 64-bit integers, floats, booleans, strings. Writers of files do not
+// agree on which to take for what, so nobody here asks: a number is read as a double, whatever it
+// is, which is exact up to 2^53, and wherever it lies: a file owes nobody an alignment. These
 // are a value's bytes and what it is, by GGUF's number of its type: u unsigned, i signed, f float,
 // s string. A boolean is a number, 0 or 1.
 static const uint8_t value_bytes[] = {1, 1, 2, 2, 4, 4, 4, 1, 0, 0, 8, 8, 8};
@@ -3124,6 +3119,8 @@ static double number_at(Values list, size_t i)
     if (value_kinds[list.type] == 'f') return bytes == 4 ? v.f : v.d;
     return (double)((int64_t)(v.u << unused) >> unused);
 }
+
+static int32_t read_i32(const uint8_t *p) { return (int)number_at((Values){p, 1, G_I32}, 0); }
 
 // The next of a list of strings, *len bytes without a zero behind them; the list begins behind it
 // afterwards.
@@ -3326,7 +3323,7 @@ static void read_fields(Model *m, int from, int to)
         const Option *f = &config_fields[i];
         if (f->at < from || f->at >= to) continue;
         const uint8_t *p = m->map + f->at - (m->version ? 0 : 8);
-        double v = f->kind == N_INT ? (double)read_i32(p) : (double)read_f32(p);
+        double v = number_at((Values){p, 1, f->kind == N_INT ? G_I32 : G_F32}, 0);
         if (v != 0 || f->at < 64) set_field(m, f, f->field, v);
     }
 }
@@ -3599,15 +3596,12 @@ static void load_checkpoint(Model *m)
 
 // A key or a tensor of the file, found again by its name.
 typedef struct {
-    const char *name; // no zero behind its len bytes; NULL: the end of a list
-    size_t len;
-    int used;               // by the model, that is read
-    Values values;          // of a key: what it holds
-    const TensorType *type; // of a tensor; NULL: unknown, and
-    uint32_t number;        // its number in GGUF
-    size_t rows, cols;      // [n][1]: a vector; dimensions behind the second count as rows
-    size_t offset;          // where it begins, behind the file's lists
-    const uint8_t *data;    // the same in memory
+    char name[256];  // "": the end of a list
+    int used;        // by the model, that is read
+    Values values;   // of a key: what it holds
+    Tensor tensor;   // [n][1]: a vector; dimensions behind the second count as rows
+    uint32_t number; // of the tensor's type in GGUF, which may be unknown here (type NULL)
+    size_t offset;   // where it begins, behind the file's lists
 } FileItem;
 
 // A file that is being read.
@@ -3622,9 +3616,8 @@ typedef struct {
 // that going through them is quick enough.
 static FileItem *find_entry(FileItem *list, const char *name)
 {
-    size_t len = strlen(name);
-    while (list->name && (list->len != len || memcmp(list->name, name, len))) list++;
-    return list->name ? list : NULL;
+    while (*list->name && strcmp(list->name, name)) list++;
+    return *list->name ? list : NULL;
 }
 
 // Moves past n items of `size` bytes, all in the file. Everything is read by way of this function,
@@ -3653,7 +3646,7 @@ static void gguf_key(ModelFile *s, FileItem *k)
     int array = type == G_ARRAY;
     if (array) type = gguf_number(s, 4);
     if (type >= COUNT(value_bytes) || type == G_ARRAY)
-        REFUSE(s->m, "key %.*s has an unknown type (got %u)", (int)k->len, k->name, type);
+        REFUSE(s->m, "key %s has an unknown type (got %u)", k->name, type);
     size_t n = array ? gguf_number(s, 8) : 1;
     k->values = (Values){s->map + s->at, n, type};
     for (; type == G_STRING && n > 0; n--) gguf_skip(s, gguf_number(s, 8), 1);
@@ -3663,17 +3656,19 @@ static void gguf_key(ModelFile *s, FileItem *k)
 // What stands behind a tensor's name. Dimensions are written with the inner one first, what is
 // `cols` here; a tensor of one row is a vector and becomes a column. The offset counts from the end
 // of this list.
-static void gguf_tensor(ModelFile *s, FileItem *t)
+static void gguf_tensor(ModelFile *s, FileItem *e)
 {
+    Tensor *t = &e->tensor;
     size_t n_dims = gguf_number(s, 4);
     t->cols = n_dims ? gguf_number(s, 8) : 1;
     t->rows = 1;
     while (n_dims-- > 1) t->rows = mul_size(t->rows, gguf_number(s, 8));
     if (t->rows == 1) t->rows = t->cols, t->cols = 1; // a vector
-    t->number = gguf_number(s, 4);
-    t->offset = gguf_number(s, 8);
+    e->number = gguf_number(s, 4);
+    e->offset = gguf_number(s, 8);
     for (size_t i = 0; i < COUNT(tensor_types); i++)
-        if (tensor_types[i].gguf == (int64_t)t->number) t->type = &tensor_types[i];
+        if (tensor_types[i].gguf == (int64_t)e->number) t->type = &tensor_types[i];
+    if (t->type) t->group = t->type->group;
 }
 
 // Adds n entries to the list (NULL: none yet), each a name and what `read` reads; behind the last
@@ -3685,17 +3680,16 @@ static FileItem *gguf_list(ModelFile *s, FileItem *list, size_t n,
 {
     size_t have = 0;
     if (n > 1 << 14) REFUSE(s->m, "too many keys or tensors (got %zu)", n);
-    while (list && list[have].name) have++;
+    while (list && *list[have].name) have++;
     list = xrealloc(list, have + n + 1, sizeof *list);
     memset(list + have, 0, (n + 1) * sizeof *list);
     for (FileItem *e = list + have; e < list + have + n; e++) {
-        char name[256] = {0};
-        e->len = gguf_number(s, 8);
-        const char *at = (const char *)gguf_skip(s, e->len, 1);
-        if (e->len < 1 || e->len > 255) REFUSE(s->m, "a broken name before byte %zu", s->at);
-        memcpy(name, at, e->len);
-        if (find_entry(list, name)) REFUSE(s->m, "%s is there twice", name);
-        e->name = at;
+        size_t len = gguf_number(s, 8);
+        const char *name = (const char *)gguf_skip(s, len, 1);
+        if (len < 1 || len >= sizeof e->name || !*name)
+            REFUSE(s->m, "a broken name before byte %zu", s->at);
+        memcpy(e->name, name, len);
+        if (find_entry(list, e->name) != e) REFUSE(s->m, "%s is there twice", e->name);
         read(s, e);
     }
     return list;
@@ -3732,14 +3726,14 @@ static double key_number(const ModelFile *s, const char *name, double lo, double
     return check_range(s->m, name, v, lo, hi);
 }
 
-// A short string, or `absent`, to out[32]; what does not fit is no word that anybody knows, and
-// will be refused as such, cut as it is.
-static void key_word(const ModelFile *s, const char *name, const char *absent, char out[32])
+// A short string, or `absent`. More than some bytes are no word that anybody knows: it will be
+// refused as such, cut as it is.
+static const char *key_word(const ModelFile *s, const char *name, const char *absent)
 {
     Values v = find_key(s, name, 1);
-    size_t len = strlen(absent);
-    const char *word = v.n ? next_string(&v, &len) : absent;
-    snprintf(out, 32, "%.*s", (int)min_size(len, 31), word);
+    size_t len;
+    const char *word = v.n ? next_string(&v, &len) : NULL;
+    return word ? memcpy(xcalloc(32, 1), word, min_size(len, 31)) : absent;
 }
 
 // What architectures differ in, as fields of Config; what a file says comes on top. Names are those
@@ -3787,10 +3781,9 @@ static const Arch archs[] = {
 // LongRoPE, whether or not a key says so.
 static void gguf_rope(ModelFile *s, RopeConfig *r)
 {
-    char type[32];
     int factors = find_entry(s->tensors, "rope_factors_long.weight") != NULL;
-    key_word(s, ".rope.scaling.type", factors ? "longrope" : r->factor > 0 ? "linear" : "none",
-             type);
+    const char *type = key_word(s, ".rope.scaling.type",
+                                factors ? "longrope" : r->factor > 0 ? "linear" : "none");
     r->method = FIND_NAME(rope_methods, type);
     if (r->method < 0)
         REFUSE(s->m, "RoPE scaling (got %s, want one of %s)", type, LIST_NAMES(rope_methods));
@@ -3809,12 +3802,11 @@ static void gguf_rope(ModelFile *s, RopeConfig *r)
 // they only have to be whole.
 static void gguf_vocab(ModelFile *s, Vocab *v)
 {
-    char model[32];
-    key_word(s, "tokenizer.ggml.model", "?", model);
+    const char *model = key_word(s, "tokenizer.ggml.model", "?");
     v->bpe = !strcmp(model, "gpt2");
     if (!v->bpe && strcmp(model, "llama"))
         REFUSE(s->m, "tokenizer (got %s, want llama or gpt2)", model);
-    key_word(s, "tokenizer.ggml.pre", "default", v->pre);
+    v->pre = key_word(s, "tokenizer.ggml.pre", "default");
     v->tokens = find_key(s, "tokenizer.ggml.tokens", 1);
     v->merges = find_key(s, "tokenizer.ggml.merges", 1);
     v->chat = find_key(s, "tokenizer.chat_template", 1);
@@ -3893,33 +3885,33 @@ static const char *const ggml_types[] = {
 
 // Tensor w of layer l, or with l < 0 of the model; what: its weight, or the bias that is added to
 // what that gives. It has its own name, or is a part of the fused one, which is known by its rows:
-// "ffn_up" is fused in some files and only itself in others. No data: the file has none. Biases are
-// optional, and of the model's tensors all but the embeddings and the last norm.
+// "ffn_up" is fused in some files and only itself in others. No data: the file has none, which it may
+// do without only where that is a bias, a norm of embeddings, a classifier or factors of its own.
 static Tensor take_tensor(ModelFile *s, const Weight *w, int l, const char *what)
 {
     Model *m = s->m;
     char name[64], layer[16] = "";
-    size_t cols = *what == 'b' ? 1 : w->cols;
-    int needed = *what != 'b' && (l >= 0 || w->to == &m->tok_emb || w->to == &m->final_norm);
+    int bias = *what == 'b', needed = !bias && w->to != &m->emb_norm && w->to != &m->classifier &&
+                                      w->to != &m->config.rope.own_factors;
     if (l >= 0) snprintf(layer, sizeof layer, "blk.%d.", l);
     snprintf(name, sizeof name, "%s%s.%s", layer, w->fused, what);
     FileItem *e = find_entry(s->tensors, name);
-    int part = e && e->rows == w->all;
+    int part = e && e->tensor.rows == w->all;
     snprintf(name, sizeof name, "%s%s.%s", layer, part ? w->fused : w->name, what);
     if (!part) e = find_entry(s->tensors, name);
     if (!e && needed) REFUSE(m, "no tensor %s", name);
     if (!e) return (Tensor){0};
-    if (!e->type) {
+    Tensor t = e->tensor;
+    if (!t.type) {
         const char *type = e->number < COUNT(ggml_types) ? ggml_types[e->number] : NULL;
         REFUSE(m, "tensor %s has a type that is not known (got %s, number %u, want one of %s)",
                name, type ? type : "a new one", e->number, LIST_NAMES(tensor_types));
     }
-    size_t block = e->type->block, rows = part ? w->all : w->rows;
-    if (e->rows != rows || e->cols != cols || cols % block)
+    size_t rows = part ? w->all : w->rows, cols = bias ? 1 : w->cols, block = t.type->block;
+    if (t.rows != rows || t.cols != cols || cols % block)
         REFUSE(m, "tensor %s (got %zu x %zu, want %zu x %zu, and rows of whole blocks of %zu)",
-               name, e->rows, e->cols, rows, cols, block);
-    Tensor t = {.type = e->type, .group = e->type->group, .rows = rows, .cols = cols};
-    t.data = e->data + (part ? w->first * (cols / block) * e->type->bytes : 0);
+               name, t.rows, t.cols, rows, cols, block);
+    if (part) t.data += w->first * (cols / block) * t.type->bytes;
     t.rows = w->rows;
     e->used = 1;
     return t;
@@ -3959,13 +3951,12 @@ static void gguf_directory(ModelFile *s)
     // Behind the lists the data begin, aligned as the file says. Of a type that is not known here
     // the size is not known either; that a byte of it is there will do until the type is refused.
     size_t begin = round_up(s->at, align);
-    for (FileItem *t = s->tensors; t->name; t++) {
-        if (t->data) continue; // another file's
-        Tensor all = {.type = t->type, .rows = t->rows, .cols = t->cols};
-        size_t at = add_size(begin, t->offset);
-        end = max_size(end, add_size(at, t->type ? tensor_bytes(&all) : 1));
-        if (at % 4) REFUSE(m, "tensor %.*s is at byte %zu", (int)t->len, t->name, at);
-        t->data = s->map + min_size(at, s->size);
+    for (FileItem *e = s->tensors; *e->name; e++) {
+        if (e->tensor.data) continue; // another file's
+        size_t at = add_size(begin, e->offset);
+        end = max_size(end, add_size(at, e->tensor.type ? tensor_bytes(&e->tensor) : 1));
+        if (at % 4) REFUSE(m, "tensor %s is at byte %zu", e->name, at);
+        e->tensor.data = s->map + min_size(at, s->size);
     }
     if (end > s->size)
         REFUSE(m, "cut off: %zu of its %zu bytes are missing", end - s->size, end);
@@ -3980,11 +3971,11 @@ static void add_parts(ModelFile *s)
     FileItem *keys = s->keys;
     char path[PATH_MAX];
     int n = (int)key_number(s, "split.count", 0, 99999, 0), stem = (int)strlen(first) - 20;
-    for (int i = 1; i <= n && n > 1; i++) {
-        snprintf(path, sizeof path, form, stem > 0 ? stem : 0, first, i, n);
-        if (i == 1 && strcmp(path, first))
-            REFUSE(s->m, "one of %d files that are a model (want NAME-00001-of-%05d.gguf)", n, n);
-        if (i == 1) continue;
+    snprintf(path, sizeof path, form, stem > 0 ? stem : 0, first, 1, n);
+    if (n > 1 && strcmp(path, first))
+        REFUSE(s->m, "one of %d files that are a model (want NAME-00001-of-%05d.gguf)", n, n);
+    for (int i = 2; i <= n; i++) {
+        snprintf(path, sizeof path, form, stem, first, i, n);
         s->map = map_file(s->m->path = copy_string(path), &s->size);
         gguf_directory(s);
         s->m->size += s->size;
@@ -4018,17 +4009,15 @@ static const struct {
 // steps count only where the architecture is known, which might have used them.
 static void check_signs(const ModelFile *s)
 {
-    size_t n = s->m->arch ? strlen(s->m->arch) : 0;
-    for (const FileItem *k = s->keys; k->name; k++)
+    const char *arch = s->m->arch;
+    for (const FileItem *k = s->keys; *k->name; k++)
         for (size_t i = 0; i < COUNT(signs); i++) {
-            int found = !!memmem(k->name, k->len, signs[i].sign, strlen(signs[i].sign));
-            int own = n && k->len > n && !memcmp(k->name, s->m->arch, n);
-            if (!found || k->used || (signs[i].what == other && !own)) continue;
-            for (size_t j = 0; j < k->values.n; j++) {
+            int own = arch && !strncmp(k->name, arch, strlen(arch));
+            if (k->used || !strstr(k->name, signs[i].sign)) continue;
+            for (size_t j = 0; (own || signs[i].what != other) && j < k->values.n; j++) {
                 double v = k->values.type == G_STRING ? NAN : number_at(k->values, j);
                 if (v != 0 && v != -1 && v != signs[i].none)
-                    REFUSE(s->m, "%s, which cannot be run (key %.*s)", signs[i].what, (int)k->len,
-                           k->name);
+                    REFUSE(s->m, "%s, which cannot be run (key %s)", signs[i].what, k->name);
             }
         }
 }
@@ -4040,9 +4029,8 @@ static void load_gguf(Model *m)
 {
     ModelFile s = {.m = m, .map = m->map, .size = m->size};
     Weight list[N_WEIGHTS];
-    char name[32];
     gguf_directory(&s);
-    key_word(&s, "general.architecture", "?", name);
+    const char *name = key_word(&s, "general.architecture", "?");
     int arch = FIND_NAME(archs, name);
     if (arch < 0) check_signs(&s);
     if (!strcmp(name, "?")) add_parts(&s); // a file that is not the first says nothing of itself
@@ -4060,8 +4048,8 @@ static void load_gguf(Model *m)
     take_weights(&s, -1, list + N_OF_LAYER, list + N_WEIGHTS);
     complete_weights(m);
     set_local_layers(&s);
-    for (const FileItem *t = s.tensors; t->name; t++)
-        if (!t->used) REFUSE(m, "tensor %.*s: not of a %s", (int)t->len, t->name, m->arch);
+    for (const FileItem *e = s.tensors; *e->name; e++)
+        if (!e->used) REFUSE(m, "tensor %s: not of a %s", e->name, m->arch);
     free(s.keys), free(s.tensors);
 }
 
@@ -4748,7 +4736,7 @@ static Vocab read_vocab(const char *path, size_t n)
     for (size_t len; id < n && at + 8 <= size; id++, at += 8 + len) {
         len = (uint32_t)read_i32(file + at + 4);
         if (len > size - at - 8) break;
-        scores[id] = read_f32(file + at);
+        memcpy(&scores[id], file + at, 4);
         memcpy(file + at, &len, 8);
     }
     if (id < n || at != size)
@@ -5406,7 +5394,7 @@ static void open_session(Session *s)
     if (runs && v.bpe && !strcmp(v.pre, "default"))
         fprintf(stderr, "%s: how text is cut into words is not said (tokenizer.ggml.pre), and "
                 "guessed: as for GPT-2\n", prog);
-    if (!runs) strcpy(v.pre, "default"); // text is not read
+    if (!runs) v.pre = "default"; // text is not read
     if (!path && !v.tokens.n) path = find_tokenizer(opt.checkpoint);
     if (path) v = read_vocab(path, (size_t)c->vocab_size);
     tokenizer_init(&s->tokenizer, path ? path : opt.checkpoint, &v);

@@ -298,7 +298,7 @@ static void use_text(const uint8_t *data, size_t size)
                .types = {(uint8_t *)types, n, G_I32},
                .scores = {bpe ? NULL : (uint8_t *)scores, n, G_F32},
                .space_prefix = data[0] >> 4 & 1};
-    strcpy(v.pre, styles[data[0] >> 1 & 3]);
+    v.pre = styles[data[0] >> 1 & 3];
     tokenizer_init(&tokenizer, "fuzz", &v);
     // SentencePiece-style, U+2581 comes back as a space, and a space follows user-defined tokens.
     int spaced = 0;

@@ -279,6 +279,27 @@ static void test_epsilon(void)
     free(file);
 }
 
+// What a model cannot do without: a gpt2 its positions, and longrope its second list.
+static void test_missing(void)
+{
+    static const char *const names[] = {"position_embd", "rope_factors_short"};
+    int i = 0;
+    for (size_t k = 0; k < COUNT(arch_specs); k++) {
+        ArchSpec s = arch_specs[k];
+        size_t size, len;
+        if (!(i ? s.longrope > 0 : s.learned)) continue;
+        s.learned = 0;
+        uint8_t *file = build_arch(&s, &size, 0, 1);
+        uint8_t *name = i ? memmem(file, size, names[i], len = strlen(names[i])) : NULL;
+        if (name) memcpy(name + len - 5, "shirt", 5);
+        write_file(path_of("key.gguf"), file, size);
+        check_load(path_of("key.gguf"), names[i]);
+        free(file);
+        if (++i == COUNT(names)) break;
+    }
+    CHECK_INT(i, COUNT(names));
+}
+
 // A model in several files: the same numbers; a file that is not there, cut off, or not the first.
 static void test_parts(void)
 {
@@ -311,6 +332,7 @@ int main(void)
     test_architectures();
     test_keys();
     test_epsilon();
+    test_missing();
     test_parts();
     unlink(path_of("model.gguf")), unlink(path_of("key.gguf")), unlink(path_of("eps.gguf"));
     rmdir(folder);

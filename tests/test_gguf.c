@@ -164,7 +164,7 @@ static Config gemma_config(uint32_t n_layers)
     memcpy(find_bytes(file, size, "gemma3.block_count") + 4, &n_layers, 4);
     Model m = {.path = "gemma3", .map = file, .size = size, .arch = "gemma3"};
     ModelFile g = {.m = &m, .map = file, .size = size, .at = 4 + 4 + 8 + 8,
-                   .tensors = &(FileItem){0}};
+                   .tensors = &(FileItem){.used = 0}};
     g.keys = gguf_list(&g, NULL, n_gguf_keys, gguf_key);
     gguf_vocab(&g, &m.vocab);
     gguf_config(&g, &archs[FIND_NAME(archs, "gemma3")]);
