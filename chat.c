@@ -1211,9 +1211,9 @@ static int answer(Session *s, Conversation *c, const char *text)
     // Behind the ids come those that the reply consists of, as many as were made.
     size_t before = s->n_made;
     if (talk.show_tokens) show_tokens(&s->tokenizer, ids + s->pos, n - (size_t)s->pos);
-    int end = reply(s, ids + s->pos, n - (size_t)s->pos, 0);
+    const char *end = reply(s, ids + s->pos, n - (size_t)s->pos, 0);
     free(ids);
-    if (end != END_STOP) fprintf(stderr, "%s: the reply was cut by %s\n", prog, endings[end]);
+    if (end != THE_MODEL) fprintf(stderr, "%s: the reply was cut by %s\n", prog, end);
     add_message(c, "assistant", spell_ids(&s->tokenizer, s->ids + n, s->n_made - before));
     interrupted = 0; // Ctrl-C ended the reply, not the conversation, and may do so again
     catch_interrupt(SA_RESTART);

@@ -3358,7 +3358,6 @@ static void complete_config(Model *m)
     if (c->n_rot % 2 || c->n_rot > c->head_dim)
         REFUSE(m, "of a head's %d dimensions %d turn (want an even number)", c->head_dim, c->n_rot);
     // What the table's rows leave open, and what the encoding needs.
-    if (!(c->norm_eps > 0)) REFUSE(m, "no epsilon of its norms is given");
     if (c->vocab_size < 1) REFUSE(m, "vocab_size (got %d)", c->vocab_size);
     if (c->rows < least || c->rows > most)
         REFUSE(m, "the encoding's table (got %d rows, want %d to %d)", c->rows, least, most);
@@ -5037,16 +5036,14 @@ static void write_token(const Tokenizer *t, Stream *out, int prev, int id)
     stream_write(out, text, len);
 }
 
-// Why a text ended, for the last line: a text that the model ended is whole, others are not.
-enum { END_STOP, END_STEPS, END_CONTEXT, END_INTERRUPT };
-static const char *const endings[] = {"the model", "-n", "a full context (see -c, --window)",
-                                      "Ctrl-C"};
+// What ends a text that is whole; whatever else ends one cuts it.
+static const char THE_MODEL[] = "the model";
 
 // Reads ids[n] and goes on until a stop token, the number of steps asked for, a full context or
-// Ctrl-C; returns which. echo: the prompt is written out first, as llama2.c does. Every token is
+// Ctrl-C; returns which, in words. echo: the prompt is written out first, as llama2.c does. Every token is
 // drawn from the logits, written out, and read in its turn, which gives the next logits. The last
 // one need not be read, since nothing follows it, but stands behind the others in s->ids.
-static int reply(Session *s, const int *ids, size_t n, int echo)
+static const char *reply(Session *s, const int *ids, size_t n, int echo)
 {
     const Tokenizer *t = &s->tokenizer;
     Stream out = {.out = stdout, .terminal = isatty(STDOUT_FILENO)};
@@ -5055,20 +5052,20 @@ static int reply(Session *s, const int *ids, size_t n, int echo)
     double middle = seconds();
     for (size_t i = echo ? (size_t)t->add_bos : n; i < n; i++)
         write_token(t, &out, i ? ids[i - 1] : -1, ids[i]);
-    int end = interrupted ? END_INTERRUPT : -1;
-    for (long long made = 0; end < 0;) {
+    const char *end = interrupted ? "Ctrl-C" : NULL;
+    for (long long made = 0; !end;) {
         size_t recent = min_size((size_t)s->pos, REPEAT_WINDOW);
         int id = sample(&opt.sampler, s->logits, s->model.config.vocab_size,
                         s->ids + s->pos - recent, (int)recent);
-        if (is_stop(t, id)) end = END_STOP;
+        if (is_stop(t, id)) end = THE_MODEL;
         else {
             write_token(t, &out, last_token(s), id);
             s->ids[s->pos] = id;
             s->n_made++;
-            if (s->pos >= s->ctx) end = END_CONTEXT;
-            else if (++made == opt.steps) end = END_STEPS; // nothing follows its last token
+            if (s->pos >= s->ctx) end = "a full context (see -c, --window)";
+            else if (++made == opt.steps) end = "-n"; // nothing follows its last token
             else feed(s, &id, 1);
-            if (interrupted) end = END_INTERRUPT;
+            if (interrupted) end = "Ctrl-C";
         }
     }
     fputc('\n', stdout);
@@ -5094,11 +5091,10 @@ static int *encode_text(const Tokenizer *t, const char *text, const char *templa
                         size_t *n)
 {
     int *ids = xrealloc(NULL, add_size(mul_size(len, 2), 2), sizeof *ids);
+    int own = template && len && match_special(t, text, len, template[0], n) == t->bos;
+    int bos = t->add_bos && !own;
     ids[0] = t->bos >= 0 ? t->bos : t->eos >= 0 ? t->eos : 0;
-    size_t made = tokenizer_encode(t, text, template, len, ids + 1);
-    int bos = t->add_bos && !(template && made && ids[1] == t->bos);
-    if (!bos) memmove(ids, ids + 1, made * sizeof *ids);
-    *n = max_size(1, bos + made);
+    *n = max_size(1, (size_t)bos + tokenizer_encode(t, text, template, len, ids + bos));
     return ids;
 }
 
@@ -5112,9 +5108,8 @@ static void run_generate(Session *s)
         die(EXIT_DATA, "prompt", "longer than the context (got %zu tokens, want %lld at most); "
             "use -c %zu, or --window", n, s->ctx, n + 256);
     if (opt.steps < 0) opt.steps = 256;
-    int end = reply(s, ids, n, !opt.no_echo);
+    say_speed(s, reply(s, ids, n, !opt.no_echo));
     free(ids);
-    say_speed(s, endings[end]);
 }
 
 // The user's text: a file's, the prompt, or in a chat both. A byte order mark is no text. UTF-16,
@@ -5351,28 +5346,26 @@ static void set_rope(Model *m)
 
 // Which context the run uses: -c, else as trained; the longest length to be tested; or, where a
 // window keeps memory constant, as much as there is text. Then the factor of a method that follows
-// from the context is settled first, for the trained one: a context without end has no ratio to it.
+// from the context is that of the trained one: a context without end has no ratio to it. Learned
+// positions end with their table: what lies behind it was never there.
 static long long choose_context(Config *c)
 {
     long long ctx = opt.ctx ? opt.ctx : c->train_ctx;
     int bounded = c->encoding == ENC_LEARNED && !opt.clamp_positions;
     const Mode *mode = &program->modes[opt.mode];
     if (mode->context) ctx = mode->context(ctx);
-    if (!(mode->kind & ENDLESS) || !c->rope.window || opt.ctx || bounded) return ctx;
-    rope_resolve(&c->rope, c->train_ctx, ctx); // the factor is that of the trained context
-    return 1 << 28;
-}
-
-// Learned positions end with their table: what lies behind it was never there. More context than
-// trained without a method works with RoPE, as far as the program goes, but what is written becomes
-// nonsense, and the user should know why and what would help.
-static void check_context(const Config *c, long long ctx)
-{
-    const RopeConfig *r = &c->rope;
-    double last = (ctx - 1) / position_stretch(c);
-    if (c->encoding == ENC_LEARNED && !opt.clamp_positions && last >= c->rows)
+    rope_resolve(&c->rope, c->train_ctx, ctx);
+    if (bounded && (ctx - 1) / position_stretch(c) >= c->rows)
         die(EXIT_USAGE, "-c", "past the model's learned positions (got %lld, want at most %d); "
             "see --clamp-positions", ctx, c->rows);
+    return mode->kind & ENDLESS && c->rope.window && !opt.ctx && !bounded ? 1 << 28 : ctx;
+}
+
+// More context than trained without a method works with RoPE, as far as the program goes, but what
+// is written becomes nonsense, and the user should know why and what would help.
+static void hint_at_methods(const Config *c, long long ctx)
+{
+    const RopeConfig *r = &c->rope;
     if (c->encoding == ENC_ROPE && ctx > c->train_ctx && !r->method && !r->distance && !r->window)
         fprintf(stderr, "%s: context %lld is past the trained %d, where plain RoPE fails; try "
                 "--rerope %d --logn, or --rope-scaling yarn\n", prog, ctx, c->train_ctx,
@@ -5404,7 +5397,7 @@ static void open_session(Session *s)
     if (rope_methods[c->rope.method].changes == ALWAYS) chunk = min_size(chunk, TILE);
     // The cache is reserved here, and what does not fit is refused with its size.
     state_init(&s->state, &s->model, s->ctx, chunk, opt.kv, opt.exact);
-    check_context(&s->state.attn.config, s->ctx);
+    hint_at_methods(c, s->ctx);
     s->logits = xcalloc(c->vocab_size, 4);
     if (opt.seed < 0) opt.seed = new_seed();
     opt.sampler.rng = seed_random((uint64_t)opt.seed);

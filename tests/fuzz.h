@@ -359,7 +359,7 @@ static void use_options(const uint8_t *data, size_t size)
     MUST(ctx >= 1 && ctx <= 1 << 28 && ask.n_lengths <= 32);
     Config c = model.config;
     rope_resolve(&c.rope, c.train_ctx, ctx);
-    check_context(&c, ctx);
+    hint_at_methods(&c, ctx);
     if (ctx < 1 << 12 || (c.rope.window && c.rope.window < 1 << 12 && opt.chunk < 1 << 12))
         run_model(&model, hash_bytes((const char *)data, size), ctx);
 }
