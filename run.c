@@ -3328,17 +3328,6 @@ static void read_fields(Model *m, int from, int to)
     }
 }
 
-// What the command line says about Config takes the place of what the file says. Both were held
-// against the same ranges; check_rope() looks at what they are together.
-static void lay_over(Config *c)
-{
-    for (size_t i = 0; i < COUNT(config_fields); i++) {
-        const Option *f = &config_fields[i];
-        size_t at = field_at(f), bytes = f->kind >= N_DOUBLE ? sizeof(double) : sizeof(int);
-        if (memcmp(f->to, (char *)&unasked + at, bytes)) memcpy((char *)c + at, f->to, bytes);
-    }
-}
-
 // Ranges are for each number by itself. This holds them against each other: heads share what they
 // divide, pairs of dimensions turn, and a table has the rows that its encoding can use. It also
 // fills in what follows from the others, the heads' number and size.
@@ -3711,14 +3700,15 @@ static Values find_key(const ModelFile *s, const char *name, int is_text)
 
 // The number that a key says, or `absent`. Writers say "none" in many ways: by leaving the key out,
 // by -1, by the largest unsigned number (which is -1, seen by somebody else), and by 0 where it can
-// mean nothing else. A list of equal numbers, one a layer, is that number; where layers differ in
-// size the shapes in list_weights() would not hold.
+// mean nothing else. Of a list it is the first. An architecture's list has a number for each layer,
+// and all of them have to be equal: where layers differ in size the shapes in list_weights() would
+// not hold.
 static double key_number(const ModelFile *s, const char *name, double lo, double hi,
                          double absent)
 {
     Values k = find_key(s, name, 0);
     double v = k.n ? number_at(k, 0) : -1;
-    for (size_t i = 1; i < k.n; i++)
+    for (size_t i = 1; i < k.n && *name == '.'; i++)
         if (number_at(k, i) != v)
             REFUSE(s->m, "%s is not the same for all layers: such a model cannot be run", name + 1);
     if (v == -1 || v == UINT32_MAX || v == 0x1p64 || (v == 0 && lo > 0)) return absent;
@@ -3821,8 +3811,7 @@ static void gguf_vocab(ModelFile *s, Vocab *v)
         REFUSE(s->m, "%zu tokens, but not as many scores (floats) and types (integers)", n);
     // An id that is no token's is a broken file; -1 stands for none.
     int last = (int)n - 1;
-    double eos = v->ends.n ? number_at(v->ends, 0) : -1;
-    v->eos = eos == UINT32_MAX ? -1 : (int)check_range(s->m, "EOS", eos, -1, last);
+    v->eos = (int)key_number(s, "tokenizer.ggml.eos_token_id", -1, last, -1);
     v->bos = (int)key_number(s, "tokenizer.ggml.bos_token_id", -1, last, -1);
     v->eot = (int)key_number(s, "tokenizer.ggml.eot_token_id", -1, last, -1);
     v->add_bos = (int)key_number(s, "tokenizer.ggml.add_bos_token", 0, 1, -1);
@@ -3884,8 +3873,8 @@ static const char *const ggml_types[] = {
 
 // Tensor w of layer l, or with l < 0 of the model; what: its weight, or the bias that is added to
 // what that gives. It has its own name, or is a part of the fused one, which is known by its rows:
-// "ffn_up" is fused in some files and only itself in others. No data: the file has none, which it may
-// do without only where that is a bias, a norm of embeddings, a classifier or factors of its own.
+// "ffn_up" is fused in some files and only itself in others. No data: the file has none, which is
+// right only for a bias, a norm of embeddings, a classifier, and factors of its own.
 static Tensor take_tensor(ModelFile *s, const Weight *w, int l, const char *what)
 {
     Model *m = s->m;
@@ -4355,31 +4344,31 @@ typedef struct {
 // next free slot behind that. Keys stay where their owner has them.
 typedef struct {
     size_t size; // a power of two
-    struct MapSlot {
-        const void *key; // NULL: free
+    struct HashSlot {
+        const void *key;
         size_t len;
-        int value;
+        int count; // 1 + the number; 0: free
     } *slots;
-} Map;
+} Hash;
 
 typedef struct {
     const char *path;
     Piece *pieces;          // [vocab_size]
     int vocab_size;
-    Map ids;                // by text
+    Hash ids;               // by text
     int byte_id[256];       // SentencePiece-style
     const WordStyle *words; // byte-level BPE; NULL: SentencePiece-style
-    Map ranks;              // by pair of ids that may merge: its place in the list of merges
+    Hash ranks;             // by pair of ids that may merge: its place in the list of merges
     uint8_t special_len[256]; // the longest user-defined or control token that begins so
     int bos, eos, add_bos, space_prefix;
 } Tokenizer;
 
-static Map map_init(size_t n)
+static Hash hash_init(size_t n)
 {
-    Map m = {.size = 64};
-    while (m.size < 2 * n) m.size *= 2;
-    m.slots = xcalloc(m.size, sizeof *m.slots);
-    return m;
+    Hash h = {.size = 64};
+    while (h.size < 2 * n) h.size *= 2;
+    h.slots = xcalloc(h.size, sizeof *h.slots);
+    return h;
 }
 
 static size_t hash_bytes(const void *key, size_t len) // FNV-1a
@@ -4390,32 +4379,32 @@ static size_t hash_bytes(const void *key, size_t len) // FNV-1a
 }
 
 // The key's place, or the free one where it would be.
-static struct MapSlot *map_slot(const Map *m, const void *key, size_t len)
+static struct HashSlot *hash_slot(const Hash *h, const void *key, size_t len)
 {
-    size_t at = hash_bytes(key, len) & (m->size - 1);
-    for (; m->slots[at].key; at = (at + 1) & (m->size - 1))
-        if (m->slots[at].len == len && !memcmp(m->slots[at].key, key, len)) break;
-    return &m->slots[at];
+    size_t at = hash_bytes(key, len) & (h->size - 1);
+    for (; h->slots[at].count; at = (at + 1) & (h->size - 1))
+        if (h->slots[at].len == len && !memcmp(h->slots[at].key, key, len)) break;
+    return &h->slots[at];
 }
 
 // The first of equals counts.
-static void map_add(Map *m, const void *key, size_t len, int value)
+static void hash_add(Hash *h, const void *key, size_t len, int number)
 {
-    struct MapSlot *slot = map_slot(m, key, len);
-    if (!slot->key) *slot = (struct MapSlot){key, len, value};
+    struct HashSlot *slot = hash_slot(h, key, len);
+    if (!slot->count) *slot = (struct HashSlot){key, len, 1 + number};
 }
 
-static int map_find(const Map *m, const void *key, size_t len) // -1: not there
+// -1: it is not there.
+static int hash_find(const Hash *h, const void *key, size_t len)
 {
-    const struct MapSlot *slot = map_slot(m, key, len);
-    return slot->key ? slot->value : -1;
+    return hash_slot(h, key, len)->count - 1;
 }
 
 // The piece with that text, if it is of these kinds; -1: none. Nearly all the work of encoding is
 // done here: once for each symbol, and once for each pair that may merge.
 static int find_piece(const Tokenizer *t, const char *s, size_t len, int kinds)
 {
-    int id = map_find(&t->ids, s, len);
+    int id = hash_find(&t->ids, s, len);
     return id >= 0 && t->pieces[id].kind & kinds ? id : -1;
 }
 
@@ -4455,7 +4444,7 @@ static void offer_merge(Encoder *e, int at)
     int pair[] = {a->id, b->id}, rank = 0;
     a->joined = -1;
     if (a->id >= 0 && b->id >= 0) {
-        if (t->words) rank = map_find(&t->ranks, pair, sizeof pair);
+        if (t->words) rank = hash_find(&t->ranks, pair, sizeof pair);
         if (rank >= 0) a->joined = find_piece(t, e->text + at, a->len + b->len, TOKEN_TEXT);
     }
     e->best[e->n_leaves + at] = at;
@@ -4648,7 +4637,7 @@ static void read_pieces(Tokenizer *t, const Vocab *v)
 {
     static const int kinds[] = {[2] = TOKEN_CONTROL, [3] = TOKEN_CONTROL, [4] = TOKEN_USER};
     Values list = v->tokens;
-    t->ids = map_init(list.n);
+    t->ids = hash_init(list.n);
     for (int id = 0; id < t->vocab_size; id++) {
         size_t len;
         Piece *p = &t->pieces[id];
@@ -4665,7 +4654,7 @@ static void read_pieces(Tokenizer *t, const Vocab *v)
             p->text = plain;
         }
         p->len = (int)len;
-        if (len) map_add(&t->ids, p->text, len, id);
+        if (len) hash_add(&t->ids, p->text, len, id);
         if (p->kind != TOKEN_TEXT) note_special(t, p);
     }
 }
@@ -4699,7 +4688,7 @@ static void read_merges(Tokenizer *t, const Vocab *v)
 {
     Values list = v->merges;
     int (*pairs)[2] = xcalloc(list.n, sizeof *pairs);
-    t->ranks = map_init(list.n);
+    t->ranks = hash_init(list.n);
     for (size_t rank = 0, len; rank < v->merges.n; rank++) {
         const char *s = next_string(&list, &len), *space = len ? memchr(s + 1, ' ', len - 1) : NULL;
         char piece[512];
@@ -4708,7 +4697,7 @@ static void read_merges(Tokenizer *t, const Vocab *v)
         size_t left = (size_t)(space - s), right = len - left - 1;
         pair[0] = find_piece(t, piece, plain_text(s, left, 1, piece), TOKEN_ANY);
         pair[1] = find_piece(t, piece, plain_text(space + 1, right, 1, piece), TOKEN_ANY);
-        if (pair[0] >= 0 && pair[1] >= 0) map_add(&t->ranks, pair, sizeof *pairs, (int)rank);
+        if (pair[0] >= 0 && pair[1] >= 0) hash_add(&t->ranks, pair, sizeof *pairs, (int)rank);
     }
 }
 
@@ -5040,9 +5029,9 @@ static void write_token(const Tokenizer *t, Stream *out, int prev, int id)
 static const char THE_MODEL[] = "the model";
 
 // Reads ids[n] and goes on until a stop token, the number of steps asked for, a full context or
-// Ctrl-C; returns which, in words. echo: the prompt is written out first, as llama2.c does. Every token is
-// drawn from the logits, written out, and read in its turn, which gives the next logits. The last
-// one need not be read, since nothing follows it, but stands behind the others in s->ids.
+// Ctrl-C; returns which, in words. echo: the prompt is written out first, as llama2.c does. Every
+// token is drawn from the logits, written out, and read in its turn, which gives the next logits.
+// The last one need not be read, since nothing follows it, but stands behind the others in s->ids.
 static const char *reply(Session *s, const int *ids, size_t n, int echo)
 {
     const Tokenizer *t = &s->tokenizer;
@@ -5321,17 +5310,21 @@ static const float *read_factors(const char *path, size_t pairs)
     return list;
 }
 
-// Lays what the command line says about positions over the model's. Another method takes the place
-// of the model's factors, too, which belong to the model's own; a window that is taken away takes
-// its sinks along. An option that could have no effect is refused, since whoever gives it expects
-// one.
+// Lays what the command line says about positions over the model's; both were held against the same
+// ranges, and check_rope() looks at what they are together. Another method takes the place of the
+// model's factors, too, which belong to the model's own; a window that is taken away takes its
+// sinks along. An option that could have no effect is refused, since whoever gives it expects one.
 static void set_rope(Model *m)
 {
     Config *c = &m->config;
     RopeConfig *r = &c->rope;
     const RopeConfig *from = &asked.rope;
     if (from->method >= 0 && from->method != r->method) r->factor = r->attn_factor = 0;
-    lay_over(c);
+    for (size_t i = 0; i < COUNT(config_fields); i++) {
+        const Option *f = &config_fields[i];
+        size_t at = field_at(f), bytes = f->kind >= N_DOUBLE ? sizeof(double) : sizeof(int);
+        if (memcmp(f->to, (char *)&unasked + at, bytes)) memcpy((char *)c + at, f->to, bytes);
+    }
     if (!r->window && from->sinks < 0) r->sinks = 0;
     // Lists whose length is the model's.
     if (opt.long_factors) r->long_factors = read_factors(opt.long_factors, rotary_dims(c) / 2);
@@ -5381,7 +5374,6 @@ static void open_session(Session *s)
     Config *c = &s->model.config;
     set_rope(&s->model);
     s->ctx = choose_context(c);
-    if (runs) pool_start(opt.threads ? opt.threads : processors());
     const char *path = opt.tokenizer;
     Vocab v = s->model.vocab;
     if (runs && v.bpe && !strcmp(v.pre, "default"))
@@ -5393,6 +5385,7 @@ static void open_session(Session *s)
     tokenizer_init(&s->tokenizer, path ? path : opt.checkpoint, &v);
     read_prompt(s);
     if (!runs) return;
+    pool_start(opt.threads ? opt.threads : processors());
     size_t chunk = opt.chunk; // frequencies that always change need Angles for each of its tokens
     if (rope_methods[c->rope.method].changes == ALWAYS) chunk = min_size(chunk, TILE);
     // The cache is reserved here, and what does not fit is refused with its size.
