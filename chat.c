@@ -1096,9 +1096,28 @@ static void catch_interrupt(int flags)
     sigaction(SIGINT, &action, NULL);
 }
 
+// What goes wrong without an error. More context than trained without a method works with RoPE, as
+// far as the program goes, but what is written becomes nonsense, and the user should know why and
+// what would help. And the wrong cut into words gives tokens that the model never saw.
+static void give_hints(const Session *s)
+{
+    const Config *c = &s->model.config;
+    const RopeConfig *r = &c->rope;
+    const Vocab *v = &s->model.vocab;
+    if (v->bpe && !strcmp(v->pre, "default"))
+        fprintf(stderr, "%s: how text is cut into words is not said (tokenizer.ggml.pre), and "
+                "guessed: as for GPT-2\n", prog);
+    int plain = c->encoding == ENC_ROPE && !r->method && !r->distance && !r->window;
+    if (plain && s->ctx > c->train_ctx)
+        fprintf(stderr, "%s: context %lld is past the trained %d, where plain RoPE fails; try "
+                "--rerope %d --logn, or --rope-scaling yarn\n", prog, s->ctx, c->train_ctx,
+                (c->train_ctx + 1) / 2);
+}
+
 // Mode generate of run.c, after what it will read.
 static void run_shown(Session *s)
 {
+    give_hints(s);
     if (talk.show_tokens) {
         size_t n;
         int *ids = encode_text(&s->tokenizer, s->text ? s->text : "", NULL, s->len, &n);
@@ -1283,6 +1302,7 @@ static void run_chat(Session *s)
     if (!talk.format && s->model.vocab.tokens.n && !s->model.vocab.chat.n)
         fprintf(stderr, "%s: the model has no chat template, but the tokens of %s, which is used; "
                 "see --chat-format\n", prog, what);
+    give_hints(s);
     if (opt.steps < 0) opt.steps = 0; // a reply may be as long as the model wants
     if (talk.system && (*talk.system || needs_empty_system(&s->tokenizer, c.template)))
         add_message(&c, "system", quote_text(&s->tokenizer, talk.system));

@@ -532,8 +532,8 @@ typedef struct {
     size_t group;               // version 2
     int shared_classifier;
     size_t weight_bytes;        // read for each token (without the embedding table's other rows)
-    const uint8_t *map;
-    size_t size;                // of all its files; map is the first
+    const uint8_t *file;        // mapped into memory: the first, if there are several
+    size_t size;                // of all its files
 } Model;
 
 // What all heads of a token have together: queries, and keys (or values).
@@ -3322,7 +3322,7 @@ static void read_fields(Model *m, int from, int to)
     for (size_t i = 0; i < COUNT(config_fields); i++) {
         const Option *f = &config_fields[i];
         if (f->at < from || f->at >= to) continue;
-        const uint8_t *p = m->map + f->at - (m->version ? 0 : 8);
+        const uint8_t *p = m->file + f->at - (m->version ? 0 : 8);
         double v = number_at((Values){p, 1, f->kind == N_INT ? G_I32 : G_F32}, 0);
         if (v != 0 || f->at < 64) set_field(m, f, f->field, v);
     }
@@ -3498,20 +3498,20 @@ static void read_header(Model *m)
 {
     Config *c = &m->config;
     // The file's length comes before its numbers, the version before what depends on it.
-    int has_magic = m->size >= 4 && read_i32(m->map) == MAGIC;
+    int has_magic = m->size >= 4 && read_i32(m->file) == MAGIC;
     size_t header = has_magic ? HEADER : 28;
     if (m->size < header)
         REFUSE(m, "cut off in the header (got %zu bytes, want %zu)", m->size, header);
-    m->version = has_magic ? read_i32(m->map + 4) : 0;
+    m->version = has_magic ? read_i32(m->file + 4) : 0;
     int v = m->version % 100;
     if (has_magic && ((v != 1 && v != 2) || m->version < 1 || m->version > 102))
         REFUSE(m, "unknown version (got %d, want 1, 2, 101 or 102)", m->version);
-    if (v == 2) m->group = (size_t)check_range(m, "group", read_i32(m->map + 37), 1, 1 << 16);
+    if (v == 2) m->group = (size_t)check_range(m, "group", read_i32(m->file + 37), 1, 1 << 16);
     *c = (Config){.norm_eps = 1e-5f, .rope.theta = 10000}; // llama2.c's
     read_fields(m, 8, 36);
-    if (v && read_i32(m->map + 64) == EXT_MAGIC) read_fields(m, 64, HEADER);
+    if (v && read_i32(m->file + 64) == EXT_MAGIC) read_fields(m, 64, HEADER);
     else if (m->version > 100) REFUSE(m, "version %d without an extension block", m->version);
-    m->shared_classifier = v ? m->map[36] != 0 : c->vocab_size > 0;
+    m->shared_classifier = v ? m->file[36] != 0 : c->vocab_size > 0;
     if (!v) c->vocab_size = abs(c->vocab_size);
     complete_config(m);
 }
@@ -3528,7 +3528,7 @@ static size_t lay_weight(Model *m, const Weight *w, size_t at)
     if (planar && (values % m->group || values % 4))
         REFUSE(m, "a matrix of %zu values is not whole groups of %zu", values, m->group);
     if (!values || end > m->size) return end;
-    t.data = m->map + at;
+    t.data = m->file + at;
     if (planar) t.scales = (const float *)(t.data + values);
     put_weight(m, w, t);
     return end;
@@ -3595,7 +3595,7 @@ typedef struct {
 // A file that is being read.
 typedef struct {
     Model *m;
-    const uint8_t *map;     // [size]
+    const uint8_t *file;    // [size]
     size_t size, at;        // at: how far it was read
     FileItem *keys, *tensors;
 } ModelFile;
@@ -3615,7 +3615,7 @@ static const uint8_t *gguf_skip(ModelFile *s, size_t n, size_t size)
     if (n > (s->size - s->at) / size)
         REFUSE(s->m, "cut off, or a wrong count (want %zu x %zu bytes at %zu)", n, size, s->at);
     s->at += n * size;
-    return s->map + s->at - n * size;
+    return s->file + s->at - n * size;
 }
 
 // The next number, of `size` bytes, which may be fewer than a size_t has: the others stay 0.
@@ -3636,7 +3636,7 @@ static void gguf_key(ModelFile *s, FileItem *k)
     if (type >= COUNT(value_bytes) || type == G_ARRAY)
         REFUSE(s->m, "key %s has an unknown type (got %u)", k->name, type);
     size_t n = array ? gguf_number(s, 8) : 1;
-    k->values = (Values){s->map + s->at, n, type};
+    k->values = (Values){s->file + s->at, n, type};
     for (; type == G_STRING && n > 0; n--) gguf_skip(s, gguf_number(s, 8), 1);
     if (n > 0) gguf_skip(s, n, value_bytes[type]);
 }
@@ -3944,7 +3944,7 @@ static void gguf_directory(ModelFile *s)
         size_t at = add_size(begin, e->offset);
         end = max_size(end, add_size(at, e->tensor.type ? tensor_bytes(&e->tensor) : 1));
         if (at % 4) REFUSE(m, "tensor %s is at byte %zu", e->name, at);
-        e->tensor.data = s->map + min_size(at, s->size);
+        e->tensor.data = s->file + min_size(at, s->size);
     }
     if (end > s->size)
         REFUSE(m, "cut off: %zu of its %zu bytes are missing", end - s->size, end);
@@ -3964,7 +3964,7 @@ static void add_parts(ModelFile *s)
         REFUSE(s->m, "one of %d files that are a model (want NAME-00001-of-%05d.gguf)", n, n);
     for (int i = 2; i <= n; i++) {
         snprintf(path, sizeof path, form, stem, first, i, n);
-        s->map = map_file(s->m->path = copy_string(path), &s->size);
+        s->file = map_file(s->m->path = copy_string(path), &s->size);
         gguf_directory(s);
         s->m->size += s->size;
         free(s->keys);
@@ -4015,7 +4015,7 @@ static void check_signs(const ModelFile *s)
 // architecture that is not known, a number that is out of range, a tensor that is not there.
 static void load_gguf(Model *m)
 {
-    ModelFile s = {.m = m, .map = m->map, .size = m->size};
+    ModelFile s = {.m = m, .file = m->file, .size = m->size};
     Weight list[N_WEIGHTS];
     gguf_directory(&s);
     const char *name = key_word(&s, "general.architecture", "?");
@@ -4061,13 +4061,13 @@ static const struct {
 static void model_load(Model *m, const char *path)
 {
     *m = (Model){.path = path};
-    m->map = map_file(path, &m->size);
+    m->file = map_file(path, &m->size);
     for (size_t i = 0; i < COUNT(strangers); i++) {
         size_t n = strlen(strangers[i].bytes), at = strangers[i].at;
-        if (m->size >= at + n && !strncasecmp((const char *)m->map + at, strangers[i].bytes, n))
+        if (m->size >= at + n && !strncasecmp((const char *)m->file + at, strangers[i].bytes, n))
             REFUSE(m, "no model that can be read, but %s", strangers[i].what);
     }
-    if (m->size >= 4 && !memcmp(m->map, "GGUF", 4)) load_gguf(m);
+    if (m->size >= 4 && !memcmp(m->file, "GGUF", 4)) load_gguf(m);
     else load_checkpoint(m);
 }
 
@@ -5354,17 +5354,6 @@ static long long choose_context(Config *c)
     return mode->kind & ENDLESS && c->rope.window && !opt.ctx && !bounded ? 1 << 28 : ctx;
 }
 
-// More context than trained without a method works with RoPE, as far as the program goes, but what
-// is written becomes nonsense, and the user should know why and what would help.
-static void hint_at_methods(const Config *c, long long ctx)
-{
-    const RopeConfig *r = &c->rope;
-    if (c->encoding == ENC_ROPE && ctx > c->train_ctx && !r->method && !r->distance && !r->window)
-        fprintf(stderr, "%s: context %lld is past the trained %d, where plain RoPE fails; try "
-                "--rerope %d --logn, or --rope-scaling yarn\n", prog, ctx, c->train_ctx,
-                (c->train_ctx + 1) / 2);
-}
-
 // From the command line to a model that can be fed: everything that a mode needs, and for those
 // that only look at the model (NO_STATE) no threads, cache or way to cut text.
 static void open_session(Session *s)
@@ -5376,9 +5365,6 @@ static void open_session(Session *s)
     s->ctx = choose_context(c);
     const char *path = opt.tokenizer;
     Vocab v = s->model.vocab;
-    if (runs && v.bpe && !strcmp(v.pre, "default"))
-        fprintf(stderr, "%s: how text is cut into words is not said (tokenizer.ggml.pre), and "
-                "guessed: as for GPT-2\n", prog);
     if (!runs) v.pre = "default"; // text is not read
     if (!path && !v.tokens.n) path = find_tokenizer(opt.checkpoint);
     if (path) v = read_vocab(path, (size_t)c->vocab_size);
@@ -5390,7 +5376,6 @@ static void open_session(Session *s)
     if (rope_methods[c->rope.method].changes == ALWAYS) chunk = min_size(chunk, TILE);
     // The cache is reserved here, and what does not fit is refused with its size.
     state_init(&s->state, &s->model, s->ctx, chunk, opt.kv, opt.exact);
-    hint_at_methods(c, s->ctx);
     s->logits = xcalloc(c->vocab_size, 4);
     if (opt.seed < 0) opt.seed = new_seed();
     opt.sampler.rng = seed_random((uint64_t)opt.seed);

@@ -181,7 +181,7 @@ static void load_input(void (*load)(Model *), const uint8_t *data, size_t size, 
 {
     memset(&model, 0, sizeof model);
     model.path = "fuzz";
-    model.map = exact_copy(data, size, fill);
+    model.file = exact_copy(data, size, fill);
     model.size = size + fill;
     load(&model);
 }
@@ -357,10 +357,8 @@ static void use_options(const uint8_t *data, size_t size)
     set_rope(&model);
     int64_t ctx = choose_context(&model.config);
     MUST(ctx >= 1 && ctx <= 1 << 28 && ask.n_lengths <= 32);
-    Config c = model.config;
-    rope_resolve(&c.rope, c.train_ctx, ctx);
-    hint_at_methods(&c, ctx);
-    if (ctx < 1 << 12 || (c.rope.window && c.rope.window < 1 << 12 && opt.chunk < 1 << 12))
+    int window = model.config.rope.window;
+    if (ctx < 1 << 12 || (window && window < 1 << 12 && opt.chunk < 1 << 12))
         run_model(&model, hash_bytes((const char *)data, size), ctx);
 }
 

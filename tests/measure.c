@@ -361,6 +361,7 @@ static int *begin_windows(Session *s, Perplexity *p, size_t stride)
     size_t n = min_size(s->ctx, n_ids), step = stride ? stride : n - 1;
     if (n < 2) die(EXIT_DATA, "text", "nothing to predict (got %zu tokens, want 2)", n);
     if (stride >= n) die(EXIT_USAGE, "--stride", "want less than the window of %zu tokens", n);
+    give_hints(s);
     *p = (Perplexity){.n = n - 1, .from = n - 1 - step, .start = seconds(),
                       .n_buckets = min_size(BUCKETS, step), .n_windows = 1 + (n_ids - n) / step,
                       .vocab = s->model.config.vocab_size};
@@ -719,6 +720,7 @@ static void run_grids(Session *s, int first, int last)
     const Vocab *v = &s->model.vocab;
     const char *what;
     Grid g = {.s = s, .kind = first, .format = v->chat.n ? open_template(s, &what) : NULL};
+    give_hints(s);
     if (s->text) check_string("filler", s->text, s->len);
     split_sentences(&g, copy_string(s->text ? s->text : classic));
     tsv_open("task\tlength\tdepth\ttrial\ttokens\tright\tanswer\tgot");

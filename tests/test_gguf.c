@@ -162,8 +162,8 @@ static Config gemma_config(uint32_t n_layers)
     size_t size;
     uint8_t *file = build_gguf(&models[3].spec, 1, &size);
     memcpy(find_bytes(file, size, "gemma3.block_count") + 4, &n_layers, 4);
-    Model m = {.path = "gemma3", .map = file, .size = size, .arch = "gemma3"};
-    ModelFile g = {.m = &m, .map = file, .size = size, .at = 4 + 4 + 8 + 8,
+    Model m = {.path = "gemma3", .file = file, .size = size, .arch = "gemma3"};
+    ModelFile g = {.m = &m, .file = file, .size = size, .at = 4 + 4 + 8 + 8,
                    .tensors = &(FileItem){.used = 0}};
     g.keys = gguf_list(&g, NULL, n_gguf_keys, gguf_key);
     gguf_vocab(&g, &m.vocab);
