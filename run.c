@@ -3038,8 +3038,8 @@ static void classify(State *s, size_t first, size_t count, float *logits)
 //
 // Two kinds of files hold models: llama2.c's, and GGUF (section 11). Both are the same two things
 // in different wrapping, numbers and tensors, and both come to the same two tables. config_fields
-// has a row for each number of Config: what the files and the user call it, and which values it may
-// have. list_weights() has a row for each tensor: its name, its shape, which follows from those
+// has an entry for each number of Config: what the files and the user call it, and which values it
+// may have. list_weights() has one for each tensor: its name, its shape, which follows from those
 // numbers, and its place in the model. Behind the two doors nobody knows which kind of file it was.
 //
 // Nothing in a file is trusted: every number is held against its range, and every tensor against
@@ -3062,25 +3062,25 @@ static void classify(State *s, size_t first, size_t count, float *logits)
 //   shaw        [rows + 1][head_dim]               b2 [n_heads]
 // and behind it longrope's short and long factors, [head_dim / 2] each.
 
-// Many tables here have rows that begin with a name: methods, encodings, architectures, types of
-// tensors. What is done with all of them is to find a row, and to list the names for somebody who
-// wrote another; so that no table needs functions of its own, they see it as an array of unknown
-// rows of `size` bytes.
+// Many tables here have entries that begin with a name: methods, encodings, architectures, types of
+// tensors. What is done with all of them is to find an entry, and to list the names for somebody
+// who wrote another; so that no table needs functions of its own, they see it as an array of
+// unknown entries of `size` bytes.
 
-// An array whose rows begin with their names.
+// An array whose entries begin with their names.
 typedef struct {
-    const char *rows;
+    const char *at;
     size_t n, size;
 } Names;
 #define NAMES(array) {(const char *)(array), COUNT(array), sizeof *(array)}
 
-static const char *row_name(Names t, size_t i) { return *(char *const *)(t.rows + i * t.size); }
+static const char *entry_name(Names t, size_t i) { return *(char *const *)(t.at + i * t.size); }
 
-// Which row has this name, or -1.
+// Which entry has this name, or -1.
 static int find_name(Names t, const char *name)
 {
     for (size_t i = 0; i < t.n; i++)
-        if (!strcmp(row_name(t, i), name)) return (int)i;
+        if (!strcmp(entry_name(t, i), name)) return (int)i;
     return -1;
 }
 #define FIND_NAME(array, name) find_name((Names)NAMES(array), name)
@@ -3090,7 +3090,7 @@ static const char *list_names(Names t)
 {
     static char list[512];
     *list = 0;
-    for (size_t i = 0; i < t.n; i++) strcat(strcat(list, i ? ", " : ""), row_name(t, i));
+    for (size_t i = 0; i < t.n; i++) strcat(strcat(list, i ? ", " : ""), entry_name(t, i));
     return list;
 }
 #define LIST_NAMES(array) list_names((Names)NAMES(array))
@@ -3173,8 +3173,8 @@ static const uint8_t *map_file(const char *path, size_t *size)
 // --- numbers ------------------------------------------------------------------------------------
 //
 // A number of Config comes from a header, from a GGUF key or from an option of the command line:
-// one row says what it is called in each, and what it may be. Options that are no numbers of Config
-// have rows of the same kind in tables of their own (section 15).
+// one entry says what it is called in each, and what it may be. Options that are no numbers of
+// Config have entries of the same kind in tables of their own (section 15).
 
 // The command line is read before there is a model, so what it says about Config goes to a Config
 // of its own, and is laid over the model's later. Where it says nothing there is 0, or -1 where 0
@@ -3282,7 +3282,7 @@ static const Option config_fields[] = {
     {NUMBER(asked.rope.distance, 0, DIST_DUAL_CHUNK)},
 };
 
-// How far into a Config a row's number is, in the model's as in `asked`.
+// How far into a Config a field is, in the model's as in `asked`.
 static size_t field_at(const Option *f) { return (size_t)((char *)f->to - (char *)&asked); }
 
 // A long double holds any 64-bit integer, as seeds are, and any double.
@@ -3346,7 +3346,7 @@ static void complete_config(Model *m)
     if (c->head_dim % 2) REFUSE(m, "odd head size (got %d, want an even one)", c->head_dim);
     if (c->n_rot % 2 || c->n_rot > c->head_dim)
         REFUSE(m, "of a head's %d dimensions %d turn (want an even number)", c->head_dim, c->n_rot);
-    // What the table's rows leave open, and what the encoding needs.
+    // What ranges leave open, and what the encoding needs.
     if (c->vocab_size < 1) REFUSE(m, "vocab_size (got %d)", c->vocab_size);
     if (c->rows < least || c->rows > most)
         REFUSE(m, "the encoding's table (got %d rows, want %d to %d)", c->rows, least, most);
@@ -4284,21 +4284,13 @@ static Char *match_pattern(const char *p, Char *s, Char *end)
     return match;
 }
 
-// Where the word that begins at c ends: the next one begins there.
-static Char *end_of_word(Char *c)
-{
-    do c++;
-    while (!c->begins);
-    return c;
-}
-
 // Cuts the words of chars[n] by these patterns, and what comes of it by those behind the next NEXT.
-// The end of a text counts as the beginning of a word.
+// A word ends where the next one begins, and the end of a text counts as the beginning of one.
 static void cut_words(const char *const *patterns, Char *chars, size_t n)
 {
     const char *const *p = patterns;
     for (Char *word = chars, *end; word < chars + n; word = end) {
-        end = end_of_word(word);
+        for (end = word + 1; !end->begins;) end++;
         for (Char *at = word, *match; at < end; at = match ? match : at + 1) {
             for (p = patterns, match = NULL; !match && *p && **p; p++)
                 match = match_pattern(*p, at, end);
@@ -4501,7 +4493,7 @@ static void encode_plain(Encoder *e, const char *text, size_t len)
     memcpy(copy + space, text, len);
     Char *chars = read_words(t->words, copy, len + space, &n);
     for (Char *c = chars, *end; c < chars + n; c = end) {
-        end = end_of_word(c);
+        for (end = c + 1; !end->begins;) end++;
         size_t size = (size_t)(end->at - c->at);
         int whole = t->words && t->words->whole_words;
         int id = whole ? find_piece(t, copy + c->at, size, TOKEN_TEXT) : -1;
@@ -4887,12 +4879,12 @@ static int sample(Sampler *s, float *logits, size_t n, const int *recent, int n_
 // and instruments (tests/measure.c) are made of the same steps. Text goes to stdout and nothing
 // else does; what a person may want to know about the run goes to stderr.
 
-// What the command line says; section 15 has a row for each option.
+// What the command line says; section 15 has an entry for each option.
 static struct {
     const char *checkpoint, *tokenizer, *prompt, *file;
     const char *long_factors, *short_factors;
     long long steps, seed;
-    int mode, kv; // rows of their tables
+    int mode, kv; // which entries of their tables
     int ctx, threads, chunk;
     int exact, clamp_positions, help, version;
     int no_echo;
@@ -5195,11 +5187,11 @@ typedef struct {
 } Program;
 static const Program *program;
 
-// Row i of the program's tables, counted through all of them, or NULL behind the last.
-static const Option *option_row(size_t i)
+// Entry i of the program's tables, counted through all of them, or NULL behind the last.
+static const Option *option_at(size_t i)
 {
     for (size_t k = 0; k < COUNT(program->tables); i -= program->tables[k++].n)
-        if (i < program->tables[k].n) return (const Option *)program->tables[k].rows + i;
+        if (i < program->tables[k].n) return (const Option *)program->tables[k].at + i;
     return NULL;
 }
 
@@ -5208,7 +5200,7 @@ static void print_help(void)
 {
     const Option *o;
     printf("usage: %s CHECKPOINT [options], with defaults in brackets\n", prog);
-    for (size_t i = 0; (o = option_row(i)); i++) {
+    for (size_t i = 0; (o = option_at(i)); i++) {
         char left[64], letter[8] = "    ";
         if (!o->name) continue;
         if (o->letter) sprintf(letter, "-%c, ", o->letter);
@@ -5220,7 +5212,7 @@ static void print_help(void)
         printf("  %-30s %s\n", rope_methods[i].name, rope_methods[i].what);
 }
 
-// Sets what option o says; text: its value, of which the next row takes what follows a colon. A
+// Sets what option o says; text: its value, of which the next entry takes what follows a colon. A
 // name that is none is answered with those that are.
 static void set_option(const Option *o, const char *name, char *text)
 {
@@ -5256,7 +5248,7 @@ static void parse_options(int argc, char **argv)
         }
         if (value) *value++ = 0;
         const Option *o;
-        for (size_t i = 0; (o = option_row(i)); i++)
+        for (size_t i = 0; (o = option_at(i)); i++)
             if (arg[1] == '-' ? o->name && !strcmp(arg + 2, o->name)
                               : o->letter == arg[1] && !arg[2]) break;
         if (!o) die(EXIT_USAGE, arg, "no such option; see %s -h", prog);

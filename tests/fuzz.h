@@ -555,7 +555,7 @@ static void give_program_options(Give give)
     static const char *const texts[] = {"x", "4:16", "16:4.5", "40,50"};
     size_t count = 0, measures = program == &measure_program ? 128 : 0;
     const Option *o;
-    for (size_t at = 0; (o = option_row(at)); at++) {
+    for (size_t at = 0; (o = option_at(at)); at++) {
         if (!o->name) continue;
         int is_float = o->kind == N_FLOAT || o->kind == N_DOUBLE, is_flag = !*o->arg;
         int is_text = o->kind == N_TEXT || strchr(o->arg, ':');
@@ -569,7 +569,7 @@ static void give_program_options(Give give)
             snprintf(name, sizeof name, "%c-%s-%zu", measures ? 'm' : 'o', o->name, i);
             int n = snprintf(line + 1, sizeof line - 1, "-c\n90\n--%s%s%s", o->name,
                              is_flag ? "" : "\n",
-                             is_flag ? "" : o->names.n ? row_name(o->names, k)
+                             is_flag ? "" : o->names.n ? entry_name(o->names, k)
                              : is_text ? texts[k] : number);
             give(find_target("options"), name, (const uint8_t *)line, 1 + (size_t)n);
         }

@@ -288,7 +288,7 @@ static void check_words(const char *style, const char *text, const char *want)
     size_t n = 0, len = strlen(text), n_chars;
     Char *chars = read_words(find_words("style", style), text, len, &n_chars);
     for (Char *c = chars, *end; c < chars + n_chars; c = end, got[n++] = '|') {
-        end = end_of_word(c);
+        for (end = c + 1; !end->begins;) end++;
         memcpy(got + n, text + c->at, (size_t)(end->at - c->at));
         n += (size_t)(end->at - c->at);
     }
