@@ -14,8 +14,9 @@
 // How to read this file. A template goes through four layers, each of which calls those before it:
 // terms (what a template computes with), functions (what it can do to them), expressions (what it
 // writes between braces) and tags (what decides what is written). Then come the formats for models
-// that bring no template, what has to hold of a template before it is used, and the turns of a
-// conversation. Who wants to know only how a chat works begins there, at answer().
+// that bring no template, what has to hold of a template before it is used, what a person at a
+// terminal sees beside the text, and the turns of a conversation. Who wants to know only how a chat
+// works begins there, at answer().
 #ifndef TESTING
 #define TESTING // leaves run.c's main out
 #define CHAT
@@ -1053,7 +1054,7 @@ static char *quote_text(const Tokenizer *t, const char *text)
 
 // --- at the terminal -----------------------------------------------------------------------------
 //
-// What a person wants who waits for a text, or wonders about it; the engine does without.
+// What a person sees who waits for a text, or wonders about it; run.c by itself does without.
 
 // How far the work is, and how long it will take at the speed so far. A line on stderr that
 // replaces itself, when someone is there to see it and the work takes more than a second; it goes
