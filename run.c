@@ -786,7 +786,7 @@ static double sine_product(double D)
     return sum;
 }
 
-enum { PRODUCTS = 4096 }; // whole distances below it are looked up
+enum { PRODUCTS = 4096 }; // whole distances below it are looked up: cosines take long
 
 static float *sandwich_products(const Config *c) // [PRODUCTS]
 {
@@ -828,7 +828,7 @@ static const struct {
     [ENC_FIRE] = {"fire", "score + MLP(D as a share of i)", NULL, 0, NULL, bias_fire, NULL, 0},
     [ENC_SHAW] = {"shaw", "score + q . r[min(D, K)]", NULL, 0, NULL, bias_shaw, shaw_rows, 0},
     [ENC_SANDWICH] = {"sandwich", "score + sum of cos(D / 10000^(m/64)) / r", NULL, 0, NULL,
-                      bias_sandwich, sandwich_products, 1},
+                      bias_sandwich, sandwich_products, 0},
 };
 
 static int is_rotary(const Config *c) { return encodings[c->encoding].rotates; }

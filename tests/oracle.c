@@ -389,7 +389,7 @@ static void finish_method(const Model *m, Method *t) {
     if (absolute && t->map != FULL) die(2, "distance map: the encoding uses no distance");
     if (!is_rotary(m) && t->attn_factor) die(2, "--rope-attn-factor: wants a rotary encoding");
     if ((!is_rotary(m) && t->scaling != NONE && t->scaling != LINEAR) ||
-        (t->scaling == LINEAR && (e == NOPE || e == FIRE || e == SHAW)))
+        (t->scaling == LINEAR && (e == NOPE || e == FIRE || e == SHAW || e == SANDWICH)))
         die(2, "--rope-scaling: not defined for this encoding");
 }
 
