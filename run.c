@@ -29,8 +29,7 @@
 //   2  Vectors                     7  Cache and attention           12  Tokenizer
 //   3  Shapes                      8  Tensor types and products     13  Sampler
 //   4  Position I: the encodings   9  Forward                       14  Generate
-//   5  Position II: past the      10  Checkpoints                   15  Options and main
-//      trained length
+//   5  Position II: longer texts  10  Checkpoints                   15  Options and main
 //
 // Names in brackets are papers, listed at the end of the file.
 
@@ -587,8 +586,7 @@ static void add_learned(const Config *c, double p, float *x)
 // one with the conjugate of the other i and j are gone, but for the distance D = i - j [RoPE]:
 //   score = a^2 / sqrt(head_dim) * sum over m of Re[ q_m conj(k_m) exp(I D theta_m) ]
 // (a, the attention factor, is 1 unless a method of section 5 says otherwise.) Re[q conj(k)] is the
-// plain dot product of the two as vectors of real numbers: once both are turned, nothing is
-// special.
+// plain dot product of the two as vectors of real numbers: once both are turned, nothing is new.
 //
 // A table of all angles would, for each head and layer, have to be read along with the keys, and in
 // floats it is twice as large as keys in half precision. But keys are read in tiles of TILE
@@ -787,7 +785,6 @@ static double sine_product(double D)
 }
 
 enum { PRODUCTS = 4096 }; // whole distances below it are looked up: cosines take long
-
 static float *sandwich_products(const Config *c) // [PRODUCTS]
 {
     (void)c;
@@ -834,7 +831,7 @@ static const struct {
 static int is_rotary(const Config *c) { return encodings[c->encoding].rotates; }
 
 // ================================================================================================
-// 5  Position II: past the trained length
+// 5  Position II: longer texts
 //
 // The fast pairs turn every few tokens: in training they have met every angle. The slow ones have
 // not finished a turn within L tokens; past L their angles are new, the model never learned what
@@ -1179,14 +1176,11 @@ static struct {
 } pool = {.n_threads = 1, .lock = PTHREAD_MUTEX_INITIALIZER, .wake = PTHREAD_COND_INITIALIZER};
 
 // A word to the processor that this thread only waits.
-INLINE void cpu_relax(void)
-{
 #if defined(__x86_64__)
-    __builtin_ia32_pause();
-#elif defined(__aarch64__)
-    __asm__ volatile("yield");
+#define RELAX() __builtin_ia32_pause()
+#else
+#define RELAX() (void)0
 #endif
-}
 
 // Takes shares of the current job until none is left; true if it took any.
 static int pool_work(void)
@@ -1215,7 +1209,7 @@ static void *pool_worker(void *unused)
     (void)unused;
     for (;;) {
         uint64_t seen = atomic_load(&pool.ticket);
-        for (int spin = 0; spin < 4000; spin++, cpu_relax()) {
+        for (int spin = 0; spin < 4000; spin++, RELAX()) {
             if (pool_work()) spin = 0;
             if (spin % 64 == 63) sched_yield(); // the caller may need this processor
         }
@@ -1227,17 +1221,6 @@ static void *pool_worker(void *unused)
         pthread_mutex_unlock(&pool.lock);
     }
     return NULL;
-}
-
-static void pool_start(int n_threads)
-{
-    for (int i = pool.n_threads; i < n_threads; i++) {
-        pthread_t thread;
-        int err = pthread_create(&thread, NULL, pool_worker, NULL);
-        if (err) die(EXIT_DATA, "threads", "cannot start thread %d (%s)", i + 1, strerror(err));
-        pthread_detach(thread);
-    }
-    pool.n_threads = n_threads;
 }
 
 // Calls work(arg, begin, end) for shares that cover 0..n-1, and returns when all are done. A share
@@ -1263,7 +1246,7 @@ static void parallel_for(size_t n, size_t grain, Work work, void *arg)
     }
     pool_work();
     for (int spin = 0; atomic_load(&pool.done) < n; spin++)
-        if (spin < 1000) cpu_relax();
+        if (spin < 1000) RELAX();
         else sched_yield(); // the holder of the last share may need this processor
 }
 
@@ -1399,8 +1382,7 @@ typedef struct {
 } Cache;
 
 // Where tile t is kept, its slot. Without a window that is slot t; with one, the sinks' tiles stay
-// in the first slots and the others take turns in a ring, so that memory does not grow with the
-// text.
+// in the first slots and the others take turns in a ring: memory does not grow with the text.
 static size_t tile_slot(const Cache *c, int64_t t)
 {
     size_t at = (size_t)t;
@@ -5284,6 +5266,17 @@ static int processors(void)
 #endif
     long n = sysconf(_SC_NPROCESSORS_ONLN);
     return n > 0 ? (int)n : 1;
+}
+
+static void pool_start(int n_threads)
+{
+    for (int i = pool.n_threads; i < n_threads; i++) {
+        pthread_t thread;
+        int err = pthread_create(&thread, NULL, pool_worker, NULL);
+        if (err) die(EXIT_DATA, "threads", "cannot start thread %d (%s)", i + 1, strerror(err));
+        pthread_detach(thread);
+    }
+    pool.n_threads = n_threads;
 }
 
 // LongRoPE's factors from a file: numbers separated by blanks or commas, one a pair, all positive.
