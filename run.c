@@ -1108,18 +1108,18 @@ static void set_angles(Angles *a, const Config *c, const RopeConfig *r, size_t n
 }
 
 // A map's key table for the tile at t0: that of set_angles, unless keys of the tile do not stand at
-// even steps. Then out [2][pairs][TILE] gets the columns B(t0 + r) - B(t0): each computed anew where
-// positions are the user's, and else taken from set_angles' table. With self-extend B is a
-// staircase. With dual-chunk the tile may hold a chunk's end, behind which B begins again at 0:
-// there the column of C positions further on is used, turned back by C.
+// even steps. Then out [2][pairs][TILE] gets the columns B(t0 + r) - B(t0), computed anew where
+// positions are the user's, and else from set_angles' table. With self-extend B is a staircase.
+// With dual-chunk the tile may hold a chunk's end, behind which B begins again at 0: there the
+// column of C positions further on is used, turned back by C.
 static const float *key_table(const Angles *a, const RopeConfig *r, int map, size_t pairs,
                               int64_t t0, float *out)
 {
     double first = key_position(r, map, t0), C = r->reach;
     int crosses = r->distance == DIST_DUAL_CHUNK && first + TILE > C;
     for (int k = 0; r->positions && k < TILE; k++)
-        fill_phases(a->freq, NULL, a->decay, pairs, key_position(r, map, t0 + k) - first, 1, out + k,
-                    TILE);
+        fill_phases(a->freq, NULL, a->decay, pairs, key_position(r, map, t0 + k) - first, 1,
+                    out + k, TILE);
     if (r->positions) return out;
     if (!map || (r->distance != DIST_SELF_EXTEND && !crosses)) return a->key[map];
     if (a->freq[0] == 0) return a->key[map]; // all columns are the same
