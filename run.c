@@ -233,13 +233,19 @@ INLINE void vstore_part(float *p, vf v, size_t n)
 // running sums are one vector of 16 lanes, two of 8 or four of 4.
 enum { SUMS = 16, SUM_VECTORS = SUMS / LANES };
 
-// The tree. A sum of nothing but -0 would depend on whether zeros were added as padding: adding 0
-// last makes it 0 in any case.
-INLINE float vsum(const vf sums[SUM_VECTORS])
+// The tree as far as the distance of 4.
+INLINE v4 vsum_quarters(const vf sums[SUM_VECTORS])
 {
     v4 a[4];
     memcpy(a, sums, sizeof a);
-    v4 b = (a[0] + a[2]) + (a[1] + a[3]);
+    return (a[0] + a[2]) + (a[1] + a[3]);
+}
+
+// The whole tree. A sum of nothing but -0 would depend on whether zeros were added as padding:
+// adding 0 last makes it 0 in any case.
+INLINE float vsum(const vf sums[SUM_VECTORS])
+{
+    v4 b = vsum_quarters(sums);
     return ((b[0] + b[2]) + (b[1] + b[3])) + 0;
 }
 
@@ -1309,10 +1315,10 @@ enum { GEMM_TOKENS = LANES == 16 ? 12 : 6, GEMM_VECTORS = 2 };
 // one chain of multiply-adds in the order of k, and its bits do not depend on how many rows or
 // lanes are computed at once.
 //
-// c[t][v] += sum over k of a[t][k step] * b[k][v] for nt rows and nv vectors (constants wherever
+// c[t][v] += sum over k of a[t][k] * b[k][v] for nt rows and nv vectors (constants wherever
 // this is inlined). a: [nt][lda], b: [K][N], c: [nt][N]. The sums stay in registers.
-INLINE void gemm_tile(size_t nt, size_t nv, const float *a, size_t lda, size_t step, const float *b,
-                      size_t K, size_t N, float *c)
+INLINE void gemm_tile(size_t nt, size_t nv, const float *a, size_t lda, const float *b, size_t K,
+                      size_t N, float *c)
 {
     vf sum[GEMM_TOKENS][GEMM_VECTORS];
     for (size_t t = 0; t < nt; t++)
@@ -1324,7 +1330,7 @@ INLINE void gemm_tile(size_t nt, size_t nv, const float *a, size_t lda, size_t s
             if (nt > 1) KEEP(row[v]);
         }
         for (size_t t = 0; t < nt; t++) {
-            vf ak = vset(a[t * lda + k * step]);
+            vf ak = vset(a[t * lda + k]);
             for (size_t v = 0; v < nv; v++) sum[t][v] = vmuladd(ak, row[v], sum[t][v]);
         }
     }
@@ -1332,11 +1338,11 @@ INLINE void gemm_tile(size_t nt, size_t nv, const float *a, size_t lda, size_t s
         for (size_t v = 0; v < nv; v++) vstore(c + t * N + v * LANES, sum[t][v]);
 }
 
-// c[n][N] += a[n][K] b[K][N], N a multiple of LANES; the values of a row of a are `step` apart. As
-// many rows are taken at once as fill the registers, then a third of them, then single ones. A
-// single vector is left over where N is an odd number of them, as with heads of 48.
-static void gemm_rows(size_t n, const float *a, size_t lda, size_t step, const float *b, size_t K,
-                      size_t N, float *c)
+// c[n][N] += a[n][K] b[K][N], N a multiple of LANES. As many rows are taken at once as fill the
+// registers, then a third of them, then single ones. A single vector is left over where N is an odd
+// number of them, as with heads of 48.
+static void gemm_rows(size_t n, const float *a, size_t lda, const float *b, size_t K, size_t N,
+                      float *c)
 {
     enum { NT = GEMM_TOKENS, SOME = NT / 3, NV = GEMM_VECTORS };
     for (size_t v = 0, nv; v < N; v += nv * LANES, b += nv * LANES) {
@@ -1345,12 +1351,12 @@ static void gemm_rows(size_t n, const float *a, size_t lda, size_t step, const f
             const float *at = a + t * lda;
             float *ct = c + t * N + v;
             nt = n - t < SOME ? 1 : n - t < NT ? SOME : NT;
-            if (nt == NT && nv > 1) gemm_tile(NT, NV, at, lda, step, b, K, N, ct);
-            else if (nt == NT) gemm_tile(NT, 1, at, lda, step, b, K, N, ct);
-            else if (nt > 1 && nv > 1) gemm_tile(SOME, NV, at, lda, step, b, K, N, ct);
-            else if (nt > 1) gemm_tile(SOME, 1, at, lda, step, b, K, N, ct);
-            else if (nv > 1) gemm_tile(1, NV, at, lda, step, b, K, N, ct);
-            else gemm_tile(1, 1, at, lda, step, b, K, N, ct);
+            if (nt == NT && nv > 1) gemm_tile(NT, NV, at, lda, b, K, N, ct);
+            else if (nt == NT) gemm_tile(NT, 1, at, lda, b, K, N, ct);
+            else if (nt > 1 && nv > 1) gemm_tile(SOME, NV, at, lda, b, K, N, ct);
+            else if (nt > 1) gemm_tile(SOME, 1, at, lda, b, K, N, ct);
+            else if (nv > 1) gemm_tile(1, NV, at, lda, b, K, N, ct);
+            else gemm_tile(1, 1, at, lda, b, K, N, ct);
         }
     }
 }
@@ -1664,7 +1670,7 @@ static void score_tile(const Rows *w, int map, int64_t t)
         fade(q, angles->decay, D, pairs);
     }
     memset(score, 0, w->rows * TILE * 4);
-    gemm_rows(w->rows, w->qt, d, 1, w->tile, d, TILE, score);
+    gemm_rows(w->rows, w->qt, d, w->tile, d, TILE, score);
     for (size_t row = 0; scales && row < w->rows; row++)
         multiply_rows(score + row * TILE, scales, TILE);
     soft_cap(score, w->rows * TILE, w->a->config.score_cap);
@@ -1764,7 +1770,7 @@ static void attend_tile(const Rows *w, int64_t t)
     const void *v = tile_at(a, w->head, t) + c->k_bytes;
     for (size_t k = 0; c->elem < 4 && k < TILE * w->v_dim; k += LANES)
         vstore(w->tile + k, load_numbers(c->as, v, k, LANES));
-    gemm_rows(w->rows, w->score, TILE, 1, c->elem < 4 ? w->tile : v, TILE, w->v_dim, w->o);
+    gemm_rows(w->rows, w->score, TILE, c->elem < 4 ? w->tile : v, TILE, w->v_dim, w->o);
 }
 
 // Adds a segment's softmax, o and its sums p, to total number `to`: both are first rescaled to the
@@ -2024,104 +2030,90 @@ static void scales_32(const TensorType *type, const uint8_t *rows, size_t pitch,
     }
 }
 
+// Blocks of 256 have halves d and dmin, and numbers of four to eight bits by which each group's
+// scale is a multiple of d, and its minimum one of dmin. The numbers lie in 16 bytes, of which
+// words are looked at in all rows at once: `bits` bits of them from bit `first` on, as an integer.
+INLINE vi bits_at(const vi w[4], int first, int bits)
+{
+    return w[first / 32] >> first % 32 & ((1 << bits) - 1);
+}
+
+// The number of group g's scale (min 0) or of its minimum (min 1), one function for each type.
+typedef vi (*Number)(const vi w[4], int g, int min);
+
 // Q4_K and Q5_K: half d, half dmin, and for each of 8 groups of 32 a scale and a minimum of six
 // bits in 12 bytes: those of groups 0..3 in the low bits of bytes 0..7, those of groups 4..7 in
 // bytes 8..11 (four bits each) and the high bits of bytes 0..7 (two each). In Q5_K then a plane of
 // 32 bytes: bit g of byte k is the fifth bit of group g's k. Then 32 bytes a pair of groups: one in
 // the low nibbles, the next in the high ones.
-static void scales_k(const TensorType *type, const uint8_t *rows, size_t pitch, size_t n,
-                     float *scale, float *min)
+INLINE vi number_k(const vi w[4], int g, int min)
 {
-    for (; n; n--, rows += type->bytes) {
-        vi w[4]; // the halves, and bytes 0..3, 4..7, 8..11
-        transpose_rows(rows, pitch, w);
-        vf d = half_at(0, w[0]), dmin = half_at(16, w[0]);
-        for (int g = 0; g < 8; g++, scale += PANEL, min += PANEL) {
-            vi s = w[1] >> g % 4 * 8, m = w[2] >> g % 4 * 8, both = w[3] >> g % 4 * 8;
-            if (g > 3) s = (both & 15) | (s >> 2 & 48), m = (both >> 4 & 15) | (m >> 2 & 48);
-            vstore(scale, d * __builtin_convertvector(s & 63, vf));
-            vstore(min, dmin * __builtin_convertvector(m & 63, vf));
-        }
-    }
+    int at = 32 + min * 32 + g % 4 * 8;
+    if (g < 4) return bits_at(w, at, 6);
+    return bits_at(w, 96 + g % 4 * 8 + min * 4, 4) | bits_at(w, at + 6, 2) << 4;
 }
 
 // Q6_K: 128 bytes of nibbles, 64 of upper pairs of bits, an int8 scale for each of 16 groups of 16,
 // and half d: (q - 32) * scale * d. Each half of the block is four rows of 32 values: rows 0 and 1
 // in the low nibbles of 64 bytes, 2 and 3 in the high ones, row r's upper bits at bit 2r of 32.
-static void scales_q6_k(const TensorType *type, const uint8_t *rows, size_t pitch, size_t n,
-                        float *scale, float *min)
+INLINE vi number_q6_k(const vi w[4], int g, int min)
 {
     (void)min;
-    for (; n; n--, rows += type->bytes) {
-        vi w[4], last[4];
-        transpose_rows(rows + 192, pitch, w);
-        transpose_rows(rows + 194, pitch, last);
-        vf d = half_at(16, last[3]);
-        for (int g = 0; g < 16; g++, scale += PANEL)
-            vstore(scale, d * __builtin_convertvector(w[g / 4] << (24 - g % 4 * 8) >> 24, vf));
-    }
-}
-
-// Byte g % 4 of each word, moved down by `down` bits more, as an integer of `bits` bits.
-INLINE vi byte_bits(vi words, size_t g, int down, int bits)
-{
-    return words >> ((int)g % 4 * 8 + down) & ((1 << bits) - 1);
+    return w[g / 4] << (24 - g % 4 * 8) >> 24;
 }
 
 // Q2_K: for each of 16 groups of 16 a byte, the scale in its low nibble and the minimum in its high
 // one, then 64 bytes of pairs of bits, half d and half dmin.
-static void scales_q2_k(const TensorType *type, const uint8_t *rows, size_t pitch, size_t n,
-                        float *scale, float *min)
-{
-    for (; n; n--, rows += type->bytes) {
-        vi w[4], last[4];
-        transpose_rows(rows, pitch, w);
-        transpose_rows(rows + 68, pitch, last);
-        vf d = half_at(0, last[3]), dmin = half_at(16, last[3]);
-        for (size_t g = 0; g < 16; g++, scale += PANEL, min += PANEL) {
-            vstore(scale, d * __builtin_convertvector(byte_bits(w[g / 4], g, 0, 4), vf));
-            vstore(min, dmin * __builtin_convertvector(byte_bits(w[g / 4], g, 4, 4), vf));
-        }
-    }
-}
+INLINE vi number_q2_k(const vi w[4], int g, int min) { return bits_at(w, g * 8 + min * 4, 4); }
 
 // Q3_K: a plane of 32 bytes with the third bits, 64 bytes of pairs, 12 of scales of six bits, less
 // 32, and half d. The low four bits of scales 0..7 are the low nibbles of bytes 0..7, those of
 // 8..15 the high ones; bytes 8..11 have the upper two, of scales 0..3 in their lowest bits and so
-// on.
-static void scales_q3_k(const TensorType *type, const uint8_t *rows, size_t pitch, size_t n,
-                        float *scale, float *min)
+// on. Two bytes of codes come before them in w.
+INLINE vi number_q3_k(const vi w[4], int g, int min)
 {
     (void)min;
-    for (; n; n--, rows += type->bytes) {
-        vi w[4]; // the last 16 bytes: two of codes, then 0..1, 2..5, 6..9, 10..11 and d
-        transpose_rows(rows + 94, pitch, w);
-        vf d = half_at(16, w[3]);
-        for (int i = 0; i < 3; i++) w[i] = (vi)((vu)w[i] >> 16) | w[i + 1] << 16; // 0..3, 4..7, ...
-        for (size_t g = 0; g < 16; g++, scale += PANEL) {
-            vi low = byte_bits(w[g / 4 % 2], g, (int)g / 8 * 4, 4);
-            vi high = byte_bits(w[2], g, (int)g / 4 * 2, 2);
-            vstore(scale, d * __builtin_convertvector((low | high << 4) - 32, vf));
-        }
-    }
+    vi low = bits_at(w, 16 + g % 8 * 8 + g / 8 * 4, 4);
+    return (low | bits_at(w, 80 + g % 4 * 8 + g / 4 * 2, 2) << 4) - 32;
 }
 
 // IQ4_XS: half d, then for each of 8 groups of 32 a scale of six bits, less 32: the upper two bits
 // of all in two bytes, the low four in four bytes, two each; then nibbles, 16 bytes a group.
-static void scales_iq4_xs(const TensorType *type, const uint8_t *rows, size_t pitch, size_t n,
-                          float *scale, float *min)
+INLINE vi number_iq4_xs(const vi w[4], int g, int min)
 {
     (void)min;
+    return (bits_at(w, 32 + g * 4, 4) | bits_at(w, 16 + g * 2, 2) << 4) - 32;
+}
+
+// The numbers' 16 bytes are those from byte `at` of a block on; d, with dmin behind it, is byte
+// d_at of those from `last` on. All up to `last` is constant where this is inlined.
+INLINE void scales_256(Number number, int groups, int has_min, size_t at, size_t d_at, size_t last,
+                       const TensorType *type, const uint8_t *rows, size_t pitch, size_t n,
+                       float *scale, float *min)
+{
     for (; n; n--, rows += type->bytes) {
-        vi w[4];
-        transpose_rows(rows, pitch, w);
-        vf d = half_at(0, w[0]);
-        for (int g = 0; g < 8; g++, scale += PANEL) {
-            vi six = (w[1] >> g * 4 & 15) | (w[0] >> (16 + g * 2) & 3) << 4;
-            vstore(scale, d * __builtin_convertvector(six - 32, vf));
+        vi w[4], halves[4];
+        transpose_rows(rows + at, pitch, w);
+        transpose_rows(rows + last, pitch, halves);
+        vf d = half_at((int)d_at % 4 * 8, halves[d_at / 4]), dmin = half_at(16, halves[d_at / 4]);
+        for (int g = 0; g < groups; g++, scale += PANEL, min += PANEL) {
+            vstore(scale, d * __builtin_convertvector(number(w, g, 0), vf));
+            if (has_min) vstore(min, dmin * __builtin_convertvector(number(w, g, 1), vf));
         }
     }
 }
+
+#define SCALES_256(name, ...) \
+    static void scales_##name(const TensorType *type, const uint8_t *rows, size_t pitch, size_t n, \
+                              float *scale, float *min) \
+    { \
+        scales_256(number_##name, __VA_ARGS__, type, rows, pitch, n, scale, min); \
+    }
+SCALES_256(k, 8, 1, 0, 0, 0)
+SCALES_256(q2_k, 16, 1, 0, 12, 68)
+SCALES_256(q3_k, 16, 0, 94, 14, 94)
+SCALES_256(q6_k, 16, 0, 192, 14, 194)
+SCALES_256(iq4_xs, 8, 0, 0, 0, 0)
 
 // --- Words --------------------------------------------------------------------------------------
 // Words are four codes that are multiplied together with four int8 of x: dot_words() adds their
@@ -2244,34 +2236,24 @@ INLINE void read_codes(Codes c, const TensorType *type, const char *block, size_
         codes[h] = (c.stored == 4 ? look_up(codes[h]) : codes[h]) ^ FLIP;
 }
 
-// The codes, less the type's zero, of n blocks of one row: q[n][block].
-static void block_codes(const TensorType *type, const uint8_t *b, size_t n, int8_t *q)
-{
-    Codes c = {type->bits, type->stored, type->apart, type->group, type->block};
-    for (; n; n--, b += type->bytes, q += type->block)
-        for (size_t u = 0; u < type->block / 32; u++) {
-            vi codes[2];
-            read_codes(c, type, (const char *)b, 0, 0, u, codes);
-            for (size_t h = 0; h < 2; h++) {
-                vc less = (vc)codes[h] - (uint8_t)type->zero;
-                memcpy(q + 16 * piece_of(c, u, h), &less, 16);
-            }
-        }
-}
-
+// A row of blocks, exactly. Every row of the panel that is read for it is this one.
 static void unpack_blocks(const Tensor *t, size_t row, float *out)
 {
     const TensorType *type = t->type;
+    Codes c = {type->bits, type->stored, type->apart, type->group, type->block};
     size_t n = t->cols / type->block;
     const uint8_t *b = t->data + row * n * type->bytes;
-    for (; n; n--, b += type->bytes) {
-        int8_t q[256];
+    for (; n; n--, b += type->bytes, out += type->block) {
         float scale[16 * PANEL], min[16 * PANEL] = {0};
-        block_codes(type, b, 1, q);
-        type->scales(type, b, 0, 1, scale, min); // every row of the panel is this one
-        for (size_t i = 0; i < type->block; i++) {
-            size_t lane = i / type->group * PANEL;
-            *out++ = (float)q[i] * scale[lane] - min[lane];
+        type->scales(type, b, 0, 1, scale, min);
+        for (size_t u = 0; u < type->block / 32; u++) {
+            vi codes[2];
+            read_codes(c, type, (const char *)b, 0, 0, u, codes);
+            for (size_t i = 0; i < 32; i++) {
+                size_t at = 16 * piece_of(c, u, i / 16) + i % 16, lane = at / type->group * PANEL;
+                int8_t code = (int8_t)(((vc)codes[i / 16])[i % 16] - type->zero);
+                out[at] = (float)code * scale[lane] - min[lane];
+            }
         }
     }
 }
@@ -2503,32 +2485,68 @@ static size_t tensor_bytes(const Tensor *t)
 }
 
 // --- float --------------------------------------------------------------------------------------
-// Every output is one sum in the order of section 2, SUMS running sums along the inner dimension.
-// For a few tokens rows are read once, where they lie, with running sums in lanes. For many, rows
-// are rearranged so that lanes are rows, and running sum s is a chain of its own over columns s,
-// s + SUMS, ...: attention's product of matrices, once a chain.
+// Every output is one sum in the order of section 2: running sums along the inner dimension, and at
+// the end the tree. A tile is DOT_ROWS rows and up to DOT_TOKENS tokens: a vector of each row meets
+// one of each token, so that a load serves several multiply-adds, and the sums of all pairs fill
+// the registers. Where a running sum is more than one vector, the tile is gone through once for
+// each. It is DOT_COLS columns wide, so that all of it stays in the first-level cache meanwhile.
 
-enum { DOT_ROWS = 4, FEW = 3, GEMM_ROWS = GEMM_VECTORS * LANES };
+enum { DOT_ROWS = 4, DOT_TOKENS = GEMM_TOKENS / 2, DOT_COLS = 1024 };
 
-// out[r] = rows[r] . x for DOT_ROWS rows that lie at a pitch. `as` is a constant wherever this is
-// inlined.
-INLINE void dot_rows(int as, const uint8_t *rows, size_t pitch, const float *x, size_t cols,
-                     float out[DOT_ROWS])
+// Four of section 2's trees at once: a zip of two vectors adds up two numbers of each.
+INLINE v4 add_quarters(v4 a, v4 b)
 {
-    vf sum[DOT_ROWS][SUM_VECTORS] = {{{0}}};
-    size_t k = 0;
-    for (; k + SUMS <= cols; k += SUMS)
-        for (size_t r = 0; r < DOT_ROWS; r++) {
-            prefetch(rows + r * pitch + k * (as == AS_F32 ? 4 : 2));
-            for (size_t i = 0, at = k; i < SUM_VECTORS; i++, at += LANES)
-                sum[r][i] = vmuladd(load_numbers(as, rows + r * pitch, at, LANES), vload(x + at),
-                                    sum[r][i]);
+    return (v4){a[0], b[0], a[1], b[1]} + (v4){a[2], b[2], a[3], b[3]};
+}
+
+INLINE v4 vsum4(const vf sums[4][SUM_VECTORS])
+{
+    v4 q[4];
+    for (int i = 0; i < 4; i++) q[i] = vsum_quarters(sums[i]);
+    return add_quarters(add_quarters(q[0], q[2]), add_quarters(q[1], q[3])) + 0;
+}
+
+// Adds to the sums the products of the numbers from `at` on, of which n are left. `as` and nt, the
+// number of tokens, are constants wherever this is inlined.
+INLINE void dot_step(int as, size_t nt, const uint8_t *rows, size_t pitch, const float *x,
+                     size_t cols, size_t at, size_t n, vf sum[DOT_TOKENS][DOT_ROWS])
+{
+    vf xt[DOT_TOKENS];
+    for (size_t t = 0; t < nt; t++) {
+        xt[t] = vload_part(x + t * cols + at, n);
+        KEEP(xt[t]);
+    }
+    for (size_t r = 0; r < DOT_ROWS; r++) {
+        vf row = load_numbers(as, rows + r * pitch, at, n);
+        if (nt > 1) KEEP(row);
+        for (size_t t = 0; t < nt; t++) sum[t][r] = vmuladd(row, xt[t], sum[t][r]);
+    }
+}
+
+// sums[t][r] = row r . x[t], having got as far as column `begin`, up to column `end`. A single
+// token is bound by memory, and asks for what comes.
+INLINE void dot_tile(int as, size_t nt, const uint8_t *rows, size_t pitch, const float *x,
+                     size_t cols, size_t begin, size_t end, vf (*sums)[PANEL][SUM_VECTORS])
+{
+    for (size_t i = 0, nv = nt > 1 ? 1 : SUM_VECTORS; i < SUM_VECTORS; i += nv) {
+        vf sum[SUM_VECTORS][DOT_TOKENS][DOT_ROWS] = {{{{0}}}};
+        size_t k = begin;
+        for (size_t v = 0; begin && v < nv; v++)
+            for (size_t t = 0; t < nt; t++)
+                for (size_t r = 0; r < DOT_ROWS; r++) sum[v][t][r] = sums[t][r][i + v];
+        for (; k + SUMS <= end; k += SUMS) {
+            for (size_t r = 0; nt == 1 && r < DOT_ROWS; r++)
+                prefetch(rows + r * pitch + k * (as == AS_F32 ? 4 : 2));
+            for (size_t v = 0; v < nv; v++)
+                dot_step(as, nt, rows, pitch, x, cols, k + (i + v) * LANES, LANES, sum[v]);
         }
-    for (size_t i = 0; k < cols; i++, k += LANES)
-        for (size_t r = 0; r < DOT_ROWS; r++)
-            sum[r][i] = vmuladd(load_numbers(as, rows + r * pitch, k, cols - k),
-                                vload_part(x + k, cols - k), sum[r][i]);
-    for (size_t r = 0; r < DOT_ROWS; r++) out[r] = vsum(sum[r]);
+        for (size_t v = 0; v < nv; v++) {
+            size_t at = k + (i + v) * LANES;
+            if (at < end) dot_step(as, nt, rows, pitch, x, cols, at, end - at, sum[v]);
+            for (size_t t = 0; t < nt; t++)
+                for (size_t r = 0; r < DOT_ROWS; r++) sums[t][r][i + v] = sum[v][t][r];
+        }
+    }
 }
 
 typedef struct {
@@ -2542,9 +2560,9 @@ typedef struct {
     const float *x;        // [n][cols]
     size_t n;
     const Quantized *act;  // x in int8, or NULL: multiply floats
-    size_t panel;          // rows in a panel
     size_t n_panels;       // of all jobs, in stretches of `grain`,
-    size_t grain, turns;   // of which each thread takes so many, if all are equally fast
+    size_t grain, turns;   // of which each of `ways` threads takes so many, if all are equally
+    size_t ways;           // fast
 } Matmul;
 
 // The size of groups in which rows of w can be multiplied as int8, or 0. The others are multiplied
@@ -2585,86 +2603,61 @@ static void product_q8(const Matmul *m, const Product *p, size_t r0, size_t n_ro
                         .n_rows = n_rows});
 }
 
-// The same in float for a few tokens. Rows of floats are used where they lie, those of other types
-// are unpacked first, exactly. The last DOT_ROWS may overlap the ones before; where there are fewer
-// in all, one row stands for DOT_ROWS.
-static void product_few(const Matmul *m, const Product *p, size_t r0, size_t n_rows)
+// The same in float. Rows are used where they lie if they are of floats, or of halves that are
+// wanted once, and fill their tiles; else they are unpacked first, exactly. The last tile of tokens
+// takes some of those before, too, if it would not be full.
+static void product_f32(const Matmul *m, const Product *p, size_t r0, size_t n_rows)
 {
     const Tensor *w = p->w;
-    int floats = w->type->unpack == unpack_floats, as = floats ? w->type->gguf : AS_F32;
-    size_t cols = w->cols, row_bytes = cols * (as == AS_F32 ? 4 : 2);
-    size_t step = n_rows < DOT_ROWS ? 1 : DOT_ROWS, pitch = step > 1 ? row_bytes : 0;
-    float *unpacked = floats ? NULL : scratch(n_rows * row_bytes), y[DOT_ROWS];
-    for (size_t r = 0; !floats && r < n_rows; r++) w->type->unpack(w, r0 + r, unpacked + r * cols);
-    for (size_t r = 0; r < n_rows; r += step)
-        for (size_t t = 0; t < m->n; t++) {
-            size_t first = min_size(r, n_rows - step);
-            const uint8_t *rows = floats ? w->data + r0 * row_bytes : (const uint8_t *)unpacked;
-            const float *x = m->x + t * cols;
-            rows += first * row_bytes;
-            if (as == AS_F16) dot_rows(AS_F16, rows, pitch, x, cols, y);
-            else if (as == AS_BF16) dot_rows(AS_BF16, rows, pitch, x, cols, y);
-            else dot_rows(AS_F32, rows, pitch, x, cols, y);
-            memcpy(p->out + t * w->rows + r0 + first, y, step * sizeof *y);
+    int many = m->n >= DOT_TOKENS, as = w->type->gguf;
+    size_t nt = many ? DOT_TOKENS : 1, cols = w->cols, pitch = cols * w->type->bytes;
+    const uint8_t *rows = w->data + r0 * pitch;
+    if (w->type->unpack != unpack_floats || (many && as != AS_F32) || n_rows % DOT_ROWS) {
+        float *unpacked = scratch(PANEL * cols * 4);
+        for (size_t r = 0; r < n_rows; r++) w->type->unpack(w, r0 + r, unpacked + r * cols);
+        rows = (const uint8_t *)unpacked, pitch = cols * 4, as = AS_F32;
+    }
+    for (size_t t = 0; t < m->n; t += nt) {
+        vf sums[DOT_TOKENS][PANEL][SUM_VECTORS];
+        size_t first = min_size(t, m->n - nt);
+        const float *x = m->x + first * cols;
+        for (size_t k = 0; k < cols; k += DOT_COLS)
+            for (size_t r = 0; r < n_rows; r += DOT_ROWS) {
+                const uint8_t *at = rows + r * pitch;
+                vf (*sum)[PANEL][SUM_VECTORS] = (void *)&sums[0][r];
+                size_t end = min_size(cols, k + DOT_COLS);
+                if (many) dot_tile(AS_F32, DOT_TOKENS, at, pitch, x, cols, k, end, sum);
+                else if (as == AS_F32) dot_tile(AS_F32, 1, at, pitch, x, cols, k, end, sum);
+                else if (as == AS_F16) dot_tile(AS_F16, 1, at, pitch, x, cols, k, end, sum);
+                else dot_tile(AS_BF16, 1, at, pitch, x, cols, k, end, sum);
+            }
+        for (size_t i = 0; i < nt; i++) {
+            float y[PANEL];
+            for (size_t r = 0; r < n_rows; r += DOT_ROWS) {
+                v4 four = vsum4(sums[i] + r);
+                memcpy(y + r, &four, sizeof four);
+            }
+            memcpy(p->out + (first + i) * w->rows + r0, y, n_rows * sizeof *y);
         }
-}
-
-// chains[s][k][GEMM_ROWS] = column s + SUMS k of the rows, [GEMM_ROWS] at a pitch in floats.
-static void pack_chains(const float *rows, size_t pitch, size_t depth, float *chains)
-{
-    for (size_t k = 0; k < depth * SUMS; k += 4)
-        for (size_t v = 0; v < GEMM_VECTORS; v++) {
-            vi a[4];
-            transpose_rows(rows + v * LANES * pitch + k, pitch * 4, a);
-            for (size_t i = 0, at = k; i < 4; i++, at++)
-                vstore(chains + (at % SUMS * depth + at / SUMS) * GEMM_ROWS + v * LANES, (vf)a[i]);
-        }
-}
-
-// The same for many tokens. CHAIN steps of all chains are taken for a tile of tokens, so that what
-// they read of x stays in the first-level cache; then the tree adds the chains, lane by lane.
-static void product_many(const Matmul *m, const Product *p, size_t r0, size_t n_rows)
-{
-    enum { CHAIN = 64, TILE_SIZE = GEMM_TOKENS * GEMM_ROWS };
-    const Tensor *w = p->w;
-    size_t cols = w->cols, depth = ceil_div(cols, SUMS), pitch = (depth + 1) * SUMS;
-    float *rows = scratch((GEMM_ROWS * (pitch + depth * SUMS) + SUMS * TILE_SIZE) * 4);
-    float *chains = rows + GEMM_ROWS * pitch, *sums = chains + GEMM_ROWS * depth * SUMS;
-    for (size_t r = 0; r < n_rows; r++) w->type->unpack(w, r0 + r, rows + r * pitch);
-    pack_chains(rows, pitch, depth, chains);
-    for (size_t t = 0, nt; t < m->n; t += nt) {
-        nt = min_size(m->n - t, GEMM_TOKENS);
-        memset(sums, 0, SUMS * TILE_SIZE * 4);
-        for (size_t k = 0; k < depth; k += CHAIN)
-            for (size_t s = 0; s < SUMS; s++)
-                gemm_rows(nt, m->x + t * cols + k * SUMS + s, cols, SUMS,
-                          chains + (s * depth + k) * GEMM_ROWS,
-                          min_size(CHAIN, (cols - s + SUMS - 1) / SUMS - k), GEMM_ROWS,
-                          sums + s * TILE_SIZE);
-        for (size_t half = SUMS / 2; half; half /= 2)
-            for (size_t i = 0; i < half * TILE_SIZE; i++) sums[i] += sums[half * TILE_SIZE + i];
-        for (size_t i = 0; i < TILE_SIZE; i++) sums[i] += 0;
-        for (size_t i = 0; i < nt; i++)
-            memcpy(p->out + (t + i) * w->rows + r0, sums + i * GEMM_ROWS, n_rows * 4);
     }
 }
 
-// Work items are panels of rows, numbered through all products. A thread prefetches behind the
-// stretch of panels that it works on, so the next stretch it takes should be the one behind: items
-// are numbered so that taking them in turn deals each thread (of `ways`) stretches that follow each
-// other: item stretch k is panel stretch k / ways of the share of thread k % ways. A thread that is
-// late loses some to others, which costs a prefetch and changes no result.
-static void matmul_panels(void *arg, size_t begin, size_t end)
+// Work items are stretches of panels, which are numbered through all products. A thread prefetches
+// behind the stretch that it works on, so the next one it takes should be the one behind: taking
+// items in turn deals each thread stretches that follow each other. A thread that is late loses
+// some to others, which costs a prefetch and changes no result.
+static void matmul_stretches(void *arg, size_t begin, size_t end)
 {
     const Matmul *m = arg;
-    for (size_t item = begin, ways = (size_t)pool.n_threads; item < end; item++) {
-        const Product *p = m->jobs;
-        size_t stretch = item / m->grain % ways * m->turns + item / m->grain / ways;
-        size_t panel = stretch * m->grain + item % m->grain;
-        if (panel >= m->n_panels) continue;
-        for (size_t n; panel >= (n = ceil_div(p->w->rows, m->panel)); p++) panel -= n;
-        size_t r0 = panel * m->panel, n_rows = min_size(m->panel, p->w->rows - r0);
-        (m->act ? product_q8 : m->n > FEW ? product_many : product_few)(m, p, r0, n_rows);
+    for (size_t item = begin; item < end; item++) {
+        size_t first = (item % m->ways * m->turns + item / m->ways) * m->grain;
+        size_t behind = min_size(first + m->grain, m->n_panels);
+        for (size_t panel = first, n; panel < behind; panel++) {
+            const Product *p = m->jobs;
+            size_t r0 = panel * PANEL;
+            for (; r0 >= (n = round_up(p->w->rows, PANEL)); p++) r0 -= n;
+            (m->act ? product_q8 : product_f32)(m, p, r0, min_size(PANEL, p->w->rows - r0));
+        }
     }
 }
 
@@ -2687,27 +2680,30 @@ enum { STRETCHES = 4 };
 
 static void matmul(Quantized *act, const Product *jobs, int n_jobs, const float *x, size_t n)
 {
-    size_t cols = jobs->w->cols, n_panels = 0;
-    size_t group = act ? int8_group(jobs->w) : 0;
-    size_t panel = group || n <= FEW ? PANEL : GEMM_ROWS;
-    int same = 0;
-    for (; same < n_jobs && (act ? int8_group(jobs[same].w) : 0) == group; same++)
-        n_panels += ceil_div(jobs[same].w->rows, panel);
-    size_t grain = ceil_div(MIN_SHARE, panel * cols * n), ways = (size_t)pool.n_threads;
+    size_t cols = jobs->w->cols, group = act ? int8_group(jobs->w) : 0;
+    Matmul m = {.jobs = jobs, .x = x, .n = n, .act = group ? act : NULL};
+    for (; m.n_jobs < n_jobs; m.n_jobs++) {
+        const Tensor *w = jobs[m.n_jobs].w;
+        if ((act ? int8_group(w) : 0) != group) break;
+        m.n_panels += ceil_div(w->rows, PANEL);
+    }
+    size_t threads = (size_t)pool.n_threads;
+    m.grain = ceil_div(MIN_SHARE, PANEL * cols * n);
     if (n <= Q8_TOKENS)
-        grain = max_size(ceil_div(grain, 2), ceil_div(n_panels, STRETCHES * ways));
-    size_t turns = ceil_div(n_panels, grain * ways);
-    Matmul m = {jobs, same, x, n, group ? act : NULL, panel, n_panels, grain, turns};
+        m.grain = max_size(ceil_div(m.grain, 2), ceil_div(m.n_panels, STRETCHES * threads));
+    m.ways = m.n_panels > m.grain ? threads : 1;
+    m.turns = ceil_div(m.n_panels, m.grain * m.ways);
     if (group) {
         act->group = group;
         act->n_groups = cols / group;
         parallel_for(n, ceil_div(MIN_SHARE, 4 * cols), quantize_rows, &m);
     }
-    parallel_for(n_panels > grain ? ways * turns * grain : n_panels, grain, matmul_panels, &m);
-    for (const Product *p = jobs; p < jobs + same; p++)
+    parallel_for(m.ways * m.turns, 1, matmul_stretches, &m);
+    for (const Product *p = jobs; p < jobs + m.n_jobs; p++)
         for (size_t t = 0; p->w->bias && t < n; t++)
             add_rows(p->out + t * p->w->rows, p->w->bias, p->w->rows);
-    if (same < n_jobs) matmul(act, jobs + same, n_jobs - same, x, n); // another group size
+    if (m.n_jobs < n_jobs) // another group size
+        matmul(act, jobs + m.n_jobs, n_jobs - m.n_jobs, x, n);
 }
 
 // ================================================================================================

@@ -5,6 +5,7 @@
 #define TESTING
 #include "measure.c"
 #include "check.h"
+#include "codes.h"
 #include "gguf.h"
 #include <sys/wait.h>
 

@@ -2,6 +2,7 @@
 #define TESTING
 #include "measure.c"
 #include "check.h"
+#include "codes.h"
 
 // ---- Half precision ----------------------------------------------------------------------------
 
@@ -168,7 +169,7 @@ static void test_dot(void)
 // included: each output has the bits of the plain sum, and nothing else is written.
 static void test_products_f32(void)
 {
-    enum { MOST = 40, ROWS = 2 * GEMM_ROWS + 7 };
+    enum { MOST = 40, ROWS = 2 * PANEL + 7 };
     size_t sizes[] = {1, 3, 8, 15, 16, 17, 33, 64, 100, 1024, 1030, 2100};
     for (size_t c = 0; c < COUNT(sizes); c++) {
         size_t cols = sizes[c];
@@ -193,16 +194,16 @@ static void test_products_f32(void)
 
 static void test_gemm_rows(void)
 {
-    enum { MOST = GEMM_TOKENS + GEMM_TOKENS / 3 + 3, INNER = 37 };
-    for (size_t N = GEMM_ROWS; N <= 5 * GEMM_ROWS; N += GEMM_ROWS) {
+    enum { MOST = GEMM_TOKENS + GEMM_TOKENS / 3 + 3, INNER = 37, WIDE = GEMM_VECTORS * LANES };
+    for (size_t N = WIDE; N <= 5 * WIDE; N += WIDE) {
         float *a = random_floats(MOST * (INNER + 2)), *b = random_floats(INNER * N);
         float *start = random_floats(MOST * N), *c = xcalloc(MOST * N, 4), *one = xcalloc(N, 4);
         int bad = 0, bad_bits = 0;
         memcpy(c, start, MOST * N * 4);
-        gemm_rows(MOST, a, INNER + 2, 1, b, INNER, N, c);
+        gemm_rows(MOST, a, INNER + 2, b, INNER, N, c);
         for (size_t t = 0; t < MOST; t++) {
             memcpy(one, start + t * N, N * 4);
-            gemm_rows(1, a + t * (INNER + 2), INNER + 2, 1, b, INNER, N, one);
+            gemm_rows(1, a + t * (INNER + 2), INNER + 2, b, INNER, N, one);
             bad_bits += memcmp(one, c + t * N, N * 4) != 0;
             for (size_t v = 0; v < N; v++) {
                 double want = start[t * N + v], size = fabs(want);
