@@ -219,6 +219,7 @@ static const Run runs[] = {
     {"pe-kerple", .want = 0xadbfd6c7874ca1ba},
     {"pe-learned", .want = 0x175d6ad8017b3a36},
     {"pe-nope", .want = 0x0ef30febb00c4335},
+    {"pe-sandwich", .want = 0x0ef2be9c90fecdce},
     {"pe-shaw", .want = 0x138c29b316c67e21},
     {"pe-sinusoidal", .want = 0xfbde2b1eb178b74c},
     {"pe-t5", .want = 0x25a77b39911649aa},
