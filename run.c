@@ -574,8 +574,7 @@ static void add_sinusoidal(const Config *c, double p, float *x)
 }
 
 // Row p of the table, or a mixture of two rows where p lies between them. Past the last row it
-// stays there: such positions are refused when options are checked, unless the user wants that.
-// [GPT-2]
+// stays there: options that lead past it are refused unless the user wants that. [GPT-2]
 static void add_learned(const Config *c, double p, float *x)
 {
     size_t dim = (size_t)c->dim, last = (size_t)c->rows - 1, low = (size_t)fmin(p, (double)last);
@@ -624,8 +623,7 @@ static void split_pairs(const Config *c, const float *x, float *out)
     }
 }
 
-// out = x * phases, or x * conj(phases) with sign = -1; all [2][n]. as: how x is stored; n is a
-// multiple of LANES for int8.
+// out = x * phases, or x * conj(phases) with sign = -1; all [2][n], in int8 of whole vectors.
 INLINE void rotate(int as, const void *x, const float *phases, float sign, size_t n, float *out)
 {
     for (size_t m = 0; m < n; m += LANES) {
@@ -674,8 +672,7 @@ static void fill_phases(const double *freq, const double *gain, const float *dec
 // --- Place 3: added to the score ----------------------------------------------------------------
 //
 // score[TILE] += the bias of one query towards the keys of one tile. D[TILE]: their distances in
-// tokens, 0 for keys to come, which are masked. Distances may be fractions (linear interpolation,
-// leaky-rerope).
+// tokens, 0 for keys to come, which are masked. They may be fractions (linear, leaky-rerope).
 
 typedef struct {
     const Config *c;
@@ -899,8 +896,7 @@ static double pair_with_turns(const RopeConfig *r, int dims, double turns)
     return dims * log(r->orig_ctx / (2 * M_PI * turns)) / (2 * log(r->theta));
 }
 
-// theta as it is where x is `all` or beyond, theta / s where x is `none` or beyond, and in between
-// a mixture of the two.
+// theta where x is `all` or beyond, theta / s where it is `none` or beyond, in between a mixture.
 static double blend(const RopeConfig *r, double theta, double x, double none, double all)
 {
     double kept = fmin(fmax((x - none) / (all - none), 0), 1);
@@ -1032,8 +1028,7 @@ static double query_position(const RopeConfig *r, int map, int64_t i)
     }
 }
 
-// The first key that query i sees under this map: what lies before is the next map's. It may be
-// negative.
+// The first key, perhaps negative, that query i sees under this map; older ones are the next map's.
 static int64_t first_key(const RopeConfig *r, int map, int64_t i)
 {
     if (map == n_maps(r) - 1) return 0;
@@ -1339,8 +1334,7 @@ INLINE void gemm_tile(size_t nt, size_t nv, const float *a, size_t lda, const fl
 }
 
 // c[n][N] += a[n][K] b[K][N], N a multiple of LANES. As many rows are taken at once as fill the
-// registers, then a third of them, then single ones. A single vector is left over where N is an odd
-// number of them, as with heads of 48.
+// registers, then a third, then single ones. A vector may be left over, as with heads of 48.
 static void gemm_rows(size_t n, const float *a, size_t lda, const float *b, size_t K, size_t N,
                       float *c)
 {
@@ -5264,14 +5258,21 @@ static int processors(void)
     return n > 0 ? (int)n : 1;
 }
 
+// Starts the pool's other threads. Ctrl-C is for this one, which may be waiting for a line: were it
+// handled by another, the wait would not end.
 static void pool_start(int n_threads)
 {
+    sigset_t interrupt, before;
+    sigemptyset(&interrupt);
+    sigaddset(&interrupt, SIGINT);
+    pthread_sigmask(SIG_BLOCK, &interrupt, &before);
     for (int i = pool.n_threads; i < n_threads; i++) {
         pthread_t thread;
         int err = pthread_create(&thread, NULL, pool_worker, NULL);
         if (err) die(EXIT_DATA, "threads", "cannot start thread %d (%s)", i + 1, strerror(err));
         pthread_detach(thread);
     }
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
     pool.n_threads = n_threads;
 }
 

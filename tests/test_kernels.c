@@ -622,6 +622,33 @@ static void test_sizes(void)
     CHECK(tensor_bytes(&huge) == SIZE_MAX);
 }
 
+static pthread_t first_thread;
+static _Atomic int other_shares, open_to_interrupts;
+
+static void look_at_signals(void *unused, size_t begin, size_t end)
+{
+    sigset_t blocked;
+    (void)unused, (void)begin, (void)end;
+    pthread_sigmask(SIG_BLOCK, NULL, &blocked);
+    if (pthread_equal(pthread_self(), first_thread)) return;
+    other_shares++;
+    open_to_interrupts += !sigismember(&blocked, SIGINT);
+}
+
+// Ctrl-C goes to the thread that may wait for a line, not to a worker; that one can be interrupted.
+static void test_interrupts(void)
+{
+    sigset_t blocked;
+    first_thread = pthread_self();
+    pool_start(pool.n_threads + 2);
+    for (int i = 0; i < 100000 && other_shares < 10; i++)
+        parallel_for(64, 1, look_at_signals, NULL);
+    CHECK(other_shares > 0);
+    CHECK_INT(open_to_interrupts, 0);
+    pthread_sigmask(SIG_BLOCK, NULL, &blocked);
+    CHECK(!sigismember(&blocked, SIGINT));
+}
+
 int main(void)
 {
     test_sizes();
@@ -645,5 +672,6 @@ int main(void)
     test_matmul(); // on one thread, and
     test_parallel_for();
     test_matmul(); // on many
+    test_interrupts();
     return report("test_kernels");
 }
