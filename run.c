@@ -2605,6 +2605,7 @@ static void product_f32(const Matmul *m, const Product *p, size_t r0, size_t n_r
     const Tensor *w = p->w;
     int many = m->n >= DOT_TOKENS, as = w->type->gguf;
     size_t nt = many ? DOT_TOKENS : 1, cols = w->cols, pitch = cols * w->type->bytes;
+    size_t width = many ? DOT_COLS : cols; // a single token reads rows from end to end
     const uint8_t *rows = w->data + r0 * pitch;
     if (w->type->unpack != unpack_floats || (many && as != AS_F32) || n_rows % DOT_ROWS) {
         float *unpacked = scratch(PANEL * cols * 4);
@@ -2615,11 +2616,11 @@ static void product_f32(const Matmul *m, const Product *p, size_t r0, size_t n_r
         vf sums[DOT_TOKENS][PANEL][SUM_VECTORS];
         size_t first = min_size(t, m->n - nt);
         const float *x = m->x + first * cols;
-        for (size_t k = 0; k < cols; k += DOT_COLS)
+        for (size_t k = 0; k < cols; k += width)
             for (size_t r = 0; r < n_rows; r += DOT_ROWS) {
                 const uint8_t *at = rows + r * pitch;
                 vf (*sum)[PANEL][SUM_VECTORS] = (void *)&sums[0][r];
-                size_t end = min_size(cols, k + DOT_COLS);
+                size_t end = min_size(cols, k + width);
                 if (many) dot_tile(AS_F32, DOT_TOKENS, at, pitch, x, cols, k, end, sum);
                 else if (as == AS_F32) dot_tile(AS_F32, 1, at, pitch, x, cols, k, end, sum);
                 else if (as == AS_F16) dot_tile(AS_F16, 1, at, pitch, x, cols, k, end, sum);
