@@ -1244,13 +1244,11 @@ static int answer(Session *s, Conversation *c, const char *text)
 // moment after the prompt is there: it is let through only while the program waits.
 static void wait_for_line(const char *prompt)
 {
-    sigset_t interrupt, before;
-    sigemptyset(&interrupt);
-    sigaddset(&interrupt, SIGINT);
-    sigprocmask(SIG_BLOCK, &interrupt, &before);
+    sigset_t before;
+    block_interrupt(&before);
     fputs(prompt, stderr);
     if (!interrupted) ppoll(&(struct pollfd){STDIN_FILENO, POLLIN, 0}, 1, NULL, &before);
-    sigprocmask(SIG_SETMASK, &before, NULL);
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
 }
 
 // Reads a turn: a line, and the next one, too, where it ends with a backslash. The caller frees it.

@@ -1118,10 +1118,12 @@ static const float *key_table(const Angles *a, const RopeConfig *r, int map, siz
 {
     double first = key_position(r, map, t0), C = r->reach;
     int crosses = r->distance == DIST_DUAL_CHUNK && first + TILE > C;
-    for (int k = 0; r->positions && k < TILE; k++)
-        fill_phases(a->freq, NULL, a->decay, pairs, key_position(r, map, t0 + k) - first, 1,
-                    out + k, TILE);
-    if (r->positions) return out;
+    if (r->positions) {
+        for (int k = 0; k < TILE; k++)
+            fill_phases(a->freq, NULL, a->decay, pairs, key_position(r, map, t0 + k) - first, 1,
+                        out + k, TILE);
+        return out;
+    }
     if (!map || (r->distance != DIST_SELF_EXTEND && !crosses)) return a->key[map];
     if (a->freq[0] == 0) return a->key[map]; // all columns are the same
     for (int k = 0; k < TILE; k++) {
@@ -1158,8 +1160,7 @@ static const float *key_table(const Angles *a, const RopeConfig *r, int map, siz
 
 typedef void (*Work)(void *arg, size_t begin, size_t end);
 
-// A share of work is at least so many multiplications, so that small models stay on one thread
-// rather than wait for others.
+// A share is at least so many multiplications: small models wait for no other thread.
 enum { MIN_SHARE = 1 << 16 };
 
 // The ticket and the count of finished items lie in cache lines of their own, so that who takes
@@ -1368,8 +1369,7 @@ static const struct {
 } kv_types[] = {{"f16", AS_F16, 2}, {"f32", AS_F32, 4}, {"q8", AS_INT8, 1}};
 
 // For each layer and KV head n_slots tiles: [n_layers][n_kv_heads][n_slots], each of them its keys
-// [head_dim][TILE], its values [TILE][v_dim], and in int8 the floats [2][TILE] that scale the keys
-// and the values.
+// [head_dim][TILE], its values [TILE][v_dim], and in int8 the floats [2][TILE] that scale both.
 typedef struct {
     int as;              // how its numbers are stored, and
     size_t elem;         // bytes of each
@@ -5259,14 +5259,22 @@ static int processors(void)
     return n > 0 ? (int)n : 1;
 }
 
+// Holds Ctrl-C back from this thread, and from those that it starts, until the mask is set to what
+// it was before.
+static void block_interrupt(sigset_t *before)
+{
+    sigset_t interrupt;
+    sigemptyset(&interrupt);
+    sigaddset(&interrupt, SIGINT);
+    pthread_sigmask(SIG_BLOCK, &interrupt, before);
+}
+
 // Starts the pool's other threads. Ctrl-C is for this one, which may be waiting for a line: were it
 // handled by another, the wait would not end.
 static void pool_start(int n_threads)
 {
-    sigset_t interrupt, before;
-    sigemptyset(&interrupt);
-    sigaddset(&interrupt, SIGINT);
-    pthread_sigmask(SIG_BLOCK, &interrupt, &before);
+    sigset_t before;
+    block_interrupt(&before);
     for (int i = pool.n_threads; i < n_threads; i++) {
         pthread_t thread;
         int err = pthread_create(&thread, NULL, pool_worker, NULL);
