@@ -30,6 +30,217 @@ static struct {
     int no_think, keep_all, show_tokens;
 } talk;
 
+// --- how a text is cut into words ----------------------------------------------------------------
+
+// Classes of characters by Unicode's general categories, as far as a cut of text into words depends
+// on them. What is in none of them is 0; C_CASELESS are letters that are neither large nor small.
+enum { C_UPPER = 1, C_LOWER = 2, C_CASELESS = 4, C_MARK = 8, C_NUMBER = 16, C_PUNCTUATION = 32,
+       C_SPACE = 64, C_NEWLINE = 128 };
+
+// Runs of characters of one class, from U+0000 on, by Unicode 14.0 as Python's unicodedata has it.
+// Every byte is ten times a class and a digit: '#' is 0, '$' is 1 and so on, without the backslash.
+// Class 0 is none, 1 to 7 are those above in their order, and 8 are large and small letters in
+// turn, as in the Latin alphabet's later parts. The digits of neighbours of one class are one
+// number, the length of the run. So ",o$+k" at the table's beginning are 9 characters of none, 5 of
+// white space, 18 of none, and the blank.
+static const char unicode_runs[] =
+    ",o$+kc$f$dVUb&b/3c$a$9=a$a*k%)ka(a%Ba)W$8b$VBaXa/0$49;$?yz8uz8xz.z9.x/80918/80:/8.z.x8.8/8/x/9"
+    "B.:E/8/8.u|8u|8.x/zt=/8/9.80ut=?B9>BI'BC$'F*B$B$*LLMxB$.8%B:a.).a0$.$/8.4$6:<.90:vx;.8$.8/92.;"
+    "?wx$Ryx.ux8}z$05%Bf;8b)OPaLaMaMaL+CH'Eb%#b$b%LLa$cEDMLVUdCLJJaBR%QCM$OCVUD%Bad%BLDAMR%IJLLB$'V"
+    "UDDTC$cB%L%CCOBTBNBP%ae$CFN%a$BB(CE$G,SECMO$NNFENBLSBRBAMbVUaBGN$I%C%CC$H$B&E%LBR%M%NB+L'C$DM%"
+    "VUC%[%BaL%N$G'C%CC$H$C$C$C%L$P'M%N&L*E$B*VUMDLa$#N$J$D$CC$H$C$F%LBS$N$N%B$(CM%VUa+BQ$N$I%C%CC$"
+    "H$C$F%LBR%M%N*N'C$DM%VU$B[$#LB$G&D$E&C$B$C&C&D&BC'P&N$O%B)L$'VX$&PI$D$CD$BG%LBR$N$O*M$D%B%CM%V"
+    "U*a]$BNaI$D$CD$BA$F%LBR$N$O*M)C$CM%VU$C$&OJ$D$EBMBR$N$OB(DL]DM%V_$G$N$BI&CE$J$B%H&L'Q$L$S)VU%M"
+    "a$%EILCR(HSaVUb&*C$B$F$CE$B$BALCTB%F$B$Q%VU%E&%B&ae$a&M)WU$L$L$LdMI$DG'MKaMFLL$NQ,L,e'b&*EDMKB"
+    "VUfGOENBNCRDOBDLMBLVUO%05$.(.%;:aB:DCJ$E%H$B$E%EB$E%DD$E%H$B$E%BF$FH$E%GH%NiWU&BG$)53%=%aGCA$a"
+    "BHkCGb&HFcXI*BIO,BJNb,BIM$%BD$D$M$%FCNMcBc$BL%VU)VU)aaN$LVU)IJ*FMDELB(HA$#DB$LM'LM+bVUDA%F$$EE"
+    "'CG)VV&*CDP%bFDLK$MT%LVU)VU)gBf%NL',PEHLRI&VUg$#T,b$NDALNCVUEELO+dDGMK&eVU&DVUDGb@*10%0h+NaMLE"
+    "LGLCNB(;;GD8:B:;DHQOuyt?}|?5=%3%?5?5=%3%?$.$.$.$.?58;%?5?5?5<$92$8&:$92&;%91'?2(:$92&kk(bdl(kb"
+    "`$ac$abk$)VB%[&bBVU&b$BD($NN$*.'.%80908$.&2).$.$.$1$818E8%9/(.;'8$ZV.8Z&+%d%,b&#,[U*+WW)$)adXU"
+    "',b&$a`'#&bb)&d&%b($'15;?.809z0x8.=C/utt8)xN.8(dVb:?$8(8%FG*Ba$'LCD,H$H$H$H$H$H$H$H$NMdgBcb%ab"
+    "'$+kc$CVa`%ab$_QaF%XCa&IG%M%DaJAaE(ED$JE&Y$#DC'+BG&%VU&#^$VZ&%VU&,VZ&%#GFJC)'CCBFH)*EGbCGJcBGV"
+    "UC%#xzBOaLKaBv|CMHAVUMf&$J%ux9zvB?x.utB%xBx9vt281uz0x(.8$8$8x%'D.8D8HLDLELCDP'L&[$#FCd+MFALS+b"
+    "VU)LSGcBaCLVUCISbCDLN$$aCJ&OEHLOac$BVU'bFLBAVUF$EBLO,DLIM%VU%dCD&BNFALBNCMFMBLB%'DbBBPbDM$#G%G"
+    "%G,H$H$;:$E@B)?7DFSaM%VU)BBBHC$%CD'EJ+'(%DGG%BAG&+>$%<(BLBA$BD$F$B$C$C$BAI&&DGDb$)GE%FE'#BC'LQ"
+    "a`)LQce$ad$a'a$b'F$BDF'c$f$dVUb&b/3c$a$9=a$a$gIJ&G%G%G%D&(BC$CG$BJ$C$BF%BE&'BCD(c'YZ$%Z]$*W$$&"
+    "L$&#CJ&EJ$(LW]'DCY,CAVIV(DIP(DA$aDG'IaZ'%1-;7HI%VU)03':='EA+FC$$a..$.2$4$/$88$8<$>$9)*DBB,CC$#"
+    "I%'G$EC$J),G%B$EE$C&B%CD$a^CD%]DB+_'+BJ$C(ZCC[&aCG(a)'FG'WCV[%Y[BN$M(OE$D$CJ%N'L_*i*CJWaCJX&%I"
+    "$CIM'Zg,FE&gCC%^BJ(^BI*d$%]+#HD((2.$&<8*[DGO+VU%,'XV$EC$Ma%C*+CJVUB+CCLLYe%%BIOd&+CB]%#CD,NFDL"
+    "Pg'XULCMB,OEFLLb$dL$&CF*VU)NDGLO$VUdBMB+DFLbB,NEILOEdOaMVUBaBc$WU$$BI$CFLMfL)(H$B$E$BF$BAa)EHL"
+    "M(VU)O$I%C%CC$H$C$F$MBR%M%N%B)L(FM%R&P$&,FDLSEeVUb$aLD&#EIMKCaB+VU$))EHR%TbcEM&'EILRcB$$VU)ac$"
+    ",EDLNBa)VU('CH%LP'VWc$H$+(EELPa$##0/:9V_$%I%B%I$C$CEQ$M%OBLBMc,VU*#I%DJR%RBaBL%*BLKEARBOhL+BLL"
+    "EGLQcBe$&HD%)&J$DHS$SBe$#W_&bDA%MM$LO*&H$C$DIQ&L$M$RBL+VU)G$C$DCP$M$PB*VU&$#BJOb$+&B$(WV'%aJCC"
+    "$#%VVV$e$$BJG%)&)JHb$&BAHB'#',FID+)&&FGJ*DB$VU'bHJ$VU)DA%Pa$#EIRe'Ea$$VU$]$CB(BJ)++0/:9WXd$#$H"
+    "F'LBPP*OBD)'CaBL$$M$'GBDG+BCDI'%J+,&(E$H$C$CJB'(D$*E+DJG%&#+BAH(BD&J*BA&Ma'*#'OQ%MN('%P&Q+S%R&"
+    "#O$'+N$((WU$#+WZ$&(/39=/3>$8?/39=.$/%.%/%1$5;$8$>$88/39=/$1%5$4$9=/$1$2$.&4$9=/39=/39=/39=/39="
+    "/39=/39?%/2$9<$=/2$9<$=/2$9<$=/2$9<$=/2$9<$=.8%ZU($%PP'PK+L$'L%e$(P$LP$$#'87B97%%(R$LR%R$M$P%$"
+    "&EF&RH%VU'B&%$DAL$*EEOVU$%('H$E$C$BF$BJH%_R'$01:;RB'VU'b*+(Z_$X$Y*)YZ$VZ$,'E$CH$C$B%B$BA$E$B$B"
+    ")B'B$B$B$D$C$B%B$B$B$B$B$C$B%E$H$E$E$B$BA$BH(D$F$BH(+#VX%*+*VU$#&#ECHCA&%EBFD*CCC%FHGC$'HEHD&$"
+    "#&FEC$(#)EJDJ";
+
+static uint8_t char_classes[0x3134b]; // what comes behind is in none
+
+// Fills char_classes. A run is filled anew with each digit of its length, which is simple and takes
+// no time.
+static void read_unicode_runs(void)
+{
+    uint8_t *from = char_classes, *to = from;
+    int class = 0, n = 0;
+    for (const char *p = unicode_runs; *p; p++) {
+        int digit = *p - '#' - (*p > '\\'), one = 1 << digit / 10 >> 1;
+        if (digit / 10 != class) from = to, n = 0, class = digit / 10;
+        n = 10 * n + digit % 10;
+        for (to = from; to < from + n; to++)
+            *to = (uint8_t)(class < 8 ? one : (to - from) % 2 ? C_LOWER : C_UPPER);
+    }
+    char_classes['\n'] = char_classes['\r'] = C_NEWLINE;
+}
+
+// The words of a family are given as regular expressions, of which this is all that they need.
+// Patterns are written as such, but that these capitals stand for classes of characters, in
+// brackets, too:
+//   A  a letter of any alphabet         U  a letter that is not small, or a mark
+//   C  a letter that is large or small  K  a letter that is not large, or a mark
+//   X  a mark (an accent, say)          N  a number             P  punctuation
+//   B  a line's break, \r or \n         W  white space, breaks among it
+// A digit says "once to so often", = that the character has to come next but is no part of the
+// word, $ that nothing may come; E is an English ending, 's, 't, 're, 've, 'm, 'll or 'd, small or
+// not. At each place the first pattern that matches makes a word; what lies between two matches is
+// one, too. Behind NEXT are patterns by which each of these words is cut again.
+//
+// deepseek-llm's own list of letters leaves a few of C out: Armenian's and Georgian's small ones,
+// and the ones for formulas. Its fourth step takes off the white space at a word's end, written
+// here so that a long run of it is walked over once and not from each of its characters.
+#define NEXT ""
+#define ENDINGS "'[stmd]", "'[rv]e", "'ll"
+#define SPACES "W+$", "W+W=" // the last one of several goes with the word behind it
+#define GPT_2 ENDINGS, " ?A+", " ?N+", " ?[^WAN]+", SPACES
+#define LLAMA(number) "E", "[^BAN]?A+", number, " ?[^WAN]+B*", "W*B+", SPACES
+#define HAN "[\u4e00-\u9fa5\u0800-\u4e00\uac00-\ud7ff]+"
+static const WordStyle word_styles[] = {
+    {"gpt-2, default, olmo, mpt, phi-2, exaone4, mellum", 0, {GPT_2}},
+    {"smollm, refact, starcoder, command-r, exaone, minerva-7b, mellum2", 0, {"N", NEXT, GPT_2}},
+    {"llama-bpe, llama3, llama-v3, falcon3, pixtral", 1, {LLAMA("N3")}},
+    {"dbrx, smaug-bpe", 0, {LLAMA("N3")}},
+    {"qwen2, deepseek-r1-qwen, stablelm2, hunyuan", 0, {LLAMA("N")}},
+    {"qwen35", 0, {"E", "[^BAN]?[AX]+", "N", " ?[^WAXN]+B*", "W*B+", SPACES}},
+    {"seed-coder", 0, {"E", "[^BAN]?A+", "N", " ?[^WAN]+", "W*B+", SPACES}},
+    {"tekken", 1, {"[^BAN]?U*K+", "[^BAN]?U+K*", "N", " ?[^WAN]+[B/]*", "W*B+", SPACES}},
+    {"gpt-4o, llama4, kanana2", 0,
+     {"[^BAN]?U*K+E?", "[^BAN]?U+K*E?", "N3", " ?[^WAN]+[B/]*", "W*B+", SPACES}},
+    {"falcon", 0, {"[P$+<=>^~|`]+", NEXT, GPT_2, NEXT, "[0-9][0-9][0-9]"}},
+    {"bloom", 0, {" ?[^W(|.,!?)\u2026\u3002\uff0c\u3001\u0964\u06d4\u060c]+"}},
+    {"deepseek-llm", 0, {"B", NEXT, "W?C+", NEXT,
+                         "W?[!-/:-~\uff01-\uff0f\uff1a-\uff5e\u2018-\u201f\u3000-\u3002]+", NEXT,
+                         "[^B]*[^W]", "W+", NEXT, HAN, NEXT, "N+"}},
+    {"deepseek-coder", 0, {"B", NEXT, "W?A+", NEXT, "W?P+", NEXT, HAN, NEXT, "N"}},
+};
+
+// A character of a text: the byte where it begins, and whether a word begins there, too.
+typedef struct {
+    uint32_t c;
+    int at, begins;
+} Char;
+
+// Whether c is in the set at p: a class, a character, or in brackets several and ranges, or what is
+// in none of them behind a ^.
+static int in_set(const char *p, uint32_t c)
+{
+    enum { LARGE = C_UPPER | C_CASELESS, SMALL = C_LOWER | C_CASELESS };
+    static const uint8_t classes[128] = {
+        ['A'] = LARGE | SMALL, ['C'] = C_UPPER | C_LOWER, ['X'] = C_MARK, ['U'] = LARGE | C_MARK,
+        ['K'] = SMALL | C_MARK, ['N'] = C_NUMBER, ['P'] = C_PUNCTUATION, ['B'] = C_NEWLINE,
+        ['W'] = C_SPACE | C_NEWLINE};
+    int brackets = *p == '[', not = brackets && p[1] == '^', found = 0;
+    int class = c < sizeof char_classes ? char_classes[c] : 0;
+    p += brackets + not;
+    do {
+        size_t n;
+        uint32_t first = read_char(p, 4, &n), last = first;
+        p += n;
+        if (brackets && *p == '-') last = read_char(p + 1, 4, &n), p += 1 + n;
+        if (first < 128 && classes[first]) found |= classes[first] & class;
+        else found |= first <= c && c <= last;
+    } while (brackets && *p != ']');
+    return (found != 0) != not;
+}
+
+// The end of what pattern p matches from s on, of characters before `end`; NULL: nothing. A set
+// takes as many characters as it can, and gives them back one by one if the rest of the pattern
+// does not match behind them: "W*B+" takes all white space up to the last line break in it.
+static Char *match_pattern(const char *p, Char *s, Char *end)
+{
+    static const char *const endings[] = {"'[stmdSTMD]", "'[rvRV][eE]", "'[lL][lL]"};
+    const char *behind = *p == '[' ? strchr(p, ']') + 1 : p + 1;
+    Char *from = s, *match = NULL;
+    if (!*p || *p == '$') return *p && s < end ? NULL : s;
+    if (*p == 'E') { // the last of its pattern
+        for (size_t i = 0; !match && i < COUNT(endings); i++)
+            match = match_pattern(endings[i], s, end);
+        return match || *behind != '?' ? match : s;
+    }
+    int times = *behind && strchr("?*+=123", *behind) ? *behind++ : '1';
+    int least = times != '?' && times != '*';
+    int most = isdigit(times) ? times - '0' : times == '*' || times == '+' ? INT_MAX : 1;
+    while (s < end && s - from < most && in_set(p, s->c)) s++;
+    if (times == '=') return s > from ? from : NULL;
+    for (; !match && s - from >= least; s--) match = match_pattern(behind, s, end); // or fewer
+    return match;
+}
+
+// Cuts the words of chars[n] by these patterns, and what comes of it by those behind the next NEXT.
+// A word ends where the next one begins, and the end of a text counts as the beginning of one.
+static void cut_words(const char *const *patterns, Char *chars, size_t n)
+{
+    const char *const *p = patterns;
+    for (Char *word = chars, *end; word < chars + n; word = end) {
+        for (end = word + 1; !end->begins;) end++;
+        for (Char *at = word, *match; at < end; at = match ? match : at + 1) {
+            for (p = patterns, match = NULL; !match && *p && **p; p++)
+                match = match_pattern(*p, at, end);
+            if (match) at->begins = match->begins = 1;
+        }
+    }
+    while (*patterns && **patterns) patterns++;
+    if (*patterns) cut_words(patterns + 1, chars, n);
+}
+
+// The words of text[len]; *n of its characters, the caller's to free.
+static Char *read_words(const WordStyle *w, const char *text, size_t len, size_t *n)
+{
+    Char *chars = xrealloc(NULL, len + 1, sizeof *chars);
+    *n = 0;
+    for (size_t at = 0, step; at < len; at += step)
+        chars[(*n)++] = (Char){read_char(text + at, len - at, &step), (int)at, !at};
+    chars[*n] = (Char){0, (int)len, 1};
+    cut_words(w->patterns, chars, *n);
+    return chars;
+}
+
+static void mark_words(const WordStyle *w, const char *text, size_t len, uint8_t *begins)
+{
+    size_t n;
+    Char *chars = read_words(w, text, len, &n);
+    for (Char *c = chars; c < chars + n; c++) begins[c->at] = (uint8_t)c->begins;
+    free(chars);
+}
+
+// The style that has this name among its own.
+static const WordStyle *find_style(const char *path, const char *name)
+{
+    if (!char_classes['a']) read_unicode_runs();
+    for (size_t i = 0; i < COUNT(word_styles); i++) {
+        const WordStyle *w = &word_styles[i];
+        for (const char *at = w->name; *name && (at = strstr(at, name)); at++)
+            if ((at == w->name || at[-1] == ' ') && strchr(",", at[strlen(name)])) return w;
+    }
+    die(EXIT_DATA, path, "its cut of text into words (got %s, want one of %s)", name,
+        LIST_NAMES(word_styles));
+}
+
+static const WordStyle *(*find_words)(const char *path, const char *name) = find_style;
+static void (*cut_text)(const WordStyle *, const char *, size_t, uint8_t *) = mark_words;
+
 // --- templates: an interpreter -------------------------------------------------------------------
 //
 //     {{ expression }}    writes what the expression comes to

@@ -287,7 +287,7 @@ static void check_words(const char *style, const char *text, const char *want)
 {
     char got[512];
     size_t n = 0, len = strlen(text), n_chars;
-    Char *chars = read_words(find_words("style", style), text, len, &n_chars);
+    Char *chars = read_words(find_style("style", style), text, len, &n_chars);
     for (Char *c = chars, *end; c < chars + n_chars; c = end, got[n++] = '|') {
         for (end = c + 1; !end->begins;) end++;
         memcpy(got + n, text + c->at, (size_t)(end->at - c->at));
