@@ -1,22 +1,26 @@
-// chat.c: conversations with a model, written as it was trained to read them.
+// chat.c: texts and conversations, written for a model as it was trained to read them.
 //
-// The engine is run.c, which this program includes; `make` builds ./run from both. A model file has
-// a template, a text in the language Jinja that turns messages (each a role and a content) into
-// what the model was trained on. Wrong by a newline, the model answers badly and nobody knows why,
-// so nothing is guessed here: the template itself is executed, or refused. That is a job of its
-// own, which has nothing to do with a Transformer, hence a file of its own.
+// The engine is run.c, which this program includes; `make` builds ./run from both. What stands here
+// has nothing to do with a Transformer, hence a file of its own: two conventions of the text that a
+// model was trained on. Wrong by a blank or a newline, the model answers badly and nobody knows
+// why, so nothing is guessed.
 //
-// A conversation is a list of messages. For every turn the template writes all of it anew, and what
-// the cache already holds of the result need not be read again: as a rule all but the last turn. So
-// a template may leave out what was thought about earlier turns, and old turns may be dropped,
-// without a case of their own.
+// The first is how a text is cut into words before it becomes tokens: families of models have a
+// regular expression each for it, in terms of Unicode's classes of characters.
 //
-// How to read this file. A template goes through four layers, each of which calls those before it:
-// terms (what a template computes with), functions (what it can do to them), expressions (what it
-// writes between braces) and tags (what decides what is written). Then come the formats for models
-// that bring no template, what has to hold of a template before it is used, what a person at a
-// terminal sees beside the text, and the turns of a conversation. Who wants to know only how a chat
-// works begins there, at answer().
+// The second is how a conversation is written. A model file has a template, a text in the language
+// Jinja that turns messages (each a role and a content) into what the model was trained on: it is
+// executed, or refused. A conversation is a list of messages. For every turn the template writes
+// all of it anew, and what the cache already holds of the result need not be read again: as a rule
+// all but the last turn. So a template may leave out what was thought about earlier turns, and old
+// turns may be dropped, without a case of their own.
+//
+// How to read this file. Words come first, and are used by run.c's tokenizer. A template then goes
+// through four layers, each of which calls those before it: terms (what a template computes with),
+// functions (what it can do to them), expressions (what it writes between braces) and tags (what
+// decides what is written). Then come the formats for models that bring no template, what has to
+// hold of a template before it is used, what a person at a terminal sees beside the text, and the
+// turns of a conversation. Who wants to know only how a chat works begins there, at answer().
 #ifndef TESTING
 #define TESTING // leaves run.c's main out
 #define CHAT

@@ -3,11 +3,12 @@
 //   cc -O3 -march=native -ffp-contract=off -o run run.c -lm -lpthread
 //   ./run models/tales.bin -i "Once upon a time"          generate text
 //   ./run models/tales.bin -c 2048 --rope-scaling yarn ... past the trained context
-//   ./run SmolLM2-135M-Instruct.Q4_1.gguf -i "Why"         a GGUF model, as it is
+//   ./run TinyLlama-1.1B-Chat.Q4_K_M.gguf -i "Why"         a GGUF model, as it is
 //   ./run -h                                               everything else
 //
-// Two programs include this file: chat.c, which holds conversations (make builds ./run from it),
-// and tests/measure.c, the instruments. So do tests and tools.
+// Two programs include this file: chat.c, which holds conversations and cuts words for byte-level
+// tokenizers (make builds ./run from it), and tests/measure.c, the instruments. So do tests and
+// tools.
 //
 // It memory-maps a decoder-only checkpoint and runs it on CPU threads with libc, libm and
 // pthreads only. Keys are cached before rotation and RoPE is computed inside the attention loop,
@@ -385,12 +386,20 @@ INLINE vf load_numbers(int as, const void *p, size_t i, size_t n)
     return as == AS_F16 ? half_to_vf(halves) : (vf)(__builtin_convertvector(halves, vu) << 16);
 }
 
-static void floats_to_halves(const float *f, uint16_t *h, size_t n)
+// Stores x[n] in that type. int8 are rounded as round_to_bytes() does it, and have their scale
+// returned; others have none, or 1.
+static float store_numbers(int as, const float *x, size_t n, void *out)
 {
+    float sum;
+    if (as == AS_INT8) return round_to_bytes(x, n, out, &sum);
     for (size_t i = 0; i < n; i += LANES) {
-        vh v = vf_to_half(vload_part(f + i, n - i));
-        memcpy(h + i, &v, min_size(LANES, n - i) * sizeof *h);
+        size_t left = min_size(LANES, n - i);
+        vf v = vload_part(x + i, left);
+        vh half = vf_to_half(v);
+        if (as == AS_F32) memcpy((float *)out + i, &v, left * 4);
+        else memcpy((uint16_t *)out + i, &half, left * 2);
     }
+    return 1;
 }
 
 // ================================================================================================
@@ -463,7 +472,7 @@ typedef struct {
 typedef struct {
     int dim, hidden_dim, n_layers, n_heads, n_kv_heads, head_dim, vocab_size;
     int train_ctx;      // tokens: the context that it was trained on
-    float norm_eps;
+    double norm_eps;
     Encoding encoding;
     int rows;           // learned: of the table; t5: buckets; shaw: K, the farthest distance told
     int max_distance;   // t5: from here on all distances share the last bucket
@@ -478,11 +487,11 @@ typedef struct {
     int post_norm;     // norms of what joins the residual stream
     int qk_norm;       // norms of q and k: 1 of each head, 2 of all heads together
     int parallel;      // the feed-forward net reads x as attention did, without its result
-    float emb_scale;   // embeddings are multiplied by it, unless 0
-    float score_scale; // scores are multiplied by it; 0: 1 / sqrt(head_dim)
-    float branch_scale;         // what joins the residual stream is multiplied by it, unless 0
-    float logit_scale;          // logits are divided by it, unless 0
-    float score_cap, logit_cap; // c: x becomes c tanh(x / c), unless 0
+    double emb_scale;    // embeddings are multiplied by it, unless 0
+    double score_scale;  // scores are multiplied by it; 0: 1 / sqrt(head_dim)
+    double branch_scale; // what joins the residual stream is multiplied by it, unless 0
+    double logit_scale;  // logits are divided by it, unless 0
+    double score_cap, logit_cap; // c: x becomes c tanh(x / c), unless 0
     int global_every;  // every so many layers one is global, the others are local; 0: all global
     int nope_every;    // every so many layers one knows no position: a local one that is still
     RopeConfig local;  // positions in local layers
@@ -1494,29 +1503,21 @@ static void store_kv(void *arg, size_t begin, size_t end)
 {
     const Attention *a = arg;
     const Cache *c = &a->cache;
-    size_t d = a->config.head_dim, n_kv = a->config.n_kv_heads;
-    float *key = scratch(6 * d), sum;
-    uint16_t *half = (uint16_t *)(key + d);
-    int8_t *bytes = (int8_t *)half;
+    size_t d = a->config.head_dim, n_kv = a->config.n_kv_heads, elem = c->elem;
+    float *key = scratch(8 * d);
+    uint8_t *stored = (uint8_t *)(key + d);
     for (size_t h = begin; h < end; h++)
         for (size_t t = 0; t < a->n; t++) {
             size_t pos = (size_t)a->pos + t, r = pos % TILE, at = (t * n_kv + h) * d;
-            void *keys = tile_at(a, h, (int64_t)(pos / TILE));
-            void *values = (uint8_t *)keys + c->k_bytes + r * c->v_dim * c->elem;
+            uint8_t *keys = tile_at(a, h, (int64_t)(pos / TILE)), *column = keys + r * elem;
+            uint8_t *values = keys + c->k_bytes + r * c->v_dim * elem;
             float *scales = tile_scales(a, h, (int64_t)(pos / TILE));
             split_pairs(&a->config, a->k + at, key);
-            if (c->elem == 4) {
-                for (size_t e = 0; e < d; e++) ((float *)keys)[e * TILE + r] = key[e];
-                memcpy(values, a->v + at, d * 4);
-            } else if (scales) {
-                scales[r] = round_to_bytes(key, d, bytes, &sum);
-                for (size_t e = 0; e < d; e++) ((int8_t *)keys)[e * TILE + r] = bytes[e];
-                scales[TILE + r] = round_to_bytes(a->v + at, d, values, &sum);
-            } else {
-                floats_to_halves(key, half, d);
-                for (size_t e = 0; e < d; e++) ((uint16_t *)keys)[e * TILE + r] = half[e];
-                floats_to_halves(a->v + at, values, d);
-            }
+            float key_scale = store_numbers(c->as, key, d, stored);
+            float value_scale = store_numbers(c->as, a->v + at, d, values);
+            if (scales) scales[r] = key_scale, scales[TILE + r] = value_scale;
+            for (size_t e = 0; e < d; e++, column += TILE * elem)
+                for (size_t b = 0; b < elem; b++) column[b] = stored[e * elem + b];
         }
 }
 
@@ -1667,7 +1668,7 @@ static void score_tile(const Rows *w, int map, int64_t t)
     gemm_rows(w->rows, w->qt, d, w->tile, d, TILE, score);
     for (size_t row = 0; scales && row < w->rows; row++)
         multiply_rows(score + row * TILE, scales, TILE);
-    soft_cap(score, w->rows * TILE, w->a->config.score_cap);
+    soft_cap(score, w->rows * TILE, (float)w->a->config.score_cap);
 }
 
 // --- What a row sees ----------------------------------------------------------------------------
@@ -2801,17 +2802,6 @@ static size_t available_memory(void)
     return min_size(bytes, read_number("/sys/fs/cgroup/memory/memory.limit_in_bytes", "%zu"));
 }
 
-// Reserves the cache; dies with the numbers if it cannot fit.
-static void cache_reserve(Cache *c, int64_t max_seq_len)
-{
-    size_t have = available_memory();
-    if (c->bytes > have)
-        die(EXIT_DATA, "-c", "the KV cache does not fit (got %.1f GB available, want %.1f GB for "
-            "%lld tokens); use a smaller -c or --window", (double)have / 1e9,
-            (double)c->bytes / 1e9, (long long)max_seq_len);
-    c->tiles = reserve(c->bytes);
-}
-
 // Room for the positions of a chunk's queries under r: one set of angles, or one for each query
 // where frequencies always change.
 static void positions_init(Positions *p, const RopeConfig *r, size_t chunk, size_t head_dim,
@@ -2854,7 +2844,12 @@ static void state_init(State *s, const Model *m, int64_t max_seq_len, size_t chu
     rope_resolve(local, c->train_ctx, max_seq_len);
     if (encodings[c->encoding].prepare) a->prepared = encodings[c->encoding].prepare(c);
     cache_layout(&a->cache, &a->config, max_seq_len, chunk, exact ? KV_F32 : kv_type);
-    cache_reserve(&a->cache, max_seq_len);
+    size_t have = available_memory();
+    if (a->cache.bytes > have)
+        die(EXIT_DATA, "-c", "the KV cache does not fit (got %.1f GB available, want %.1f GB for "
+            "%lld tokens); use a smaller -c or --window", (double)have / 1e9,
+            (double)a->cache.bytes / 1e9, (long long)max_seq_len);
+    a->cache.tiles = reserve(a->cache.bytes);
     positions_init(&a->positions[0], rope, chunk, c->head_dim, a->cache.n_slots);
     if (c->global_every || c->nope_every)
         positions_init(&a->positions[1], local, chunk, c->head_dim, a->cache.n_slots);
@@ -2887,7 +2882,7 @@ static void norm_rows(void *arg, size_t begin, size_t end)
 {
     const NormJob *j = arg;
     for (size_t at = begin * j->dim; at < end * j->dim; at += j->dim)
-        normalize(j->out + at, j->in + at, j->norm, j->dim, j->config->norm_eps,
+        normalize(j->out + at, j->in + at, j->norm, j->dim, (float)j->config->norm_eps,
                   j->config->layer_norm);
 }
 
@@ -2907,10 +2902,11 @@ static void embed_tokens(State *s, const int *tokens)
     const Attention *a = &s->attn;
     const Config *c = &a->config;
     const Tensor *table = &s->model->tok_emb;
+    float scale = (float)c->emb_scale;
     for (size_t t = 0; t < a->n; t++) {
         float *x = s->x + t * table->cols;
         table->type->unpack(table, (size_t)tokens[t], x);
-        for (size_t i = 0; c->emb_scale > 0 && i < table->cols; i++) x[i] *= c->emb_scale;
+        for (size_t i = 0; scale > 0 && i < table->cols; i++) x[i] *= scale;
         double p = key_position(&c->rope, 0, a->pos + (int64_t)t) / position_stretch(c);
         if (encodings[c->encoding].add) encodings[c->encoding].add(c, p, x);
     }
@@ -2957,7 +2953,7 @@ static void feed_forward(State *s, const Layer *l)
 static void join_stream(State *s)
 {
     const Config *c = &s->attn.config;
-    float scale = c->branch_scale > 0 ? c->branch_scale : 1;
+    float scale = c->branch_scale > 0 ? (float)c->branch_scale : 1;
     for (size_t i = 0; i < s->attn.n * c->dim; i++) s->x[i] += scale * s->y[i];
 }
 
@@ -3001,9 +2997,10 @@ static void classify(State *s, size_t first, size_t count, float *logits)
 {
     const Config *c = &s->attn.config;
     size_t n = count * s->model->classifier.rows;
+    float scale = (float)c->logit_scale;
     matmul(s->act, &(Product){&s->model->classifier, logits}, 1, s->xb + first * c->dim, count);
-    for (size_t i = 0; c->logit_scale > 0 && i < n; i++) logits[i] /= c->logit_scale;
-    soft_cap(logits, n, c->logit_cap);
+    for (size_t i = 0; scale > 0 && i < n; i++) logits[i] /= scale;
+    soft_cap(logits, n, (float)c->logit_cap);
 }
 
 // ================================================================================================
@@ -3164,7 +3161,7 @@ typedef struct {
     char letter;       // 0: none
     const char *arg;   // "": takes no value, and sets 1; with a colon: the next entry has the rest
     const char *help;  // NULL: the names are
-    enum { N_INT, N_LONG, N_FLOAT, N_DOUBLE, N_WHOLE, N_TEXT } kind; // WHOLE: double, no fraction
+    enum { N_INT, N_DOUBLE, N_WHOLE, N_TEXT } kind; // WHOLE: a double, but no fraction
     void *to;          // of a field: where it is in `asked`
     double lo, hi;
     Names names;       // if any, the value is the number of one of them
@@ -3176,9 +3173,9 @@ typedef struct {
 } Option;
 
 // What stands behind an option's words. The kind is that of the variable.
-#define TYPE_OF(x) _Generic(x, long long: N_LONG, float: N_FLOAT, double: N_DOUBLE, \
-                         const char *: N_TEXT, default: N_INT)
+#define TYPE_OF(x) _Generic(x, double: N_DOUBLE, const char *: N_TEXT, default: N_INT)
 #define NUMBER(v, low, high) .kind = TYPE_OF(v), .to = &v, .lo = low, .hi = high
+#define WHOLE(v, low, high) .kind = N_WHOLE, .to = &v, .lo = low, .hi = high
 #define FLAG(v) NUMBER(v, 0, 1)
 #define TEXT(v) NUMBER(v, 0, 0)
 #define NAME(v, table) NUMBER(v, 0, 0), .names = NAMES(table)
@@ -3189,7 +3186,7 @@ typedef struct {
 // the better comes last. A range is what the arithmetic can stand, not what is wise: a limit that a
 // header could pass would be memory read beyond its end, or a loop without one.
 #define REACH NUMBER(asked.rope.reach, 1, 1 << 28)
-#define OTHER .kind = N_WHOLE, .to = &asked.rope.other, .lo = 1, .hi = 1 << 28
+#define OTHER WHOLE(asked.rope.other, 1, 1 << 28)
 static const Option config_fields[] = {
     // The shape.
     {FIELD(dim, 1, 1 << 24, 8, ".embedding_length"), .needed = 1},
@@ -3258,15 +3255,10 @@ static const Option config_fields[] = {
 // How far into a Config a field is, in the model's as in `asked`.
 static size_t field_at(const Option *f) { return (size_t)((char *)f->to - (char *)&asked); }
 
-// A long double holds any 64-bit integer, as seeds are, and any double.
-static void store_value(const Option *f, void *to, long double v)
+static void store_value(const Option *f, void *to, double v)
 {
-    switch (f->kind) {
-    case N_INT: *(int *)to = (int)v; break;
-    case N_LONG: *(long long *)to = (long long)v; break;
-    case N_FLOAT: *(float *)to = (float)v; break;
-    default: *(double *)to = (double)v;
-    }
+    if (f->kind == N_INT) *(int *)to = (int)v;
+    else *(double *)to = v;
 }
 
 // A number of the file, if it is in its range; the dot before a key is for the architecture's name.
@@ -3480,7 +3472,7 @@ static void read_header(Model *m)
     if (has_magic && ((v != 1 && v != 2) || m->version < 1 || m->version > 102))
         REFUSE(m, "unknown version (got %d, want 1, 2, 101 or 102)", m->version);
     if (v == 2) m->group = (size_t)check_range(m, "group", read_i32(m->file + 37), 1, 1 << 16);
-    *c = (Config){.norm_eps = 1e-5f, .rope.theta = 10000}; // llama2.c's
+    *c = (Config){.norm_eps = 1e-5, .rope.theta = 10000}; // llama2.c's
     read_fields(m, 8, 36);
     if (v && read_i32(m->file + 64) == EXT_MAGIC) read_fields(m, 64, HEADER);
     else if (m->version > 100) REFUSE(m, "version %d without an extension block", m->version);
@@ -3707,8 +3699,8 @@ static const char *key_word(const ModelFile *s, const char *name, const char *ab
 // sqrt(dim), which cannot be written in this table (-1 stands for it). Older ones (gpt2, bloom,
 // gptneox) have LayerNorm, biases, and a feed-forward net without a gate, and differ in how they
 // know positions: by a learned table, by ALiBi, by turning a part of each head.
-#define LAYER_NORM .layer_norm = 1, .no_gate = 1, .gelu = 1, .norm_eps = 1e-5f
-#define GEMMA .post_norm = 1, .rope_split = 1, .gelu = 1, .emb_scale = -1, .norm_eps = 1e-6f
+#define LAYER_NORM .layer_norm = 1, .no_gate = 1, .gelu = 1, .norm_eps = 1e-5
+#define GEMMA .post_norm = 1, .rope_split = 1, .gelu = 1, .emb_scale = -1, .norm_eps = 1e-6
 typedef struct {
     const char *name;
     Config config; // where the file does not say otherwise
@@ -3717,9 +3709,9 @@ typedef struct {
 } Arch;
 static const Arch archs[] = {
     // Rotation of neighbours, or of halves, of each whole head.
-    {"llama", {.norm_eps = 1e-5f}, 0, 0}, // its converters permute wq and wk to interleaved pairs
-    {"qwen2", {.rope_split = 1, .norm_eps = 1e-6f}, 0, 0},
-    {"qwen3", {.rope_split = 1, .norm_eps = 1e-6f, .qk_norm = 1}, 0, 0},
+    {"llama", {.norm_eps = 1e-5}, 0, 0}, // its converters permute wq and wk to interleaved pairs
+    {"qwen2", {.rope_split = 1, .norm_eps = 1e-6}, 0, 0},
+    {"qwen3", {.rope_split = 1, .norm_eps = 1e-6, .qk_norm = 1}, 0, 0},
     // Two kinds of layers, with two windows and, in gemma3, two bases.
     {"gemma2", {GEMMA, .global_every = 2, .rope.window = 4096, .score_cap = 50, .logit_cap = 30},
      46, 0},
@@ -3729,14 +3721,14 @@ static const Arch archs[] = {
     {"bloom", {LAYER_NORM, .encoding = ENC_ALIBI}, 0, 0},
     {"gptneox", {LAYER_NORM, .rope_split = 1, .parallel = 1}, 0, 0},
     // Every fourth layer without positions.
-    {"smollm3", {.nope_every = 4, .local.still = 1, .norm_eps = 1e-6f}, 0, 0},
+    {"smollm3", {.nope_every = 4, .local.still = 1, .norm_eps = 1e-6}, 0, 0},
     // LongRoPE's lists, if they come along; its window is in files but not in use.
-    {"phi3", {.rope_split = 1, .norm_eps = 1e-5f}, 0, 1},
+    {"phi3", {.rope_split = 1, .norm_eps = 1e-5}, 0, 1},
     // Norms behind the branches; scales in front of everything; queries that grow sharper.
-    {"olmo2", {.rope_split = 1, .no_pre_norm = 1, .post_norm = 1, .qk_norm = 2, .norm_eps = 1e-6f,
+    {"olmo2", {.rope_split = 1, .no_pre_norm = 1, .post_norm = 1, .qk_norm = 2, .norm_eps = 1e-6,
                .global_every = 4}, 0, 0},
-    {"granite", {.norm_eps = 1e-6f}, 0, 0},
-    {"mistral3", {.rope.temp_from_0 = 1, .norm_eps = 1e-5f}, 0, 0},
+    {"granite", {.norm_eps = 1e-6}, 0, 0},
+    {"mistral3", {.rope.temp_from_0 = 1, .norm_eps = 1e-5}, 0, 0},
 };
 
 // What the keys say about scaling, in our terms. A model with factors for each pair is one of
@@ -3811,8 +3803,8 @@ static void gguf_config(ModelFile *s, const Arch *arch)
     key_number(s, ".attention.value_length", c->head_dim, c->head_dim, 0);
     gguf_rope(s, &c->rope);
     // What the table of architectures could not say in numbers.
-    if (c->emb_scale < 0) c->emb_scale = sqrtf((float)c->dim);
-    if (c->n_layers == arch->odd_size) c->score_scale = sqrtf((float)c->n_heads / c->dim);
+    if (c->emb_scale < 0) c->emb_scale = sqrt(c->dim);
+    if (c->n_layers == arch->odd_size) c->score_scale = sqrt((double)c->n_heads / c->dim);
     if (arch->no_window) c->rope.window = 0;
     if (!(c->local.theta > 0)) c->local.theta = c->rope.theta;
     if (!c->rope.window) c->global_every = 0; // it is for local layers
@@ -4026,8 +4018,7 @@ static const struct {
     {0, "version https://git-lfs", "a pointer of Git LFS, not the file: git lfs pull brings that"},
     {0, "<!doctype", "a web page"}, {0, "<html", "a web page"}, {0, "PK\3\4", "a zip archive"},
     {8, "{\"", "a safetensors file: convert it to GGUF"},
-    {1, "jgg", "an old GGML file: convert it to GGUF"},
-    {1, "mgg", "an old GGML file: convert it to GGUF"},
+    {2, "gg", "an old GGML file: convert it to GGUF"},
 };
 
 // Either door: a GGUF file says so in its first four bytes.
@@ -4355,8 +4346,6 @@ static const char *tokenizer_decode(const Tokenizer *t, int prev, int id, size_t
     return p->text + strip;
 }
 
-static int is_stop(const Tokenizer *t, int id) { return t->pieces[id].stop; }
-
 // --- loading ------------------------------------------------------------------------------------
 
 // The pieces that stand for bytes, named <0x00> to <0xFF>; all of them have to be there, and none
@@ -4526,8 +4515,8 @@ static void tokenizer_init(Tokenizer *t, const char *path, const Vocab *v)
     find_stops(t, v);
     if (v->bpe) {
         if (!find_words)
-            die(EXIT_DATA, path, "its tokenizer cuts words, which run.c does not know by itself; "
-                "build chat.c (make)");
+            die(EXIT_DATA, path, "a byte-level tokenizer, whose words run.c alone cannot cut; "
+                "build chat.c: see make");
         t->words = find_words(path, v->pre);
         read_merges(t, v);
     } else find_byte_pieces(t);
@@ -4591,7 +4580,7 @@ static uint64_t seed_random(uint64_t seed)
 }
 
 // A seed for who gives none: short enough to be typed, and another one each time.
-static long long new_seed(void)
+static uint32_t new_seed(void)
 {
     uint32_t bits = 0;
     if (getentropy(&bits, sizeof bits)) die(EXIT_DATA, "seed", "cannot get one; use -s");
@@ -4670,7 +4659,7 @@ static int sample(Sampler *s, float *logits, size_t n, const int *recent, int n_
 static struct {
     const char *checkpoint, *tokenizer, *prompt, *file;
     const char *long_factors, *short_factors;
-    long long steps, seed;
+    double steps, seed; // whole numbers
     int mode, kv; // which entries of their tables
     int ctx, threads, chunk;
     int exact, clamp_positions, help, version;
@@ -4794,9 +4783,6 @@ static void stream_write(Stream *s, const char *bytes, size_t len)
     check_written(s->out, "stdout"); // not when hours of text went to a full disk or a closed pipe
 }
 
-// The token at the last position that the cache holds.
-static int last_token(const Session *s) { return s->ids[s->pos - 1]; }
-
 static void write_token(const Tokenizer *t, Stream *out, int prev, int id)
 {
     size_t len;
@@ -4825,9 +4811,9 @@ static const char *reply(Session *s, const int *ids, size_t n, int echo)
         size_t recent = min_size((size_t)s->pos, REPEAT_WINDOW);
         int id = sample(&opt.sampler, s->logits, s->model.config.vocab_size,
                         s->ids + s->pos - recent, (int)recent);
-        if (is_stop(t, id)) end = THE_MODEL;
+        if (t->pieces[id].stop) end = THE_MODEL;
         else {
-            write_token(t, &out, last_token(s), id);
+            write_token(t, &out, s->ids[s->pos - 1], id);
             s->ids[s->pos] = id;
             s->n_made++;
             if (s->pos >= s->ctx) end = "a full context (see -c, --window)";
@@ -4848,7 +4834,7 @@ static const char *reply(Session *s, const int *ids, size_t n, int echo)
 // speeds of their own: the one is bound by arithmetic, the other by the bandwidth of memory.
 static void say_speed(const Session *s, const char *ending)
 {
-    fprintf(stderr, "prompt: %zu tokens, %.1f tok/s; generated: %zu tokens, %.1f tok/s; seed %lld; "
+    fprintf(stderr, "prompt: %zu tokens, %.1f tok/s; generated: %zu tokens, %.1f tok/s; seed %.0f; "
             "ended by %s\n", s->n_read, s->n_read / fmax(s->read_s, 1e-9), s->n_made,
             s->n_made / fmax(s->made_s, 1e-9), opt.seed, ending);
 }
@@ -4908,15 +4894,15 @@ static void read_prompt(Session *s)
 
 // Numbers are parsed whole: "12x", "", "nan" and what is out of range are refused, never clamped.
 // what: the option or the file that says it; code: the exit status if it is wrong.
-static long double parse_number(int code, const char *what, const char *s, int whole,
-                                long double lo, long double hi)
+static double parse_number(int code, const char *what, const char *s, int whole, double lo,
+                           double hi)
 {
     char *end;
-    long double v = strtold(s, &end);
-    if (end == s || *end || isspace((unsigned char)*s) || (whole && v != rintl(v)))
+    double v = strtod(s, &end);
+    if (end == s || *end || isspace((unsigned char)*s) || (whole && v != rint(v)))
         die(code, what, "not a %snumber (got '%.99s')", whole ? "whole " : "", s);
     if (!(v >= lo && v <= hi))
-        die(code, what, "out of range (got %.99s, want %.15Lg to %.15Lg)", s, lo, hi);
+        die(code, what, "out of range (got %.99s, want %.15g to %.15g)", s, lo, hi);
     return v;
 }
 
@@ -4938,7 +4924,7 @@ static const Option shared_options[] = {
     // Where text and model come from.
     {"prompt", 'i', "TEXT", "the text to continue; chat: first turn", TEXT(opt.prompt)},
     {"file", 'f', "PATH", "all of a file, - is standard input; chat: -i follows", TEXT(opt.file)},
-    {"seed", 's', "N", "the same seed gives the same text", NUMBER(opt.seed, 0, 9e18)},
+    {"seed", 's', "N", "the same seed gives the same text", WHOLE(opt.seed, 0, 9e15)},
     {"tokenizer", 'z', "PATH", "(tokenizer.bin beside the model or above)", TEXT(opt.tokenizer)},
     // What the run costs.
     {"ctx", 'c', "N", "context (as trained; --window: no end)", NUMBER(opt.ctx, 1, 1 << 28)},
@@ -4957,7 +4943,7 @@ static const Option shared_options[] = {
 // Options of programs that write text: how much of it, and how the next token is drawn (section
 // 13).
 static const Option text_options[] = {
-    {"steps", 'n', "N", "new tokens (256; chat: no end); 0: no end", NUMBER(opt.steps, 0, 1e12)},
+    {"steps", 'n', "N", "new tokens (256; chat: no end); 0: no end", WHOLE(opt.steps, 0, 1e12)},
     {"temp", 't', "T", "temperature (1); 0: likeliest", NUMBER(opt.sampler.temperature, 0, 1e3)},
     {"top-p", 'p', "P", "from the likeliest tokens up to P (0.9)", NUMBER(opt.sampler.top_p, 0, 1)},
     {"top-k", 'k', "K", "from the K likeliest; 0: all", NUMBER(opt.sampler.top_k, 0, 1e9)},
@@ -5012,7 +4998,7 @@ static void set_option(const Option *o, const char *name, char *text)
     if (o->distance && asked.rope.distance && asked.rope.distance != o->distance)
         die(EXIT_USAGE, "distance method", "only one can be used (got %s, too)", name);
     if (o->distance) asked.rope.distance = o->distance;
-    int whole = o->kind != N_FLOAT && o->kind != N_DOUBLE, flag = o->arg && !*o->arg;
+    int whole = o->kind != N_DOUBLE, flag = o->arg && !*o->arg;
     int row = find_name(o->names, strcmp(text ? text : "", "pi") ? text : "linear"); // as [PI] says
     if (o->names.n && row < 0)
         die(EXIT_USAGE, name, "no such name (got '%.99s', want %s)", text,
@@ -5127,7 +5113,7 @@ static void set_rope(Model *m)
     if (from->method >= 0 && from->method != r->method) r->factor = r->attn_factor = 0;
     for (size_t i = 0; i < COUNT(config_fields); i++) {
         const Option *f = &config_fields[i];
-        size_t at = field_at(f), bytes = f->kind >= N_DOUBLE ? sizeof(double) : sizeof(int);
+        size_t at = field_at(f), bytes = f->kind == N_INT ? sizeof(int) : sizeof(double);
         if (memcmp(f->to, (char *)&unasked + at, bytes)) memcpy((char *)c + at, f->to, bytes);
     }
     if (!r->window && from->sinks < 0) r->sinks = 0;

@@ -2462,8 +2462,8 @@ static void apply_setting(const char *name, const char *value)
     if (o == setting_table + N_SETTINGS) die(2, name, "unknown option");
     if (!value) die(2, name, "needs a value");
     int whole = o->type == INT32 || o->type == INT64;
-    long double v = o->type == TEXT ? 0
-                  : parse_number(EXIT_USAGE, name, value, whole, o->low, o->high);
+    double v = o->type == TEXT ? 0
+             : parse_number(EXIT_USAGE, name, value, whole, o->low, o->high);
     switch (o->type) {
     case TEXT: *(const char **)o->value = value; break;
     case INT32: *(int32_t *)o->value = (int32_t)v; break;

@@ -8,7 +8,7 @@
 LC_ALL=C
 export LC_ALL
 
-for program in run engine measure make_model mutate; do
+for program in run engine measure make_model make_gguf mutate; do
     [ -x "$build/$program" ] || { echo "cli.sh: no $build/$program"; exit 1; }
 done
 
@@ -348,6 +348,14 @@ works "run.c with chat.c" "$m" -i Once -n 20 -s 3
 same "run.c alone" "$tmp/want" "$tmp/out"
 "$build/engine" "$m" -m chat > "$tmp/out" 2> "$tmp/err"
 ended "run.c alone, -m chat" $? 2 "conversations are in chat.c"
+"$build/make_gguf" "$tmp/bytes.gguf" llama f32 bpe
+works "byte-level tokenizer" "$tmp/bytes.gguf" -i Once -n 5
+"$build/engine" "$tmp/bytes.gguf" -i Once -n 5 > "$tmp/out" 2> "$tmp/err"
+ended "run.c alone, byte-level tokenizer" $? 1 "build chat.c"
+"$build/make_gguf" "$tmp/pieces.gguf" llama f32 spm
+"$build/engine" "$tmp/pieces.gguf" -i Once -n 5 -s 3 > "$tmp/want" 2> "$tmp/err"
+works "run.c with chat.c, GGUF" "$tmp/pieces.gguf" -i Once -n 5 -s 3
+same "run.c alone, GGUF" "$tmp/want" "$tmp/out"
 
 for option in --help -h --version; do
     works "$option" $option

@@ -557,7 +557,7 @@ static void give_program_options(Give give)
     const Option *o;
     for (size_t at = 0; (o = option_at(at)); at++) {
         if (!o->name) continue;
-        int is_float = o->kind == N_FLOAT || o->kind == N_DOUBLE, is_flag = !*o->arg;
+        int is_float = o->kind == N_DOUBLE, is_flag = !*o->arg;
         int is_text = o->kind == N_TEXT || strchr(o->arg, ':');
         const double numbers[] = {o->lo, fmax(o->lo, 2), o->hi, 2 * o->hi};
         size_t n_values = o->names.n ? o->names.n : is_flag ? 1 : 4;

@@ -39,7 +39,7 @@ static const GgufType gguf_types[] = {
 static uint16_t float_to_half(float f)
 {
     uint16_t h;
-    floats_to_halves(&f, &h, 1);
+    store_numbers(AS_F16, &f, 1, &h);
     return h;
 }
 

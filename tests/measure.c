@@ -642,10 +642,10 @@ static int answers(Session *s, const int *ids, size_t n, const char *answer, cha
     feed(s, ids, n);
     while (used <= want && !interrupted && s->pos < s->ctx) {
         int id = argmax(s->logits, s->model.config.vocab_size);
-        const char *text = tokenizer_decode(&s->tokenizer, last_token(s), id, &len);
+        const char *text = tokenizer_decode(&s->tokenizer, s->ids[s->pos - 1], id, &len);
         for (size_t i = 0; i < len && used < 31; i++)
             if (used || text[i] != ' ') got[used++] = isspace((uint8_t)text[i]) ? ' ' : text[i];
-        if (is_stop(&s->tokenizer, id)) break;
+        if (s->tokenizer.pieces[id].stop) break;
         feed(s, &id, 1);
     }
     got[used] = 0;

@@ -49,7 +49,7 @@ static void fill_log(float *x)
 static void fill_half(float *x)
 {
     uint16_t *h = xcalloc(MANY, 2);
-    floats_to_halves(x, h, MANY);
+    store_numbers(AS_F16, x, MANY, h);
     for (size_t i = 0; i < MANY; i += LANES) vstore(x + i, load_numbers(AS_F16, h, i, LANES));
     free(h);
 }
