@@ -209,22 +209,16 @@ static void cut_words(const char *const *patterns, Char *chars, size_t n)
     if (*patterns) cut_words(patterns + 1, chars, n);
 }
 
-// The words of text[len]; *n of its characters, the caller's to free.
-static Char *read_words(const WordStyle *w, const char *text, size_t len, size_t *n)
+// What run.c's cut_text is to do: the text's characters are listed and cut, and what is then known
+// about them is told by bytes.
+static void cut_by_style(const WordStyle *w, const char *text, size_t len, uint8_t *begins)
 {
     Char *chars = xrealloc(NULL, len + 1, sizeof *chars);
-    *n = 0;
+    size_t n = 0;
     for (size_t at = 0, step; at < len; at += step)
-        chars[(*n)++] = (Char){read_char(text + at, len - at, &step), (int)at, !at};
-    chars[*n] = (Char){0, (int)len, 1};
-    cut_words(w->patterns, chars, *n);
-    return chars;
-}
-
-static void mark_words(const WordStyle *w, const char *text, size_t len, uint8_t *begins)
-{
-    size_t n;
-    Char *chars = read_words(w, text, len, &n);
+        chars[n++] = (Char){read_char(text + at, len - at, &step), (int)at, !at};
+    chars[n] = (Char){0, (int)len, 1};
+    cut_words(w->patterns, chars, n);
     for (Char *c = chars; c < chars + n; c++) begins[c->at] = (uint8_t)c->begins;
     free(chars);
 }
@@ -243,7 +237,7 @@ static const WordStyle *find_style(const char *path, const char *name)
 }
 
 static const WordStyle *(*find_words)(const char *path, const char *name) = find_style;
-static void (*cut_text)(const WordStyle *, const char *, size_t, uint8_t *) = mark_words;
+static void (*cut_text)(const WordStyle *, const char *, size_t, uint8_t *) = cut_by_style;
 
 // --- templates: an interpreter -------------------------------------------------------------------
 //
