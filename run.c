@@ -4124,9 +4124,9 @@ typedef struct {
 typedef struct {
     size_t size; // a power of two
     struct HashSlot {
-        const void *key;
+        const void *key; // NULL: free
         size_t len;
-        int count; // 1 + the number; 0: free
+        int number;      // -1 where it is free
     } *slots;
 } Hash;
 
@@ -4147,6 +4147,7 @@ static Hash hash_init(size_t n)
     Hash h = {.size = 64};
     while (h.size < 2 * n) h.size *= 2;
     h.slots = xcalloc(h.size, sizeof *h.slots);
+    for (size_t i = 0; i < h.size; i++) h.slots[i].number = -1;
     return h;
 }
 
@@ -4157,11 +4158,11 @@ static size_t hash_bytes(const void *key, size_t len) // FNV-1a
     return (size_t)(h ^ h >> 32);
 }
 
-// The key's place, or the free one where it would be.
+// The key's slot, or the free one where it would be.
 static struct HashSlot *hash_slot(const Hash *h, const void *key, size_t len)
 {
     size_t at = hash_bytes(key, len) & (h->size - 1);
-    for (; h->slots[at].count; at = (at + 1) & (h->size - 1))
+    for (; h->slots[at].key; at = (at + 1) & (h->size - 1))
         if (h->slots[at].len == len && !memcmp(h->slots[at].key, key, len)) break;
     return &h->slots[at];
 }
@@ -4170,20 +4171,14 @@ static struct HashSlot *hash_slot(const Hash *h, const void *key, size_t len)
 static void hash_add(Hash *h, const void *key, size_t len, int number)
 {
     struct HashSlot *slot = hash_slot(h, key, len);
-    if (!slot->count) *slot = (struct HashSlot){key, len, 1 + number};
-}
-
-// -1: it is not there.
-static int hash_find(const Hash *h, const void *key, size_t len)
-{
-    return hash_slot(h, key, len)->count - 1;
+    if (!slot->key) *slot = (struct HashSlot){key, len, number};
 }
 
 // The piece with that text, if it is of these kinds; -1: none. Nearly all the work of encoding is
 // done here: once for each symbol, and once for each pair that may merge.
 static int find_piece(const Tokenizer *t, const char *s, size_t len, int kinds)
 {
-    int id = hash_find(&t->ids, s, len);
+    int id = hash_slot(&t->ids, s, len)->number;
     return id >= 0 && t->pieces[id].kind & kinds ? id : -1;
 }
 
@@ -4223,7 +4218,7 @@ static void offer_merge(Encoder *e, int at)
     int pair[] = {a->id, b->id}, rank = 0;
     a->joined = -1;
     if (a->id >= 0 && b->id >= 0) {
-        if (t->words) rank = hash_find(&t->ranks, pair, sizeof pair);
+        if (t->words) rank = hash_slot(&t->ranks, pair, sizeof pair)->number;
         if (rank >= 0) a->joined = find_piece(t, e->text + at, a->len + b->len, TOKEN_TEXT);
     }
     e->best[e->n_leaves + at] = at;
