@@ -392,12 +392,10 @@ static float store_numbers(int as, const float *x, size_t n, void *out)
 {
     float sum;
     if (as == AS_INT8) return round_to_bytes(x, n, out, &sum);
-    for (size_t i = 0; i < n; i += LANES) {
-        size_t left = min_size(LANES, n - i);
-        vf v = vload_part(x + i, left);
-        vh half = vf_to_half(v);
-        if (as == AS_F32) memcpy((float *)out + i, &v, left * 4);
-        else memcpy((uint16_t *)out + i, &half, left * 2);
+    if (as == AS_F32) memcpy(out, x, n * 4);
+    for (size_t i = 0; as == AS_F16 && i < n; i += LANES) {
+        vh half = vf_to_half(vload_part(x + i, n - i));
+        memcpy((uint16_t *)out + i, &half, min_size(LANES, n - i) * 2);
     }
     return 1;
 }
@@ -859,17 +857,11 @@ static int is_rotary(const Config *c) { return encodings[c->encoding].rotates; }
 // One function a method, all of one shape: the frequency of pair m, in radians a token, at the
 // current length n = i + 1. dims counts the dimensions that turn.
 
-// theta_m = base^(-2m/d), [RoPE] 3.2.2
-static double frequency(double base, int dims, int m)
-{
-    return pow(base, -2.0 * m / dims);
-}
-
-// As trained, whatever the length.
+// As trained, whatever the length: theta_m = base^(-2m/d). [RoPE] 3.2.2
 static double rope_none(const RopeConfig *r, int dims, int m, double n)
 {
     (void)n;
-    return frequency(r->theta, dims, m);
+    return pow(r->theta, -2.0 * m / dims);
 }
 
 // Position interpolation: s tokens where there was one. [PI] eq. 4
@@ -878,25 +870,18 @@ static double rope_linear(const RopeConfig *r, int dims, int m, double n)
     return rope_none(r, dims, m, n) / r->factor;
 }
 
-// A larger base: the slowest pair is interpolated by s, the fastest hardly at all. [NTK]
-static double ntk_frequency(const RopeConfig *r, double stretch, int dims, int m)
-{
-    double exponent = dims > 2 ? dims / (dims - 2.0) : 1;
-    return frequency(r->theta * pow(stretch, exponent), dims, m);
-}
-
-// The stretch is the factor, at any length.
+// A larger base, base * s^(d / (d - 2)): the first pair stays, the last is interpolated by s. [NTK]
 static double rope_ntk(const RopeConfig *r, int dims, int m, double n)
 {
-    (void)n;
-    return ntk_frequency(r, r->factor, dims, m);
+    return rope_none(r, dims, m, n) * pow(r->factor, -2.0 * m / fmax(dims - 2, 1));
 }
 
-// NTK with the stretch that the current length needs, and none up to L. [NTK], dynamic
+// NTK with the factor that the current length needs, and none up to L. [NTK], dynamic
 static double rope_dynamic(const RopeConfig *r, int dims, int m, double n)
 {
-    double stretch = r->factor * n / r->orig_ctx - (r->factor - 1);
-    return ntk_frequency(r, n > r->orig_ctx ? fmax(stretch, 1) : 1, dims, m);
+    RopeConfig now = *r;
+    now.factor = n > r->orig_ctx ? fmax(r->factor * n / r->orig_ctx - (r->factor - 1), 1) : 1;
+    return rope_ntk(&now, dims, m, n);
 }
 
 // The pair, as a real number, that makes `turns` turns within L tokens. [YaRN] 3.2
@@ -1045,12 +1030,6 @@ static int64_t first_key(const RopeConfig *r, int map, int64_t i)
     return (i / r->reach - map) * r->reach;
 }
 
-// D, in tokens; under leaky-rerope it may be a fraction.
-static double map_distance(const RopeConfig *r, int map, int64_t i, int64_t j)
-{
-    return query_position(r, map, i) - key_position(r, map, j);
-}
-
 // Encodings that do not rotate know one method, linear: positions and distances / s.
 static double position_stretch(const Config *c)
 {
@@ -1102,8 +1081,8 @@ static void set_angles(Angles *a, const Config *c, const RopeConfig *r, size_t n
     a->epoch = epoch;
     for (size_t m = 0; m < pairs; m++) {
         if (is_rotary(c) && !r->still && m < last)
-            a->freq[m] = rope_methods[r->method].frequency(r, rotary_dims(c), (int)m, (double)n);
-        if (r->own_factors) a->freq[m] /= r->own_factors[m < turning ? m : 0];
+            a->freq[m] = rope_methods[r->method].frequency(r, rotary_dims(c), (int)m, (double)n) /
+                         (r->own_factors ? r->own_factors[m] : 1);
         if (encodings[c->encoding].decay)
             a->decay[m] = (float)encodings[c->encoding].decay(c->head_dim, (int)m);
         a->gain[m] = m < turning ? factor * factor : 1;
@@ -1463,8 +1442,16 @@ typedef struct {
     RowSums *sums;          // [n | n_parts][n_heads]: the softmax of each query and head
 } Attention;
 
+// One query under one of its heads.
+typedef struct {
+    int64_t i;    // the query's position
+    size_t head;  // < n_heads
+    size_t total; // which of Attention's totals this row's softmax goes to
+    RowSums sums; // of the segment at hand
+} Row;
+
 // What a thread works on: a batch of queries under one KV head, which a group of heads shares
-// [GQA]. A row is a (query, head) pair: row = query in the batch * group + head in the group.
+// [GQA]: rows = queries * group.
 typedef struct {
     const Attention *a;
     const Positions *p;
@@ -1478,8 +1465,8 @@ typedef struct {
     float *tile;         // [2][pairs][TILE]: its keys, turned, and then [TILE][v_dim]: its values
     float *table;        // [2][pairs][TILE]: room for a key table
     float *score;        // [maps][rows][TILE]
-    float *o;            // [rows][v_dim], and
-    RowSums *sums;       // [rows]: the softmax of the segment at hand
+    float *o;            // [rows][v_dim]: of the segment at hand
+    Row *row;            // [rows]
 } Rows;
 
 // Tile t of a KV head in the current layer.
@@ -1591,34 +1578,15 @@ static Rows begin_item(const Attention *a, size_t item)
     Rows w = {.a = a, .p = p, .angles = p->angles + q0 * p->each, .head = item % n_kv,
               .part = item / n_kv / n_batches, .q0 = q0, .rows = rows, .group = group, .d = d,
               .v_dim = v_dim, .first = first, .last = first + (int64_t)nq - 1};
-    size_t sums = sizeof(RowSums) / sizeof(float);
-    w.tile = scratch((2 * tile + rows * (MAPS * (TILE + d) + v_dim + d + sums)) * 4);
+    size_t row = sizeof(Row) / sizeof(float);
+    w.tile = scratch((2 * tile + rows * (MAPS * (TILE + d) + v_dim + d + row)) * 4);
     w.table = w.tile + tile;
     w.o = w.table + tile;
     w.qt = w.o + rows * v_dim;
     w.q = w.qt + rows * d;
     w.score = w.q + MAPS * rows * d;
-    w.sums = (RowSums *)(w.score + MAPS * rows * TILE);
+    w.row = (Row *)(w.score + MAPS * rows * TILE);
     return w;
-}
-
-// The position of a row's query.
-static int64_t row_position(const Rows *w, size_t row)
-{
-    return w->first + (int64_t)(row / w->group);
-}
-
-// Which (query, head) of the chunk a row is: its index in q, out and, for part 0, in total.
-static size_t row_index(const Rows *w, size_t row)
-{
-    size_t query = w->q0 + row / w->group, head = w->head * w->group + row % w->group;
-    return query * w->a->config.n_heads + head;
-}
-
-// Where a row's softmax is kept until all its parts are merged.
-static size_t total_index(const Rows *w, size_t row)
-{
-    return w->part * w->a->config.n_heads + row_index(w, row);
 }
 
 // Empties the rows' totals and loads their queries, turned by each map's phases (which carry the
@@ -1627,10 +1595,12 @@ static void begin_rows(const Rows *w)
 {
     const Attention *a = w->a;
     for (size_t row = 0; row < w->rows; row++) {
-        size_t query = w->q0 + row / w->group, to = total_index(w, row);
+        size_t query = w->q0 + row / w->group, head = w->head * w->group + row % w->group;
+        size_t at = query * a->config.n_heads + head, to = at + w->part * a->config.n_heads;
+        w->row[row] = (Row){a->pos + (int64_t)query, head, to, EMPTY};
         memset(a->total + to * w->v_dim, 0, w->v_dim * 4);
         a->sums[to] = EMPTY;
-        split_pairs(&a->config, a->q + row_index(w, row) * w->d, w->qt);
+        split_pairs(&a->config, a->q + at * w->d, w->qt);
         for (int map = 0; map < n_maps(&w->p->rope); map++)
             rotate(AS_F32, w->qt, w->p->phase[map] + query * w->d, 1, w->d / 2,
                    w->q + (map * w->rows + row) * w->d);
@@ -1661,8 +1631,8 @@ static void score_tile(const Rows *w, int map, int64_t t)
         float *q = w->qt + row * d;
         rotate(AS_F32, w->q + (map * w->rows + row) * d, phases, -1, pairs, q);
         if (angles->decay[0] == 0) continue;
-        float D = (float)map_distance(&w->p->rope, map, row_position(w, row), t * TILE);
-        fade(q, angles->decay, D, pairs);
+        double at = query_position(&w->p->rope, map, w->row[row].i);
+        fade(q, angles->decay, (float)(at - key_position(&w->p->rope, map, t * TILE)), pairs);
     }
     memset(score, 0, w->rows * TILE * 4);
     gemm_rows(w->rows, w->qt, d, w->tile, d, TILE, score);
@@ -1689,15 +1659,17 @@ static int keys_before(int64_t p, int64_t t0)
 static void gather_scores(const Rows *w, size_t row, int64_t t0, float *score, float *D)
 {
     const RopeConfig *r = &w->p->rope;
-    int64_t i = row_position(w, row);
+    int64_t i = w->row[row].i;
     int seen = keys_before(i + 1, t0), hidden = r->window ? keys_before(i - r->window + 1, t0) : 0;
+    float stretch = D ? (float)position_stretch(&w->a->config) : 1;
     if (D) memset(D, 0, TILE * sizeof *D);
     for (int map = 0, to = seen, from; map < n_maps(r); map++, to = from) {
         from = keys_before(first_key(r, map, i), t0);
         if (map) memcpy(score + from, w->score + (map * w->rows + row) * TILE + from,
                         (to - from) * sizeof *score);
         double at = query_position(r, map, i);
-        for (int k = from; D && k < to; k++) D[k] = (float)(at - key_position(r, map, t0 + k));
+        for (int k = from; D && k < to; k++)
+            D[k] = (float)fmax(at - key_position(r, map, t0 + k), 0) / stretch;
     }
     for (int k = seen; k < TILE; k++) score[k] = MASKED;
     for (int k = keys_before(r->sinks, t0); k < hidden; k++) score[k] = MASKED;
@@ -1707,10 +1679,7 @@ static void gather_scores(const Rows *w, size_t row, int64_t t0, float *score, f
 static void add_score_bias(const Rows *w, size_t row, float *score, float *D)
 {
     const Config *c = &w->a->config;
-    float stretch = (float)position_stretch(c);
-    size_t head = w->head * w->group + row % w->group;
-    for (int k = 0; k < TILE; k++) D[k] = D[k] > 0 ? D[k] / stretch : 0;
-    Query q = {c, w->a->prepared, head, row_position(w, row), w->q + row * w->d};
+    Query q = {c, w->a->prepared, w->row[row].head, w->row[row].i, w->q + row * w->d};
     encodings[c->encoding].bias(&q, D, score);
 }
 
@@ -1758,8 +1727,8 @@ static void attend_tile(const Rows *w, int64_t t)
         float *score = w->score + row * TILE, D[TILE];
         gather_scores(w, row, t * TILE, score, biased ? D : NULL);
         if (biased) add_score_bias(w, row, score, D);
-        softmax_step(score, w->o + row * w->v_dim, w->sums + row, w->v_dim, !!a->watch);
-        if (a->watch && !t) w->sums[row].first += *score;
+        softmax_step(score, w->o + row * w->v_dim, &w->row[row].sums, w->v_dim, !!a->watch);
+        if (a->watch && !t) w->row[row].sums.first += *score;
         if (scales) multiply_rows(score, scales + TILE, TILE);
     }
     const void *v = tile_at(a, w->head, t) + c->k_bytes;
@@ -1790,7 +1759,7 @@ static int64_t attend_segment(const Rows *w, int64_t t, int64_t end)
     const Attention *a = w->a;
     int64_t stop = (t / SEGMENT_TILES + 1) * SEGMENT_TILES, next;
     memset(w->o, 0, w->rows * w->v_dim * 4);
-    for (size_t row = 0; row < w->rows; row++) w->sums[row] = EMPTY;
+    for (size_t row = 0; row < w->rows; row++) w->row[row].sums = EMPTY;
     for (; t < end && t < stop; t = next) {
         next = next_tile(&w->p->rope, w->first, t + 1);
         const uint8_t *ahead = tile_at(a, w->head, next);
@@ -1799,7 +1768,7 @@ static int64_t attend_segment(const Rows *w, int64_t t, int64_t end)
         attend_tile(w, t);
     }
     for (size_t row = 0; row < w->rows; row++)
-        merge_row(a, total_index(w, row), w->o + row * w->v_dim, w->sums[row]);
+        merge_row(a, w->row[row].total, w->o + row * w->v_dim, w->row[row].sums);
     return t;
 }
 
@@ -2717,33 +2686,6 @@ static void matmul(Quantized *act, const Product *jobs, int n_jobs, const float 
 // the chunk. Logits are computed only for the tokens that need them, by classify(): for a prompt
 // that is its last one, the others being known.
 
-// out[dim] = (x - mean) / sqrt(mean((x - mean)^2) + eps) * weight + bias. LayerNorm centres x so;
-// for RMSNorm, which most models have, the mean is taken to be 0 and there is no bias. Either way
-// the next matrix meets numbers of about the same size, however much was added to x by then.
-static void normalize(float *out, const float *x, Norm w, size_t dim, float eps, int centred)
-{
-    double sum = 0;
-    for (size_t i = 0; centred && i < dim; i++) sum += x[i];
-    float mean = (float)(sum / (double)dim);
-    for (size_t i = 0; i < dim; i++) out[i] = x[i] - mean;
-    float scale = 1 / sqrtf(dot(out, out, dim) / (float)dim + eps);
-    for (size_t i = 0; i < dim; i++) out[i] = out[i] * scale * w.weight[i];
-    if (w.bias) add_rows(out, w.bias, dim);
-}
-
-// gate[n] = act(gate) * up: the gated unit of the feed-forward net. up NULL: act(gate) alone. act
-// is silu(x) = x / (1 + e^-x), or gelu(x) = x / (1 + e^-z) with z = sqrt(8/pi) (x + 0.044715 x^3),
-// its approximation by tanh: (1 + tanh y) / 2 = 1 / (1 + e^-2y).
-static void gated(float *gate, const float *up, size_t n, int gelu)
-{
-    for (size_t i = 0; i < n; i += LANES) {
-        vf x = vload_part(gate + i, n - i), z = x;
-        if (gelu) z = vset(1.59576912f) * (x + vset(0.044715f) * x * x * x);
-        vf g = x / (vset(1) + vexp(-z));
-        vstore_part(gate + i, up ? g * vload_part(up + i, n - i) : g, n - i);
-    }
-}
-
 // A running model, and room for one chunk of tokens.
 typedef struct {
     const Model *model;
@@ -2877,13 +2819,24 @@ typedef struct {
     const Config *config;
 } NormJob;
 
-// Rows [begin, end) of a job.
+// out[dim] = (x - mean) / sqrt(mean((x - mean)^2) + eps) * weight + bias. LayerNorm centres x so;
+// for RMSNorm, which most models have, the mean is taken to be 0 and there is no bias. Either way
+// the next matrix meets numbers of about the same size, however much was added to x by then.
 static void norm_rows(void *arg, size_t begin, size_t end)
 {
     const NormJob *j = arg;
-    for (size_t at = begin * j->dim; at < end * j->dim; at += j->dim)
-        normalize(j->out + at, j->in + at, j->norm, j->dim, (float)j->config->norm_eps,
-                  j->config->layer_norm);
+    size_t dim = j->dim;
+    for (size_t row = begin; row < end; row++) {
+        const float *x = j->in + row * dim;
+        float *out = j->out + row * dim;
+        double sum = 0;
+        for (size_t i = 0; j->config->layer_norm && i < dim; i++) sum += x[i];
+        float mean = (float)(sum / (double)dim);
+        for (size_t i = 0; i < dim; i++) out[i] = x[i] - mean;
+        float scale = 1 / sqrtf(dot(out, out, dim) / (float)dim + (float)j->config->norm_eps);
+        for (size_t i = 0; i < dim; i++) out[i] = out[i] * scale * j->norm.weight[i];
+        if (j->norm.bias) add_rows(out, j->norm.bias, dim);
+    }
 }
 
 // out[n][dim] = the normed rows of in, or the rows themselves if the model does not have this norm;
@@ -2928,13 +2881,20 @@ static void project(State *s, const Layer *l)
     parallel_for(n_kv, n > 1 ? 1 : n_kv, store_kv, a);
 }
 
-// Rows [begin, end) of the chunk's gates.
+// gate = act(gate) * up in rows [begin, end) of the chunk: the gated unit of the feed-forward net;
+// act(gate) alone if the model has no gate. act is silu(x) = x / (1 + e^-x), or gelu(x) =
+// x / (1 + e^-z) with z = sqrt(8/pi) (x + 0.044715 x^3), its approximation by tanh:
+// (1 + tanh y) / 2 = 1 / (1 + e^-2y).
 static void gate_rows(void *arg, size_t begin, size_t end)
 {
     const State *s = arg;
     const Config *c = &s->attn.config;
-    size_t at = begin * c->hidden_dim, n = (end - begin) * c->hidden_dim;
-    gated(s->gate + at, c->no_gate ? NULL : s->up + at, n, c->gelu);
+    for (size_t i = begin * c->hidden_dim, n = end * c->hidden_dim; i < n; i += LANES) {
+        vf x = vload_part(s->gate + i, n - i), z = x;
+        if (c->gelu) z = vset(1.59576912f) * (x + vset(0.044715f) * x * x * x);
+        vf g = x / (vset(1) + vexp(-z));
+        vstore_part(s->gate + i, c->no_gate ? g : g * vload_part(s->up + i, n - i), n - i);
+    }
 }
 
 // y = what the feed-forward net makes of xb: w2 (act(w1 xb) * w3 xb), or w2 act(w3 xb).

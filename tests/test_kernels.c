@@ -518,7 +518,7 @@ static void test_rmsnorm(void)
         double squares = 0;
         int bad = 0;
         for (size_t i = 0; i < dim; i++) squares += (double)x[i] * x[i];
-        normalize(out, x, (Norm){w, NULL}, dim, 1e-5f, 0);
+        norm_rows(&(NormJob){out, x, {w, NULL}, dim, &(Config){.norm_eps = 1e-5}}, 0, 1);
         for (size_t i = 0; i < dim; i++) {
             double want = x[i] / sqrt(squares / (double)dim + 1e-5) * w[i];
             bad += !(fabs(out[i] - want) <= 1e-6 * fabs(want));
@@ -528,10 +528,11 @@ static void test_rmsnorm(void)
     }
 }
 
-static void test_gated(void)
+static void test_gate(void)
 {
     float gate[3] = {-1.5f, 0.25f, 3}, up[3] = {1, 1, 2};
-    gated(gate, up, 3, 1); // gelu by tanh
+    State s = {.gate = gate, .up = up, .attn.config = {.hidden_dim = 3, .gelu = 1}};
+    gate_rows(&s, 0, 1); // gelu by tanh
     CHECK_NEAR(gate[0], -0.100428, 1e-6);
     CHECK_NEAR(gate[1], 0.149675, 1e-6);
     CHECK_NEAR(gate[2], 2 * 2.996363, 4e-6);
@@ -540,7 +541,8 @@ static void test_gated(void)
         int bad = 0;
         gate[0] = -100; // e^100 is out of range: must be 0, not NaN
         memcpy(was, gate, (n + 1) * 4);
-        gated(gate, up, n, 0);
+        s = (State){.gate = gate, .up = up, .attn.config.hidden_dim = (int)n};
+        gate_rows(&s, 0, 1);
         for (size_t i = 0; i < n; i++) {
             double want = was[i] / (1 + exp(-(double)was[i])) * up[i];
             bad += !(fabs(gate[i] - want) <= 2e-6 * fabs(want) + 1e-30);
@@ -666,7 +668,7 @@ int main(void)
     test_int8_group();
     test_unpack();
     test_rmsnorm();
-    test_gated();
+    test_gate();
     test_cross_entropy();
     test_scratch();
     test_matmul(); // on one thread, and

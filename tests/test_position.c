@@ -186,7 +186,7 @@ static double seen_distance(const RopeConfig *r, int64_t i, int64_t j)
 {
     int map = 0;
     while (j < first_key(r, map, i)) map++;
-    return map_distance(r, map, i, j);
+    return query_position(r, map, i) - key_position(r, map, j);
 }
 
 // The definitions, for i - j >= reach where that has a meaning.
@@ -261,7 +261,7 @@ static void turn(const float *x, double position, float *out)
 {
     float phases[D];
     double freq[PAIRS];
-    for (int m = 0; m < PAIRS; m++) freq[m] = frequency(10000, D, m);
+    for (int m = 0; m < PAIRS; m++) freq[m] = pow(10000, -2.0 * m / D);
     fill_phases(freq, NULL, NULL, PAIRS, position, 1, phases, 1);
     rotate(AS_F32, x, phases, 1, PAIRS, out);
 }
@@ -288,7 +288,7 @@ static void test_rotation(void)
     CHECK_NEAR(differs, 0, 1e-5);
     float phases[D], back[D];
     double freq[PAIRS];
-    for (int m = 0; m < PAIRS; m++) freq[m] = frequency(10000, D, m);
+    for (int m = 0; m < PAIRS; m++) freq[m] = pow(10000, -2.0 * m / D);
     fill_phases(freq, NULL, NULL, PAIRS, 123, 1, phases, 1);
     turn(q, 123, a);
     rotate(AS_F32, a, phases, -1, PAIRS, back); // and back
