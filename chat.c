@@ -91,9 +91,9 @@ static void read_unicode_runs(void)
     uint8_t *from = char_classes, *to = from;
     int class = 0, n = 0;
     for (const char *p = unicode_runs; *p; p++) {
-        int digit = *p - '#' - (*p > '\\'), one = 1 << digit / 10 >> 1;
-        if (digit / 10 != class) from = to, n = 0, class = digit / 10;
-        n = 10 * n + digit % 10;
+        int code = *p - '#' - (*p > '\\'), one = 1 << code / 10 >> 1;
+        if (code / 10 != class) from = to, n = 0, class = code / 10;
+        n = 10 * n + code % 10;
         for (to = from; to < from + n; to++)
             *to = (uint8_t)(class < 8 ? one : (to - from) % 2 ? C_LOWER : C_UPPER);
     }

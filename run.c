@@ -15,8 +15,8 @@
 // so the published ways of stretching a model's context can be tried, and compared, exactly.
 //
 // How to read this file. Nothing is used before it is explained; three routes:
-//   position      sections 1 to 7, then 9: how position enters a Transformer, what can be
-//                 stretched, the attention loop. An evening.
+//   position      sections 3 to 7, then 9: how position enters a Transformer, what can be
+//                 stretched, the attention loop. An evening; 1 and 2 have the words it is told in.
 //   one layer     section 3 (every shape), then forward() in section 9
 //   speed         section 2, then 6 and 8: vectors, threads, products
 //
@@ -386,8 +386,8 @@ INLINE vf load_numbers(int as, const void *p, size_t i, size_t n)
     return as == AS_F16 ? half_to_vf(halves) : (vf)(__builtin_convertvector(halves, vu) << 16);
 }
 
-// Stores x[n] in that type. int8 are rounded as round_to_bytes() does it, and have their scale
-// returned; others have none, or 1.
+// Stores x[n] as floats, halves or int8. int8 are rounded as round_to_bytes() does it, and have
+// their scale returned; the others need none, which is 1.
 static float store_numbers(int as, const float *x, size_t n, void *out)
 {
     float sum;
@@ -405,10 +405,11 @@ static float store_numbers(int as, const float *x, size_t n, void *out)
 //
 // A decoder-only Transformer reads tokens, numbers below vocab_size. A table gives each of them a
 // vector of dim floats, the residual stream x. Every layer adds to x twice: what attention finds in
-// the token and those before it (n_heads queries of head_dim numbers each are compared with keys
-// and so weigh values; of these there are n_kv_heads heads, each for a group of query heads), and
-// what a feed-forward net of hidden_dim units makes of x alone. The classifier turns the last x
-// into a score for each token that could come next.
+// the token and those before it, and what a feed-forward net of hidden_dim units makes of x alone.
+// In attention a token has n_heads queries of head_dim numbers each. They are compared with keys,
+// and weigh values by how well these fit; every group of query heads shares one of n_kv_heads heads
+// of keys and values. The classifier turns the last x into a score for each token that could come
+// next.
 //
 // Here is every shape once. The numbers of a model are a Config, its matrices are Tensors, its
 // norms and biases floats. Two doors fill them in, one for llama2.c's files and our own (section
@@ -446,18 +447,18 @@ typedef enum { DIST_FULL, DIST_SINKS, DIST_SELF_EXTEND, DIST_REROPE, DIST_LEAKY,
 // those of the methods' formulas, in section 5.
 typedef struct {
     int method;        // index into rope_methods
-    double theta;      // the base
+    double theta;      // the base, from which pairs have their speeds theta_m (section 4)
     double factor;     // s
     double attn_factor;
     double beta_fast, beta_slow, low_freq_factor, high_freq_factor;
     const float *short_factors, *long_factors; // longrope: [n_rot / 2]
     const float *own_factors; // of the wavelengths, whatever the method: [n_rot / 2], or NULL
     double fraction;   // P: pairs from floor(P * pairs) on do not turn; 0: all do [p-RoPE]
-    int orig_ctx;      // L
+    int orig_ctx;      // L: what methods count from; 0: train_ctx, all that the model has seen
     int window, sinks; // W, S
     Distance distance;
-    int reach;         // where the near map ends: W; S of string, C of dual-chunk
-    double other;      // G of self-extend, k of leaky-rerope, W of string and dual-chunk
+    int reach;         // how far the near map reaches: W; S of string, C of dual-chunk
+    double other;      // of the far maps: G of self-extend, k, W of string and dual-chunk
     int logn;
     int still;         // nothing turns
     const double *positions; // of tokens, if not 0, 1, 2, ...; [whole tiles]
@@ -630,7 +631,9 @@ static void split_pairs(const Config *c, const float *x, float *out)
     }
 }
 
-// out = x * phases, or x * conj(phases) with sign = -1; all [2][n], in int8 of whole vectors.
+// out = x * phases, or x * conj(phases) with sign = -1; all [2][n], in int8 of whole vectors. What
+// the n are does not matter here: the pairs of a query, or all pairs of all keys of a tile, so that
+// one call turns a tile.
 INLINE void rotate(int as, const void *x, const float *phases, float sign, size_t n, float *out)
 {
     for (size_t m = 0; m < n; m += LANES) {
@@ -1059,9 +1062,11 @@ enum { MAPS = 3 }; // at most
 typedef struct {
     int epoch;          // which frequencies these are: rope_epoch(), or -1: none yet
     double *freq;       // [pairs], radians per token
-    double *gain;       // [pairs]: a^2, and 1 for pairs that are not meant to turn (n_rot)
+    double *gain;       // [pairs]: a^2, for the query, since keys carry none; 1 for pairs that are
+                        // not meant to turn (n_rot)
     float *decay;       // [pairs], ln zeta_m / 512 a token: 0 but for xPos
-    float *key[MAPS];   // [2][pairs][TILE]: exp(I r step theta_m): turns a key by r steps
+    float *key[MAPS];   // [2][pairs][TILE]: exp(I r step theta_m): turns the key at place r of a
+                        // tile, where a step is B(j + 1) - B(j)
     float *tile[MAPS];  // [n_slots][2][pairs]: exp(I B(t0) theta_m) of the tile in each slot, its
                         // place in the cache
     int64_t *slot_tile; // [n_slots]: which tile that is, -1: none
@@ -1069,8 +1074,8 @@ typedef struct {
 } Angles;
 
 // Applies the method: sets the frequencies for length n (all 0 where nothing turns), fills the key
-// tables and empties those of tiles. A step of a key table is B(j + 1) - B(j). Self-extend's B is a
-// staircase: the steps of its table are tokens, and key_table() takes from it what it needs.
+// tables and empties those of tiles. Self-extend's B is a staircase: the steps of its table are
+// tokens, and key_table() takes from it what it needs.
 static void set_angles(Angles *a, const Config *c, const RopeConfig *r, size_t n_slots, int64_t n)
 {
     size_t pairs = c->head_dim / 2, turning = rotary_dims(c) / 2;
@@ -1135,10 +1140,11 @@ static const float *key_table(const Angles *a, const RopeConfig *r, int map, siz
 // items, and whoever is free takes the next one: the caller works too, and a worker that sleeps or
 // whose processor is busy elsewhere is not waited for unless it holds a share.
 //
-// Results do not depend on the number of threads or on who did what: an item writes only its own
-// outputs, and computes each of them in an order that depends on the item alone. No sum is split at
-// a place that depends on the threads: the segments into which attention cuts a text (section 7),
-// and which may go to several threads, end at fixed positions and are merged in their order.
+// Results do not depend on the number of threads or on who did what. How much an item holds may
+// follow from the number of threads, but an item writes only its own outputs, and each output is
+// one sum whose order is fixed by what is summed. No sum is split at a place that depends on the
+// threads: the segments into which attention cuts a text (section 7), and which may go to several
+// threads, end at fixed positions and are merged in their order.
 //
 // A job is announced by the ticket: its generation in the high half, the items that nobody has
 // taken yet in the low half. A share is taken by one compare-and-swap of the ticket. Its success
@@ -1148,7 +1154,8 @@ static const float *key_table(const Angles *a, const RopeConfig *r, int map, siz
 
 typedef void (*Work)(void *arg, size_t begin, size_t end);
 
-// A share is at least so many multiplications: small models wait for no other thread.
+// A share is about so many multiplications at least, so that small models wait for no other thread.
+// Work that is more than a multiplication counts as several: callers divide.
 enum { MIN_SHARE = 1 << 16 };
 
 // The ticket and the count of finished items lie in cache lines of their own, so that who takes
@@ -1255,9 +1262,18 @@ static void *scratch(size_t bytes)
 // ================================================================================================
 // 7  Cache and attention
 //
-// The cache holds keys as the projection gave them, not rotated: a method whose frequencies change
-// while the text grows must turn old keys anew, and engines that cache turned keys mix bases there.
-// It is made of tiles of TILE positions that begin at absolute positions. A tile of keys is
+// For a query at i under one head, this section computes what these lines say, for many queries at
+// once and without a place for n scores:
+//   for each key j <= i that the query can see
+//       map = the one in whose run j lies; D = A(i) - B(j) under it
+//       score[j] = scale(i) * (q turned by A(i)) . (k[j] turned by B(j)) + bias(D)
+//   weight = softmax(score)
+//   out = sum over j of weight[j] * v[j]
+//
+// The cache holds keys as the projection gave them, not rotated, for two reasons: a distance method
+// needs the same key at several positions, one for each map; and a method whose frequencies change
+// while the text grows must turn old keys anew (engines that cache turned keys mix bases there).
+// The cache is made of tiles of TILE positions that begin at absolute positions. A tile of keys is
 // transposed, [head_dim][TILE], real parts of the pairs first and then imaginary parts, so that the
 // rotation and the scores run over keys in vector lanes with no shuffles; a tile of values is
 // [TILE][v_dim], v_dim being head_dim rounded up to whole vectors.
@@ -1456,7 +1472,8 @@ typedef struct {
     const Attention *a;
     const Positions *p;
     const Angles *angles;
-    size_t head, part;   // the KV head, and which of the n_parts
+    size_t kv_head;      // under which its queries are attended to, and
+    size_t part;         // which of the n_parts
     size_t q0, rows;     // the batch's first query, and its rows
     size_t group, d, v_dim;
     int64_t first, last; // positions of the batch's queries
@@ -1470,18 +1487,18 @@ typedef struct {
 } Rows;
 
 // Tile t of a KV head in the current layer.
-static uint8_t *tile_at(const Attention *a, size_t head, int64_t t)
+static uint8_t *tile_at(const Attention *a, size_t kv_head, int64_t t)
 {
     const Cache *c = &a->cache;
-    size_t row = (size_t)a->layer * a->config.n_kv_heads + head;
+    size_t row = (size_t)a->layer * a->config.n_kv_heads + kv_head;
     return c->tiles + (row * c->n_slots + tile_slot(c, t)) * c->tile_bytes;
 }
 
 // The scales of its keys, and TILE floats behind them those of its values; NULL: it has none.
-static float *tile_scales(const Attention *a, size_t head, int64_t t)
+static float *tile_scales(const Attention *a, size_t kv_head, int64_t t)
 {
     const Cache *c = &a->cache;
-    return c->elem == 1 ? (float *)(tile_at(a, head, t) + c->tile_bytes) - 2 * TILE : NULL;
+    return c->elem == 1 ? (float *)(tile_at(a, kv_head, t) + c->tile_bytes) - 2 * TILE : NULL;
 }
 
 // The chunk's k and v of KV heads [begin, end), into the cache: keys with their pairs split, a
@@ -1575,7 +1592,7 @@ static Rows begin_item(const Attention *a, size_t item)
     size_t q0 = item / n_kv % n_batches * p->batch, nq = min_size(p->batch, a->n - q0);
     size_t group = a->config.n_heads / n_kv, rows = nq * group;
     int64_t first = a->pos + (int64_t)q0;
-    Rows w = {.a = a, .p = p, .angles = p->angles + q0 * p->each, .head = item % n_kv,
+    Rows w = {.a = a, .p = p, .angles = p->angles + q0 * p->each, .kv_head = item % n_kv,
               .part = item / n_kv / n_batches, .q0 = q0, .rows = rows, .group = group, .d = d,
               .v_dim = v_dim, .first = first, .last = first + (int64_t)nq - 1};
     size_t row = sizeof(Row) / sizeof(float);
@@ -1595,7 +1612,7 @@ static void begin_rows(const Rows *w)
 {
     const Attention *a = w->a;
     for (size_t row = 0; row < w->rows; row++) {
-        size_t query = w->q0 + row / w->group, head = w->head * w->group + row % w->group;
+        size_t query = w->q0 + row / w->group, head = w->kv_head * w->group + row % w->group;
         size_t at = query * a->config.n_heads + head, to = at + w->part * a->config.n_heads;
         w->row[row] = (Row){a->pos + (int64_t)query, head, to, EMPTY};
         memset(a->total + to * w->v_dim, 0, w->v_dim * 4);
@@ -1623,8 +1640,8 @@ static void score_tile(const Rows *w, int map, int64_t t)
     size_t d = w->d, pairs = d / 2;
     float *score = w->score + map * w->rows * TILE;
     const float *phases = angles->tile[map] + tile_slot(&w->a->cache, t) * d; // of B(t0)
-    const float *scales = tile_scales(w->a, w->head, t);
-    rotate(w->a->cache.as, tile_at(w->a, w->head, t),
+    const float *scales = tile_scales(w->a, w->kv_head, t);
+    rotate(w->a->cache.as, tile_at(w->a, w->kv_head, t),
            key_table(angles, &w->p->rope, map, pairs, t * TILE, w->table), 1, pairs * TILE,
            w->tile);
     for (size_t row = 0; row < w->rows; row++) {
@@ -1655,7 +1672,8 @@ static int keys_before(int64_t p, int64_t t0)
 
 // Puts together in `score` what a row sees of the tile at t0. score is the row's under map 0, so
 // the keys of map 0 have theirs; those of other maps get it here, and D[TILE], if it is wanted, the
-// distances. Keys behind the window (the sinks excepted) and keys to come are masked.
+// distances. Runs are gone through backwards from the query: each ends (`to`) where the one before
+// began (`from`). Keys behind the window (the sinks excepted) and keys to come are masked.
 static void gather_scores(const Rows *w, size_t row, int64_t t0, float *score, float *D)
 {
     const RopeConfig *r = &w->p->rope;
@@ -1717,7 +1735,7 @@ static void attend_tile(const Rows *w, int64_t t)
     const Cache *c = &a->cache;
     const RopeConfig *r = &w->p->rope;
     int biased = encodings[a->config.encoding].bias != NULL;
-    const float *scales = tile_scales(a, w->head, t);
+    const float *scales = tile_scales(a, w->kv_head, t);
     for (int map = 0; map < n_maps(r); map++) {
         int64_t from = first_key(r, map, w->first);
         int64_t to = map ? first_key(r, map - 1, w->last) : w->last + 1;
@@ -1731,7 +1749,7 @@ static void attend_tile(const Rows *w, int64_t t)
         if (a->watch && !t) w->row[row].sums.first += *score;
         if (scales) multiply_rows(score, scales + TILE, TILE);
     }
-    const void *v = tile_at(a, w->head, t) + c->k_bytes;
+    const void *v = tile_at(a, w->kv_head, t) + c->k_bytes;
     for (size_t k = 0; c->elem < 4 && k < TILE * w->v_dim; k += LANES)
         vstore(w->tile + k, load_numbers(c->as, v, k, LANES));
     gemm_rows(w->rows, w->score, TILE, c->elem < 4 ? w->tile : v, TILE, w->v_dim, w->o);
@@ -1762,7 +1780,7 @@ static int64_t attend_segment(const Rows *w, int64_t t, int64_t end)
     for (size_t row = 0; row < w->rows; row++) w->row[row].sums = EMPTY;
     for (; t < end && t < stop; t = next) {
         next = next_tile(&w->p->rope, w->first, t + 1);
-        const uint8_t *ahead = tile_at(a, w->head, next);
+        const uint8_t *ahead = tile_at(a, w->kv_head, next);
         for (size_t i = 0; next < end && i < a->cache.tile_bytes; i += 64)
             __builtin_prefetch(ahead + i, 0, 2);
         attend_tile(w, t);
@@ -1810,9 +1828,9 @@ static void attention(Attention *a)
     size_t n_heads = a->config.n_heads, rows = a->n * n_heads, seen = a->pos + a->n;
     if (r->window) seen = min_size(seen, r->window + a->n);
     a->n_parts = a->n == 1 && !r->window ? ceil_div(seen, SEGMENT) : 1;
-    size_t n = a->n_parts * ceil_div(a->n, a->p->batch) * a->config.n_kv_heads;
-    size_t cost = 1 + 2 * a->config.dim * max_size(seen, TILE) * a->n / n; // of an item, about
-    parallel_for(n, ceil_div(MIN_SHARE / 4, cost), attend_parts, a);
+    size_t items = a->n_parts * ceil_div(a->n, a->p->batch) * a->config.n_kv_heads;
+    size_t cost = 1 + 2 * a->config.dim * max_size(seen, TILE) * a->n / items; // of one, about
+    parallel_for(items, ceil_div(MIN_SHARE / 4, cost), attend_parts, a);
     parallel_for(rows, ceil_div(MIN_SHARE / 4, a->config.head_dim), finish_rows, a);
     if (a->watch) memcpy(a->watch + a->layer * rows, a->sums, rows * sizeof *a->sums);
 }
@@ -2682,9 +2700,10 @@ static void matmul(Quantized *act, const Product *jobs, int n_jobs, const float 
 // norms they have, in biases, scales and the activation: those are fields of Config, or weights
 // that are there or not, and each stands at the one place below where it acts.
 //
-// A chunk of a prompt and a single token take the same path; arrays have a row for each token of
-// the chunk. Logits are computed only for the tokens that need them, by classify(): for a prompt
-// that is its last one, the others being known.
+// matmul(act, products, how many, x, n) is section 8's: out [n][rows] = x [n][cols] w^T + bias for
+// matrices that share x. A chunk of a prompt and a single token take the same path; arrays have a
+// row for each token of the chunk. Logits are computed only for the tokens that need them, by
+// classify(): for a prompt that is its last one, the others being known.
 
 // A running model, and room for one chunk of tokens.
 typedef struct {
@@ -2919,7 +2938,8 @@ static void join_stream(State *s)
 
 // Runs tokens[n <= chunk] at positions pos .. pos + n - 1, all of whose predecessors are in the
 // cache. Afterwards xb [n][dim] holds the final normed states, ready for classify(). Positions
-// enter in embed_tokens() (place 1) and in attention() (places 2 and 3), and nowhere else.
+// enter in embed_tokens() (place 1) and in attention() (places 2 and 3, the mask and the window),
+// which finds the angles that plan_positions() has prepared for all layers; and nowhere else.
 static void forward(State *s, const int *tokens, size_t n, int64_t pos)
 {
     const Model *m = s->model;
