@@ -428,11 +428,11 @@ typedef struct {
 typedef struct {
     int window, position, token, bytes;
     double nll, entropy;
-} Row;
+} TableRow;
 
 // The rows that a text's table must have, each window run at once; the entropies are those of
 // attention that is the same for all keys. The space put before the text is none of its bytes.
-static int naive_rows(const Session *s, const Case *c, int *ids, int n_ids, Row *rows)
+static int naive_rows(const Session *s, const Case *c, int *ids, int n_ids, TableRow *rows)
 {
     int n = c->ctx < n_ids ? c->ctx : n_ids, step = c->stride ? c->stride : n - 1, count = 0;
     float *logits = xcalloc((size_t)n * VOCAB, 4);
@@ -448,7 +448,7 @@ static int naive_rows(const Session *s, const Case *c, int *ids, int n_ids, Row 
             double sum = 0; // loss: -ln of the token's share in softmax(logits)
             for (int k = 0; k < VOCAB; k++)
                 sum += exp((double)logits[i * VOCAB + k] - (double)logits[i * VOCAB + id]);
-            rows[count++] = (Row){w, i, id, bytes, log(sum), log(i + 1)};
+            rows[count++] = (TableRow){w, i, id, bytes, log(sum), log(i + 1)};
         }
         *window = first;
     }
@@ -456,12 +456,12 @@ static int naive_rows(const Session *s, const Case *c, int *ids, int n_ids, Row 
     return count;
 }
 
-static void check_table(FILE *table, int entropy, const Row *rows, int n)
+static void check_table(FILE *table, int entropy, const TableRow *rows, int n)
 {
     char line[100] = "";
     int got = 0, bad = 0;
     CHECK(fgets(line, sizeof line, table) && !strncmp(line, "window\tposition\ttoken\tnll", 25));
-    for (Row r, want; fgets(line, sizeof line, table); got++) {
+    for (TableRow r, want; fgets(line, sizeof line, table); got++) {
         want = rows[got < n ? got : 0];
         bad += sscanf(line, "%d\t%d\t%d\t%lf\t%lf", &r.window, &r.position, &r.token, &r.nll,
                       &r.entropy) != 4 + entropy;
@@ -474,7 +474,7 @@ static void check_table(FILE *table, int entropy, const Row *rows, int n)
 }
 
 // Loss, perplexity, bits per byte and entropy over positions from..to, as they must be printed.
-static void check_means(const Row *rows, int n, int from, int to, int n_got, const double *got)
+static void check_means(const TableRow *rows, int n, int from, int to, int n_got, const double *got)
 {
     double nll = 0, entropy = 0, count = 0, bytes = 0;
     for (int i = 0; i < n; i++)
@@ -488,7 +488,7 @@ static void check_means(const Row *rows, int n, int from, int to, int n_got, con
 
 // The standard deviation of the windows' means, or of the tokens of the only window, divided by
 // the square root of how many there are.
-static double naive_error(const Row *rows, int n)
+static double naive_error(const TableRow *rows, int n)
 {
     int windows = rows[n - 1].window + 1, many = windows > 1 ? windows : n;
     double means[400] = {0}, mean = 0, sum = 0;
@@ -499,7 +499,7 @@ static double naive_error(const Row *rows, int n)
 }
 
 // The lines for ranges of positions, which together are all of them, and the line for all.
-static void check_summary(const char *line, const Case *c, const Row *rows, int n)
+static void check_summary(const char *line, const Case *c, const TableRow *rows, int n)
 {
     int first = rows[0].position, next = first, lines = 0, from, to;
     double got[4], error, windows, predictions;
@@ -527,7 +527,7 @@ static void check_perplexity(TestModel *t, const Case *c)
     static Session s;
     char text[400] = "";
     int ids[400] = {BOS, SPACE}, skip = 2 * c->add_bos, before = n_failed;
-    Row rows[1600];
+    TableRow rows[1600];
     test_rng = 1; // windows that begin with a space, too
     for (int i = 0; i < 150; i++) strcat(text, words[random_bits() % 8]);
     open_test_session(&s, t, c->ctx, (size_t)c->chunk);
