@@ -161,11 +161,12 @@ typedef __m128i mi_half;
 #endif
 
 // The letter says what a vector holds: LANES floats (f), int32 (i), uint32 (u), int8 (b) or halves
-// (h); the single bytes of a whole vector (c); or four floats, whatever LANES is (4).
+// (h); a whole vector's single bytes (c) or shorts (s); or four floats, whatever LANES is (4).
 typedef float vf __attribute__((vector_size(4 * LANES)));
 typedef int32_t vi __attribute__((vector_size(4 * LANES)));
 typedef uint32_t vu __attribute__((vector_size(4 * LANES)));
 typedef uint8_t vc __attribute__((vector_size(4 * LANES)));
+typedef uint16_t vs __attribute__((vector_size(4 * LANES)));
 typedef int8_t vb __attribute__((vector_size(LANES)));
 typedef uint16_t vh __attribute__((vector_size(2 * LANES)));
 typedef float v4 __attribute__((vector_size(16)));
@@ -1865,11 +1866,11 @@ typedef void (*Scales)(const TensorType *type, const uint8_t *rows, size_t pitch
 struct TensorType {
     const char *name;
     int gguf;       // its number in GGUF files, -1: none
-    size_t block;   // values in a block, and
-    size_t bytes;   // bytes in a block (without planar Q8_0's separate scales)
     void (*unpack)(const Tensor *t, size_t row, float *out); // out[cols]: the row, exactly
     void (*tile)(const Panel *p);                            // the product in int8
     Scales scales;
+    size_t block;   // values in a block, and
+    size_t bytes;   // bytes in a block (without planar Q8_0's separate scales)
     size_t group;   // block types: values that share a scale
     int has_min;
     int bits, stored, zero; // of a code; of them, how many lie together; the code that means 0
@@ -1951,10 +1952,6 @@ INLINE vi zip_low(vi a, vi b) { return (vi){a[0], b[0], a[1], b[1]}; }
 INLINE vi zip_high(vi a, vi b) { return (vi){a[2], b[2], a[3], b[3]}; }
 #endif
 
-// In each quarter the sums a0 + a2, b0 + b2, a1 + a3, b1 + b3: twice, of pairs, they are the sums
-// of the four words of four vectors, each in its lane.
-INLINE vi add_zips(vi a, vi b) { return zip_low(a, b) + zip_high(a, b); }
-
 // Vector i of in[4] has words of rows i, i + 4, ... in its quarters, as load_rows() gives them; in
 // out[k] lane r is word k of row r. Only words within quarters move.
 INLINE void transpose_words(const vi in[4], vi out[4])
@@ -1965,6 +1962,20 @@ INLINE void transpose_words(const vi in[4], vi out[4])
     out[1] = zip_high(even[0], even[1]);
     out[2] = zip_low(odd[0], odd[1]);
     out[3] = zip_high(odd[0], odd[1]);
+}
+
+// Byte by byte bytes[at], in each quarter; the numbers in `at` are below 16.
+INLINE vi look_up(vi bytes, vi at)
+{
+#if defined(MM)
+    return (vi)MM(shuffle_epi8)((mi)bytes, (mi)at);
+#elif defined(NEON)
+    return (vi)vqtbl1q_u8((uint8x16_t)bytes, (uint8x16_t)at);
+#else
+    vc from = (vc)bytes, to = (vc)at;
+    for (size_t i = 0; i < sizeof to; i++) to[i] = from[to[i]];
+    return (vi)to;
+#endif
 }
 
 // The same 16 bytes of all rows: word r of a[k] is word k of row r.
@@ -2030,9 +2041,8 @@ typedef vi (*Number)(const vi w[4], int g, int min);
 // the low nibbles, the next in the high ones.
 INLINE vi number_k(const vi w[4], int g, int min)
 {
-    int at = 32 + min * 32 + g % 4 * 8;
-    if (g < 4) return bits_at(w, at, 6);
-    return bits_at(w, 96 + g % 4 * 8 + min * 4, 4) | bits_at(w, at + 6, 2) << 4;
+    vi six = w[1 + min], four = (w[3] >> 4 * min & 0x0f0f0f0f) | (six >> 2 & 0x30303030);
+    return (g < 4 ? six & 0x3f3f3f3f : four) >> g % 4 * 8 & 0xff;
 }
 
 // Q6_K: 128 bytes of nibbles, 64 of upper pairs of bits, an int8 scale for each of 16 groups of 16,
@@ -2141,6 +2151,20 @@ INLINE vi widen(int bits, vi sum)
     return (void)bits, sum;
 }
 
+// How many words' products a narrow sum has room for, or 0 where sums are never narrow.
+INLINE size_t narrow_words(int bits)
+{
+    return !NARROW || bits == 8 ? 0 : bits < 5 ? 8 : 8 >> (bits - 4);
+}
+
+// In each quarter the sums a0 + a2, b0 + b2, a1 + a3, b1 + b3: twice, of pairs, they are the sums
+// of the four words of four vectors, each in its lane.
+INLINE vi add_zips(int narrow, vi a, vi b)
+{
+    vi low = zip_low(a, b), high = zip_high(a, b);
+    return narrow ? (vi)((vs)low + (vs)high) : low + high;
+}
+
 // --- Codes --------------------------------------------------------------------------------------
 // A piece is 16 values that follow each other in a row. Codes of 4 to 6 bits are stored as nibbles
 // and the bits above the fourth apart from them. Unit u of a block is its u-th 16 bytes of nibbles:
@@ -2151,78 +2175,60 @@ INLINE vi widen(int bits, vi sum)
 // the lowest of 32 bytes, the next 32 in those above and so on: a unit is two such pairs of 16
 // bytes, so that two units share them, and apart is 2. IQ4's nibbles are numbers of values in a
 // table, which become codes of a byte.
-
-// What is constant in a tile, so that compilers unroll everything: the bits of a type's codes and
-// how many of them are stored together, its apart and group, and the values in a block.
-typedef struct {
-    int bits, stored;
-    size_t apart, group, block;
-} Codes;
+//
+// All of this is inlined where the type is a constant: loops are unrolled, and no shift is left to
+// be computed.
 
 // The piece of unit u's low bits (h = 0) or high ones (h = 1).
-INLINE size_t piece_of(Codes c, size_t u, size_t h)
+INLINE size_t piece_of(const TensorType *type, size_t u, size_t h)
 {
-    return u / c.apart * 2 * c.apart + u % c.apart + h * c.apart;
+    return u / type->apart * 2 * type->apart + u % type->apart + h * type->apart;
 }
 
 // Bits above the stored are kept, in blocks of 256, in planes of 32 bytes: the lowest bits of each
 // byte (two in Q6_K, else one) are those of the plane's first 32 values, the next bits those of the
 // next 32, and a unit's two pieces share their 16 bytes. Blocks of 32 have 32 single bits in 4
-// bytes. These are spread: zipped with itself twice, a quarter has them in every word, where a word
-// takes its four, and a product with four bits set makes copies of them, of which one lies, as the
-// mask wants it, at bit 4 of each byte.
-INLINE void add_high_bits(Codes c, const char *high, size_t pitch, int i, size_t u, vi codes[2])
+// bytes: each of a piece's 16 looks up the byte that has its bit, and keeps that.
+INLINE void add_high_bits(const TensorType *type, const char *high, size_t pitch, int i, size_t u,
+                          vi codes[2])
 {
-    static const uint32_t first_bit[4] = {0, 4, 8, 12};
-    int each = c.bits - c.stored, plane = (int)piece_of(c, u, 0) / 2 * each / 8;
-    vi v = load_rows(high + (c.apart == 1 ? 0 : (size_t)plane * 32 + u % 2 * 16), pitch, i);
-    vi single = zip_low(zip_low(v, v), zip_low(v, v));
+    static const uint8_t byte_of[2][16] = {{0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1},
+                                           {2, 2, 2, 2, 2, 2, 2, 2, 3, 3, 3, 3, 3, 3, 3, 3}};
+    static const uint8_t bit_of[16] = {1, 2, 4, 8, 16, 32, 64, 128, 1, 2, 4, 8, 16, 32, 64, 128};
+    int each = type->bits - type->stored, plane = (int)piece_of(type, u, 0) / 2 * each / 8;
+    int mask = ((1 << each) - 1) * 0x01010101 << type->stored;
+    vi v = load_rows(high + (type->apart == 1 ? 0 : (size_t)plane * 32 + u % 2 * 16), pitch, i);
+    vc bit = (vc)load_everywhere(bit_of);
     for (size_t h = 0; h < 2; h++) {
-        int piece = (int)piece_of(c, u, h);
-        vu four = (vu)single >> ((vu)load_everywhere(first_bit) + 16 * (uint32_t)piece) & 15;
-        if (c.apart == 1) codes[h] |= (vi)(four * 0x02040810 & 0x10101010);
-        else codes[h] |= (v >> piece / 2 * each % 8 & ((1 << each) - 1) * 0x01010101) << c.stored;
+        int up = type->stored - (int)piece_of(type, u, h) / 2 * each % 8;
+        if (type->apart > 1) codes[h] |= (up < 0 ? v >> -up : v << up) & mask;
+        else codes[h] |= (vi)(((vc)look_up(v, load_everywhere(byte_of[h])) & bit) == bit) & mask;
     }
 }
 
-// The bytes that IQ4's nibbles stand for: byte by byte values[code].
-INLINE vi look_up(vi codes)
-{
-    static const int8_t values[16] = {-127, -104, -83, -65, -49, -35, -22, -10,
-                                      1, 13, 25, 38, 53, 69, 89, 113};
-#if defined(MM)
-    return (vi)MM(shuffle_epi8)((mi)load_everywhere(values), (mi)codes);
-#elif defined(NEON)
-    return (vi)vqtbl1q_s8(vld1q_s8(values), (uint8x16_t)codes);
-#else
-    vc bytes = (vc)codes;
-    for (size_t i = 0; i < sizeof bytes; i++) bytes[i] = (uint8_t)values[bytes[i]];
-    return (vi)bytes;
-#endif
-}
-
 // The codes of unit u, of rows i, i + 4, ... of a panel: those of its two pieces.
-INLINE void read_codes(Codes c, const TensorType *type, const char *block, size_t pitch, int i,
+INLINE void read_codes(const TensorType *type, const char *block, size_t pitch, int i,
                        size_t u, vi codes[2])
 {
-    size_t at = c.stored == 8 ? 32 * u : c.stored == 4 ? 16 * u : u / 4 * 32 + u % 2 * 16;
-    int shift = c.stored == 2 ? (int)u / 2 % 2 * 4 : 0;
-    int mask = (int)(((1u << c.stored) - 1) * 0x01010101); // in each byte
-    vi units = load_rows(block + type->at + at, pitch, i);
+    static const int8_t values[16] = {-127, -104, -83, -65, -49, -35, -22, -10,
+                                      1, 13, 25, 38, 53, 69, 89, 113}; // of IQ4's nibbles
+    int stored = type->stored, shift = stored == 2 ? (int)u / 2 % 2 * 4 : 0;
+    int mask = (int)(((1u << stored) - 1) * 0x01010101); // in each byte
+    const char *at = block + type->at;
+    at += stored == 8 ? 32 * u : stored == 4 ? 16 * u : u / 4 * 32 + u % 2 * 16;
+    vi units = load_rows(at, pitch, i);
     codes[0] = units >> shift & mask;
-    codes[1] = c.stored < 8 ? units >> (shift + c.stored) & mask
-                            : load_rows(block + type->at + at + 16, pitch, i);
-    if (c.bits > c.stored && c.bits < 8)
-        add_high_bits(c, block + type->high, pitch, i, u, codes);
-    for (int h = 0; h < 2 && c.bits == 8; h++)
-        codes[h] = (c.stored == 4 ? look_up(codes[h]) : codes[h]) ^ FLIP;
+    codes[1] = stored < 8 ? units >> (shift + stored) & mask : load_rows(at + 16, pitch, i);
+    if (type->bits > stored && type->bits < 8)
+        add_high_bits(type, block + type->high, pitch, i, u, codes);
+    for (int h = 0; h < 2 && type->bits == 8; h++)
+        codes[h] = (stored == 4 ? look_up(load_everywhere(values), codes[h]) : codes[h]) ^ FLIP;
 }
 
 // A row of blocks, exactly. Every row of the panel that is read for it is this one.
 static void unpack_blocks(const Tensor *t, size_t row, float *out)
 {
     const TensorType *type = t->type;
-    Codes c = {type->bits, type->stored, type->apart, type->group, type->block};
     size_t n = t->cols / type->block;
     const uint8_t *b = t->data + row * n * type->bytes;
     for (; n; n--, b += type->bytes, out += type->block) {
@@ -2230,9 +2236,10 @@ static void unpack_blocks(const Tensor *t, size_t row, float *out)
         type->scales(type, b, 0, 1, scale, min);
         for (size_t u = 0; u < type->block / 32; u++) {
             vi codes[2];
-            read_codes(c, type, (const char *)b, 0, 0, u, codes);
+            read_codes(type, (const char *)b, 0, 0, u, codes);
             for (size_t i = 0; i < 32; i++) {
-                size_t at = 16 * piece_of(c, u, i / 16) + i % 16, lane = at / type->group * PANEL;
+                size_t at = 16 * piece_of(type, u, i / 16) + i % 16;
+                size_t lane = at / type->group * PANEL;
                 int8_t code = (int8_t)(((vc)codes[i / 16])[i % 16] - type->zero);
                 out[at] = (float)code * scale[lane] - min[lane];
             }
@@ -2256,34 +2263,31 @@ INLINE void prefetch(const void *p) { __builtin_prefetch((const char *)p + AHEAD
 // of multiply-adds, the second line only for types with a minimum.
 
 typedef struct {
+    size_t n;               // tokens
     size_t group, n_groups; // values in a group, groups in a row
     int8_t *q;              // [n][cols]; there is room for Q8_TOKENS - 1 more rows, for
-    float *scale;           // [n][n_groups]    tiles that are not full
-    float *minus_sum;       // [n][n_groups]: of the group's q, a whole number
+    float *scale;           // [n_groups][n]    tiles that are not full
+    float *minus_sum;       // [n_groups][n]: of the group's q, a whole number
 } Quantized;
 
 // Rounds x[cols] to row t of a, group by group. What is not finite shows in the scale.
 static void quantize_row(const float *x, size_t t, Quantized *a)
 {
-    for (size_t g = t * a->n_groups; g < (t + 1) * a->n_groups; g++, x += a->group) {
+    int8_t *q = a->q + t * a->n_groups * a->group;
+    for (size_t at = t; at < a->n_groups * a->n; at += a->n, x += a->group, q += a->group) {
         float sum;
-        a->scale[g] = round_to_bytes(x, a->group, a->q + g * a->group, &sum);
-        a->minus_sum[g] = isnan(a->scale[g]) ? 0 : -sum;
+        a->scale[at] = round_to_bytes(x, a->group, q, &sum);
+        a->minus_sum[at] = isnan(a->scale[at]) ? 0 : -sum;
     }
 }
 
 // PANEL rows of codes, a lane for each, the tokens that they meet, and where the products go.
 struct Panel {
-    const TensorType *type;
     const char *rows;           // row 0's first block, and
     size_t pitch;               // bytes to the next row's
-    size_t stride;              // bytes from a block to the next
-    const float *scales, *mins; // [n_groups][PANEL]; mins is NULL for types without
+    const float *scales, *mins; // [n_groups][PANEL]
     vi *words;                  // [cols / 4], room for codes that are rearranged
-    const uint8_t *next;        // what will be read soon, and
-    size_t next_bytes;          // how much of it there is for each group
     const Quantized *x;
-    size_t n;                   // tokens
     float *out;                 // out[t][r] = row r . x[t] for the first
     size_t out_pitch, n_rows;   // n_rows rows; out's rows lie at a pitch, in floats
 };
@@ -2291,170 +2295,182 @@ struct Panel {
 // sum + what group g adds: of d, the sums of products, and of x's group, its sum and scale. A code
 // whose zero is not 0 has added that many times the sum of x to d; that is taken off exactly, since
 // d is a whole number below 2^24.
-INLINE vf add_group(vf sum, const Panel *p, size_t g, vi d, float zero, float minus_sum,
-                    float scale)
+INLINE vf add_group(const TensorType *type, vf sum, const Panel *p, size_t g, vi d,
+                    float minus_sum, float scale)
 {
     vf products = __builtin_convertvector(d, vf);
-    if (zero > 0) products = vmuladd(vset(minus_sum), vset(zero), products);
+    if (type->zero) products = vmuladd(vset(minus_sum), vset((float)type->zero), products);
     sum = vmuladd(products, vload(p->scales + g * PANEL) * vset(scale), sum);
-    if (!p->mins) return sum;
+    if (!type->has_min) return sum;
     return vmuladd(vset(minus_sum), vload(p->mins + g * PANEL) * vset(scale), sum);
 }
 
-// Asks, while group g is worked on, for its share of the panel after the next: by the time the
-// thread is there, it will have come. (Rows of a panel lie far apart, which the processor's own
+// Asks, while the block at `at` is worked on, for as much of the panel after the next: by the time
+// the thread is there, it will have come. (Rows of a panel lie far apart, which the processor's own
 // prefetching does not follow.)
-INLINE void prefetch_next(const Panel *p, size_t g)
+INLINE void prefetch_block(const TensorType *type, const Panel *p, const char *at)
 {
-    const uint8_t *next = p->next + g * p->next_bytes;
-    for (size_t i = 0; i < p->next_bytes; i += 64) __builtin_prefetch(next + i, 0, 2);
+    const char *next = p->rows + 2 * PANEL * p->pitch + PANEL * (at - p->rows);
+    for (size_t i = 0; i < PANEL * type->bytes; i += 64) __builtin_prefetch(next + i, 0, 2);
 }
 
 // d[g], lane r: the dot product of group g of row r's block with that of x. For one token it is
 // cheaper to multiply rows as they lie, and to transpose the sums. A unit's two pieces belong to
-// one group or to two, and `step` units together make them whole.
-INLINE void dot_block(Codes c, const Panel *p, const char *at, const int8_t *x, vi *d)
+// one group or to two, and `step` units together make them whole. Narrow sums are widened as late
+// as there is room in them: when all is added, or two rows are.
+INLINE void dot_block(const TensorType *type, const Panel *p, const char *at, const int8_t *x,
+                      vi *d)
 {
-    size_t sides = 16 * c.apart < c.group ? 1 : 2, step = c.group / 32 * sides + (c.group == 16);
-    for (size_t u = 0; u < c.block / 32; u += step) {
-        vi sum[2][4] = {{{0}}};
-        for (int i = 0; i < 4; i++)
-            for (size_t v = u; v < u + step; v++) {
+    size_t sides = 16 * type->apart < type->group ? 1 : 2, bits = type->bits;
+    size_t step = max_size(1, type->group / 32 * sides);
+    int narrow = narrow_words(bits) > 0, late = narrow_words(bits) >= type->group / 4;
+    vi half[2][2]; // of the rows, their sums zipped
+#pragma GCC unroll 8
+    for (size_t u = 0; u < type->block / 32; u += step) {
+        for (int i = 0; i < 2; i++) {
+            vi sum[2][2] = {{{0}}}; // of rows i and i + 2
+            for (size_t v = u; v < u + 2 * step; v++) {
                 vi codes[2];
-                read_codes(c, p->type, at, p->pitch, i, v, codes);
+                size_t unit = u + (v - u) % step, j = (v - u) / step;
+                read_codes(type, at, p->pitch, i + 2 * (int)j, unit, codes);
                 for (size_t h = 0; h < 2; h++) {
-                    vi xh = load_everywhere(x + 16 * piece_of(c, v, h));
-                    sum[h % sides][i] = dot_words(c.bits, sum[h % sides][i], codes[h], xh);
+                    vi xh = load_everywhere(x + 16 * piece_of(type, unit, h));
+                    sum[h % sides][j] = dot_words(bits, sum[h % sides][j], codes[h], xh);
                 }
             }
+            for (size_t h = 0; h < sides; h++) {
+                half[h][i] = add_zips(narrow, sum[h][0], sum[h][1]);
+                if (!late) half[h][i] = widen(bits, half[h][i]);
+            }
+        }
         for (size_t h = 0; h < sides; h++) {
-            vi *s = sum[h];
-            for (int i = 0; i < 4; i++) s[i] = widen(c.bits, s[i]);
-            d[piece_of(c, u, h) * 16 / c.group] =
-                add_zips(add_zips(s[0], s[2]), add_zips(s[1], s[3]));
+            vi whole = add_zips(late, half[h][0], half[h][1]);
+            d[piece_of(type, u, h) * 16 / type->group] = late ? widen(bits, whole) : whole;
         }
     }
 }
 
 // One token.
-INLINE void tile_one(Codes c, const Panel *p)
+INLINE void tile_one(const TensorType *type, const Panel *p)
 {
     const Quantized *x = p->x;
     const char *at = p->rows;
-    float zero = (float)p->type->zero;
+    size_t groups = type->block / type->group;
     vf sum = {0};
     vi d[16] = {{0}}; // of a block's groups
-    for (size_t g = 0, groups = c.block / c.group; g < x->n_groups; g += groups, at += p->stride) {
-        for (size_t k = 0; k < groups; k++) prefetch_next(p, g + k);
-        dot_block(c, p, at, x->q + g * c.group, d);
-        for (size_t k = 0; k < groups; k++) 
-            sum = add_group(sum, p, g + k, d[k], zero, x->minus_sum[g + k], x->scale[g + k]);
+    for (size_t g = 0; g < x->n_groups; g += groups, at += type->bytes) {
+        prefetch_block(type, p, at);
+        dot_block(type, p, at, x->q + g * type->group, d);
+        for (size_t k = 0; k < groups; k++)
+            sum = add_group(type, sum, p, g + k, d[k], x->minus_sum[g + k], x->scale[g + k]);
     }
     vstore_part(p->out, sum, p->n_rows);
 }
 
 // p->words: four neighbouring codes of every row in that row's lane.
-INLINE void pack_words(Codes c, const Panel *p)
+INLINE void pack_words(const TensorType *type, const Panel *p)
 {
     const char *at = p->rows;
     vi *words = p->words;
-    for (size_t k = 0; k < p->x->n_groups * c.group; k += c.block, words += c.block / 4) {
-        for (size_t u = 0; u < c.block / 32; u++) {
+    for (size_t g = 0; g < p->x->n_groups; g += type->block / type->group, at += type->bytes) {
+        prefetch_block(type, p, at);
+        for (size_t u = 0; u < type->block / 32; u++) {
             vi codes[4][2], piece[4];
-            for (int i = 0; i < 4; i++) read_codes(c, p->type, at, p->pitch, i, u, codes[i]);
+            for (int i = 0; i < 4; i++) read_codes(type, at, p->pitch, i, u, codes[i]);
             for (size_t h = 0; h < 2; h++) {
                 for (int i = 0; i < 4; i++) piece[i] = codes[i][h];
-                transpose_words(piece, words + 4 * piece_of(c, u, h));
+                transpose_words(piece, words + 4 * piece_of(type, u, h));
             }
         }
-        at += p->stride;
+        words += type->block / 4;
     }
 }
 
 // A packed panel against Q8_TOKENS tokens from t on: a word of codes of each row (a vector of
 // `words`) times the same four values of x in all lanes. Where sums are narrow they are widened
 // after `run` words, before they can overflow. Behind the last token there is room, and rubbish.
-INLINE void tile_some(Codes c, const Panel *p, size_t t)
+INLINE void tile_some(const TensorType *type, const Panel *p, size_t t)
 {
     const Quantized *x = p->x;
     const vi *words = p->words;
-    size_t n_groups = x->n_groups, cols = n_groups * c.group, quads = c.group / 4, run = quads;
+    size_t n_groups = x->n_groups, cols = n_groups * type->group, quads = type->group / 4;
+    size_t run = narrow_words(type->bits) ? min_size(quads, narrow_words(type->bits)) : quads;
     const int8_t *q = x->q + t * cols;
-    float zero = (float)p->type->zero;
     vf sum[Q8_TOKENS] = {{0}};
-    if (NARROW && c.bits < 8) run = min_size(quads, c.bits < 5 ? 8 : 8 >> (c.bits - 4));
-    for (size_t g = 0; g < n_groups; g++, words += quads, q += c.group) {
-        const float *scale = x->scale + t * n_groups + g;
-        const float *minus_sum = x->minus_sum + t * n_groups + g;
+    for (size_t g = 0; g < n_groups; g++, words += quads, q += type->group) {
+        const float *scale = x->scale + g * x->n + t, *minus_sum = x->minus_sum + g * x->n + t;
         vi d[Q8_TOKENS] = {{0}};
-        if (!t) prefetch_next(p, g);
         for (size_t begin = 0; begin < quads; begin += run) {
             vi part[Q8_TOKENS] = {{0}};
+#pragma GCC unroll 8
             for (size_t k = begin; k < begin + run; k++)
                 for (size_t i = 0; i < Q8_TOKENS; i++) {
                     int32_t four;
                     memcpy(&four, q + i * cols + 4 * k, 4);
-                    part[i] = dot_words(c.bits, part[i], words[k], four - (vi){0});
+                    part[i] = dot_words(type->bits, part[i], words[k], four - (vi){0});
+                    KEEP(part[i]);
                 }
-            for (size_t i = 0; i < Q8_TOKENS; i++) d[i] += widen(c.bits, part[i]);
+            for (size_t i = 0; i < Q8_TOKENS; i++) d[i] += widen(type->bits, part[i]);
         }
         for (size_t i = 0; i < Q8_TOKENS; i++)
-            sum[i] = add_group(sum[i], p, g, d[i], zero, minus_sum[i * n_groups],
-                               scale[i * n_groups]);
+            sum[i] = add_group(type, sum[i], p, g, d[i], minus_sum[i], scale[i]);
     }
-    for (size_t i = 0; i < Q8_TOKENS && t + i < p->n; i++)
+    for (size_t i = 0; i < Q8_TOKENS && t + i < x->n; i++)
         vstore_part(p->out + (t + i) * p->out_pitch, sum[i], p->n_rows);
 }
 
-INLINE void tile_codes(Codes c, const Panel *p)
+INLINE void tile_codes(const TensorType *type, const Panel *p)
 {
-    if (p->n == 1) tile_one(c, p);
-    else pack_words(c, p);
-    for (size_t t = 0; p->n > 1 && t < p->n; t += Q8_TOKENS) tile_some(c, p, t);
+    if (p->x->n == 1) tile_one(type, p);
+    else pack_words(type, p);
+    for (size_t t = 0; p->x->n > 1 && t < p->x->n; t += Q8_TOKENS) tile_some(type, p, t);
 }
 
-// A tile for each kind of codes, which are constants there.
-#define TILE_KIND(name, ...) \
-    static void tile_##name(const Panel *p) { tile_codes((Codes){__VA_ARGS__}, p); }
-TILE_KIND(bytes_32, 8, 8, 1, 32, 32)
-TILE_KIND(bytes_64, 8, 8, 1, 64, 64)
-TILE_KIND(bytes_any, 8, 8, 1, p->x->group, p->x->group)
-TILE_KIND(q4, 4, 4, 1, 32, 32)
-TILE_KIND(q5, 5, 4, 1, 32, 32)
-TILE_KIND(q2_k, 2, 2, 2, 16, 256)
-TILE_KIND(q3_k, 3, 2, 2, 16, 256)
-TILE_KIND(q4_k, 4, 4, 2, 32, 256)
-TILE_KIND(q5_k, 5, 4, 2, 32, 256)
-TILE_KIND(q6_k, 6, 4, 4, 16, 256)
-TILE_KIND(iq4_nl, 8, 4, 1, 32, 32)
-TILE_KIND(iq4_xs, 8, 4, 1, 32, 256)
+// Planar groups are like blocks of nothing but codes. Usual sizes are constants.
+INLINE void tile_groups(size_t group, const Panel *p)
+{
+    tile_codes(&(const TensorType){.block = group, .bytes = group, .group = group, .bits = 8,
+                                   .stored = 8, .zero = ZERO, .apart = 1}, p);
+}
 
 static void tile_planar(const Panel *p)
 {
-    size_t group = p->x->group;
-    (group == 32 ? tile_bytes_32 : group == 64 ? tile_bytes_64 : tile_bytes_any)(p);
+    if (p->x->group == 32) tile_groups(32, p);
+    else if (p->x->group == 64) tile_groups(64, p);
+    else tile_groups(p->x->group, p);
 }
+
+// The types in blocks, their numbers in GGUF, what reads their scales, and all from `block` on.
+#define BLOCK_TYPES(TYPE) \
+    TYPE(q8_0, 8, 32, 32, 34, 32, 0, 8, 8, ZERO, 1, 2, 0) \
+    TYPE(q4_0, 2, 32, 32, 18, 32, 0, 4, 4, 8, 1, 2, 0) \
+    TYPE(q4_1, 3, 32, 32, 20, 32, 1, 4, 4, 0, 1, 4, 0) \
+    TYPE(q5_0, 6, 32, 32, 22, 32, 0, 5, 4, 16, 1, 6, 2) \
+    TYPE(q5_1, 7, 32, 32, 24, 32, 1, 5, 4, 0, 1, 8, 4) \
+    TYPE(q2_k, 10, q2_k, 256, 84, 16, 1, 2, 2, 0, 2, 16, 0) \
+    TYPE(q3_k, 11, q3_k, 256, 110, 16, 0, 3, 2, 4, 2, 32, 0) \
+    TYPE(q4_k, 12, k, 256, 144, 32, 1, 4, 4, 0, 2, 16, 0) \
+    TYPE(q5_k, 13, k, 256, 176, 32, 1, 5, 4, 0, 2, 48, 16) \
+    TYPE(q6_k, 14, q6_k, 256, 210, 16, 0, 6, 4, 32, 4, 0, 128) \
+    TYPE(iq4_nl, 20, 32, 32, 18, 32, 0, 8, 4, ZERO, 1, 2, 0) \
+    TYPE(iq4_xs, 23, iq4_xs, 256, 136, 32, 0, 8, 4, ZERO, 1, 8, 0)
+
+#define TILE(name, number, scales, ...) \
+    static void tile_##name(const Panel *p) \
+    { \
+        tile_codes(&(const TensorType){NULL, 0, NULL, NULL, NULL, __VA_ARGS__}, p); \
+    }
+BLOCK_TYPES(TILE)
 
 enum { T_F32, T_F16, T_BF16, T_Q8, T_BLOCKS };
 static const TensorType tensor_types[] = {
     [T_F32] = {.name = "f32", .gguf = AS_F32, .block = 1, .bytes = 4, .unpack = unpack_floats},
     [T_F16] = {.name = "f16", .gguf = AS_F16, .block = 1, .bytes = 2, .unpack = unpack_floats},
     [T_BF16] = {.name = "bf16", .gguf = AS_BF16, .block = 1, .bytes = 2, .unpack = unpack_floats},
-    [T_Q8] = {"q8_0 (planar)", -1, 1, 1, unpack_q8, tile_planar, scales_planar, 0, 0, 8, 8, ZERO,
-              1, 0, 0},
-#define IN_BLOCKS(tile, scales) unpack_blocks, tile_##tile, scales_##scales
-    [T_BLOCKS] = {"q8_0", 8, 32, 34, IN_BLOCKS(bytes_32, 32), 32, 0, 8, 8, ZERO, 1, 2, 0},
-    {"q4_0", 2, 32, 18, IN_BLOCKS(q4, 32), 32, 0, 4, 4, 8, 1, 2, 0},
-    {"q4_1", 3, 32, 20, IN_BLOCKS(q4, 32), 32, 1, 4, 4, 0, 1, 4, 0},
-    {"q5_0", 6, 32, 22, IN_BLOCKS(q5, 32), 32, 0, 5, 4, 16, 1, 6, 2},
-    {"q5_1", 7, 32, 24, IN_BLOCKS(q5, 32), 32, 1, 5, 4, 0, 1, 8, 4},
-    {"q2_k", 10, 256, 84, IN_BLOCKS(q2_k, q2_k), 16, 1, 2, 2, 0, 2, 16, 0},
-    {"q3_k", 11, 256, 110, IN_BLOCKS(q3_k, q3_k), 16, 0, 3, 2, 4, 2, 32, 0},
-    {"q4_k", 12, 256, 144, IN_BLOCKS(q4_k, k), 32, 1, 4, 4, 0, 2, 16, 0},
-    {"q5_k", 13, 256, 176, IN_BLOCKS(q5_k, k), 32, 1, 5, 4, 0, 2, 48, 16},
-    {"q6_k", 14, 256, 210, IN_BLOCKS(q6_k, q6_k), 16, 0, 6, 4, 32, 4, 0, 128},
-    {"iq4_nl", 20, 32, 18, IN_BLOCKS(iq4_nl, 32), 32, 0, 8, 4, ZERO, 1, 2, 0},
-    {"iq4_xs", 23, 256, 136, IN_BLOCKS(iq4_xs, iq4_xs), 32, 0, 8, 4, ZERO, 1, 8, 0},
+    [T_Q8] = {"q8_0 (planar)", -1, unpack_q8, tile_planar, scales_planar, .block = 1, .bytes = 1},
+#define ROW(name, number, scales, ...) \
+    {#name, number, unpack_blocks, tile_##name, scales_##scales, __VA_ARGS__},
+    BLOCK_TYPES(ROW)
 };
 
 // Bytes that the tensor takes in the file, or SIZE_MAX when that does not fit in a size_t.
@@ -2577,12 +2593,9 @@ static void product_q8(const Matmul *m, const Product *p, size_t r0, size_t n_ro
     }
     if (planar) type->scales(type, apart, planar, n_groups, scales, mins);
     else type->scales(type, rows, pitch, n_blocks, scales, mins);
-    type->tile(&(Panel){.type = type, .rows = (const char *)rows, .pitch = pitch,
-                        .stride = planar ? w->group : type->bytes, .scales = scales,
-                        .mins = type->has_min ? mins : NULL, .words = words,
-                        .next = rows + 2 * PANEL * pitch, .next_bytes = PANEL * pitch / n_groups,
-                        .x = m->act, .n = m->n, .out = p->out + r0, .out_pitch = w->rows,
-                        .n_rows = n_rows});
+    type->tile(&(Panel){.rows = (const char *)rows, .pitch = pitch, .scales = scales,
+                        .mins = mins, .words = words, .x = m->act, .out = p->out + r0,
+                        .out_pitch = w->rows, .n_rows = n_rows});
 }
 
 // The same in float. Rows are used where they lie if they are of floats, or of halves that are
@@ -2677,6 +2690,7 @@ static void matmul(Quantized *act, const Product *jobs, int n_jobs, const float 
     m.ways = m.n_panels > m.grain ? threads : 1;
     m.turns = ceil_div(m.n_panels, m.grain * m.ways);
     if (group) {
+        act->n = n;
         act->group = group;
         act->n_groups = cols / group;
         parallel_for(n, ceil_div(MIN_SHARE, 4 * cols), quantize_rows, &m);

@@ -224,9 +224,9 @@ static void test_gemm_rows(void)
 
 static Quantized quantized(size_t n, size_t cols, size_t group)
 {
-    n += Q8_TOKENS - 1;
-    return (Quantized){group, cols / group, xcalloc(n * cols, 1), xcalloc(n * cols / group, 4),
-                       xcalloc(n * cols / group, 4)};
+    size_t room = n + Q8_TOKENS - 1;
+    return (Quantized){n, group, cols / group, xcalloc(room * cols, 1),
+                       xcalloc(room * cols / group, 4), xcalloc(room * cols / group, 4)};
 }
 
 static void free_quantized(Quantized *x)
@@ -237,21 +237,22 @@ static void free_quantized(Quantized *x)
 // Each value comes back within half a step of its group's scale; the largest exactly.
 static void test_quantize_row(void)
 {
-    enum { COLS = 96, GROUP = 32 };
+    enum { COLS = 96, GROUP = 32, GROUPS = COLS / GROUP };
     float *x = random_floats(2 * COLS);
     memset(x, 0, GROUP * 4); // a group of zeros
     Quantized a = quantized(2, COLS, GROUP);
     int bad = 0, bad_sum = 0;
     for (size_t t = 0; t < 2; t++) quantize_row(x + t * COLS, t, &a);
-    for (size_t g = 0; g < 2 * COLS / GROUP; g++) {
+    for (size_t g = 0; g < 2 * GROUPS; g++) {
         int sum = 0, largest = 0;
+        size_t at = g % GROUPS * 2 + g / GROUPS;
         for (size_t k = g * GROUP; k < (g + 1) * GROUP; k++) {
-            bad += !(fabs(a.q[k] * (double)a.scale[g] - x[k]) <= 0.5001 * a.scale[g]);
+            bad += !(fabs(a.q[k] * (double)a.scale[at] - x[k]) <= 0.5001 * a.scale[at]);
             sum += a.q[k];
             largest |= abs(a.q[k]) == 127;
         }
         bad += largest != (g > 0);
-        bad_sum += a.minus_sum[g] != -sum;
+        bad_sum += a.minus_sum[at] != -sum;
     }
     CHECK_INT(bad, 0);
     CHECK_INT(bad_sum, 0);
@@ -262,14 +263,14 @@ static void test_quantize_row(void)
 
 // The definition of a tile, one number at a time: codes[PANEL][cols] are int8 whose zero is 0.
 static void tile_plain(const int8_t *codes, const float *scales, const float *mins,
-                       const Quantized *x, size_t n, float *out, size_t stride, size_t n_rows)
+                       const Quantized *x, float *out, size_t stride, size_t n_rows)
 {
-    size_t n_groups = x->n_groups, cols = n_groups * x->group;
+    size_t n = x->n, n_groups = x->n_groups, cols = n_groups * x->group;
     for (size_t t = 0; t < n; t++)
         for (size_t r = 0; r < n_rows; r++) {
             vf sum = {0};
             for (size_t g = 0; g < n_groups; g++) {
-                size_t at = t * n_groups + g;
+                size_t at = g * n + t;
                 int32_t dot = 0;
                 for (size_t k = g * x->group; k < (g + 1) * x->group; k++)
                     dot += codes[r * cols + k] * x->q[t * cols + k];
@@ -284,57 +285,50 @@ static void tile_plain(const int8_t *codes, const float *scales, const float *mi
 }
 
 // One shape: the fast tile equals the plain one bit for bit, and both the definition in double.
-static void check_tile_q8(size_t n, size_t cols, size_t group, int n_rows, int has_min)
+static void check_tile_q8(size_t n, size_t cols, size_t group, int n_rows)
 {
     enum { STRIDE = 19 };
     Quantized x = quantized(n, cols, group);
     float *act = random_floats(n * cols), *scales = random_floats(cols / group * PANEL);
-    float *mins = random_floats(cols / group * PANEL);
     int8_t *w = xcalloc(PANEL * cols, 1);
     for (size_t i = 0; i < PANEL * cols; i++) w[i] = (int8_t)(random_bits() >> 24); // -128 too
     for (size_t t = 0; t < n; t++) quantize_row(act + t * cols, t, &x);
     float *fast = xcalloc(n * STRIDE, 4), *plain = xcalloc(n * STRIDE, 4);
     void *room = xcalloc(PANEL * cols, 1);
-    tile_planar(&(Panel){.type = &tensor_types[T_Q8], .rows = (char *)w, .pitch = cols,
-                         .stride = group, .scales = scales, .mins = has_min ? mins : NULL,
-                         .words = room, .next = (uint8_t *)w, .x = &x, .n = n, .out = fast,
-                         .out_pitch = STRIDE, .n_rows = (size_t)n_rows});
-    tile_plain(w, scales, has_min ? mins : NULL, &x, n, plain, STRIDE, (size_t)n_rows);
+    tile_planar(&(Panel){.rows = (char *)w, .pitch = cols, .scales = scales, .words = room,
+                         .x = &x, .out = fast, .out_pitch = STRIDE, .n_rows = (size_t)n_rows});
+    tile_plain(w, scales, NULL, &x, plain, STRIDE, (size_t)n_rows);
     int before = n_failed, bad = 0;
     CHECK_BITS(fast, plain, n * STRIDE); // beyond n_rows both still hold zeros
     for (size_t t = 0; t < n; t++)
         for (int r = 0; r < n_rows; r++) {
             double want = 0, size = 0;
             for (size_t k = 0; k < cols; k++) {
-                size_t lane = k / group * PANEL + (size_t)r;
-                double weight = (double)w[(size_t)r * cols + k] * scales[lane];
-                if (has_min) weight -= mins[lane];
-                double p = weight * x.q[t * cols + k] * x.scale[t * x.n_groups + k / group];
+                double weight = (double)w[(size_t)r * cols + k] * scales[k / group * PANEL + (size_t)r];
+                double p = weight * x.q[t * cols + k] * x.scale[k / group * n + t];
                 want += p, size += fabs(p);
             }
             bad += !(fabs(fast[t * STRIDE + (size_t)r] - want) <= 1e-6 * size);
         }
     CHECK_INT(bad, 0);
-    note_failures(before, "n %zu, cols %zu, group %zu, rows %d, min %d", n, cols, group, n_rows,
-                  has_min);
+    note_failures(before, "n %zu, cols %zu, group %zu, rows %d", n, cols, group, n_rows);
     free_quantized(&x);
-    free(act), free(scales), free(mins), free(w), free(fast), free(plain), free(room);
+    free(act), free(scales), free(w), free(fast), free(plain), free(room);
 }
 
 static void test_tile_q8(void)
 {
     size_t groups[] = {32, 64, 96, 128, 256};
-    for (size_t i = 0; i < 2 * COUNT(groups); i++) {
-        size_t group = groups[i / 2];
-        int has_min = i % 2;
-        for (size_t n = 1; n <= 20; n++) check_tile_q8(n, 2 * group, group, PANEL, has_min);
+    for (size_t i = 0; i < COUNT(groups); i++) {
+        size_t group = groups[i];
+        for (size_t n = 1; n <= 20; n++) check_tile_q8(n, 2 * group, group, PANEL);
         for (int n_rows = 1; n_rows < PANEL; n_rows += 3) {
-            check_tile_q8(13, 4 * group, group, n_rows, has_min);
-            check_tile_q8(1, 4 * group, group, n_rows, has_min);
+            check_tile_q8(13, 4 * group, group, n_rows);
+            check_tile_q8(1, 4 * group, group, n_rows);
         }
-        check_tile_q8(9, group, group, PANEL, has_min);
-        check_tile_q8(9, 3 * group, group, PANEL, has_min);
-        check_tile_q8(2, 16 * group, group, PANEL - 1, has_min);
+        check_tile_q8(9, group, group, PANEL);
+        check_tile_q8(9, 3 * group, group, PANEL);
+        check_tile_q8(2, 16 * group, group, PANEL - 1);
     }
 }
 
@@ -366,7 +360,7 @@ static void test_blocks(void)
             type->scales(type, data + r0 * pitch, pitch, n, scales, mins);
             for (size_t r = 0; r < n_rows; r++)
                 block_codes(type, data + (r0 + r) * pitch, n, codes + r * cols);
-            tile_plain(codes, scales, type->has_min ? mins : NULL, &act, N, want + r0, rows, n_rows);
+            tile_plain(codes, scales, type->has_min ? mins : NULL, &act, want + r0, rows, n_rows);
         }
         for (size_t t = 0; t < N; t++)
             matmul(&act, &(Product){&w, one + t * rows}, 1, x + t * cols, 1);
