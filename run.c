@@ -175,6 +175,8 @@ typedef float vf_unaligned __attribute__((vector_size(4 * LANES), aligned(4), ma
 INLINE vf vload(const float *p) { return *(const vf_unaligned *)p; }
 INLINE void vstore(float *p, vf v) { *(vf_unaligned *)p = v; }
 
+INLINE vf vfloat(vi v) { return __builtin_convertvector(v, vf); }
+
 // f in all lanes: a number that meets a vector goes to each. (-0 - 0 is -0, while -0 + 0 is 0.)
 INLINE vf vset(float f) { return f - (vf){0}; }
 
@@ -316,7 +318,7 @@ INLINE vf vlog(vf x)
     vf p = vmuladd(vset(2.0f / 9), u, vset(2.0f / 7));
     p = vmuladd(vmuladd(p, u, vset(2.0f / 5)), u, vset(2.0f / 3));
     p = t * vmuladd(p, u, vset(2));
-    return vmuladd(__builtin_convertvector(n, vf), vset(0.69314718f), p);
+    return vmuladd(vfloat(n), vset(0.69314718f), p);
 }
 
 // x[n] = c tanh(x / c), which never passes c; if c is 0, x stays as it is. tanh y = 1 - 2 / (e^2y +
@@ -379,7 +381,7 @@ INLINE vf load_numbers(int as, const void *p, size_t i, size_t n)
     if (as == AS_F32) return vload_part((const float *)p + i, n);
     if (as == AS_INT8) {
         memcpy(&bytes, (const int8_t *)p + i, sizeof bytes);
-        return __builtin_convertvector(__builtin_convertvector(bytes, vi), vf);
+        return vfloat(__builtin_convertvector(bytes, vi));
     }
     const uint16_t *h = (const uint16_t *)p + i;
     if (n >= LANES) memcpy(&halves, h, sizeof halves);
@@ -1860,8 +1862,11 @@ typedef struct Panel Panel;
 
 // The scales of n blocks in each row of a panel: scale[n groups in all][PANEL] and, where the type
 // has minima, min likewise.
-typedef void (*Scales)(const TensorType *type, const uint8_t *rows, size_t pitch, size_t n,
-                       float *scale, float *min);
+typedef void (*Scales)(const uint8_t *rows, size_t pitch, size_t n, float *scale, float *min);
+
+// Number g of a block's: first those of its groups' scales, then those of their minima. w holds
+// them as they are stored, word by word.
+typedef vi (*Number)(const vi w[4], int g);
 
 struct TensorType {
     const char *name;
@@ -1877,6 +1882,9 @@ struct TensorType {
     size_t apart;   // pieces from that of a unit's low bits to that of its high ones
     size_t at;      // where in a block the codes begin, and
     size_t high;    // the bits above the stored
+    size_t d_at;    // the half that scales are multiples of, and behind it that of minima,
+    size_t numbers; // 16 bytes with the numbers that say which multiples, and
+    Number number;  // what takes one of them out, or NULL if the halves are scale and minimum
 };
 
 static void unpack_floats(const Tensor *t, size_t row, float *out)
@@ -1909,26 +1917,20 @@ enum { PANEL = LANES };
 // run out of registers.
 #define HERE(p) __asm__("" : "+r"(p))
 
-// 16 bytes from each pointer, as far as a vector has quarters.
-INLINE vi load_quarters(const void *a, const void *b, const void *c, const void *d)
-{
-    (void)b, (void)c, (void)d;
-#if LANES == 16
-    __m256i low = _mm256_loadu2_m128i(b, a), high = _mm256_loadu2_m128i(d, c);
-    return (vi)_mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1);
-#elif LANES == 8
-    return (vi)_mm256_loadu2_m128i(b, a);
-#else
-    return (vi)vload(a);
-#endif
-}
-
 // 16 bytes each of rows i, i + 4, ... of a panel, whose row 0 has them at `at`.
-INLINE vi load_rows(const char *at, size_t pitch, int i)
+INLINE vi load_rows(const void *at, size_t pitch, int i)
 {
     at += (size_t)i * pitch;
     HERE(at);
-    return load_quarters(at, at + 4 * pitch, at + 8 * pitch, at + 12 * pitch);
+#if LANES == 16
+    __m256i low = _mm256_loadu2_m128i(at + 4 * pitch, at);
+    __m256i high = _mm256_loadu2_m128i(at + 12 * pitch, at + 8 * pitch);
+    return (vi)_mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1);
+#elif LANES == 8
+    return (vi)_mm256_loadu2_m128i(at + 4 * pitch, at);
+#else
+    return (vi)vload(at);
+#endif
 }
 
 // The same 16 bytes in every quarter.
@@ -1988,18 +1990,11 @@ INLINE void transpose_rows(const void *at, size_t pitch, vi a[4])
 
 // --- Scales -------------------------------------------------------------------------------------
 
-// The half at bit 0 of each word, or at bit 16.
-INLINE vf half_at(int bit, vi words)
-{
-    return half_to_vf(__builtin_convertvector(words >> bit, vh));
-}
-
 // Planar rows have their scales apart, a row of floats for each. Up to three more than there are
 // may be read and stored. Those of the panel after the next are asked for.
-static void scales_planar(const TensorType *type, const uint8_t *rows, size_t pitch, size_t n,
-                          float *scale, float *min)
+static void scales_planar(const uint8_t *rows, size_t pitch, size_t n, float *scale, float *min)
 {
-    (void)type, (void)min;
+    (void)min;
     for (size_t at = 0; at < PANEL * pitch; at += 64)
         __builtin_prefetch(rows + 2 * PANEL * pitch + at, 0, 2);
     for (size_t g = 0; g < n; g += 4, rows += 16, scale += 4 * PANEL) {
@@ -2012,17 +2007,7 @@ static void scales_planar(const TensorType *type, const uint8_t *rows, size_t pi
 // Blocks of 32: half d, half m if the type has minima, and bytes (Q8_0), or nibbles (Q4), or a
 // fifth bit of each in 4 bytes and nibbles (Q5). The low nibbles of 16 bytes are values 0..15, the
 // high ones 16..31. A value is q * d + m, or (q - half the range) * d.
-static void scales_32(const TensorType *type, const uint8_t *rows, size_t pitch, size_t n,
-                      float *scale, float *min)
-{
-    for (; n; n--, rows += type->bytes, scale += PANEL, min += PANEL) {
-        vi w[4]; // of which the first has the halves
-        transpose_rows(rows, pitch, w);
-        vstore(scale, half_at(0, w[0]));
-        if (type->has_min) vstore(min, -half_at(16, w[0]));
-    }
-}
-
+//
 // Blocks of 256 have halves d and dmin, and numbers of four to eight bits by which each group's
 // scale is a multiple of d, and its minimum one of dmin. The numbers lie in 16 bytes, of which
 // words are looked at in all rows at once: `bits` bits of them from bit `first` on, as an integer.
@@ -2031,81 +2016,67 @@ INLINE vi bits_at(const vi w[4], int first, int bits)
     return w[first / 32] >> first % 32 & ((1 << bits) - 1);
 }
 
-// The number of group g's scale (min 0) or of its minimum (min 1), one function for each type.
-typedef vi (*Number)(const vi w[4], int g, int min);
-
 // Q4_K and Q5_K: half d, half dmin, and for each of 8 groups of 32 a scale and a minimum of six
 // bits in 12 bytes: those of groups 0..3 in the low bits of bytes 0..7, those of groups 4..7 in
 // bytes 8..11 (four bits each) and the high bits of bytes 0..7 (two each). In Q5_K then a plane of
 // 32 bytes: bit g of byte k is the fifth bit of group g's k. Then 32 bytes a pair of groups: one in
 // the low nibbles, the next in the high ones.
-INLINE vi number_k(const vi w[4], int g, int min)
+INLINE vi number_k(const vi w[4], int g)
 {
-    vi six = w[1 + min], four = (w[3] >> 4 * min & 0x0f0f0f0f) | (six >> 2 & 0x30303030);
-    return (g < 4 ? six & 0x3f3f3f3f : four) >> g % 4 * 8 & 0xff;
+    vi six = w[1 + g / 8], four = (w[3] >> g / 8 * 4 & 0x0f0f0f0f) | (six >> 2 & 0x30303030);
+    return (g % 8 < 4 ? six & 0x3f3f3f3f : four) >> g % 4 * 8 & 0xff;
 }
 
 // Q6_K: 128 bytes of nibbles, 64 of upper pairs of bits, an int8 scale for each of 16 groups of 16,
 // and half d: (q - 32) * scale * d. Each half of the block is four rows of 32 values: rows 0 and 1
 // in the low nibbles of 64 bytes, 2 and 3 in the high ones, row r's upper bits at bit 2r of 32.
-INLINE vi number_q6_k(const vi w[4], int g, int min)
-{
-    (void)min;
-    return w[g / 4] << (24 - g % 4 * 8) >> 24;
-}
+INLINE vi number_q6_k(const vi w[4], int g) { return w[g / 4] << (24 - g % 4 * 8) >> 24; }
 
 // Q2_K: for each of 16 groups of 16 a byte, the scale in its low nibble and the minimum in its high
 // one, then 64 bytes of pairs of bits, half d and half dmin.
-INLINE vi number_q2_k(const vi w[4], int g, int min) { return bits_at(w, g * 8 + min * 4, 4); }
+INLINE vi number_q2_k(const vi w[4], int g) { return bits_at(w, g % 16 * 8 + g / 16 * 4, 4); }
 
 // Q3_K: a plane of 32 bytes with the third bits, 64 bytes of pairs, 12 of scales of six bits, less
 // 32, and half d. The low four bits of scales 0..7 are the low nibbles of bytes 0..7, those of
 // 8..15 the high ones; bytes 8..11 have the upper two, of scales 0..3 in their lowest bits and so
-// on. Two bytes of codes come before them in w.
-INLINE vi number_q3_k(const vi w[4], int g, int min)
+// on. A word of codes comes before them in w.
+INLINE vi number_q3_k(const vi w[4], int g)
 {
-    (void)min;
-    vi low = bits_at(w, 16 + g % 8 * 8 + g / 8 * 4, 4);
-    return (low | bits_at(w, 80 + g % 4 * 8 + g / 4 * 2, 2) << 4) - 32;
+    vi low = bits_at(w, 32 + g % 8 * 8 + g / 8 * 4, 4);
+    return (low | bits_at(w, 96 + g % 4 * 8 + g / 4 * 2, 2) << 4) - 32;
 }
 
 // IQ4_XS: half d, then for each of 8 groups of 32 a scale of six bits, less 32: the upper two bits
 // of all in two bytes, the low four in four bytes, two each; then nibbles, 16 bytes a group.
-INLINE vi number_iq4_xs(const vi w[4], int g, int min)
+INLINE vi number_iq4_xs(const vi w[4], int g)
 {
-    (void)min;
     return (bits_at(w, 32 + g * 4, 4) | bits_at(w, 16 + g * 2, 2) << 4) - 32;
 }
 
-// The numbers' 16 bytes are those from byte `at` of a block on; d, with dmin behind it, is byte
-// d_at of those from `last` on. All up to `last` is constant where this is inlined.
-INLINE void scales_256(Number number, int groups, int has_min, size_t at, size_t d_at, size_t last,
-                       const TensorType *type, const uint8_t *rows, size_t pitch, size_t n,
-                       float *scale, float *min)
+// The half that lies at the same place in each row.
+INLINE vf load_halves(const uint8_t *at, size_t pitch)
 {
-    for (; n; n--, rows += type->bytes) {
-        vi w[4], halves[4];
-        transpose_rows(rows + at, pitch, w);
-        transpose_rows(rows + last, pitch, halves);
-        vf d = half_at((int)d_at % 4 * 8, halves[d_at / 4]), dmin = half_at(16, halves[d_at / 4]);
+    vh halves = {0};
+    for (size_t r = 0; r < PANEL; r++) memcpy((uint16_t *)&halves + r, at + r * pitch, 2);
+    return half_to_vf(halves);
+}
+
+// See Scales. `type` is a constant wherever this is inlined.
+INLINE void read_scales(const TensorType *type, const uint8_t *rows, size_t pitch, size_t n,
+                        float *scale, float *min)
+{
+    for (int groups = (int)(type->block / type->group); n; n--, rows += type->bytes) {
+        vi w[4];
+        vf d = load_halves(rows + type->d_at, pitch);
+        vf dmin = type->has_min ? load_halves(rows + type->d_at + 2, pitch) : d;
+        if (type->number) transpose_rows(rows + type->numbers, pitch, w);
         for (int g = 0; g < groups; g++, scale += PANEL, min += PANEL) {
-            vstore(scale, d * __builtin_convertvector(number(w, g, 0), vf));
-            if (has_min) vstore(min, dmin * __builtin_convertvector(number(w, g, 1), vf));
+            vstore(scale, type->number ? d * vfloat(type->number(w, g)) : d);
+            if (!type->has_min) continue;
+            vstore(min, type->number ? dmin * vfloat(type->number(w, g + groups)) : -dmin);
         }
     }
 }
-
-#define SCALES_256(name, ...) \
-    static void scales_##name(const TensorType *type, const uint8_t *rows, size_t pitch, size_t n, \
-                              float *scale, float *min) \
-    { \
-        scales_256(number_##name, __VA_ARGS__, type, rows, pitch, n, scale, min); \
-    }
-SCALES_256(k, 8, 1, 0, 0, 0)
-SCALES_256(q2_k, 16, 1, 0, 12, 68)
-SCALES_256(q3_k, 16, 0, 94, 14, 94)
-SCALES_256(q6_k, 16, 0, 192, 14, 194)
-SCALES_256(iq4_xs, 8, 0, 0, 0, 0)
 
 // --- Words --------------------------------------------------------------------------------------
 // Words are four codes that are multiplied together with four int8 of x: dot_words() adds their
@@ -2143,6 +2114,13 @@ INLINE vi dot_words(int bits, vi sum, vi w, vi x)
 #endif
 }
 
+// How many words' products a sum has room for before it must be widened.
+INLINE size_t room_for(int bits)
+{
+    if (!NARROW || bits == 8) return SIZE_MAX;
+    return bits < 5 ? 8 : 8 >> (bits - 4);
+}
+
 INLINE vi widen(int bits, vi sum)
 {
 #if LANES == 8
@@ -2151,18 +2129,12 @@ INLINE vi widen(int bits, vi sum)
     return (void)bits, sum;
 }
 
-// How many words' products a narrow sum has room for, or 0 where sums are never narrow.
-INLINE size_t narrow_words(int bits)
-{
-    return !NARROW || bits == 8 ? 0 : bits < 5 ? 8 : 8 >> (bits - 4);
-}
-
 // In each quarter the sums a0 + a2, b0 + b2, a1 + a3, b1 + b3: twice, of pairs, they are the sums
 // of the four words of four vectors, each in its lane.
-INLINE vi add_zips(int narrow, vi a, vi b)
+INLINE vi add_zips(int bits, vi a, vi b)
 {
     vi low = zip_low(a, b), high = zip_high(a, b);
-    return narrow ? (vi)((vs)low + (vs)high) : low + high;
+    return NARROW && bits < 8 ? (vi)((vs)low + (vs)high) : low + high;
 }
 
 // --- Codes --------------------------------------------------------------------------------------
@@ -2233,7 +2205,7 @@ static void unpack_blocks(const Tensor *t, size_t row, float *out)
     const uint8_t *b = t->data + row * n * type->bytes;
     for (; n; n--, b += type->bytes, out += type->block) {
         float scale[16 * PANEL], min[16 * PANEL] = {0};
-        type->scales(type, b, 0, 1, scale, min);
+        type->scales(b, 0, 1, scale, min);
         for (size_t u = 0; u < type->block / 32; u++) {
             vi codes[2];
             read_codes(type, (const char *)b, 0, 0, u, codes);
@@ -2298,7 +2270,7 @@ struct Panel {
 INLINE vf add_group(const TensorType *type, vf sum, const Panel *p, size_t g, vi d,
                     float minus_sum, float scale)
 {
-    vf products = __builtin_convertvector(d, vf);
+    vf products = vfloat(d);
     if (type->zero) products = vmuladd(vset(minus_sum), vset((float)type->zero), products);
     sum = vmuladd(products, vload(p->scales + g * PANEL) * vset(scale), sum);
     if (!type->has_min) return sum;
@@ -2316,37 +2288,35 @@ INLINE void prefetch_block(const TensorType *type, const Panel *p, const char *a
 
 // d[g], lane r: the dot product of group g of row r's block with that of x. For one token it is
 // cheaper to multiply rows as they lie, and to transpose the sums. A unit's two pieces belong to
-// one group or to two, and `step` units together make them whole. Narrow sums are widened as late
-// as there is room in them: when all is added, or two rows are.
+// one group or to two, and `step` units together make them whole. Narrow sums are widened when all
+// is added, if there is room for that, else when two rows are.
 INLINE void dot_block(const TensorType *type, const Panel *p, const char *at, const int8_t *x,
                       vi *d)
 {
-    size_t sides = 16 * type->apart < type->group ? 1 : 2, bits = type->bits;
+    int bits = type->bits, late = room_for(bits) >= type->group / 4, rest = late ? bits : 8;
+    size_t sides = 16 * type->apart < type->group ? 1 : 2;
     size_t step = max_size(1, type->group / 32 * sides);
-    int narrow = narrow_words(bits) > 0, late = narrow_words(bits) >= type->group / 4;
     vi half[2][2]; // of the rows, their sums zipped
 #pragma GCC unroll 8
     for (size_t u = 0; u < type->block / 32; u += step) {
         for (int i = 0; i < 2; i++) {
             vi sum[2][2] = {{{0}}}; // of rows i and i + 2
-            for (size_t v = u; v < u + 2 * step; v++) {
-                vi codes[2];
-                size_t unit = u + (v - u) % step, j = (v - u) / step;
-                read_codes(type, at, p->pitch, i + 2 * (int)j, unit, codes);
+            for (size_t v = 0; v < 2 * step; v++) {
+                vi codes[2], *s = sum[v / step];
+                read_codes(type, at, p->pitch, i + 2 * (int)(v / step), u + v % step, codes);
                 for (size_t h = 0; h < 2; h++) {
-                    vi xh = load_everywhere(x + 16 * piece_of(type, unit, h));
-                    sum[h % sides][j] = dot_words(bits, sum[h % sides][j], codes[h], xh);
+                    vi xh = load_everywhere(x + 16 * piece_of(type, u + v % step, h));
+                    s[h % sides] = dot_words(bits, s[h % sides], codes[h], xh);
                 }
             }
             for (size_t h = 0; h < sides; h++) {
-                half[h][i] = add_zips(narrow, sum[h][0], sum[h][1]);
+                half[h][i] = add_zips(bits, sum[0][h], sum[1][h]);
                 if (!late) half[h][i] = widen(bits, half[h][i]);
             }
         }
-        for (size_t h = 0; h < sides; h++) {
-            vi whole = add_zips(late, half[h][0], half[h][1]);
-            d[piece_of(type, u, h) * 16 / type->group] = late ? widen(bits, whole) : whole;
-        }
+        for (size_t h = 0; h < sides; h++)
+            d[piece_of(type, u, h) * 16 / type->group] =
+                widen(rest, add_zips(rest, half[h][0], half[h][1]));
     }
 }
 
@@ -2394,7 +2364,7 @@ INLINE void tile_some(const TensorType *type, const Panel *p, size_t t)
     const Quantized *x = p->x;
     const vi *words = p->words;
     size_t n_groups = x->n_groups, cols = n_groups * type->group, quads = type->group / 4;
-    size_t run = narrow_words(type->bits) ? min_size(quads, narrow_words(type->bits)) : quads;
+    size_t run = min_size(quads, room_for(type->bits));
     const int8_t *q = x->q + t * cols;
     vf sum[Q8_TOKENS] = {{0}};
     for (size_t g = 0; g < n_groups; g++, words += quads, q += type->group) {
@@ -2440,27 +2410,34 @@ static void tile_planar(const Panel *p)
     else tile_groups(p->x->group, p);
 }
 
-// The types in blocks, their numbers in GGUF, what reads their scales, and all from `block` on.
+// The types in blocks: names, numbers in GGUF, and what TensorType has from `block` on, in its
+// order. From here each goes to the functions that are made for it and to the table.
 #define BLOCK_TYPES(TYPE) \
-    TYPE(q8_0, 8, 32, 32, 34, 32, 0, 8, 8, ZERO, 1, 2, 0) \
-    TYPE(q4_0, 2, 32, 32, 18, 32, 0, 4, 4, 8, 1, 2, 0) \
-    TYPE(q4_1, 3, 32, 32, 20, 32, 1, 4, 4, 0, 1, 4, 0) \
-    TYPE(q5_0, 6, 32, 32, 22, 32, 0, 5, 4, 16, 1, 6, 2) \
-    TYPE(q5_1, 7, 32, 32, 24, 32, 1, 5, 4, 0, 1, 8, 4) \
-    TYPE(q2_k, 10, q2_k, 256, 84, 16, 1, 2, 2, 0, 2, 16, 0) \
-    TYPE(q3_k, 11, q3_k, 256, 110, 16, 0, 3, 2, 4, 2, 32, 0) \
-    TYPE(q4_k, 12, k, 256, 144, 32, 1, 4, 4, 0, 2, 16, 0) \
-    TYPE(q5_k, 13, k, 256, 176, 32, 1, 5, 4, 0, 2, 48, 16) \
-    TYPE(q6_k, 14, q6_k, 256, 210, 16, 0, 6, 4, 32, 4, 0, 128) \
-    TYPE(iq4_nl, 20, 32, 32, 18, 32, 0, 8, 4, ZERO, 1, 2, 0) \
-    TYPE(iq4_xs, 23, iq4_xs, 256, 136, 32, 0, 8, 4, ZERO, 1, 8, 0)
+    TYPE(q8_0, 8, 32, 34, 32, 0, 8, 8, ZERO, 1, 2, 0, 0, 0, NULL) \
+    TYPE(q4_0, 2, 32, 18, 32, 0, 4, 4, 8, 1, 2, 0, 0, 0, NULL) \
+    TYPE(q4_1, 3, 32, 20, 32, 1, 4, 4, 0, 1, 4, 0, 0, 0, NULL) \
+    TYPE(q5_0, 6, 32, 22, 32, 0, 5, 4, 16, 1, 6, 2, 0, 0, NULL) \
+    TYPE(q5_1, 7, 32, 24, 32, 1, 5, 4, 0, 1, 8, 4, 0, 0, NULL) \
+    TYPE(q2_k, 10, 256, 84, 16, 1, 2, 2, 0, 2, 16, 0, 80, 0, number_q2_k) \
+    TYPE(q3_k, 11, 256, 110, 16, 0, 3, 2, 4, 2, 32, 0, 108, 92, number_q3_k) \
+    TYPE(q4_k, 12, 256, 144, 32, 1, 4, 4, 0, 2, 16, 0, 0, 0, number_k) \
+    TYPE(q5_k, 13, 256, 176, 32, 1, 5, 4, 0, 2, 48, 16, 0, 0, number_k) \
+    TYPE(q6_k, 14, 256, 210, 16, 0, 6, 4, 32, 4, 0, 128, 208, 192, number_q6_k) \
+    TYPE(iq4_nl, 20, 32, 18, 32, 0, 8, 4, ZERO, 1, 2, 0, 0, 0, NULL) \
+    TYPE(iq4_xs, 23, 256, 136, 32, 0, 8, 4, ZERO, 1, 8, 0, 0, 0, number_iq4_xs)
 
-#define TILE(name, number, scales, ...) \
+#define KERNELS(name, gguf, ...) \
+    static void scales_##name(const uint8_t *r, size_t pitch, size_t n, float *scale, float *min) \
+    { \
+        const TensorType type = {NULL, 0, NULL, NULL, NULL, __VA_ARGS__}; \
+        read_scales(&type, r, pitch, n, scale, min); \
+    } \
     static void tile_##name(const Panel *p) \
     { \
-        tile_codes(&(const TensorType){NULL, 0, NULL, NULL, NULL, __VA_ARGS__}, p); \
+        const TensorType type = {NULL, 0, NULL, NULL, NULL, __VA_ARGS__}; \
+        tile_codes(&type, p); \
     }
-BLOCK_TYPES(TILE)
+BLOCK_TYPES(KERNELS)
 
 enum { T_F32, T_F16, T_BF16, T_Q8, T_BLOCKS };
 static const TensorType tensor_types[] = {
@@ -2468,8 +2445,8 @@ static const TensorType tensor_types[] = {
     [T_F16] = {.name = "f16", .gguf = AS_F16, .block = 1, .bytes = 2, .unpack = unpack_floats},
     [T_BF16] = {.name = "bf16", .gguf = AS_BF16, .block = 1, .bytes = 2, .unpack = unpack_floats},
     [T_Q8] = {"q8_0 (planar)", -1, unpack_q8, tile_planar, scales_planar, .block = 1, .bytes = 1},
-#define ROW(name, number, scales, ...) \
-    {#name, number, unpack_blocks, tile_##name, scales_##scales, __VA_ARGS__},
+#define ROW(name, gguf, ...) \
+    {#name, gguf, unpack_blocks, tile_##name, scales_##name, __VA_ARGS__},
     BLOCK_TYPES(ROW)
 };
 
@@ -2591,8 +2568,8 @@ static void product_q8(const Matmul *m, const Product *p, size_t r0, size_t n_ro
         rows = memcpy(mins + n, rows, n_rows * pitch);
         if (planar) apart = memcpy((uint8_t *)rows + PANEL * pitch, apart, n_rows * planar);
     }
-    if (planar) type->scales(type, apart, planar, n_groups, scales, mins);
-    else type->scales(type, rows, pitch, n_blocks, scales, mins);
+    if (planar) type->scales(apart, planar, n_groups, scales, mins);
+    else type->scales(rows, pitch, n_blocks, scales, mins);
     type->tile(&(Panel){.rows = (const char *)rows, .pitch = pitch, .scales = scales,
                         .mins = mins, .words = words, .x = m->act, .out = p->out + r0,
                         .out_pitch = w->rows, .n_rows = n_rows});

@@ -357,7 +357,7 @@ static void test_blocks(void)
         matmul(&act, &(Product){&w, all}, 1, x, N);
         for (size_t r0 = 0; r0 < rows; r0 += PANEL) {
             size_t n_rows = min_size(PANEL, rows - r0);
-            type->scales(type, data + r0 * pitch, pitch, n, scales, mins);
+            type->scales(data + r0 * pitch, pitch, n, scales, mins);
             for (size_t r = 0; r < n_rows; r++)
                 block_codes(type, data + (r0 + r) * pitch, n, codes + r * cols);
             tile_plain(codes, scales, type->has_min ? mins : NULL, &act, want + r0, rows, n_rows);
@@ -381,7 +381,7 @@ static void test_scales_planar(void)
     float *a = random_floats(PANEL * MOST + 3), *out = xcalloc(PANEL * (MOST + 3), 4);
     for (size_t n = 1; n <= MOST; n++) {
         int bad = 0;
-        scales_planar(NULL, (uint8_t *)a, n * 4, n, out, NULL);
+        scales_planar((uint8_t *)a, n * 4, n, out, NULL);
         for (size_t i = 0; i < n; i++)
             for (int r = 0; r < PANEL; r++)
                 bad += out[i * PANEL + (size_t)r] != a[(size_t)r * n + i];
