@@ -2053,23 +2053,22 @@ INLINE vi number_iq4_xs(const vi w[4], int g)
     return (bits_at(w, 32 + g * 4, 4) | bits_at(w, 16 + g * 2, 2) << 4) - 32;
 }
 
-// The half that lies at the same place in each row.
-INLINE vf load_halves(const uint8_t *at, size_t pitch)
+// The half at bit 0 of each word, or at bit 16.
+INLINE vf half_at(size_t bit, vi words)
 {
-    vh halves = {0};
-    for (size_t r = 0; r < PANEL; r++) memcpy((uint16_t *)&halves + r, at + r * pitch, 2);
-    return half_to_vf(halves);
+    return half_to_vf(__builtin_convertvector(words >> (int)bit, vh));
 }
 
 // See Scales. `type` is a constant wherever this is inlined.
 INLINE void read_scales(const TensorType *type, const uint8_t *rows, size_t pitch, size_t n,
                         float *scale, float *min)
 {
+    size_t at = min_size(type->d_at, type->bytes - 16), d_at = type->d_at - at; // 16 with d
     for (int groups = (int)(type->block / type->group); n; n--, rows += type->bytes) {
-        vi w[4];
-        vf d = load_halves(rows + type->d_at, pitch);
-        vf dmin = type->has_min ? load_halves(rows + type->d_at + 2, pitch) : d;
-        if (type->number) transpose_rows(rows + type->numbers, pitch, w);
+        vi w[4], halves[4];
+        transpose_rows(rows + at, pitch, halves);
+        transpose_rows(rows + type->numbers, pitch, w);
+        vf d = half_at(d_at % 4 * 8, halves[d_at / 4]), dmin = half_at(16, halves[d_at / 4]);
         for (int g = 0; g < groups; g++, scale += PANEL, min += PANEL) {
             vstore(scale, type->number ? d * vfloat(type->number(w, g)) : d);
             if (!type->has_min) continue;
