@@ -370,7 +370,7 @@ static void use_factors(const uint8_t *data, size_t size)
     input = data + 1;
     input_size = size - 1;
     const float *list = read_factors("fuzz", pairs);
-    for (size_t i = 0; i < pairs; i++) MUST(list[i] > 0 && list[i] < 1e6f);
+    for (size_t i = 0; i < pairs; i++) MUST(list[i] > 0 && list[i] <= 1e6f);
 }
 
 static const struct {
