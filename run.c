@@ -2059,7 +2059,7 @@ INLINE vf half_at(size_t bit, vi words)
     return half_to_vf(__builtin_convertvector(words >> (int)bit, vh));
 }
 
-// See Scales. `type` is a constant wherever this is inlined.
+// What Scales asks for, of blocks. `type` is a constant wherever this is inlined.
 INLINE void read_scales(const TensorType *type, const uint8_t *rows, size_t pitch, size_t n,
                         float *scale, float *min)
 {
@@ -2295,7 +2295,7 @@ INLINE void dot_block(const TensorType *type, const Panel *p, const char *at, co
     int bits = type->bits, late = room_for(bits) >= type->group / 4, rest = late ? bits : 8;
     size_t sides = 16 * type->apart < type->group ? 1 : 2;
     size_t step = max_size(1, type->group / 32 * sides);
-    vi half[2][2]; // of the rows, their sums zipped
+    vi half[2][2]; // of the rows, their sums zipped; within the loop gcc 12 may mix up its places
 #pragma GCC unroll 8
     for (size_t u = 0; u < type->block / 32; u += step) {
         for (int i = 0; i < 2; i++) {

@@ -285,50 +285,59 @@ static void tile_plain(const int8_t *codes, const float *scales, const float *mi
 }
 
 // One shape: the fast tile equals the plain one bit for bit, and both the definition in double.
-static void check_tile_q8(size_t n, size_t cols, size_t group, int n_rows)
+static void check_tile_q8(size_t n, size_t cols, size_t group, int n_rows, int has_min)
 {
     enum { STRIDE = 19 };
     Quantized x = quantized(n, cols, group);
     float *act = random_floats(n * cols), *scales = random_floats(cols / group * PANEL);
+    float *mins = random_floats(cols / group * PANEL);
     int8_t *w = xcalloc(PANEL * cols, 1);
     for (size_t i = 0; i < PANEL * cols; i++) w[i] = (int8_t)(random_bits() >> 24); // -128 too
     for (size_t t = 0; t < n; t++) quantize_row(act + t * cols, t, &x);
     float *fast = xcalloc(n * STRIDE, 4), *plain = xcalloc(n * STRIDE, 4);
     void *room = xcalloc(PANEL * cols, 1);
-    tile_planar(&(Panel){.rows = (char *)w, .pitch = cols, .scales = scales, .words = room,
-                         .x = &x, .out = fast, .out_pitch = STRIDE, .n_rows = (size_t)n_rows});
-    tile_plain(w, scales, NULL, &x, plain, STRIDE, (size_t)n_rows);
+    Panel panel = {.rows = (char *)w, .pitch = cols, .scales = scales, .mins = mins, .words = room,
+                   .x = &x, .out = fast, .out_pitch = STRIDE, .n_rows = (size_t)n_rows};
+    const TensorType with_min = {.block = group, .bytes = group, .group = group, .has_min = 1,
+                                 .bits = 8, .stored = 8, .zero = ZERO, .apart = 1};
+    if (has_min) tile_codes(&with_min, &panel); // planar types have no minima
+    else tile_planar(&panel);
+    tile_plain(w, scales, has_min ? mins : NULL, &x, plain, STRIDE, (size_t)n_rows);
     int before = n_failed, bad = 0;
     CHECK_BITS(fast, plain, n * STRIDE); // beyond n_rows both still hold zeros
     for (size_t t = 0; t < n; t++)
         for (int r = 0; r < n_rows; r++) {
             double want = 0, size = 0;
             for (size_t k = 0; k < cols; k++) {
-                double weight = (double)w[(size_t)r * cols + k] * scales[k / group * PANEL + (size_t)r];
+                size_t lane = k / group * PANEL + (size_t)r;
+                double weight = (double)w[(size_t)r * cols + k] * scales[lane];
+                if (has_min) weight -= mins[lane];
                 double p = weight * x.q[t * cols + k] * x.scale[k / group * n + t];
                 want += p, size += fabs(p);
             }
             bad += !(fabs(fast[t * STRIDE + (size_t)r] - want) <= 1e-6 * size);
         }
     CHECK_INT(bad, 0);
-    note_failures(before, "n %zu, cols %zu, group %zu, rows %d", n, cols, group, n_rows);
+    note_failures(before, "n %zu, cols %zu, group %zu, rows %d, min %d", n, cols, group, n_rows,
+                  has_min);
     free_quantized(&x);
-    free(act), free(scales), free(w), free(fast), free(plain), free(room);
+    free(act), free(scales), free(mins), free(w), free(fast), free(plain), free(room);
 }
 
 static void test_tile_q8(void)
 {
     size_t groups[] = {32, 64, 96, 128, 256};
-    for (size_t i = 0; i < COUNT(groups); i++) {
-        size_t group = groups[i];
-        for (size_t n = 1; n <= 20; n++) check_tile_q8(n, 2 * group, group, PANEL);
+    for (size_t i = 0; i < 2 * COUNT(groups); i++) {
+        size_t group = groups[i / 2];
+        int has_min = i % 2;
+        for (size_t n = 1; n <= 20; n++) check_tile_q8(n, 2 * group, group, PANEL, has_min);
         for (int n_rows = 1; n_rows < PANEL; n_rows += 3) {
-            check_tile_q8(13, 4 * group, group, n_rows);
-            check_tile_q8(1, 4 * group, group, n_rows);
+            check_tile_q8(13, 4 * group, group, n_rows, has_min);
+            check_tile_q8(1, 4 * group, group, n_rows, has_min);
         }
-        check_tile_q8(9, group, group, PANEL);
-        check_tile_q8(9, 3 * group, group, PANEL);
-        check_tile_q8(2, 16 * group, group, PANEL - 1);
+        check_tile_q8(9, group, group, PANEL, has_min);
+        check_tile_q8(9, 3 * group, group, PANEL, has_min);
+        check_tile_q8(2, 16 * group, group, PANEL - 1, has_min);
     }
 }
 
