@@ -85,7 +85,7 @@ portable() {
     at=build/matrix/portable
     mkdir -p $at
     make -j2 portable BUILD=$at RUN=$at/run > $at.log 2>&1 || { result $at.log 1; return; }
-    make -j2 $at/engine $at/measure $at/make_model $at/mutate BUILD=$at >> $at.log 2>&1
+    make -j2 $at/engine $at/measure $at/make_model $at/make_gguf $at/mutate BUILD=$at >> $at.log 2>&1
     for level in v2 v3 v4; do
         RUN_KERNELS=$level sh tests/cli.sh $at >> $at.log 2>&1 || { result $at.log 1; return; }
     done
