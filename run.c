@@ -1697,7 +1697,7 @@ static void gather_scores(const Rows *w, size_t row, int64_t t0, float *score, f
 }
 
 // Place 3: adds the bias to what a row sees of the tile.
-static void add_score_bias(const Rows *w, size_t row, float *score, float *D)
+static void add_score_bias(const Rows *w, size_t row, float *score, const float *D)
 {
     const Config *c = &w->a->config;
     Query q = {c, w->a->prepared, w->row[row].head, w->row[row].i, w->q + row * w->d};
