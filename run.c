@@ -3186,7 +3186,7 @@ static const Option config_fields[] = {
     {FIELD(logit_cap, 1e-3, 1e6, 0, ".final_logit_softcapping")},
     // Positions past the trained length, of which the user has a say.
     {FIELD(rope.factor, 1, 1e6, 0, ".rope.scale_linear")}, // its name in old files
-    {"rope-scaling", 0, "METHOD", "to go past L; see below",
+    {"rope-scaling", 0, "METHOD", NULL,
      FIELD(rope.method, 0, N_ROPE_METHODS - 1, 84, NULL), .names = NAMES(rope_methods)},
     {"rope-factor", 0, "S", "(-c / L)", FIELD(rope.factor, 1, 1e6, 88, ".rope.scaling.factor")},
     {"rope-orig-ctx", 0, "L", "(as trained)",

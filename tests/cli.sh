@@ -348,6 +348,8 @@ works "run.c with chat.c" "$m" -i Once -n 20 -s 3
 same "run.c alone" "$tmp/want" "$tmp/out"
 "$build/engine" "$m" -m chat > "$tmp/out" 2> "$tmp/err"
 ended "run.c alone, -m chat" $? 2 "conversations are in chat.c"
+refused 2 "a method that is none" "$m" --rope-scaling nothing
+says "want none, linear" "a method that is none"
 "$build/make_gguf" "$tmp/bytes.gguf" llama f32 bpe
 works "byte-level tokenizer" "$tmp/bytes.gguf" -i Once -n 5
 "$build/engine" "$tmp/bytes.gguf" -i Once -n 5 > "$tmp/out" 2> "$tmp/err"
