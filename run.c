@@ -2460,25 +2460,12 @@ static size_t tensor_bytes(const Tensor *t)
 
 // --- float --------------------------------------------------------------------------------------
 // Every output is one sum in the order of section 2: running sums along the inner dimension, and at
-// the end the tree. A tile is DOT_ROWS rows and up to DOT_TOKENS tokens: a vector of each row meets
+// the end the tree, of a whole panel at once. A tile is DOT_ROWS rows and up to DOT_TOKENS tokens: a vector of each row meets
 // one of each token, so that a load serves several multiply-adds, and the sums of all pairs fill
 // the registers. Where a running sum is more than one vector, the tile is gone through once for
 // each. It is DOT_COLS columns wide, so that all of it stays in the first-level cache meanwhile.
 
 enum { DOT_ROWS = 4, DOT_TOKENS = GEMM_TOKENS / 2, DOT_COLS = 1024 };
-
-// Four of section 2's trees at once: a zip of two vectors adds up two numbers of each.
-INLINE v4 add_quarters(v4 a, v4 b)
-{
-    return (v4){a[0], b[0], a[1], b[1]} + (v4){a[2], b[2], a[3], b[3]};
-}
-
-INLINE v4 vsum4(const vf sums[4][SUM_VECTORS])
-{
-    v4 q[4];
-    for (int i = 0; i < 4; i++) q[i] = vsum_quarters(sums[i]);
-    return add_quarters(add_quarters(q[0], q[2]), add_quarters(q[1], q[3])) + 0;
-}
 
 // Adds to the sums the products of the numbers from `at` on, of which n are left. `as` and nt, the
 // number of tokens, are constants wherever this is inlined.
@@ -2574,25 +2561,44 @@ static void product_q8(const Matmul *m, const Product *p, size_t r0, size_t n_ro
                         .out_pitch = w->rows, .n_rows = n_rows});
 }
 
-// The same in float. Rows are used where they lie if they are of floats, or of halves that are
-// wanted once, and fill their tiles; else they are unpacked first, exactly. The last tile of tokens
-// takes some of those before, too, if it would not be full.
+// out[r] = section 2's tree over sums[r], for n <= PANEL rows: with the quarters of rows i, i + 4, ...
+// in one vector the tree runs in all of them, and as lanes are transposed, to its end.
+INLINE void sum_panel(const vf sums[PANEL][SUM_VECTORS], size_t n, float *out)
+{
+    vi fours[4], a[4];
+    for (int i = 0; i < 4; i++) {
+        vf q[4];
+        for (int k = 0; k < 4; k++)
+            q[k] = (vf)load_rows((const char *)sums + 16 * k, sizeof *sums, i);
+        fours[i] = (vi)((q[0] + q[2]) + (q[1] + q[3]));
+    }
+    transpose_words(fours, a);
+    vf sum = (((vf)a[0] + (vf)a[2]) + ((vf)a[1] + (vf)a[3])) + vset(0);
+    vstore_part(out, sum, n);
+}
+
+// The same in float. For one token rows are used where they lie, if they are of floats or halves
+// and fill their tiles; else they are unpacked first, exactly: many tokens want vectors that do not
+// straddle cache lines, and meanwhile the next panel is asked for, a share with each tile. The last
+// tile of tokens takes some of those before, too, if it would not be full.
 static void product_f32(const Matmul *m, const Product *p, size_t r0, size_t n_rows)
 {
     const Tensor *w = p->w;
     int many = m->n >= DOT_TOKENS, as = w->type->gguf;
     size_t nt = many ? DOT_TOKENS : 1, cols = w->cols, pitch = cols * w->type->bytes;
     size_t width = many ? DOT_COLS : cols; // a single token reads rows from end to end
-    const uint8_t *rows = w->data + r0 * pitch;
-    if (w->type->unpack != unpack_floats || (many && as != AS_F32) || n_rows % DOT_ROWS) {
+    const uint8_t *rows = w->data + r0 * pitch, *next = rows + PANEL * pitch;
+    size_t share = many ? ceil_div(PANEL * pitch, ceil_div(m->n, nt)) : 0;
+    if (w->type->unpack != unpack_floats || many || n_rows % DOT_ROWS) {
         float *unpacked = scratch(PANEL * cols * 4);
         for (size_t r = 0; r < n_rows; r++) w->type->unpack(w, r0 + r, unpacked + r * cols);
         rows = (const uint8_t *)unpacked, pitch = cols * 4, as = AS_F32;
     }
-    for (size_t t = 0; t < m->n; t += nt) {
+    for (size_t t = 0; t < m->n; t += nt, next += share) {
         vf sums[DOT_TOKENS][PANEL][SUM_VECTORS];
         size_t first = min_size(t, m->n - nt);
         const float *x = m->x + first * cols;
+        for (size_t i = 0; i < share; i += 64) __builtin_prefetch(next + i, 0, 2);
         for (size_t k = 0; k < cols; k += width)
             for (size_t r = 0; r < n_rows; r += DOT_ROWS) {
                 const uint8_t *at = rows + r * pitch;
@@ -2603,14 +2609,8 @@ static void product_f32(const Matmul *m, const Product *p, size_t r0, size_t n_r
                 else if (as == AS_F16) dot_tile(AS_F16, 1, at, pitch, x, cols, k, end, sum);
                 else dot_tile(AS_BF16, 1, at, pitch, x, cols, k, end, sum);
             }
-        for (size_t i = 0; i < nt; i++) {
-            float y[PANEL];
-            for (size_t r = 0; r < n_rows; r += DOT_ROWS) {
-                v4 four = vsum4(sums[i] + r);
-                memcpy(y + r, &four, sizeof four);
-            }
-            memcpy(p->out + (first + i) * w->rows + r0, y, n_rows * sizeof *y);
-        }
+        for (size_t i = 0; i < nt; i++)
+            sum_panel(sums[i], n_rows, p->out + (first + i) * w->rows + r0);
     }
 }
 
