@@ -20,7 +20,7 @@
 #
 # Text: tests/heldout.txt, see figures.sh. From the environment: MODELS and FIGURES (folders),
 # TOKENIZER, WINDOWS (of 4096 tokens; as much text at other lengths), SLIDES (likewise), TRIALS (in
-# a cell of a test), JOBS (at once).
+# a cell of a test), JOBS (at once); LENGTHS, STRETCHED, KEYED and ASKED (lengths in tokens, below).
 
 set -e
 build=$1
@@ -33,10 +33,10 @@ jobs=${JOBS:-$(getconf _NPROCESSORS_ONLN)}
 text=tests/heldout.txt
 raw=$build/survey
 trained=256
-lengths="256 512 1024 2048 4096"
-stretched="512 1024 2048" # by 2, 4 and 8
-keyed="256 512 1024 2048" # passkey
-asked="256 512 1024"      # multi-key, variable tracking
+lengths=${LENGTHS:-256 512 1024 2048 4096}
+stretched=${STRETCHED:-512 1024 2048} # by 2, 4 and 8
+keyed=${KEYED:-256 512 1024 2048}     # passkey
+asked=${ASKED:-256 512 1024}          # multi-key, variable tracking
 drawn="256 512 1024 2048" # positions drawn from 2048, as in training
 tab=$(printf '\t')
 
