@@ -33,9 +33,10 @@ by-parts | by-parts | --rope-scaling by-parts --rope-factor $factor
 yarn | yarn | --rope-scaling yarn --rope-factor $factor
 sinks | window + 4 sinks | --rope-scaling none --window $((trained - 4)) --sinks 4
 self-extend | self-extend | --rope-scaling none --self-extend $((2 * factor)):$half
+dual-chunk | dual-chunk | --rope-scaling none --dual-chunk $((trained * 11 / 16)):$((trained / 16))
 rerope | rerope | --rope-scaling none --rerope $half
 rerope-logn | rerope + log-n | --rope-scaling none --rerope $half --logn"
-names=${METHODS:-none linear ntk dynamic by-parts yarn sinks self-extend rerope rerope-logn}
+names=${METHODS:-none linear ntk dynamic by-parts yarn sinks self-extend dual-chunk rerope rerope-logn}
 keyed=${KEYED:-$names}
 
 mkdir -p "$raw" "$figures"
