@@ -237,19 +237,13 @@ INLINE void vstore_part(float *p, vf v, size_t n)
 // running sums are one vector of 16 lanes, two of 8 or four of 4.
 enum { SUMS = 16, SUM_VECTORS = SUMS / LANES };
 
-// The tree as far as the distance of 4.
-INLINE v4 vsum_quarters(const vf sums[SUM_VECTORS])
-{
-    v4 a[4];
-    memcpy(a, sums, sizeof a);
-    return (a[0] + a[2]) + (a[1] + a[3]);
-}
-
 // The whole tree. A sum of nothing but -0 would depend on whether zeros were added as padding:
 // adding 0 last makes it 0 in any case.
 INLINE float vsum(const vf sums[SUM_VECTORS])
 {
-    v4 b = vsum_quarters(sums);
+    v4 a[4];
+    memcpy(a, sums, sizeof a);
+    v4 b = (a[0] + a[2]) + (a[1] + a[3]);
     return ((b[0] + b[2]) + (b[1] + b[3])) + 0;
 }
 
@@ -2460,10 +2454,11 @@ static size_t tensor_bytes(const Tensor *t)
 
 // --- float --------------------------------------------------------------------------------------
 // Every output is one sum in the order of section 2: running sums along the inner dimension, and at
-// the end the tree, of a whole panel at once. A tile is DOT_ROWS rows and up to DOT_TOKENS tokens: a vector of each row meets
-// one of each token, so that a load serves several multiply-adds, and the sums of all pairs fill
-// the registers. Where a running sum is more than one vector, the tile is gone through once for
-// each. It is DOT_COLS columns wide, so that all of it stays in the first-level cache meanwhile.
+// the end the tree, of a whole panel at once. A tile is DOT_ROWS rows and up to DOT_TOKENS tokens:
+// a vector of each row meets one of each token, so that a load serves several multiply-adds, and
+// the sums of all pairs fill the registers. Where a running sum is more than one vector, the tile
+// is gone through once for each. It is DOT_COLS columns wide, so that all of it stays in the
+// first-level cache meanwhile.
 
 enum { DOT_ROWS = 4, DOT_TOKENS = GEMM_TOKENS / 2, DOT_COLS = 1024 };
 
@@ -2561,8 +2556,8 @@ static void product_q8(const Matmul *m, const Product *p, size_t r0, size_t n_ro
                         .out_pitch = w->rows, .n_rows = n_rows});
 }
 
-// out[r] = section 2's tree over sums[r], for n <= PANEL rows: with the quarters of rows i, i + 4, ...
-// in one vector the tree runs in all of them, and as lanes are transposed, to its end.
+// out[r] = vsum(sums[r]), for n <= PANEL rows: with the quarters of rows i, i + 4, ... in one
+// vector the tree runs in all of them, and to its end once rows are lanes.
 INLINE void sum_panel(const vf sums[PANEL][SUM_VECTORS], size_t n, float *out)
 {
     vi fours[4], a[4];

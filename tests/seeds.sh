@@ -19,15 +19,11 @@ names=${NAMES:-alibi t5 kerple shaw rope}
 tables=
 for folder; do
     n=$((${n:-0} + 1)) to=$build/seeds/$n
-    # A folder of links, so that survey.sh sees these models and no others.
-    rm -rf "$to" && mkdir -p "$to/models" "$to/survey"
+    rm -rf "$to" && mkdir -p "$to"
     cp "$build/plot" "$to/"
-    for name in $names; do
-        ln -s "$(cd "$folder" && pwd)/pe-$name.bin" "$to/models/"
-    done
-    LENGTHS=${LENGTHS:-256 1024 2048} STRETCHED=${STRETCHED:-1024 2048} KEYED=${KEYED:-256 1024} \
-        ASKED=${ASKED:-1024} MODELS=$to/models FIGURES=$to TOKENIZER=${TOKENIZER:-tokenizer.bin} \
-        sh tests/survey.sh "$to" > "$to/log"
+    NAMES=$names LENGTHS=${LENGTHS:-256 1024 2048} STRETCHED=${STRETCHED:-1024 2048} \
+        KEYED=${KEYED:-256 1024} ASKED=${ASKED:-1024} MODELS=$folder FIGURES=$to \
+        TOKENIZER=${TOKENIZER:-tokenizer.bin} sh tests/survey.sh "$to" > "$to/log"
     tables="$tables $to/survey.tsv"
 done
 

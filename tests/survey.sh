@@ -20,7 +20,8 @@
 #
 # Text: tests/heldout.txt, see figures.sh. From the environment: MODELS and FIGURES (folders),
 # TOKENIZER, WINDOWS (of 4096 tokens; as much text at other lengths), SLIDES (likewise), TRIALS (in
-# a cell of a test), JOBS (at once); LENGTHS, STRETCHED, KEYED and ASKED (lengths in tokens, below).
+# a cell of a test), JOBS (at once), NAMES (encodings, all of those below); LENGTHS, STRETCHED, KEYED
+# and ASKED (lengths in tokens, below).
 
 set -e
 build=$1
@@ -293,8 +294,8 @@ print_tables() {
 begin=$(date +%s)
 mkdir -p "$raw" "$figures"
 rm -f "$raw"/*
-names='' skipped=''
-for name in $(echo "$encodings" | awk '{ print $1 }'); do
+wanted=${NAMES:-$(echo "$encodings" | awk '{ print $1 }')} names='' skipped=''
+for name in $wanted; do
     if [ -e "$(model "$name")" ]; then names="$names $name"
     else skipped="$skipped $name"; fi
 done
