@@ -14,7 +14,7 @@
 // pthreads only. Keys are cached before rotation and RoPE is computed inside the attention loop,
 // so the published ways of stretching a model's context can be tried, and compared, exactly.
 //
-// How to read this file. Nothing is used before it is explained; three routes:
+// How to read this file. Code uses only what stands above it; three routes:
 //   position      sections 3 to 7, then 9: how position enters a Transformer, what can be
 //                 stretched, the attention loop. An evening; 1 and 2 have the words it is told in.
 //   one layer     section 3 (every shape), then forward() in section 9
@@ -75,8 +75,8 @@
 // it only where it gets memory or starts threads; whether its results are finite is looked at by
 // those who asked for them. Sizes are computed with saturating arithmetic: a product that does not
 // fit becomes SIZE_MAX, which equals no file's size and can be allocated by nobody, so one
-// comparison at the end catches every overflow on the way. A reader who came for the subject can go
-// on at section 3.
+// comparison at the end catches every overflow on the way. A reader who came for the subject can
+// look through section 2, the words that inner loops are written in, and go on at section 3.
 
 #define INLINE static inline __attribute__((always_inline))
 #define COUNT(array) (sizeof(array) / sizeof *(array))
@@ -489,7 +489,7 @@ typedef struct {
     double logit_scale;  // logits are divided by it, unless 0
     double score_cap, logit_cap; // c: x becomes c tanh(x / c), unless 0
     int global_every;  // every so many layers one is global, the others are local; 0: all global
-    int nope_every;    // every so many layers one knows no position: a local one that is still
+    int nope_every;    // every so many layers one knows no position: `local`, where nothing turns
     RopeConfig local;  // positions in local layers
 } Config;
 
@@ -566,7 +566,8 @@ static size_t kv_dim(const Config *c) { return (size_t)c->n_kv_heads * c->head_d
 //
 // --- Place 1: added to the embedding ------------------------------------------------------------
 //
-// x[dim] += a vector for position p, which linear interpolation (section 5) makes a fraction.
+// To x[dim], the embedding, embed_tokens() of section 9 adds a vector for position p, which is a
+// fraction where positions are interpolated (section 5).
 
 // For even e, PE[e] = sin(p / 10000^(e/dim)) and PE[e+1] its cosine. [Sin] 3.5
 static void add_sinusoidal(const Config *c, double p, float *x)
@@ -596,7 +597,8 @@ static void add_learned(const Config *c, double p, float *x)
 // one with the conjugate of the other i and j are gone, but for the distance D = i - j [RoPE]:
 //   score = a^2 / sqrt(head_dim) * sum over m of Re[ q_m conj(k_m) exp(I D theta_m) ]
 // (a, the attention factor, is 1 unless a method of section 5 says otherwise.) Re[q conj(k)] is the
-// plain dot product of the two as vectors of real numbers: once both are turned, nothing is new.
+// plain dot product of the two as vectors of real numbers: once both are turned, the score is the
+// usual one.
 //
 // A table of all angles would, for each head and layer, have to be read along with the keys, and in
 // floats it is twice as large as keys in half precision. But keys are read in tiles of TILE
@@ -850,7 +852,7 @@ static int is_rotary(const Config *c) { return encodings[c->encoding].rotates; }
 //   the attention factor a, which sharpens scores again that longer text has blurred;
 //   the distance D, so that no distance is larger than a trained one;
 //   the scale of the query, which sharpens like a, but by position.
-// One of each compose. The attention loop does not know which were chosen.
+// They can be combined, one of each. The attention loop does not know which were chosen.
 //
 // --- Frequencies --------------------------------------------------------------------------------
 //
@@ -876,11 +878,12 @@ static double rope_ntk(const RopeConfig *r, int dims, int m, double n)
     return rope_none(r, dims, m, n) * pow(r->factor, -2.0 * m / fmax(dims - 2, 1));
 }
 
-// NTK with the factor that the current length needs, and none up to L. [NTK], dynamic
+// NTK with a factor that grows with n, 1 + s (n / L - 1), and none up to L; with s = 1 it is n / L,
+// just what the length needs. [NTK], dynamic
 static double rope_dynamic(const RopeConfig *r, int dims, int m, double n)
 {
     RopeConfig now = *r;
-    now.factor = n > r->orig_ctx ? fmax(r->factor * n / r->orig_ctx - (r->factor - 1), 1) : 1;
+    now.factor = n > r->orig_ctx ? r->factor * n / r->orig_ctx - (r->factor - 1) : 1;
     return rope_ntk(&now, dims, m, n);
 }
 
@@ -924,7 +927,7 @@ static double rope_llama3(const RopeConfig *r, int dims, int m, double n)
 
 // A factor for each pair, found by search; one list for texts up to L, another for longer ones. Its
 // models are trained with the long list from the first token of a long text on, so n is the whole
-// text's length here, and one that grows past L must be read again. [LongRoPE]
+// text's length here, and a text that grows past L must be read again. [LongRoPE]
 static double rope_longrope(const RopeConfig *r, int dims, int m, double n)
 {
     const float *list = n > r->orig_ctx ? r->long_factors : r->short_factors;
@@ -947,7 +950,7 @@ static const struct {
     {"none", "as trained", rope_none, NULL, NEVER},
     {"linear", "all frequencies / s (position interpolation; also: pi)", rope_linear, NULL, NEVER},
     {"ntk", "a larger base: slow pairs interpolated, fast ones kept", rope_ntk, NULL, NEVER},
-    {"dynamic", "ntk with the factor that the current length needs", rope_dynamic, NULL, ALWAYS},
+    {"dynamic", "ntk with a factor that grows with the text", rope_dynamic, NULL, ALWAYS},
     {"by-parts", "slow pairs / s, fast ones kept, a ramp between", rope_by_parts, NULL, NEVER},
     {"yarn", "by-parts, and sharper attention", rope_by_parts, yarn_attention, NEVER},
     {"llama3", "by-parts with a ramp over turns", rope_llama3, NULL, NEVER},
@@ -976,18 +979,19 @@ static int rope_epoch(const RopeConfig *r, int64_t n)
 // = A(i) - B(j). Under map 0, the near one, both stand where they are. For each query the keys are
 // cut into runs, one a map: map 0 has the keys from first_key(0, i) to the query, map 1 those
 // before them, from first_key(1, i) on, and so on back to key 0.
-//   sinks         A = min(i, S + W - 1)     B = j          [Streaming]; of map 1's keys only j < S
-//                                                          are seen, the others are masked
+//   sinks         A = min(i, S + W - 1)     B = j          [Streaming]; keys behind the window of
+//                                                          W are masked, but for the first S
 //   self-extend   A = f(i) + W - f(W)       B = f(j) = floor(j / G)            [SelfExt]
 //   rerope        A = W                     B = 0          [ReRoPE]
 //   leaky-rerope  A = f(i) + W - f(W)       B = f(j) = j / k                   [ReRoPE]
 //   string        A = i - S + W             B = j          [STRING]
 //   dual-chunk    A = min(i mod C + C, C + W) towards the chunk before, min(2C - 1, C + W) towards
-//                 older ones                B = j mod C    [DCA], as ChunkLlama computes it (its
-//                 chunks have nothing to do with those in which a prompt is read)
-// A query sees the last W tokens (string: S; dual-chunk: its own chunk of C) under map 0.
+//                 older ones                B = j mod C    [DCA], as ChunkLlama computes it
+// A query sees the last W tokens (string: S; dual-chunk: its own chunk of C) under map 0. The terms
+// W - f(W) and W - S let far distances begin where the near ones end, or, with string, at W.
 // RopeConfig's `reach` holds the W of the first four rows, S of string and C; `other` holds G, k,
-// and the W of string and dual-chunk.
+// and the W of string and dual-chunk. Dual-chunk's chunks have nothing to do with those of a
+// prompt, the tokens that are read together (section 7).
 
 // How many maps the method has.
 static int n_maps(const RopeConfig *r)
@@ -995,8 +999,8 @@ static int n_maps(const RopeConfig *r)
     return r->distance == DIST_FULL ? 1 : r->distance == DIST_DUAL_CHUNK ? 3 : 2;
 }
 
-// B(j), and below it A(i). Tokens may stand at other positions than 0, 1, 2, ... under map 0, as a
-// model that was trained with random ones has met them (tests/measure.c).
+// B(j); the next function is A(i). Under map 0 tokens may stand elsewhere than at 0, 1, 2, ..., for
+// models that were trained with positions drawn at random (tests/measure.c).
 static double key_position(const RopeConfig *r, int map, int64_t j)
 {
     if (!map) return r->positions ? r->positions[j] : (double)j;
@@ -1040,7 +1044,7 @@ static double position_stretch(const Config *c)
 //
 // The more keys there are, the flatter the softmax; a query that is multiplied by more than 1 makes
 // it sharper again. By position, unlike the attention factor, so that short texts stay as they are:
-//   log-n                  max(1, ln(i + 1) / ln L), which keeps the entropy level. [ReRoPE]
+//   log-n                  max(1, ln(i + 1) / ln L), which keeps the entropy steady. [ReRoPE]
 //   attention temperature  1 + B ln(1 + floor((i + 1) / L0)). [Llama4]
 static double query_scale(const RopeConfig *r, int64_t i)
 {
@@ -1115,7 +1119,7 @@ static const float *key_table(const Angles *a, const RopeConfig *r, int map, siz
         return out;
     }
     if (!map || (r->distance != DIST_SELF_EXTEND && !crosses)) return a->key[map];
-    if (a->freq[0] == 0) return a->key[map]; // all columns are the same
+    if (a->freq[0] == 0 && a->decay[0] == 0) return a->key[map]; // all columns are the same
     for (int k = 0; k < TILE; k++) {
         double column = key_position(r, map, t0 + k) - first;
         int back = column < 0;
@@ -1152,7 +1156,7 @@ static const float *key_table(const Angles *a, const RopeConfig *r, int map, siz
 typedef void (*Work)(void *arg, size_t begin, size_t end);
 
 // A share is about so many multiplications at least, so that small models wait for no other thread.
-// Work that is more than a multiplication counts as several: callers divide.
+// Callers whose work is dearer than a multiplication take a quarter or an eighth of it.
 enum { MIN_SHARE = 1 << 16 };
 
 // The ticket and the count of finished items lie in cache lines of their own, so that who takes
@@ -1260,16 +1264,16 @@ static void *scratch(size_t bytes)
 // 7  Cache and attention
 //
 // For a query at i under one head, this section computes what these lines say, for many queries at
-// once and without a place for n scores:
+// once and without a place for n scores; scale(i) is a^2 query_scale(i) / sqrt(head_dim):
 //   for each key j <= i that the query can see
 //       map = the one in whose run j lies; D = A(i) - B(j) under it
 //       score[j] = scale(i) * (q turned by A(i)) . (k[j] turned by B(j)) + bias(D)
 //   weight = softmax(score)
 //   out = sum over j of weight[j] * v[j]
 //
-// The cache holds keys as the projection gave them, not rotated, for two reasons: a distance method
-// needs the same key at several positions, one for each map; and a method whose frequencies change
-// while the text grows must turn old keys anew (engines that cache turned keys mix bases there).
+// The cache holds keys that are not rotated, for two reasons: a distance method needs the same key
+// at several positions, one for each map; and a method whose frequencies change while the text
+// grows must turn old keys anew (engines that cache turned keys leave them at their old angles).
 // The cache is made of tiles of TILE positions that begin at absolute positions. A tile of keys is
 // transposed, [head_dim][TILE], real parts of the pairs first and then imaginary parts, so that the
 // rotation and the scores run over keys in vector lanes with no shuffles; a tile of values is
@@ -1302,12 +1306,12 @@ static const float MASKED = -INFINITY; // exp(MASKED - largest) = 0
 #endif
 
 // So many sums are made at a time: they fill the registers, of which AVX-512 has 32 and AVX2 16.
-enum { GEMM_TOKENS = LANES == 16 ? 12 : 6, GEMM_VECTORS = 2 };
+enum { GEMM_ROWS = LANES == 16 ? 12 : 6, GEMM_VECTORS = 2 };
 
 // Scores and weighted values are both small products of a few rows (queries) with a tile: [rows][d]
 // times [d][TILE], and [rows][TILE] times [TILE][v_dim]. A processor can do two multiply-adds of
 // vectors at once but load only two vectors meanwhile, so a number must be used several times for
-// each time it is loaded: GEMM_TOKENS rows meet GEMM_VECTORS vectors, and a load of either serves
+// each time it is loaded: GEMM_ROWS rows meet GEMM_VECTORS vectors, and a load of either serves
 // all of the others. Lanes are keys in the first and dimensions in the second, so each output is
 // one chain of multiply-adds in the order of k, and its bits do not depend on how many rows or
 // lanes are computed at once.
@@ -1317,7 +1321,7 @@ enum { GEMM_TOKENS = LANES == 16 ? 12 : 6, GEMM_VECTORS = 2 };
 INLINE void gemm_tile(size_t nt, size_t nv, const float *a, size_t lda, const float *b, size_t K,
                       size_t N, float *c)
 {
-    vf sum[GEMM_TOKENS][GEMM_VECTORS];
+    vf sum[GEMM_ROWS][GEMM_VECTORS];
     for (size_t t = 0; t < nt; t++)
         for (size_t v = 0; v < nv; v++) sum[t][v] = vload(c + t * N + v * LANES);
     for (size_t k = 0; k < K; k++) {
@@ -1340,7 +1344,7 @@ INLINE void gemm_tile(size_t nt, size_t nv, const float *a, size_t lda, const fl
 static void gemm_rows(size_t n, const float *a, size_t lda, const float *b, size_t K, size_t N,
                       float *c)
 {
-    enum { NT = GEMM_TOKENS, SOME = NT / 3, NV = GEMM_VECTORS };
+    enum { NT = GEMM_ROWS, SOME = NT / 3, NV = GEMM_VECTORS };
     for (size_t v = 0, nv; v < N; v += nv * LANES, b += nv * LANES) {
         nv = N - v < NV * LANES ? 1 : NV;
         for (size_t t = 0, nt; t < n; t += nt) {
@@ -1476,12 +1480,12 @@ typedef struct {
     int64_t first, last; // positions of the batch's queries
     float *q;            // [maps][rows][2][pairs]: q under each map, scaled
     float *qt;           // [rows][2][pairs]: q for one tile
-    float *tile;         // [2][pairs][TILE]: its keys, turned, and then [TILE][v_dim]: its values
+    float *tile;         // [2][pairs][TILE]: its keys, turned; later [TILE][v_dim]: its values
     float *table;        // [2][pairs][TILE]: room for a key table
     float *score;        // [maps][rows][TILE]
     float *o;            // [rows][v_dim]: of the segment at hand
     Row *row;            // [rows]
-} Rows;
+} Batch;
 
 // Tile t of a KV head in the current layer.
 static uint8_t *tile_at(const Attention *a, size_t kv_head, int64_t t)
@@ -1548,9 +1552,9 @@ static void plan_tiles(const Attention *a, const RopeConfig *r, Angles *angles)
 
 // Prepares all angles for the chunk's queries, once for all layers, and chooses the batch: how many
 // queries are attended to together. A large batch is good, since each turned tile of keys serves
-// all of it. But its queries must share their frequencies, its rows must fit into the caches
-// (BATCH_ROWS do), and there should be three items of work for each thread, so that others can make
-// up for a late one. A row's bits do not depend on which rows share its batch.
+// all of it. But its queries must share their frequencies, its rows must fit into the processor's
+// caches (BATCH_ROWS do), and there should be three items of work for each thread, so that others
+// can make up for a late one. A row's bits do not depend on which rows share its batch.
 enum { BATCH_ROWS = 192 };
 
 static void plan_positions(const Attention *a, Positions *p)
@@ -1581,7 +1585,7 @@ static void plan_positions(const Attention *a, Positions *p)
 
 // What item number `item` is about, counted through parts, in each part through batches, and in
 // each batch through KV heads; its rows get room carved from the thread's scratch memory.
-static Rows begin_item(const Attention *a, size_t item)
+static Batch begin_item(const Attention *a, size_t item)
 {
     const Positions *p = a->p;
     size_t n_kv = a->config.n_kv_heads, n_batches = ceil_div(a->n, p->batch);
@@ -1589,7 +1593,7 @@ static Rows begin_item(const Attention *a, size_t item)
     size_t q0 = item / n_kv % n_batches * p->batch, nq = min_size(p->batch, a->n - q0);
     size_t group = a->config.n_heads / n_kv, rows = nq * group;
     int64_t first = a->pos + (int64_t)q0;
-    Rows w = {.a = a, .p = p, .angles = p->angles + q0 * p->each, .kv_head = item % n_kv,
+    Batch w = {.a = a, .p = p, .angles = p->angles + q0 * p->each, .kv_head = item % n_kv,
               .part = item / n_kv / n_batches, .q0 = q0, .rows = rows, .group = group, .d = d,
               .v_dim = v_dim, .first = first, .last = first + (int64_t)nq - 1};
     size_t row = sizeof(Row) / sizeof(float);
@@ -1605,7 +1609,7 @@ static Rows begin_item(const Attention *a, size_t item)
 
 // Empties the rows' totals and loads their queries, turned by each map's phases (which carry the
 // scale of the score and of the query).
-static void begin_rows(const Rows *w)
+static void begin_rows(const Batch *w)
 {
     const Attention *a = w->a;
     for (size_t row = 0; row < w->rows; row++) {
@@ -1631,7 +1635,7 @@ static void multiply_rows(float *x, const float *y, size_t n)
 // section 4 in its three factors: keys are turned by their place in the tile, exp(I r theta), from
 // the key table; a row's q is turned by exp(I A(i) theta), in begin_rows(), and here back by the
 // tile's exp(I B(t0) theta).
-static void score_tile(const Rows *w, int map, int64_t t)
+static void score_tile(const Batch *w, int map, int64_t t)
 {
     const Angles *angles = w->angles;
     size_t d = w->d, pairs = d / 2;
@@ -1671,7 +1675,7 @@ static int keys_before(int64_t p, int64_t t0)
 // the keys of map 0 have theirs; those of other maps get it here, and D[TILE], if it is wanted, the
 // distances. Runs are gone through backwards from the query: each ends (`to`) where the one before
 // began (`from`). Keys behind the window (the sinks excepted) and keys to come are masked.
-static void gather_scores(const Rows *w, size_t row, int64_t t0, float *score, float *D)
+static void gather_scores(const Batch *w, size_t row, int64_t t0, float *score, float *D)
 {
     const RopeConfig *r = &w->p->rope;
     int64_t i = w->row[row].i;
@@ -1691,7 +1695,7 @@ static void gather_scores(const Rows *w, size_t row, int64_t t0, float *score, f
 }
 
 // Place 3: adds the bias to what a row sees of the tile.
-static void add_score_bias(const Rows *w, size_t row, float *score, const float *D)
+static void add_score_bias(const Batch *w, size_t row, float *score, const float *D)
 {
     const Config *c = &w->a->config;
     Query q = {c, w->a->prepared, w->row[row].head, w->row[row].i, w->q + row * w->d};
@@ -1726,7 +1730,7 @@ static void softmax_step(float *score, float *o, RowSums *sums, size_t v_dim, in
 
 // The attention loop's body: a batch's rows over the keys of tile t. Scores under each map that
 // some row needs; then row by row what it sees, the bias, the softmax; then the values.
-static void attend_tile(const Rows *w, int64_t t)
+static void attend_tile(const Batch *w, int64_t t)
 {
     const Attention *a = w->a;
     const Cache *c = &a->cache;
@@ -1769,7 +1773,7 @@ static void merge_row(const Attention *a, size_t to, const float *o, RowSums p)
 // Attention of a batch's rows over the tiles that lie in one segment, from t on and before `end`;
 // returns the tile after them. The next tile is asked for, into the second-level cache, while one
 // is worked on.
-static int64_t attend_segment(const Rows *w, int64_t t, int64_t end)
+static int64_t attend_segment(const Batch *w, int64_t t, int64_t end)
 {
     const Attention *a = w->a;
     int64_t stop = (t / SEGMENT_TILES + 1) * SEGMENT_TILES, next;
@@ -1793,7 +1797,7 @@ static void attend_parts(void *arg, size_t begin, size_t end)
 {
     const Attention *a = arg;
     for (size_t item = begin; item < end; item++) {
-        Rows w = begin_item(a, item);
+        Batch w = begin_item(a, item);
         int64_t t = (int64_t)w.part * SEGMENT_TILES, n_tiles = w.last / TILE + 1;
         begin_rows(&w);
         do t = attend_segment(&w, next_tile(&w.p->rope, w.first, t), n_tiles);
@@ -2460,7 +2464,7 @@ static size_t tensor_bytes(const Tensor *t)
 // is gone through once for each. It is DOT_COLS columns wide, so that all of it stays in the
 // first-level cache meanwhile.
 
-enum { DOT_ROWS = 4, DOT_TOKENS = GEMM_TOKENS / 2, DOT_COLS = 1024 };
+enum { DOT_ROWS = 4, DOT_TOKENS = GEMM_ROWS / 2, DOT_COLS = 1024 };
 
 // Adds to the sums the products of the numbers from `at` on, of which n are left. `as` and nt, the
 // number of tokens, are constants wherever this is inlined.

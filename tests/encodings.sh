@@ -103,6 +103,8 @@ for name in alibi t5 xpos kerple fire shaw sandwich; do
 done
 oracle xpos -c 300 --rope-scaling yarn --self-extend 3:80
 oracle xpos -c 300 --rope-scaling dynamic
+oracle xpos -c 300 --rope-fraction 0.01 --self-extend 3:80 # no pair turns, but all fade
+oracle xpos -c 300 --rope-fraction 0.01 --dual-chunk 50:10
 
 # Heads of a number that is no power of two; an odd count of pairs; buckets of another size; a
 # head that ends in half a vector; no distance told at all.

@@ -194,7 +194,7 @@ static void test_products_f32(void)
 
 static void test_gemm_rows(void)
 {
-    enum { MOST = GEMM_TOKENS + GEMM_TOKENS / 3 + 3, INNER = 37, WIDE = GEMM_VECTORS * LANES };
+    enum { MOST = GEMM_ROWS + GEMM_ROWS / 3 + 3, INNER = 37, WIDE = GEMM_VECTORS * LANES };
     for (size_t N = WIDE; N <= 5 * WIDE; N += WIDE) {
         float *a = random_floats(MOST * (INNER + 2)), *b = random_floats(INNER * N);
         float *start = random_floats(MOST * N), *c = xcalloc(MOST * N, 4), *one = xcalloc(N, 4);
