@@ -1542,18 +1542,19 @@ static void print_rope(const char *what, const RopeConfig *r)
     printf("\n");
 }
 
-// Parameters and bytes of all matrices, by type. Each layer has its matrices; beside them there are
-// the embedding and the classifier, which are one where they share their weights.
-static void print_weights(const Model *m)
+// Parameters and bytes of all matrices, by type.
+static void print_weights(Model *m)
 {
     size_t bytes[COUNT(tensor_types)] = {0}, total = 0, parameters = 0;
-    int n = m->config.n_layers * N_MATRICES;
-    for (int i = m->shared_classifier ? -1 : -2; i < n; i++) {
-        const Tensor *t = i == -2 ? &m->classifier : i == -1 ? &m->tok_emb
-                        : &m->layers[i / N_MATRICES].w[i % N_MATRICES];
-        if (!t->data) continue; // the gate of a net that has none
-        bytes[t->type - tensor_types] += tensor_bytes(t);
-        parameters += t->rows * t->cols;
+    Weight list[N_WEIGHTS];
+    for (int l = 0; l < m->config.n_layers; l++) {
+        list_weights(m, l, list);
+        for (const Weight *w = list; w < list + (l ? N_OF_LAYER : N_WEIGHTS); w++) {
+            const Tensor *t = w->to;
+            if (w->kind > TABLE || !w->rows) continue; // no matrix, or one that this model lacks
+            bytes[t->type - tensor_types] += tensor_bytes(t);
+            parameters += t->rows * t->cols;
+        }
     }
     printf("weights       ");
     for (int i = 0; i < (int)COUNT(tensor_types); i++) {
@@ -1578,7 +1579,7 @@ static void run_info(Session *s)
     cache_layout(&cache, &c, s->ctx, opt.chunk, opt.exact ? KV_F32 : opt.kv);
     printf("architecture  %s\nlayers        %d, dim %d, hidden %d, %d heads (%d for keys) of %d\n",
            m->arch, c.n_layers, c.dim, c.hidden_dim, c.n_heads, c.n_kv_heads, c.head_dim);
-    print_weights(m);
+    print_weights(&s->model);
     printf("trained       %d tokens\n", c.train_ctx);
     if (c.encoding == ENC_ROPE) print_rope("RoPE", &c.rope);
     else printf("positions     %s\n", encodings[c.encoding].name);

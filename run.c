@@ -446,7 +446,8 @@ typedef struct {
     int method;        // index into rope_methods
     double theta;      // the base, from which pairs have their speeds theta_m (section 4)
     double factor;     // s
-    double attn_factor;
+    double attn_factor; // a; 0: the method's own
+    double attn_times, attn_log; // yarn's own is multiplied by the first (0: 1); see there
     double beta_fast, beta_slow, low_freq_factor, high_freq_factor;
     const float *short_factors, *long_factors; // longrope: [n_rot / 2]
     const float *own_factors; // of the wavelengths, whatever the method: [n_rot / 2], or NULL
@@ -493,17 +494,10 @@ typedef struct {
     RopeConfig local;  // positions in local layers
 } Config;
 
-enum { N_MATRICES = 7 };
-
-// A layer's weights by name; its matrices as an array in the same order, too.
+// A layer's weights.
 typedef struct {
-    union {
-        struct {
-            Tensor wq, wk, wv, wo; // [q_dim | kv_dim | kv_dim][dim], [dim][q_dim]
-            Tensor w1, w2, w3;     // gate, down, up: [hidden_dim][dim], [dim][hidden_dim], as w1
-        };
-        Tensor w[N_MATRICES];
-    };
+    Tensor wq, wk, wv, wo; // [q_dim | kv_dim | kv_dim][dim], [dim][q_dim]
+    Tensor w1, w2, w3;     // gate, down, up: [hidden_dim][dim], [dim][hidden_dim], as w1
     Norm att_norm, ffn_norm;           // of what the two branches read
     Norm post_att_norm, post_ffn_norm; // of what they add to the residual stream
     Norm q_norm, k_norm;               // before rotation, of each head or of all together
@@ -912,10 +906,12 @@ static double rope_by_parts(const RopeConfig *r, int dims, int m, double n)
     return blend(r, rope_none(r, dims, m, n), m, high, low);
 }
 
-// More keys blur the softmax; a larger a makes up for it. Found by fits. [YaRN] eq. 22
+// More keys blur the softmax; a larger a makes up for it. Found by fits. [YaRN] eq. 22. Some models
+// multiply it by a number of their own, or leave out a part of it.
 static double yarn_attention(const RopeConfig *r)
 {
-    return r->factor <= 1 ? 1 : 0.1 * log(r->factor) + 1;
+    double a = 0.1 * log(fmax(1, r->factor)), times = r->attn_times > 0 ? r->attn_times : 1;
+    return times * (a + 1) / (r->attn_log * a + 1);
 }
 
 // By-parts with the ramp over the turns themselves. [Llama3]
@@ -3104,7 +3100,7 @@ static const uint8_t *map_file(const char *path, size_t *size)
     void *map = mmap(NULL, *size, PROT_READ, MAP_PRIVATE, fd, 0);
     if (map == MAP_FAILED) die(EXIT_DATA, path, "cannot map (%s)", strerror(errno));
     close(fd);
-    mapped_path = path;
+    if (!mapped_path) mapped_path = path; // of several files the one that the user named
     signal(SIGBUS, on_lost);
     return map;
 }
@@ -3181,6 +3177,7 @@ static const Option config_fields[] = {
     {FIELD(branch_scale, 1e-6, 1e6, 0, ".residual_scale")},
     {FIELD(logit_scale, 1e-6, 1e6, 0, ".logit_scale")},
     {FIELD(score_scale, 1e-6, 1e6, 0, ".attention.scale")},
+    {FIELD(rope.attn_log, 0, 100, 0, ".rope.scaling.yarn_log_multiplier")},
     {FIELD(score_cap, 1e-3, 1e6, 0, ".attn_logit_softcapping")},
     {FIELD(logit_cap, 1e-3, 1e6, 0, ".final_logit_softcapping")},
     // Positions past the trained length, of which the user has a say.
@@ -3244,27 +3241,14 @@ static double check_range(const Model *m, const char *name, double v, double lo,
 static void set_field(Model *m, const Option *f, const char *name, double v)
 {
     check_range(m, name, v, f->lo, f->hi);
-    if (f->kind == N_INT && v != rint(v)) REFUSE(m, "%s (got %g, want a whole number)", name, v);
+    if (f->kind == N_INT && v != rint(v))
+        REFUSE(m, "%s (got %g, want a whole number)", name + (*name == '.'), v);
     store_value(f, (char *)&m->config + field_at(f), v);
-}
-
-// The fields in bytes [from, to) of a header; version 0, which has neither magic number nor
-// version, has them 8 bytes earlier. In the extension block a number of 0 was not given: the block
-// grew with the methods, and older files have zeros where newer ones say something.
-static void read_fields(Model *m, int from, int to)
-{
-    for (size_t i = 0; i < COUNT(config_fields); i++) {
-        const Option *f = &config_fields[i];
-        if (f->at < from || f->at >= to) continue;
-        const uint8_t *p = m->file + f->at - (m->version ? 0 : 8);
-        double v = number_at((Values){p, 1, f->kind == N_INT ? G_I32 : G_F32}, 0);
-        if (v != 0 || f->at < 64) set_field(m, f, f->field, v);
-    }
 }
 
 // Ranges are for each number by itself. This holds them against each other: heads share what they
 // divide, pairs of dimensions turn, and a table has the rows that its encoding can use. It also
-// fills in what follows from the others, the heads' number and size.
+// fills in what follows from the others, the heads' number and size, and makes room for the layers.
 static void complete_config(Model *m)
 {
     Config *c = &m->config;
@@ -3286,6 +3270,7 @@ static void complete_config(Model *m)
         REFUSE(m, "the encoding's table (got %d rows, want %d to %d)", c->rows, least, most);
     if (t5 && (c->rows % 2 || c->max_distance <= c->rows / 2))
         REFUSE(m, "t5's %d buckets or max_distance %d", c->rows, c->max_distance);
+    m->layers = xcalloc(c->n_layers, sizeof *m->layers);
 }
 
 // Refuses positions that mean nothing, together or for the model's encoding. It looks at what a
@@ -3442,9 +3427,18 @@ static void read_header(Model *m)
         REFUSE(m, "unknown version (got %d, want 1, 2, 101 or 102)", m->version);
     if (v == 2) m->group = (size_t)check_range(m, "group", read_i32(m->file + 37), 1, 1 << 16);
     *c = (Config){.norm_eps = 1e-5, .rope.theta = 10000}; // llama2.c's
-    read_fields(m, 8, 36);
-    if (v && read_i32(m->file + 64) == EXT_MAGIC) read_fields(m, 64, HEADER);
-    else if (m->version > 100) REFUSE(m, "version %d without an extension block", m->version);
+    // Version 0, which has neither magic number nor version, has its numbers 8 bytes earlier. In
+    // the extension block a number of 0 was not given: the block grew with the methods, and older
+    // files have zeros where newer ones say something.
+    int extended = v && read_i32(m->file + 64) == EXT_MAGIC;
+    for (const Option *f = config_fields; f < config_fields + COUNT(config_fields); f++) {
+        if (!f->at || (f->at >= 64 && !extended)) continue;
+        const uint8_t *p = m->file + f->at - (v ? 0 : 8);
+        double x = number_at((Values){p, 1, f->kind == N_INT ? G_I32 : G_F32}, 0);
+        if (x != 0 || f->at < 64) set_field(m, f, f->field, x);
+    }
+    if (m->version > 100 && !extended)
+        REFUSE(m, "version %d without an extension block", m->version);
     m->shared_classifier = v ? m->file[36] != 0 : c->vocab_size > 0;
     if (!v) c->vocab_size = abs(c->vocab_size);
     complete_config(m);
@@ -3482,7 +3476,6 @@ static void load_checkpoint(Model *m)
     };
     m->arch = "llama2.c";
     read_header(m);
-    m->layers = xcalloc(m->config.n_layers, sizeof *m->layers);
     size_t at = m->version ? HEADER : 28;
     for (const char *const *name = orders[m->version > 0]; *name; name++) {
         // Shapes are the same for all layers; only the place is another, so the list is made anew.
@@ -3608,7 +3601,7 @@ static FileItem *gguf_list(ModelFile *s, FileItem *list, size_t n,
     for (FileItem *e = list + have; e < list + have + n; e++) {
         size_t len = gguf_number(s, 8);
         const char *name = (const char *)gguf_skip(s, len, 1);
-        if (len < 1 || len >= sizeof e->name || !*name)
+        if (len < 1 || len >= sizeof e->name || memchr(name, 0, len))
             REFUSE(s->m, "a broken name before byte %zu", s->at);
         memcpy(e->name, name, len);
         if (find_entry(list, e->name) != e) REFUSE(s->m, "%s is there twice", e->name);
@@ -3711,13 +3704,9 @@ static void gguf_rope(ModelFile *s, RopeConfig *r)
     if (r->method < 0)
         REFUSE(s->m, "RoPE scaling (got %s, want one of %s)", type, LIST_NAMES(rope_methods));
     if (r->method == ROPE_NONE) r->factor = r->attn_factor = 0;
-    // The file's is all of longrope's attention factor, but is multiplied with yarn's own, of which
-    // some models leave out a part.
-    double given = r->attn_factor > 0 ? r->attn_factor : 1, log_s = log(fmax(1, r->factor));
-    double less = key_number(s, ".rope.scaling.yarn_log_multiplier", 0, 100, 0);
-    if (r->method == ROPE_LONGROPE) r->attn_factor = given;
-    if (r->method == ROPE_YARN)
-        r->attn_factor = given * (0.1 * log_s + 1) / (0.1 * less * log_s + 1);
+    // The file's is all of longrope's attention factor, but is multiplied with yarn's own.
+    if (r->method == ROPE_LONGROPE && !(r->attn_factor > 0)) r->attn_factor = 1;
+    if (r->method == ROPE_YARN) r->attn_times = r->attn_factor, r->attn_factor = 0;
 }
 
 // The tokenizer's lists, each as long as there are tokens, and ids, each of one of them. Section 12
@@ -3760,8 +3749,7 @@ static void gguf_config(ModelFile *s, const Arch *arch)
     Config *c = &m->config;
     *c = arch->config;
     c->rope.theta = 10000;
-    for (size_t i = 0; i < COUNT(config_fields); i++) {
-        const Option *f = &config_fields[i];
+    for (const Option *f = config_fields; f < config_fields + COUNT(config_fields); f++) {
         double v = f->key ? key_number(s, f->key, f->lo, f->hi, NAN) : NAN;
         if (!isnan(v)) set_field(m, f, f->key, v);
         else if (f->needed) REFUSE(m, "no key %s%s", m->arch, f->key);
@@ -3778,23 +3766,18 @@ static void gguf_config(ModelFile *s, const Arch *arch)
     if (!(c->local.theta > 0)) c->local.theta = c->rope.theta;
     if (!c->rope.window) c->global_every = 0; // it is for local layers
     if (c->global_every) c->local.window = c->rope.window, c->rope.window = 0;
-}
-
-// Which layers are local: by the architecture's number or the file's, of which every so many-th is
-// global, or by a list of the file's, with a boolean or a number for each layer. In a model that
-// leaves some layers without positions, these are the local ones, which stand still.
-static void set_local_layers(ModelFile *s)
-{
-    Config *c = &s->m->config;
+    // Which layers are local: by the architecture's number or the file's, of which every so many-th
+    // is global, or by a list of the file's, with a boolean or a number for each layer. In a model
+    // that leaves some layers without positions, these are the local ones, which stand still.
     Values list = find_key(s, ".attention.sliding_window_pattern", 0);
     if (list.n > 1 && list.n != (size_t)c->n_layers)
-        REFUSE(s->m, "a pattern of %zu layers (want %d)", list.n, c->n_layers);
+        REFUSE(m, "a pattern of %zu layers (want %d)", list.n, c->n_layers);
     if (list.n == 1 && c->global_every)
-        c->global_every = (int)check_range(s->m, "window pattern", number_at(list, 0), 1, 4096);
+        c->global_every = (int)check_range(m, "window pattern", number_at(list, 0), 1, 4096);
     for (int l = 0; l < c->n_layers; l++)
-        s->m->layers[l].local = c->nope_every ? (l + 1) % c->nope_every == 0
-                              : !c->global_every ? 0 : list.n > 1 ? number_at(list, l) != 0
-                              : (l + 1) % c->global_every != 0;
+        m->layers[l].local = c->nope_every ? (l + 1) % c->nope_every == 0
+                           : !c->global_every ? 0 : list.n > 1 ? number_at(list, l) != 0
+                           : (l + 1) % c->global_every != 0;
 }
 
 // GGUF's types by their numbers, for messages about those that are not among tensor_types: whoever
@@ -3818,7 +3801,7 @@ static Tensor take_tensor(ModelFile *s, const Weight *w, int l, const char *what
     if (l >= 0) snprintf(layer, sizeof layer, "blk.%d.", l);
     snprintf(name, sizeof name, "%s%s.%s", layer, w->fused, what);
     FileItem *e = find_entry(s->tensors, name);
-    int part = e && e->tensor.rows == w->all;
+    int part = e && *w->fused && e->tensor.rows == w->all;
     snprintf(name, sizeof name, "%s%s.%s", layer, part ? w->fused : w->name, what);
     if (!part) e = find_entry(s->tensors, name);
     if (!e && needed) REFUSE(m, "no tensor %s", name);
@@ -3962,14 +3945,12 @@ static void load_gguf(Model *m)
     gguf_vocab(&s, &m->vocab);
     gguf_config(&s, &archs[arch]);
     check_signs(&s);
-    m->layers = xcalloc(m->config.n_layers, sizeof *m->layers);
     for (int l = 0; l < m->config.n_layers; l++) {
         list_weights(m, l, list);
         take_weights(&s, l, list, list + N_OF_LAYER);
     }
     take_weights(&s, -1, list + N_OF_LAYER, list + N_WEIGHTS);
     complete_weights(m);
-    set_local_layers(&s);
     for (const FileItem *e = s.tensors; *e->name; e++)
         if (!e->used) REFUSE(m, "tensor %s: not of a %s", e->name, m->arch);
     free(s.keys), free(s.tensors);
@@ -3995,12 +3976,13 @@ static void model_load(Model *m, const char *path)
 {
     *m = (Model){.path = path};
     m->file = map_file(path, &m->size);
-    for (size_t i = 0; i < COUNT(strangers); i++) {
+    int gguf = m->size >= 4 && !memcmp(m->file, "GGUF", 4);
+    for (size_t i = 0; !gguf && i < COUNT(strangers); i++) {
         size_t n = strlen(strangers[i].bytes), at = strangers[i].at;
         if (m->size >= at + n && !strncasecmp((const char *)m->file + at, strangers[i].bytes, n))
             REFUSE(m, "no model that can be read, but %s", strangers[i].what);
     }
-    if (m->size >= 4 && !memcmp(m->file, "GGUF", 4)) load_gguf(m);
+    if (gguf) load_gguf(m);
     else load_checkpoint(m);
 }
 
@@ -4769,7 +4751,7 @@ static const char *reply(Session *s, const int *ids, size_t n, int echo)
     feed(s, ids, n);
     double middle = seconds();
     for (size_t i = echo ? (size_t)t->add_bos : n; i < n; i++)
-        write_token(t, &out, i ? ids[i - 1] : -1, ids[i]);
+        write_token(t, &out, i ? ids[i - 1] : t->bos, ids[i]);
     const char *end = interrupted ? "Ctrl-C" : NULL;
     for (long long made = 0; !end;) {
         size_t recent = min_size((size_t)s->pos, REPEAT_WINDOW);
@@ -5069,14 +5051,12 @@ static const float *read_factors(const char *path, size_t pairs)
 // ranges, and check_rope() looks at what they are together. Another method takes the place of the
 // model's factors, too, which belong to the model's own; a window that is taken away takes its
 // sinks along. An option that could have no effect is refused, since whoever gives it expects one.
-static void set_rope(Model *m)
+static void set_rope(Config *c)
 {
-    Config *c = &m->config;
     RopeConfig *r = &c->rope;
     const RopeConfig *from = &asked.rope;
     if (from->method >= 0 && from->method != r->method) r->factor = r->attn_factor = 0;
-    for (size_t i = 0; i < COUNT(config_fields); i++) {
-        const Option *f = &config_fields[i];
+    for (const Option *f = config_fields; f < config_fields + COUNT(config_fields); f++) {
         size_t at = field_at(f), bytes = f->kind == N_INT ? sizeof(int) : sizeof(double);
         if (memcmp(f->to, (char *)&unasked + at, bytes)) memcpy((char *)c + at, f->to, bytes);
     }
@@ -5116,7 +5096,7 @@ static void open_session(Session *s)
     int runs = !(program->modes[opt.mode].kind & NO_STATE);
     model_load(&s->model, opt.checkpoint);
     Config *c = &s->model.config;
-    set_rope(&s->model);
+    set_rope(c);
     s->ctx = choose_context(c);
     const char *path = opt.tokenizer;
     Vocab v = s->model.vocab;

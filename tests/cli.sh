@@ -83,6 +83,10 @@ stranger "a web page" '<html lang="en">'
 stranger "a zip archive" 'PK\003\004'
 stranger "a safetensors file" '\100\000\000\000\000\000\000\000{"a":'
 stranger "an old GGML file" 'tjgg\003\000\000\000'
+printf 'GGUF\003\000\000\000{"\000\000\000\000\000\000' > "$tmp/stranger" # 8827 tensors
+head -c 4000 /dev/zero >> "$tmp/stranger"
+refused 1 "GGUF with a count that looks like safetensors" "$tmp/stranger"
+says "a broken name" "GGUF with that count"
 printf 'GGUF\000\000\000\003' > "$tmp/stranger"
 head -c 4000 /dev/zero >> "$tmp/stranger"
 refused 1 "big-endian GGUF" "$tmp/stranger"
@@ -355,6 +359,9 @@ works "byte-level tokenizer" "$tmp/bytes.gguf" -i Once -n 5
 "$build/engine" "$tmp/bytes.gguf" -i Once -n 5 > "$tmp/out" 2> "$tmp/err"
 ended "run.c alone, byte-level tokenizer" $? 1 "build chat.c"
 "$build/make_gguf" "$tmp/pieces.gguf" llama f32 spm
+"$build/make_gguf" "$tmp/nobos.gguf" gemma3 f32 spm none default seldom
+works "no BOS, but a space before" "$tmp/nobos.gguf" -i "abe" -n 1 -t 0
+case $(cat "$tmp/out") in abe*) ok ;; *) bad "the echo: '$(cat "$tmp/out")'" ;; esac
 "$build/engine" "$tmp/pieces.gguf" -i Once -n 5 -s 3 > "$tmp/want" 2> "$tmp/err"
 works "run.c with chat.c, GGUF" "$tmp/pieces.gguf" -i Once -n 5 -s 3
 same "run.c alone, GGUF" "$tmp/want" "$tmp/out"

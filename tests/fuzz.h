@@ -354,7 +354,7 @@ static void use_options(const uint8_t *data, size_t size)
     parse_options(argc, argv);
     if (program == &measure_program) check_measure();
     load_input(load_checkpoint, file->file, file->size, 0);
-    set_rope(&model);
+    set_rope(&model.config);
     int64_t ctx = choose_context(&model.config);
     MUST(ctx >= 1 && ctx <= 1 << 28 && ask.n_lengths <= 32);
     int window = model.config.rope.window;

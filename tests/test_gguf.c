@@ -113,6 +113,10 @@ static void test_attention_factors(void)
         const RopeConfig *r = &s.model.config.rope;
         CHECK_INT(r->method, cases[i].method);
         CHECK_NEAR(attention_factor(r), cases[i].want, 1e-9);
+        if (r->method == ROPE_YARN) { // another factor changes yarn's own part
+            s.model.config.rope.factor = 8;
+            CHECK_NEAR(attention_factor(r), cases[i].want / 1.1386294361 * 1.2079441542, 1e-9);
+        }
         if (r->method == ROPE_LONGROPE) // which of its lists is which
             CHECK(fabsf(r->long_factors[0] - 4) < 0.2f && fabsf(r->short_factors[0] - 1) < 0.2f);
         note_failures(before, "%s", cases[i].scaling);
@@ -561,7 +565,18 @@ static void test_bad_fields(void)
     check_refused("blk.0.attn_q", 0, '_', 1); // a tensor that no llama has
     check_refused("blk.1.attn_", (size_t)-7, '0', 1); // twice the same name
     check_refused("general.no", (size_t)-1, 'a' | 'm' << 8, 2); // no: general.name, twice
+    check_refused("general.no", 0, 0, 1); // a zero byte in a name
     check_refused("llama.embedding_lengt", 0, '\n', 1); // then there is none
+}
+
+// A tensor of no numbers whose name is what is left where a fused matrix has no name.
+static void test_nameless(void)
+{
+    size_t size;
+    uint8_t *file = build_gguf(&(GgufSpec){.arch = "llama", .types = "q4_0",
+                                           .scaling = "nameless"}, 1, &size);
+    CHECK_INT(try_file(file, size), 1);
+    free(file);
 }
 
 // Lists that are not there, or shorter than the vocabulary, in files that are whole.
@@ -644,6 +659,7 @@ int main(void)
     test_round_trip();
     test_bad_fields();
     test_bad_lists();
+    test_nameless();
     test_real();
     return report("test_gguf");
 }
