@@ -1356,7 +1356,8 @@ static void rewind_session(Session *s, size_t pos)
     const Cache *c = &s->state.attn.cache;
     size_t window = (size_t)s->state.attn.config.rope.window;
     size_t seen = pos > window ? pos - window : 0;
-    s->pos = seen / TILE + c->ring > (size_t)s->pos / TILE ? (long long)pos : 0;
+    size_t first = max_size(seen / TILE, c->sink_slots), ring = c->n_slots - c->sink_slots;
+    s->pos = first + ring >= ceil_div((size_t)s->pos, TILE) ? (long long)pos : 0;
 }
 
 // What has been said so far. The contents of messages belong to it.

@@ -232,6 +232,12 @@ INLINE void vstore_part(float *p, vf v, size_t n)
     else memcpy(p, &v, n * 4);
 }
 
+// Asks for so many bytes from p on, into the second-level cache.
+INLINE void prefetch(const void *p, size_t bytes)
+{
+    for (size_t i = 0; i < bytes; i += 64) __builtin_prefetch((const char *)p + i, 0, 2);
+}
+
 // Sums over many numbers have one order, whatever the width of vectors: number k goes to running
 // sum k % SUMS, and at the end a fixed tree adds sums at a distance of 8, of 4, of 2 and of 1. The
 // running sums are one vector of 16 lanes, two of 8 or four of 4.
@@ -266,8 +272,9 @@ static float dot(const float *a, const float *b, size_t n)
 }
 
 // q[n] = x / scale rounded to int8, halves to even. The scale, max|x| / 127, is returned, or NaN if
-// an x is not finite. *sum gets the sum of q, exact for n below 2^17, or no finite number.
-static float round_to_bytes(const float *x, size_t n, int8_t *q, float *sum)
+// an x is not finite. *minus_sum gets 0 less the sum of q, exact for n below 2^17; where the scale
+// is NaN it means nothing.
+static float round_to_bytes(const float *x, size_t n, int8_t *q, float *minus_sum)
 {
     const vf round = vset(12582912.0f); // 1.5 * 2^23: adding it rounds to an integer
     vf max = {0}, sums[SUM_VECTORS] = {{0}};
@@ -280,10 +287,10 @@ static float round_to_bytes(const float *x, size_t n, int8_t *q, float *sum)
         vf rounded = (vload_part(x + k, n - k) * vset(inverse) + round) - round;
         vb bytes = __builtin_convertvector(__builtin_convertvector(rounded, vi), vb);
         memcpy(q + k, &bytes, min_size(LANES, n - k));
-        sums[0] += rounded;
+        sums[0] -= rounded;
     }
-    *sum = vsum(sums);
-    return fabsf(*sum) < 1e9f ? largest / 127 : NAN;
+    *minus_sum = vsum(sums);
+    return fabsf(*minus_sum) < 1e9f ? largest / 127 : NAN;
 }
 
 // e^x by lanes: x = n ln 2 + r with |r| <= ln 2 / 2; e^r by its Taylor polynomial of degree 7; 2^n
@@ -387,8 +394,8 @@ INLINE vf load_numbers(int as, const void *p, size_t i, size_t n)
 // their scale returned; the others need none, which is 1.
 static float store_numbers(int as, const float *x, size_t n, void *out)
 {
-    float sum;
-    if (as == AS_INT8) return round_to_bytes(x, n, out, &sum);
+    float unused;
+    if (as == AS_INT8) return round_to_bytes(x, n, out, &unused);
     if (as == AS_F32) memcpy(out, x, n * 4);
     for (size_t i = 0; as == AS_F16 && i < n; i += LANES) {
         vh half = vf_to_half(vload_part(x + i, n - i));
@@ -624,9 +631,9 @@ static void split_pairs(const Config *c, const float *x, float *out)
     }
 }
 
-// out = x * phases, or x * conj(phases) with sign = -1; all [2][n], in int8 of whole vectors. What
-// the n are does not matter here: the pairs of a query, or all pairs of all keys of a tile, so that
-// one call turns a tile.
+// out = x * phases, or x * conj(phases) with sign = -1; all [2][n], in int8 of whole vectors; out
+// may be phases. What the n are does not matter here: the pairs of a query, or all pairs of all
+// keys of a tile, so that one call turns a tile.
 INLINE void rotate(int as, const void *x, const float *phases, float sign, size_t n, float *out)
 {
     for (size_t m = 0; m < n; m += LANES) {
@@ -1374,9 +1381,9 @@ static const struct {
 typedef struct {
     int as;              // how its numbers are stored, and
     size_t elem;         // bytes of each
-    size_t n_slots, sink_slots, ring;
+    size_t n_slots;      // of which the first
+    size_t sink_slots;   // are for the sinks' tiles
     size_t v_dim;        // head_dim rounded up to LANES
-    size_t k_bytes;      // of a tile's keys; its values lie behind them
     size_t tile_bytes;   // of both, and of the scales
     uint8_t *tiles;
     size_t bytes;        // reserved
@@ -1386,8 +1393,8 @@ typedef struct {
 // in the first slots and the others take turns in a ring: memory does not grow with the text.
 static size_t tile_slot(const Cache *c, int64_t t)
 {
-    size_t at = (size_t)t;
-    return at < c->sink_slots ? at : c->sink_slots + (at - c->sink_slots) % c->ring;
+    size_t at = (size_t)t, sinks = c->sink_slots;
+    return at < sinks ? at : sinks + (at - sinks) % (c->n_slots - sinks);
 }
 
 // Lays out a cache for max_seq_len positions, or for the window if there is one. Then the ring must
@@ -1397,17 +1404,13 @@ static void cache_layout(Cache *c, const Config *cfg, int64_t max_seq_len, size_
 {
     const RopeConfig *r = &cfg->rope;
     size_t sinks = ceil_div(r->sinks, TILE), ring = ceil_div(r->window + chunk - 1, TILE) + 1;
-    c->n_slots = c->ring = ceil_div(max_seq_len, TILE);
-    if (r->window && sinks + ring < c->n_slots) {
-        c->sink_slots = sinks;
-        c->ring = ring;
-        c->n_slots = sinks + ring;
-    }
+    c->n_slots = ceil_div(max_seq_len, TILE);
+    if (r->window) c->n_slots = min_size(c->n_slots, sinks + ring);
+    c->sink_slots = min_size(sinks, c->n_slots - 1);
     c->as = kv_types[kv].as;
     c->elem = kv_types[kv].elem;
     c->v_dim = round_up(cfg->head_dim, LANES);
-    c->k_bytes = TILE * cfg->head_dim * c->elem;
-    c->tile_bytes = c->k_bytes + TILE * (c->v_dim * c->elem + (kv == KV_Q8 ? 2 * 4 : 0));
+    c->tile_bytes = TILE * ((cfg->head_dim + c->v_dim) * c->elem + (kv == KV_Q8 ? 2 * 4 : 0));
     size_t rows = (size_t)cfg->n_layers * cfg->n_kv_heads;
     c->bytes = mul_size(mul_size(rows, c->n_slots), c->tile_bytes);
 }
@@ -1457,8 +1460,7 @@ typedef struct {
 
 // One query under one of its heads.
 typedef struct {
-    int64_t i;    // the query's position
-    size_t head;  // < n_heads
+    Query query;  // its position and head: what a bias asks for (section 4)
     size_t total; // which of Attention's totals this row's softmax goes to
     RowSums sums; // of the segment at hand
 } Row;
@@ -1471,13 +1473,12 @@ typedef struct {
     const Angles *angles;
     size_t kv_head;      // under which its queries are attended to, and
     size_t part;         // which of the n_parts
-    size_t q0, rows;     // the batch's first query, and its rows
-    size_t group, d, v_dim;
+    size_t rows, d, v_dim;
     int64_t first, last; // positions of the batch's queries
     float *q;            // [maps][rows][2][pairs]: q under each map, scaled
     float *qt;           // [rows][2][pairs]: q for one tile
-    float *tile;         // [2][pairs][TILE]: its keys, turned; later [TILE][v_dim]: its values
-    float *table;        // [2][pairs][TILE]: room for a key table
+    float *tile;         // [2][pairs][TILE]: a key table of its own, if it needs one, then its
+                         // keys, turned; later [TILE][v_dim]: its values
     float *score;        // [maps][rows][TILE]
     float *o;            // [rows][v_dim]: of the segment at hand
     Row *row;            // [rows]
@@ -1511,7 +1512,7 @@ static void store_kv(void *arg, size_t begin, size_t end)
         for (size_t t = 0; t < a->n; t++) {
             size_t pos = (size_t)a->pos + t, r = pos % TILE, at = (t * n_kv + h) * d;
             uint8_t *keys = tile_at(a, h, (int64_t)(pos / TILE)), *column = keys + r * elem;
-            uint8_t *values = keys + c->k_bytes + r * c->v_dim * elem;
+            uint8_t *values = keys + (TILE * d + r * c->v_dim) * elem;
             float *scales = tile_scales(a, h, (int64_t)(pos / TILE));
             split_pairs(&a->config, a->k + at, key);
             float key_scale = store_numbers(c->as, key, d, stored);
@@ -1579,46 +1580,41 @@ static void plan_positions(const Attention *a, Positions *p)
 
 // --- One batch of queries -----------------------------------------------------------------------
 
-// What item number `item` is about, counted through parts, in each part through batches, and in
-// each batch through KV heads; its rows get room carved from the thread's scratch memory.
-static Batch begin_item(const Attention *a, size_t item)
+// The batch that item number `item` is about, counted through parts, in each part through batches,
+// and in each batch through KV heads. Its rows get room carved from the thread's scratch memory and
+// are made ready: totals empty, queries turned by each map's phases (which carry the scale of the
+// score and of the query).
+static Batch begin_batch(const Attention *a, size_t item)
 {
+    const Config *c = &a->config;
     const Positions *p = a->p;
-    size_t n_kv = a->config.n_kv_heads, n_batches = ceil_div(a->n, p->batch);
-    size_t d = a->config.head_dim, v_dim = a->cache.v_dim, tile = TILE * v_dim;
+    size_t n_heads = c->n_heads, n_kv = c->n_kv_heads, n_batches = ceil_div(a->n, p->batch);
+    size_t d = c->head_dim, v_dim = a->cache.v_dim, tile = TILE * v_dim;
     size_t q0 = item / n_kv % n_batches * p->batch, nq = min_size(p->batch, a->n - q0);
-    size_t group = a->config.n_heads / n_kv, rows = nq * group;
+    size_t group = n_heads / n_kv, rows = nq * group;
     int64_t first = a->pos + (int64_t)q0;
     Batch w = {.a = a, .p = p, .angles = p->angles + q0 * p->each, .kv_head = item % n_kv,
-              .part = item / n_kv / n_batches, .q0 = q0, .rows = rows, .group = group, .d = d,
-              .v_dim = v_dim, .first = first, .last = first + (int64_t)nq - 1};
-    size_t row = sizeof(Row) / sizeof(float);
-    w.tile = scratch((2 * tile + rows * (MAPS * (TILE + d) + v_dim + d + row)) * 4);
-    w.table = w.tile + tile;
-    w.o = w.table + tile;
+               .part = item / n_kv / n_batches, .rows = rows, .d = d, .v_dim = v_dim,
+               .first = first, .last = first + (int64_t)nq - 1};
+    w.tile = scratch((tile + rows * (MAPS * (TILE + d) + v_dim + d)) * 4 + rows * sizeof(Row));
+    w.o = w.tile + tile;
     w.qt = w.o + rows * v_dim;
     w.q = w.qt + rows * d;
     w.score = w.q + MAPS * rows * d;
     w.row = (Row *)(w.score + MAPS * rows * TILE);
-    return w;
-}
-
-// Empties the rows' totals and loads their queries, turned by each map's phases (which carry the
-// scale of the score and of the query).
-static void begin_rows(const Batch *w)
-{
-    const Attention *a = w->a;
-    for (size_t row = 0; row < w->rows; row++) {
-        size_t query = w->q0 + row / w->group, head = w->kv_head * w->group + row % w->group;
-        size_t at = query * a->config.n_heads + head, to = at + w->part * a->config.n_heads;
-        w->row[row] = (Row){a->pos + (int64_t)query, head, to, EMPTY};
-        memset(a->total + to * w->v_dim, 0, w->v_dim * 4);
+    for (size_t row = 0; row < rows; row++) {
+        size_t query = q0 + row / group, head = w.kv_head * group + row % group;
+        size_t at = query * n_heads + head, to = at + w.part * n_heads;
+        w.row[row].query = (Query){c, a->prepared, head, a->pos + (int64_t)query, w.q + row * d};
+        w.row[row].total = to;
+        memset(a->total + to * v_dim, 0, v_dim * 4);
         a->sums[to] = EMPTY;
-        split_pairs(&a->config, a->q + at * w->d, w->qt);
-        for (int map = 0; map < n_maps(&w->p->rope); map++)
-            rotate(AS_F32, w->qt, w->p->phase[map] + query * w->d, 1, w->d / 2,
-                   w->q + (map * w->rows + row) * w->d);
+        split_pairs(c, a->q + at * d, w.qt);
+        for (int map = 0; map < n_maps(&p->rope); map++)
+            rotate(AS_F32, w.qt, p->phase[map] + query * d, 1, d / 2,
+                   w.q + (map * rows + row) * d);
     }
+    return w;
 }
 
 // x[n] *= y[n], n a multiple of LANES.
@@ -1629,7 +1625,7 @@ static void multiply_rows(float *x, const float *y, size_t n)
 
 // w->score = scores of all rows against the keys of tile t under one map. The equation of
 // section 4 in its three factors: keys are turned by their place in the tile, exp(I r theta), from
-// the key table; a row's q is turned by exp(I A(i) theta), in begin_rows(), and here back by the
+// the key table; a row's q is turned by exp(I A(i) theta), in begin_batch(), and here back by the
 // tile's exp(I B(t0) theta).
 static void score_tile(const Batch *w, int map, int64_t t)
 {
@@ -1639,13 +1635,13 @@ static void score_tile(const Batch *w, int map, int64_t t)
     const float *phases = angles->tile[map] + tile_slot(&w->a->cache, t) * d; // of B(t0)
     const float *scales = tile_scales(w->a, w->kv_head, t);
     rotate(w->a->cache.as, tile_at(w->a, w->kv_head, t),
-           key_table(angles, &w->p->rope, map, pairs, t * TILE, w->table), 1, pairs * TILE,
+           key_table(angles, &w->p->rope, map, pairs, t * TILE, w->tile), 1, pairs * TILE,
            w->tile);
     for (size_t row = 0; row < w->rows; row++) {
         float *q = w->qt + row * d;
         rotate(AS_F32, w->q + (map * w->rows + row) * d, phases, -1, pairs, q);
         if (angles->decay[0] == 0) continue;
-        double at = query_position(&w->p->rope, map, w->row[row].i);
+        double at = query_position(&w->p->rope, map, w->row[row].query.i);
         fade(q, angles->decay, (float)(at - key_position(&w->p->rope, map, t * TILE)), pairs);
     }
     memset(score, 0, w->rows * TILE * 4);
@@ -1674,7 +1670,7 @@ static int keys_before(int64_t p, int64_t t0)
 static void gather_scores(const Batch *w, size_t row, int64_t t0, float *score, float *D)
 {
     const RopeConfig *r = &w->p->rope;
-    int64_t i = w->row[row].i;
+    int64_t i = w->row[row].query.i;
     int seen = keys_before(i + 1, t0), hidden = r->window ? keys_before(i - r->window + 1, t0) : 0;
     float stretch = D ? (float)position_stretch(&w->a->config) : 1;
     if (D) memset(D, 0, TILE * sizeof *D);
@@ -1688,14 +1684,6 @@ static void gather_scores(const Batch *w, size_t row, int64_t t0, float *score, 
     }
     for (int k = seen; k < TILE; k++) score[k] = MASKED;
     for (int k = keys_before(r->sinks, t0); k < hidden; k++) score[k] = MASKED;
-}
-
-// Place 3: adds the bias to what a row sees of the tile.
-static void add_score_bias(const Batch *w, size_t row, float *score, const float *D)
-{
-    const Config *c = &w->a->config;
-    Query q = {c, w->a->prepared, w->row[row].head, w->row[row].i, w->q + row * w->d};
-    encodings[c->encoding].bias(&q, D, score);
 }
 
 // One step of the online softmax on one row: score[TILE] becomes the weights exp(score - largest)
@@ -1725,7 +1713,7 @@ static void softmax_step(float *score, float *o, RowSums *sums, size_t v_dim, in
 }
 
 // The attention loop's body: a batch's rows over the keys of tile t. Scores under each map that
-// some row needs; then row by row what it sees, the bias, the softmax; then the values.
+// some row needs; then row by row what it sees, place 3's bias, the softmax; then the values.
 static void attend_tile(const Batch *w, int64_t t)
 {
     const Attention *a = w->a;
@@ -1741,12 +1729,12 @@ static void attend_tile(const Batch *w, int64_t t)
     for (size_t row = 0; row < w->rows; row++) {
         float *score = w->score + row * TILE, D[TILE];
         gather_scores(w, row, t * TILE, score, biased ? D : NULL);
-        if (biased) add_score_bias(w, row, score, D);
+        if (biased) encodings[a->config.encoding].bias(&w->row[row].query, D, score);
         softmax_step(score, w->o + row * w->v_dim, &w->row[row].sums, w->v_dim, !!a->watch);
         if (a->watch && !t) w->row[row].sums.first += *score;
         if (scales) multiply_rows(score, scales + TILE, TILE);
     }
-    const void *v = tile_at(a, w->kv_head, t) + c->k_bytes;
+    const void *v = tile_at(a, w->kv_head, t) + TILE * w->d * c->elem;
     for (size_t k = 0; c->elem < 4 && k < TILE * w->v_dim; k += LANES)
         vstore(w->tile + k, load_numbers(c->as, v, k, LANES));
     gemm_rows(w->rows, w->score, TILE, c->elem < 4 ? w->tile : v, TILE, w->v_dim, w->o);
@@ -1777,9 +1765,7 @@ static int64_t attend_segment(const Batch *w, int64_t t, int64_t end)
     for (size_t row = 0; row < w->rows; row++) w->row[row].sums = EMPTY;
     for (; t < end && t < stop; t = next) {
         next = next_tile(&w->p->rope, w->first, t + 1);
-        const uint8_t *ahead = tile_at(a, w->kv_head, next);
-        for (size_t i = 0; next < end && i < a->cache.tile_bytes; i += 64)
-            __builtin_prefetch(ahead + i, 0, 2);
+        if (next < end) prefetch(tile_at(a, w->kv_head, next), a->cache.tile_bytes);
         attend_tile(w, t);
     }
     for (size_t row = 0; row < w->rows; row++)
@@ -1793,9 +1779,8 @@ static void attend_parts(void *arg, size_t begin, size_t end)
 {
     const Attention *a = arg;
     for (size_t item = begin; item < end; item++) {
-        Batch w = begin_item(a, item);
+        Batch w = begin_batch(a, item);
         int64_t t = (int64_t)w.part * SEGMENT_TILES, n_tiles = w.last / TILE + 1;
-        begin_rows(&w);
         do t = attend_segment(&w, next_tile(&w.p->rope, w.first, t), n_tiles);
         while (t < n_tiles && a->n_parts == 1);
     }
@@ -1840,23 +1825,20 @@ static void attention(Attention *a)
 // llama2.c's planar layout: all int8 values, then one f32 scale a group, with groups running over
 // the flattened tensor, so that a group may begin in one row and end in the next. GGUF's types are
 // blocks, each with its own scales; all of them mean value = (code - zero) * scale - min, with a
-// code of 4, 5, 6 or 8 bits, zero that of the type, and scale and min those of the value's group.
+// code of 2 to 8 bits, zero that of the type, and scale and min those of the value's group.
 //
 // Two products of a weight matrix with activations are all that a Transformer needs beside
-// attention's own: one in float and one in int8. Both take a panel of rows at a time, a lane for
-// each row, and a tile of its products with a few tokens, as many as leave their sums in registers.
+// attention's own: one in float and one in int8. Both take a panel of rows at a time, and a tile of
+// its products with a few tokens, as many as leave their sums in registers.
 //
 // What makes them fast is the same in both. One token (decoding) is bound by memory: weights are
 // read once, where they lie, in the order in which they lie, and what will be wanted is asked for
-// early. Many tokens (a prompt) are bound by the multipliers: a panel is rearranged once so that a
-// vector holds the same column of all rows, and then meets each token's value in every lane, with
-// nothing to be moved or added up between lanes. Both ways add in the same order.
+// early. Many tokens (a prompt) are bound by the multipliers: a panel is unpacked once, and then
+// meets every token with nothing left to be decoded. In int8 it is rearranged, too, so that a
+// vector holds the same column of all rows and meets a token's value in every lane: nothing has to
+// be moved or added up between lanes. Both ways add in the same order.
 
 typedef struct Panel Panel;
-
-// The scales of n blocks in each row of a panel: scale[n groups in all][PANEL] and, where the type
-// has minima, min likewise.
-typedef void (*Scales)(const uint8_t *rows, size_t pitch, size_t n, float *scale, float *min);
 
 // Number g of a block's: first those of its groups' scales, then those of their minima. w holds
 // them as they are stored, word by word.
@@ -1867,7 +1849,6 @@ struct TensorType {
     int gguf;       // its number in GGUF files, -1: none
     void (*unpack)(const Tensor *t, size_t row, float *out); // out[cols]: the row, exactly
     void (*tile)(const Panel *p);                            // the product in int8
-    Scales scales;
     size_t block;   // values in a block, and
     size_t bytes;   // bytes in a block (without planar Q8_0's separate scales)
     size_t group;   // block types: values that share a scale
@@ -1986,9 +1967,8 @@ INLINE void transpose_rows(const void *at, size_t pitch, vi a[4])
 
 // Planar rows have their scales apart, a row of floats for each. Up to three more than there are
 // may be read and stored. Those of the panel after the next are asked for.
-static void scales_planar(const uint8_t *rows, size_t pitch, size_t n, float *scale, float *min)
+static void scales_planar(const uint8_t *rows, size_t pitch, size_t n, float *scale)
 {
-    (void)min;
     for (size_t at = 0; at < PANEL * pitch; at += 64)
         __builtin_prefetch(rows + 2 * PANEL * pitch + at, 0, 2);
     for (size_t g = 0; g < n; g += 4, rows += 16, scale += 4 * PANEL) {
@@ -2053,8 +2033,9 @@ INLINE vf half_at(size_t bit, vi words)
     return half_to_vf(__builtin_convertvector(words >> (int)bit, vh));
 }
 
-// What Scales asks for, of blocks. `type` is a constant wherever this is inlined.
-INLINE void read_scales(const TensorType *type, const uint8_t *rows, size_t pitch, size_t n,
+// The scales of n blocks in each row of a panel: scale[n groups in all][PANEL] and, where the type
+// has minima, min likewise. `type` is a constant where it matters, in a product.
+INLINE void read_scales(const TensorType *type, const void *rows, size_t pitch, size_t n,
                         float *scale, float *min)
 {
     size_t at = min_size(type->d_at, type->bytes - 16), d_at = type->d_at - at; // 16 with d
@@ -2141,8 +2122,8 @@ INLINE vi add_zips(int bits, vi a, vi b)
 // bytes, so that two units share them, and apart is 2. IQ4's nibbles are numbers of values in a
 // table, which become codes of a byte.
 //
-// All of this is inlined where the type is a constant: loops are unrolled, and no shift is left to
-// be computed.
+// In products all of this is inlined, and the type is a constant: loops are unrolled, and no shift
+// is left to be computed.
 
 // The piece of unit u's low bits (h = 0) or high ones (h = 1).
 INLINE size_t piece_of(const TensorType *type, size_t u, size_t h)
@@ -2198,15 +2179,15 @@ static void unpack_blocks(const Tensor *t, size_t row, float *out)
     const uint8_t *b = t->data + row * n * type->bytes;
     for (; n; n--, b += type->bytes, out += type->block) {
         float scale[16 * PANEL], min[16 * PANEL] = {0};
-        type->scales(b, 0, 1, scale, min);
+        read_scales(type, b, 0, 1, scale, min);
         for (size_t u = 0; u < type->block / 32; u++) {
             vi codes[2];
             read_codes(type, (const char *)b, 0, 0, u, codes);
-            for (size_t i = 0; i < 32; i++) {
-                size_t at = 16 * piece_of(type, u, i / 16) + i % 16;
-                size_t lane = at / type->group * PANEL;
-                int8_t code = (int8_t)(((vc)codes[i / 16])[i % 16] - type->zero);
-                out[at] = (float)code * scale[lane] - min[lane];
+            for (size_t h = 0; h < 2; h++) {
+                size_t at = 16 * piece_of(type, u, h), lane = at / type->group * PANEL;
+                vc code = (vc)codes[h] - (uint8_t)type->zero;
+                for (size_t i = 0; i < 16; i++)
+                    out[at + i] = (float)(int8_t)code[i] * scale[lane] - min[lane];
             }
         }
     }
@@ -2214,10 +2195,9 @@ static void unpack_blocks(const Tensor *t, size_t row, float *out)
 
 enum { Q8_TOKENS = LANES == 16 ? 8 : 4 }; // in a tile of int8, so that its sums fill the registers
 
-// Asks for the line that lies AHEAD bytes on, into the level-2 cache: rows of weights are short,
-// and the processor's own prefetching starts anew in each.
+// A single token asks for floats so many bytes ahead: rows of weights are short, and the
+// processor's own prefetching starts anew in each.
 enum { AHEAD = 16384 };
-INLINE void prefetch(const void *p) { __builtin_prefetch((const char *)p + AHEAD, 0, 2); }
 
 // --- int8 ---------------------------------------------------------------------------------------
 // A vector of activations is rounded to int8 with one scale a group, the group being that of the
@@ -2235,22 +2215,11 @@ typedef struct {
     float *minus_sum;       // [n_groups][n]: of the group's q, a whole number
 } Quantized;
 
-// Rounds x[cols] to row t of a, group by group. What is not finite shows in the scale.
-static void quantize_row(const float *x, size_t t, Quantized *a)
-{
-    int8_t *q = a->q + t * a->n_groups * a->group;
-    for (size_t at = t; at < a->n_groups * a->n; at += a->n, x += a->group, q += a->group) {
-        float sum;
-        a->scale[at] = round_to_bytes(x, a->group, q, &sum);
-        a->minus_sum[at] = isnan(a->scale[at]) ? 0 : -sum;
-    }
-}
-
 // PANEL rows of codes, a lane for each, the tokens that they meet, and where the products go.
 struct Panel {
     const char *rows;           // row 0's first block, and
     size_t pitch;               // bytes to the next row's
-    const float *scales, *mins; // [n_groups][PANEL]
+    float *scales, *mins;       // [n_groups][PANEL]
     vi *words;                  // [cols / 4], room for codes that are rearranged
     const Quantized *x;
     float *out;                 // out[t][r] = row r . x[t] for the first
@@ -2268,15 +2237,6 @@ INLINE vf add_group(const TensorType *type, vf sum, const Panel *p, size_t g, vi
     sum = vmuladd(products, vload(p->scales + g * PANEL) * vset(scale), sum);
     if (!type->has_min) return sum;
     return vmuladd(vset(minus_sum), vload(p->mins + g * PANEL) * vset(scale), sum);
-}
-
-// Asks, while the block at `at` is worked on, for as much of the panel after the next: by the time
-// the thread is there, it will have come. (Rows of a panel lie far apart, which the processor's own
-// prefetching does not follow.)
-INLINE void prefetch_block(const TensorType *type, const Panel *p, const char *at)
-{
-    const char *next = p->rows + 2 * PANEL * p->pitch + PANEL * (at - p->rows);
-    for (size_t i = 0; i < PANEL * type->bytes; i += 64) __builtin_prefetch(next + i, 0, 2);
 }
 
 // d[g], lane r: the dot product of group g of row r's block with that of x. For one token it is
@@ -2313,16 +2273,18 @@ INLINE void dot_block(const TensorType *type, const Panel *p, const char *at, co
     }
 }
 
-// One token.
+// One token. While a block is worked on, as much is asked for of the panel after the next: by the
+// time the thread is there, it will have come. (Rows of a panel lie far apart, which the
+// processor's own prefetching does not follow.)
 INLINE void tile_one(const TensorType *type, const Panel *p)
 {
     const Quantized *x = p->x;
-    const char *at = p->rows;
+    const char *at = p->rows, *ahead = at + 2 * PANEL * p->pitch; // the panel after the next
     size_t groups = type->block / type->group;
     vf sum = {0};
     vi d[16] = {{0}}; // of a block's groups
     for (size_t g = 0; g < x->n_groups; g += groups, at += type->bytes) {
-        prefetch_block(type, p, at);
+        prefetch(ahead + PANEL * (at - p->rows), PANEL * type->bytes);
         dot_block(type, p, at, x->q + g * type->group, d);
         for (size_t k = 0; k < groups; k++)
             sum = add_group(type, sum, p, g + k, d[k], x->minus_sum[g + k], x->scale[g + k]);
@@ -2333,10 +2295,10 @@ INLINE void tile_one(const TensorType *type, const Panel *p)
 // p->words: four neighbouring codes of every row in that row's lane.
 INLINE void pack_words(const TensorType *type, const Panel *p)
 {
-    const char *at = p->rows;
+    const char *at = p->rows, *ahead = at + 2 * PANEL * p->pitch;
     vi *words = p->words;
     for (size_t g = 0; g < p->x->n_groups; g += type->block / type->group, at += type->bytes) {
-        prefetch_block(type, p, at);
+        prefetch(ahead + PANEL * (at - p->rows), PANEL * type->bytes);
         for (size_t u = 0; u < type->block / 32; u++) {
             vi codes[4][2], piece[4];
             for (int i = 0; i < 4; i++) read_codes(type, at, p->pitch, i, u, codes[i]);
@@ -2419,27 +2381,23 @@ static void tile_planar(const Panel *p)
     TYPE(iq4_nl, 20, 32, 18, 32, 0, 8, 4, ZERO, 1, 2, 0, 0, 0, NULL) \
     TYPE(iq4_xs, 23, 256, 136, 32, 0, 8, 4, ZERO, 1, 8, 0, 0, 0, number_iq4_xs)
 
-#define KERNELS(name, gguf, ...) \
-    static void scales_##name(const uint8_t *r, size_t pitch, size_t n, float *scale, float *min) \
-    { \
-        const TensorType type = {NULL, 0, NULL, NULL, NULL, __VA_ARGS__}; \
-        read_scales(&type, r, pitch, n, scale, min); \
-    } \
+#define KERNEL(name, gguf, ...) \
     static void tile_##name(const Panel *p) \
     { \
-        const TensorType type = {NULL, 0, NULL, NULL, NULL, __VA_ARGS__}; \
+        const TensorType type = {NULL, 0, NULL, NULL, __VA_ARGS__}; \
+        read_scales(&type, p->rows, p->pitch, p->pitch / type.bytes, p->scales, p->mins); \
         tile_codes(&type, p); \
     }
-BLOCK_TYPES(KERNELS)
+BLOCK_TYPES(KERNEL)
 
 enum { T_F32, T_F16, T_BF16, T_Q8, T_BLOCKS };
 static const TensorType tensor_types[] = {
     [T_F32] = {.name = "f32", .gguf = AS_F32, .block = 1, .bytes = 4, .unpack = unpack_floats},
     [T_F16] = {.name = "f16", .gguf = AS_F16, .block = 1, .bytes = 2, .unpack = unpack_floats},
     [T_BF16] = {.name = "bf16", .gguf = AS_BF16, .block = 1, .bytes = 2, .unpack = unpack_floats},
-    [T_Q8] = {"q8_0 (planar)", -1, unpack_q8, tile_planar, scales_planar, .block = 1, .bytes = 1},
+    [T_Q8] = {"q8_0 (planar)", -1, unpack_q8, tile_planar, .block = 1, .bytes = 1},
 #define ROW(name, gguf, ...) \
-    {#name, gguf, unpack_blocks, tile_##name, scales_##name, __VA_ARGS__},
+    {#name, gguf, unpack_blocks, tile_##name, __VA_ARGS__},
     BLOCK_TYPES(ROW)
 };
 
@@ -2454,10 +2412,10 @@ static size_t tensor_bytes(const Tensor *t)
 
 // --- float --------------------------------------------------------------------------------------
 // Every output is one sum in the order of section 2: running sums along the inner dimension, and at
-// the end the tree, of a whole panel at once. A tile is DOT_ROWS rows and up to DOT_TOKENS tokens:
-// a vector of each row meets one of each token, so that a load serves several multiply-adds, and
-// the sums of all pairs fill the registers. Where a running sum is more than one vector, the tile
-// is gone through once for each. It is DOT_COLS columns wide, so that all of it stays in the
+// the end the tree, of a whole panel at once. A tile is DOT_ROWS rows and DOT_TOKENS tokens, or
+// one: a vector of each row meets one of each token, so that a load serves several multiply-adds,
+// and the sums of all pairs fill the registers. Where a running sum is more than one vector, the
+// tile is gone through once for each. It is DOT_COLS columns wide, so that all of it stays in the
 // first-level cache meanwhile.
 
 enum { DOT_ROWS = 4, DOT_TOKENS = GEMM_ROWS / 2, DOT_COLS = 1024 };
@@ -2492,7 +2450,7 @@ INLINE void dot_tile(int as, size_t nt, const uint8_t *rows, size_t pitch, const
                 for (size_t r = 0; r < DOT_ROWS; r++) sum[v][t][r] = sums[t][r][i + v];
         for (; k + SUMS <= end; k += SUMS) {
             for (size_t r = 0; nt == 1 && r < DOT_ROWS; r++)
-                prefetch(rows + r * pitch + k * (as == AS_F32 ? 4 : 2));
+                prefetch(rows + r * pitch + k * (as == AS_F32 ? 4 : 2) + AHEAD, 1);
             for (size_t v = 0; v < nv; v++)
                 dot_step(as, nt, rows, pitch, x, cols, k + (i + v) * LANES, LANES, sum[v]);
         }
@@ -2512,7 +2470,6 @@ typedef struct {
 
 typedef struct {
     const Product *jobs;
-    int n_jobs;
     const float *x;        // [n][cols]
     size_t n;
     const Quantized *act;  // x in int8, or NULL: multiply floats
@@ -2538,8 +2495,8 @@ static void product_q8(const Matmul *m, const Product *p, size_t r0, size_t n_ro
 {
     const Tensor *w = p->w;
     const TensorType *type = w->type;
-    size_t cols = w->cols, n_groups = cols / w->group, n_blocks = cols / type->block;
-    size_t pitch = n_blocks * type->bytes, planar = w->scales ? n_groups * 4 : 0;
+    size_t cols = w->cols, n_groups = cols / w->group;
+    size_t pitch = cols / type->block * type->bytes, planar = w->scales ? n_groups * 4 : 0;
     size_t n = PANEL * (n_groups + 3);
     vi *words = scratch(PANEL * (cols + pitch + planar + 16) + 2 * n * 4);
     float *scales = (float *)(words + cols / 4), *mins = scales + n;
@@ -2549,8 +2506,7 @@ static void product_q8(const Matmul *m, const Product *p, size_t r0, size_t n_ro
         rows = memcpy(mins + n, rows, n_rows * pitch);
         if (planar) apart = memcpy((uint8_t *)rows + PANEL * pitch, apart, n_rows * planar);
     }
-    if (planar) type->scales(apart, planar, n_groups, scales, mins);
-    else type->scales(rows, pitch, n_blocks, scales, mins);
+    if (planar) scales_planar(apart, planar, n_groups, scales);
     type->tile(&(Panel){.rows = (const char *)rows, .pitch = pitch, .scales = scales,
                         .mins = mins, .words = words, .x = m->act, .out = p->out + r0,
                         .out_pitch = w->rows, .n_rows = n_rows});
@@ -2593,7 +2549,7 @@ static void product_f32(const Matmul *m, const Product *p, size_t r0, size_t n_r
         vf sums[DOT_TOKENS][PANEL][SUM_VECTORS];
         size_t first = min_size(t, m->n - nt);
         const float *x = m->x + first * cols;
-        for (size_t i = 0; i < share; i += 64) __builtin_prefetch(next + i, 0, 2);
+        prefetch(next, share);
         for (size_t k = 0; k < cols; k += width)
             for (size_t r = 0; r < n_rows; r += DOT_ROWS) {
                 const uint8_t *at = rows + r * pitch;
@@ -2628,11 +2584,16 @@ static void matmul_stretches(void *arg, size_t begin, size_t end)
     }
 }
 
+// Rounds rows [begin, end) of x to int8, group by group. What is not finite shows in the scale.
 static void quantize_rows(void *arg, size_t begin, size_t end)
 {
     const Matmul *m = arg;
-    size_t cols = m->jobs->w->cols;
-    for (size_t t = begin; t < end; t++) quantize_row(m->x + t * cols, t, (Quantized *)m->act);
+    const Quantized *a = m->act;
+    for (size_t t = begin; t < end; t++)
+        for (size_t g = 0; g < a->n_groups; g++) {
+            size_t from = (t * a->n_groups + g) * a->group, at = g * a->n + t;
+            a->scale[at] = round_to_bytes(m->x + from, a->group, a->q + from, a->minus_sum + at);
+        }
 }
 
 static void add_rows(float *x, const float *y, size_t n)
@@ -2649,11 +2610,9 @@ static void matmul(Quantized *act, const Product *jobs, int n_jobs, const float 
 {
     size_t cols = jobs->w->cols, group = act ? int8_group(jobs->w) : 0;
     Matmul m = {.jobs = jobs, .x = x, .n = n, .act = group ? act : NULL};
-    for (; m.n_jobs < n_jobs; m.n_jobs++) {
-        const Tensor *w = jobs[m.n_jobs].w;
-        if ((act ? int8_group(w) : 0) != group) break;
-        m.n_panels += ceil_div(w->rows, PANEL);
-    }
+    const Product *rest = jobs, *end = jobs + n_jobs; // rest: from the first of another group size
+    for (; rest < end && (act ? int8_group(rest->w) : 0) == group; rest++)
+        m.n_panels += ceil_div(rest->w->rows, PANEL);
     size_t threads = (size_t)pool.n_threads;
     m.grain = ceil_div(MIN_SHARE, PANEL * cols * n);
     if (n <= Q8_TOKENS)
@@ -2667,11 +2626,10 @@ static void matmul(Quantized *act, const Product *jobs, int n_jobs, const float 
         parallel_for(n, ceil_div(MIN_SHARE, 4 * cols), quantize_rows, &m);
     }
     parallel_for(m.ways * m.turns, 1, matmul_stretches, &m);
-    for (const Product *p = jobs; p < jobs + m.n_jobs; p++)
+    for (const Product *p = jobs; p < rest; p++)
         for (size_t t = 0; p->w->bias && t < n; t++)
             add_rows(p->out + t * p->w->rows, p->w->bias, p->w->rows);
-    if (m.n_jobs < n_jobs) // another group size
-        matmul(act, jobs + m.n_jobs, n_jobs - m.n_jobs, x, n);
+    if (rest < end) matmul(act, rest, (int)(end - rest), x, n);
 }
 
 // ================================================================================================

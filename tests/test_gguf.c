@@ -269,7 +269,7 @@ static void test_panels(void)
         Tensor t = {type, data, NULL, type->group, PANEL, cols, NULL};
         int bad = 0;
         memset(mins, 0, sizeof mins);
-        type->scales(data, pitch, BLOCKS, scales, mins);
+        read_scales(type, data, pitch, BLOCKS, scales, mins);
         for (size_t r = 0; r < PANEL; r++) {
             type->unpack(&t, r, row);
             block_codes(type, data + r * pitch, BLOCKS, q);

@@ -70,7 +70,7 @@ static void test_float_to_half(void)
     }
     CHECK_INT(bad, 0);
     CHECK_INT(float_to_half(65504), 0x7bff);
-    CHECK_INT(float_to_half(65520), 0x7bff); // not infinity: see float_to_half
+    CHECK_INT(float_to_half(65520), 0x7bff); // not infinity: see vf_to_half
     CHECK_INT(float_to_half(-1e30f), 0xfbff);
     CHECK_INT(float_to_half(0x1p-26f), 0);
     CHECK_INT(float_to_half(-0.0f), 0x8000);
@@ -242,7 +242,7 @@ static void test_quantize_row(void)
     memset(x, 0, GROUP * 4); // a group of zeros
     Quantized a = quantized(2, COLS, GROUP);
     int bad = 0, bad_sum = 0;
-    for (size_t t = 0; t < 2; t++) quantize_row(x + t * COLS, t, &a);
+    quantize_rows(&(Matmul){.x = x, .act = &a}, 0, 2);
     for (size_t g = 0; g < 2 * GROUPS; g++) {
         int sum = 0, largest = 0;
         size_t at = g % GROUPS * 2 + g / GROUPS;
@@ -293,7 +293,7 @@ static void check_tile_q8(size_t n, size_t cols, size_t group, int n_rows, int h
     float *mins = random_floats(cols / group * PANEL);
     int8_t *w = xcalloc(PANEL * cols, 1);
     for (size_t i = 0; i < PANEL * cols; i++) w[i] = (int8_t)(random_bits() >> 24); // -128 too
-    for (size_t t = 0; t < n; t++) quantize_row(act + t * cols, t, &x);
+    quantize_rows(&(Matmul){.x = act, .act = &x}, 0, n);
     float *fast = xcalloc(n * STRIDE, 4), *plain = xcalloc(n * STRIDE, 4);
     void *room = xcalloc(PANEL * cols, 1);
     Panel panel = {.rows = (char *)w, .pitch = cols, .scales = scales, .mins = mins, .words = room,
@@ -366,7 +366,7 @@ static void test_blocks(void)
         matmul(&act, &(Product){&w, all}, 1, x, N);
         for (size_t r0 = 0; r0 < rows; r0 += PANEL) {
             size_t n_rows = min_size(PANEL, rows - r0);
-            type->scales(data + r0 * pitch, pitch, n, scales, mins);
+            read_scales(type, data + r0 * pitch, pitch, n, scales, mins);
             for (size_t r = 0; r < n_rows; r++)
                 block_codes(type, data + (r0 + r) * pitch, n, codes + r * cols);
             tile_plain(codes, scales, type->has_min ? mins : NULL, &act, want + r0, rows, n_rows);
@@ -390,7 +390,7 @@ static void test_scales_planar(void)
     float *a = random_floats(PANEL * MOST + 3), *out = xcalloc(PANEL * (MOST + 3), 4);
     for (size_t n = 1; n <= MOST; n++) {
         int bad = 0;
-        scales_planar((uint8_t *)a, n * 4, n, out, NULL);
+        scales_planar((uint8_t *)a, n * 4, n, out);
         for (size_t i = 0; i < n; i++)
             for (int r = 0; r < PANEL; r++)
                 bad += out[i * PANEL + (size_t)r] != a[(size_t)r * n + i];
