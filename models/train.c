@@ -1572,7 +1572,7 @@ static double update_params(Net *n, const Optimizer *o, float lr, uint64_t step)
 // places T apart, with a new shift each time round. Every other one moves on to the start of a
 // paragraph; of documents, three in four move on to the start of one.
 
-enum { MAX_SOURCES = 8, LOOK_AHEAD = 200, LOOK_AHEAD_DOCUMENTS = 640 };
+enum { MAX_SOURCES = 8, MAX_QUESTIONS = 3, LOOK_AHEAD = 200, LOOK_AHEAD_DOCUMENTS = 640 };
 static const char document_end[] = "<|end|>";
 
 typedef struct {
@@ -1586,7 +1586,8 @@ static size_t look_ahead(const Source *s) { return s->ends ? LOOK_AHEAD_DOCUMENT
 typedef struct {
     Tokenizer *tokenizer;
     uint8_t *starts_sentence, *ends_sentence; // of each piece
-    uint16_t newline, full_stop, *word;       // word: the pieces that are a space and letters
+    uint16_t newline, full_stop, question_mark;
+    uint16_t *word; // the pieces that are a space and letters
     int n_words;
     Source source[MAX_SOURCES];
     int n;
@@ -1595,6 +1596,9 @@ typedef struct {
     double early;                      // 1 as training begins, 0 at its end
     float answer_weight;
     double links;   // share of the retrieval texts whose boxes hold what others hold
+    double hints;   // share of their questions that have a hint
+    int n_hints;    // in the text written last, with their places and what is to be learned there
+    struct { size_t at; uint16_t token; } hint[MAX_QUESTIONS];
     double shorten; // more of the synthetic texts are short, however late it is
 } Text;
 
@@ -1682,6 +1686,7 @@ static void classify_pieces(Text *x, int vocab_size)
         }
         if (p.len == 1 && p.text[0] == '\n') x->newline = (uint16_t)i;
         if (p.len == 1 && p.text[0] == '.') x->full_stop = (uint16_t)i;
+        if (p.len == 1 && p.text[0] == '?') x->question_mark = (uint16_t)i;
         if (p.len > 2 && p.text[0] == ' ' && isalpha((unsigned char)p.text[1]))
             x->word[x->n_words++] = (uint16_t)i;
     }
@@ -1765,7 +1770,11 @@ static int draw_source(Text *x)
 //     ... What does the box C hold? The box C holds N.
 //     ... (1 to 3 of them asked for)
 // linked boxes (--links): 2 to 6, of which two in three hold what an earlier one of them holds: the
-//     same statements, with more to follow.
+//     same statements, with more to follow. The number is two steps away (the box that is looked
+//     into, and what that holds), and guessing between all numbers teaches neither. So some of the
+//     questions have a hint (--hints): the text is the same, but what is to be learned behind their
+//     question mark is not the next word, it is the letter of the box that the asked one looks into
+//     (or its own, if it has a number). Once that is known there, the number is one step away.
 // repetition, 8 to 120 words drawn at random from the vocabulary, with a number in place of some,
 // then the same again; the first time they do not count, as nobody could know them:
 //     Say after me: W W N W ... W. W W N W ... W.
@@ -1773,7 +1782,7 @@ static int draw_source(Text *x)
 // short ones are frequent while training is young: a model learns to look back over a few words
 // first.
 
-enum { MAX_FACTS = 8, MAX_QUESTIONS = 3, MAX_TOKENS = 96 };
+enum { MAX_FACTS = 8, MAX_TOKENS = 96 };
 
 static const char *const names[] = {
     "Anna", "Ben",  "Clara", "David", "Emma",  "Frank", "Grace", "Henry", "Ida", "Jack",
@@ -1784,6 +1793,7 @@ enum { N_NAMES = sizeof names / sizeof *names };
 typedef struct {
     char fact[MAX_FACTS][128], question[MAX_QUESTIONS][128];
     int n_facts, n_questions, digits;
+    int linked, via[MAX_QUESTIONS]; // linked boxes: which fact is of the box that is looked into
 } Retrieval;
 
 static int draw_number(uint64_t *rng, int digits)
@@ -1857,20 +1867,24 @@ static void write_boxes(Retrieval *d, uint64_t *rng)
                  'A' + box[asked[i]], number[asked[i]]);
 }
 
-// The last box of the longest chain is asked for first.
+// Three links in four lead to a box that has a number. A linked box is asked for first, if there is
+// one.
 static void write_links(Retrieval *d, uint64_t *rng)
 {
-    int box[MAX_FACTS], number[MAX_FACTS], links[MAX_FACTS], asked[MAX_QUESTIONS], far = 0;
-    int n = d->n_facts = 2 + draw_below(rng, 5);
+    int box[MAX_FACTS], number[MAX_FACTS], root[MAX_FACTS], via[MAX_FACTS], asked[MAX_QUESTIONS];
+    int n = d->n_facts = 2 + draw_below(rng, 5), n_links = 0, first = 0;
     d->digits = 4;
+    d->linked = 1;
     d->n_questions = 1 + draw_below(rng, n < MAX_QUESTIONS ? n : MAX_QUESTIONS);
     choose_different(rng, box, n, 26);
     choose_different(rng, asked, d->n_questions, n);
     for (int i = 0; i < n; i++) {
         int of = i && draw_below(rng, 3) ? draw_below(rng, i) : -1;
+        if (of >= 0 && draw_below(rng, 4)) of = root[of];
         number[i] = of < 0 ? draw_number(rng, 4) : number[of];
-        links[i] = of < 0 ? 0 : links[of] + 1;
-        if (links[i] > links[far]) far = i;
+        root[i] = of < 0 ? i : root[of];
+        via[i] = of < 0 ? i : of;
+        if (of >= 0 && draw_below(rng, ++n_links) == 0) first = i; // each as likely
         if (of < 0)
             snprintf(d->fact[i], sizeof *d->fact, "The box %c holds %d.", 'A' + box[i], number[i]);
         else
@@ -1878,7 +1892,8 @@ static void write_links(Retrieval *d, uint64_t *rng)
                      'A' + box[i], 'A' + box[of]);
     }
     for (int i = 0; i < d->n_questions; i++) {
-        int which = i ? asked[i] : far;
+        int which = i ? asked[i] : first;
+        d->via[i] = via[which];
         snprintf(d->question[i], sizeof *d->question,
                  "What does the box %c hold? The box %c holds %d.", 'A' + box[which],
                  'A' + box[which], number[which]);
@@ -1946,8 +1961,16 @@ static size_t put_document(Text *x, const Retrieval *d, const Source *s, size_t 
         n += put_sentences(x, s, &at, want > 24 ? want - 24 : 0, want, out + n);
         memcpy(out + n, statement[i], len[i] * sizeof *out);
         n += len[i];
-        for (size_t k = 0; i >= d->n_facts && k < (size_t)d->digits; k++)
+        if (i < d->n_facts) continue;
+        for (size_t k = 0; k < (size_t)d->digits; k++)
             weight[n - 2 - k] = x->answer_weight; // the number's digits, then the full stop
+        if (!d->linked || draw_real(&x->rng) >= x->hints) continue;
+        size_t behind = n - len[i];
+        while (behind < n && out[behind++] != x->question_mark);
+        if (behind == n) continue; // no such piece
+        weight[behind] = x->answer_weight;
+        x->hint[x->n_hints].at = behind;
+        x->hint[x->n_hints++].token = statement[d->via[i - d->n_facts]][2]; // The box A
     }
     return n;
 }
@@ -1977,7 +2000,7 @@ static size_t put_retrieval(Text *x, const Source *s, size_t room, uint16_t *out
 {
     static void (*const kinds[])(Retrieval *, uint64_t *) = {write_passkey, write_magic_numbers,
                                                              write_boxes};
-    Retrieval d;
+    Retrieval d = {.linked = 0};
     if (x->links > 0 && draw_real(&x->rng) < x->links)
         write_links(&d, &x->rng);
     else
@@ -1993,12 +2016,14 @@ static void fill_synthetic_window(Text *x, int which, size_t T, uint16_t *token,
     fill_text_window(x, which, T, token, target, weight);
     for (size_t begin = 0; begin + 64 <= T;) {
         size_t room = T - begin - 1;
+        x->n_hints = 0;
         size_t n = draw_real(&x->rng) < x->repetition
                        ? put_repetition(x, room, target + begin, weight + begin)
                        : put_retrieval(x, &x->source[which], room, target + begin, weight + begin);
         if (!n) return;
         token[begin] = ID_BOS;
         memcpy(token + begin + 1, target + begin, n * sizeof *token); // n < T - begin
+        for (int h = 0; h < x->n_hints; h++) target[begin + x->hint[h].at] = x->hint[h].token;
         begin += n;
         target[begin] = ID_BOS; // the last full stop, then the next BOS
         weight[begin++] = 0;
@@ -2186,7 +2211,8 @@ typedef struct {
     Optimizer optimizer;
     double lr, final_lr, fall, minutes, save_minutes, tokens, mix_tokens, answer_weight;
     double synthetic, synthetic_end, repetition, repetition_end; // an end below 0: no change
-    double links, shorten, drop; // drop: the share of the run after which RoPE is dropped; 0: never
+    double links, hints, shorten;
+    double drop; // the share of the run after which RoPE is dropped; 0: never
     int cape;
     long long batch, micro, warmup, log_every, valid_windows, threads, seed, randomized;
 } Settings;
@@ -2438,6 +2464,7 @@ static const Setting setting_table[] = {
      "the share moves there; default: stays"},
     {"--repetition-end", &settings.repetition_end, FLOAT64, 0, 1, "likewise"},
     {"--links", &settings.links, FLOAT64, 0, 1, "share of linked boxes among questions"},
+    {"--hints", &settings.hints, FLOAT64, 0, 1, "share of their questions that have a hint"},
     {"--shorten", &settings.shorten, FLOAT64, 0, 100, "by how much synthetic texts are shorter"},
     {"--answer-weight", &settings.answer_weight, FLOAT64, 0, 100, "weight of an answer's digits"},
     {"--log-every", &settings.log_every, INT64, 1, 1000000, "steps between lines"},
@@ -2541,6 +2568,7 @@ static void load_text(Text *x, const Settings *o, char **paths, int n_paths)
     double first = 0, last = 0;
     x->answer_weight = (float)o->answer_weight;
     x->links = o->links;
+    x->hints = o->hints;
     x->shorten = o->shorten;
     x->rng = (uint64_t)o->seed * 0x9E3779B97F4A7C15u;
     classify_pieces(x, o->shape.vocab_size);

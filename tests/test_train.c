@@ -611,6 +611,16 @@ static int box_content(const Retrieval *d, char box, int *links)
     return -1;
 }
 
+// The box that this one looks into, or its own letter.
+static char looked_into(const Retrieval *d, char box)
+{
+    char name, of;
+    for (int i = 0; i < d->n_facts; i++)
+        if (sscanf(d->fact[i], "The box %c holds what the box %c holds.", &name, &of) == 2 &&
+            name == box) return of;
+    return box;
+}
+
 // Linked boxes: every answer follows from the statements, and many need one link or more.
 static void test_links(void)
 {
@@ -627,11 +637,42 @@ static void test_links(void)
                    &number);
             wrong += box != again || number < 1000 || number != box_content(&d, box, &links);
             linked += links > 0;
-            far += links > 2;
+            far += links > 1;
+            wrong += d.fact[d.via[k]][8] != looked_into(&d, box);
         }
     }
     CHECK_INT(wrong, 0);
     CHECK(linked > N && far > N / 20);
+}
+
+// A hint is a letter that stands in place of what comes next behind a question mark, and nowhere
+// else; the text that the network sees is without it.
+static void test_hints(void)
+{
+    enum { T = 512, N = 50 };
+    static uint16_t token[T], target[T];
+    static float weight[T];
+    Text x;
+    int hints = 0, questions = 0, wrong = 0;
+    make_text(&x, 0);
+    x.repetition = 0;
+    x.links = 1;
+    for (int i = 0; i < N; i++) {
+        x.hints = i % 2 * 0.5;
+        fill_synthetic_window(&x, 0, T, token, target, weight);
+        for (size_t k = 0; k + 1 < T; k++) {
+            const Piece *next = &tokenizer.pieces[token[k + 1]];
+            const Piece *want = &tokenizer.pieces[target[k]];
+            questions += token[k] == x.question_mark && i % 2;
+            if (token[k + 1] == target[k] || token[k + 1] == ID_BOS) continue;
+            hints++;
+            wrong += token[k] != x.question_mark || !i % 2 || weight[k] != x.answer_weight;
+            wrong += want->len != 2 || !isupper((unsigned char)want->text[1]);
+            wrong += next->len < 4 || memcmp(next->text, " The", 4);
+        }
+    }
+    CHECK_INT(wrong, 0);
+    CHECK(hints > questions / 3 && hints < questions * 2 / 3 && questions > N);
 }
 
 // One round visits every place once.
@@ -866,6 +907,7 @@ int main(int argc, char **argv)
     test_document_windows(path);
     test_permutation();
     test_links();
+    test_hints();
     test_resume(path);
     test_schedule();
     test_learning();
