@@ -853,7 +853,7 @@ static int is_rotary(const Config *c) { return encodings[c->encoding].rotates; }
 //   the attention factor a, which sharpens scores again that longer text has blurred;
 //   the distance D, so that no distance is larger than a trained one;
 //   the scale of the query, which sharpens like a, but by position.
-// They can be combined, one of each. The attention loop does not know which were chosen.
+// They can be combined. The attention loop does not know which were chosen.
 //
 // --- Frequencies --------------------------------------------------------------------------------
 //
@@ -1077,21 +1077,27 @@ typedef struct {
     float *jump;        // [2][pairs]: what turns a key back by a chunk (dual-chunk)
 } Angles;
 
-// Applies the method: sets the frequencies for length n (all 0 where nothing turns), fills the key
-// tables and empties those of tiles. Self-extend's B is a staircase: the steps of its table are
-// tokens, and key_table() takes from it what it needs.
+// theta'_m, by which pair m turns at length n, in radians a token; 0: it does not.
+static double pair_frequency(const Config *c, const RopeConfig *r, size_t m, double n)
+{
+    double turning = rotary_dims(c) / 2, last = r->fraction > 0 ? r->fraction * turning : turning;
+    if (!is_rotary(c) || r->still || m >= (size_t)(last + 1e-9)) return 0; // 0.58 * 50 is 29
+    return rope_methods[r->method].frequency(r, rotary_dims(c), (int)m, n) /
+           (r->own_factors ? r->own_factors[m] : 1);
+}
+
+// Applies the method: sets the frequencies for length n, fills the key tables and empties those of
+// tiles. Self-extend's B is a staircase: the steps of its table are tokens, and key_table() takes
+// from it what it needs.
 static void set_angles(Angles *a, const Config *c, const RopeConfig *r, size_t n_slots, int64_t n)
 {
     size_t pairs = c->head_dim / 2, turning = rotary_dims(c) / 2;
-    size_t last = r->fraction > 0 ? (size_t)(r->fraction * (double)turning) : turning;
     double factor = attention_factor(r);
     int epoch = rope_epoch(r, n);
     if (a->epoch == epoch) return;
     a->epoch = epoch;
     for (size_t m = 0; m < pairs; m++) {
-        if (is_rotary(c) && !r->still && m < last)
-            a->freq[m] = rope_methods[r->method].frequency(r, rotary_dims(c), (int)m, (double)n) /
-                         (r->own_factors ? r->own_factors[m] : 1);
+        a->freq[m] = pair_frequency(c, r, m, (double)n);
         if (encodings[c->encoding].decay)
             a->decay[m] = (float)encodings[c->encoding].decay(c->head_dim, (int)m);
         a->gain[m] = m < turning ? factor * factor : 1;
@@ -1267,7 +1273,8 @@ static void *scratch(size_t bytes)
 // 7  Cache and attention
 //
 // For a query at i under one head, this section computes what these lines say, for many queries at
-// once and without a place for n scores; scale(i) is a^2 query_scale(i) / sqrt(head_dim):
+// once and without a place for n scores; scale(i) is query_scale(i) / sqrt(head_dim), times a^2 for
+// the pairs that turn:
 //   for each key j <= i that the query can see
 //       map = the one in whose run j lies; D = A(i) - B(j) under it
 //       score[j] = scale(i) * (q turned by A(i)) . (k[j] turned by B(j)) + bias(D)
@@ -5008,7 +5015,8 @@ static const float *read_factors(const char *path, size_t pairs)
 // Lays what the command line says about positions over the model's; both were held against the same
 // ranges, and check_rope() looks at what they are together. Another method takes the place of the
 // model's factors, too, which belong to the model's own; a window that is taken away takes its
-// sinks along. An option that could have no effect is refused, since whoever gives it expects one.
+// sinks along. What can have no effect on this model is refused, since whoever gives it expects
+// one.
 static void set_rope(Config *c)
 {
     RopeConfig *r = &c->rope;
@@ -5059,7 +5067,7 @@ static void open_session(Session *s)
     const char *path = opt.tokenizer;
     Vocab v = s->model.vocab;
     if (!runs) v.pre = "default"; // text is not read
-    if (!path && !v.tokens.n) path = find_tokenizer(opt.checkpoint);
+    if (!path && !v.tokens.n) path = opt.tokenizer = find_tokenizer(opt.checkpoint);
     if (path) v = read_vocab(path, (size_t)c->vocab_size);
     tokenizer_init(&s->tokenizer, path ? path : opt.checkpoint, &v);
     read_prompt(s);

@@ -327,7 +327,17 @@ usage -m rope --positions 300
 usage -m perplexity -f tokenizer.bin --stride 0
 usage -m perplexity -f tokenizer.bin --stride 96
 usage -m bench --tsv "$tmp/none.tsv"
-usage -m perplexity -f tokenizer.bin --lengths 64
+for words in "perplexity --lengths 64" "perplexity --depths 3" "perplexity --trials 9" \
+    "perplexity --recent 12" "contrast --stride 8" "contrast --entropy" "contrast --first" \
+    "passkey --windows 2" "passkey --stride 9" "rope --first" "rope --depths 2" "rope --windows 2"; do
+    # shellcheck disable=SC2086 # the words are options
+    usage -m ${words%% *} -f tokenizer.bin ${words#* }
+    says "not for mode ${words%% *}" "$words"
+done
+usage -m perplexity -f tokenizer.bin -c 1
+says "^measure: -c: " "-c 1"
+usage -m perplexity -f tokenizer.bin -c 64 --positions 99 --rerope 9
+usage -m kv --lengths 80000
 echo "1 2 3" > "$tmp/list"
 refused 1 "too few factors" "$m" --rope-scaling longrope --long-factors "$tmp/list" \
     --short-factors "$tmp/list"
@@ -520,6 +530,58 @@ refused 1 "unwritable table" "$m" -m perplexity -f "$tmp/prompt" --tsv "$tmp/no/
 works "drawn positions" "$m" -m perplexity -f "$tmp/prompt" -c 32 --positions 99
 works "passkey" "$m" -m passkey --lengths 64,96 --depths 2 --trials 1
 
+# Without a seed texts and positions are the same each time; another seed draws others.
+for words in "passkey --lengths 64 --trials 2 --depths 1" \
+    "perplexity -f $tmp/prompt -c 32 --windows 2 --positions 999"; do
+    for n in 1 2; do
+        # shellcheck disable=SC2086 # the words are options
+        works "$words" "$m" -m $words --tsv "$tmp/seed$n.tsv"
+    done
+    same "no seed: ${words%% *}" "$tmp/seed1.tsv" "$tmp/seed2.tsv"
+    # shellcheck disable=SC2086
+    works "$words, another seed" "$m" -m $words -s 2 --tsv "$tmp/seed2.tsv"
+    if cmp -s "$tmp/seed1.tsv" "$tmp/seed2.tsv"; then bad "-s changes nothing: $words"; else ok; fi
+done
+
+# Where frequencies change with every token, all of a chunk's are forgotten with a text's positions.
+dynamic="-m perplexity -f $tmp/prompt -c 120 --windows 2 --rope-scaling dynamic --positions 700"
+for n in 1 64; do
+    # shellcheck disable=SC2086
+    works "dynamic, drawn positions" "$m" $dynamic --chunk $n --tsv "$tmp/chunk$n.tsv"
+done
+same "dynamic, drawn positions" "$tmp/chunk1.tsv" "$tmp/chunk64.tsv"
+
+# Factors follow from -c, whatever lengths are asked for.
+works "-c over the lengths" "$m" -m passkey -c 384 --lengths 64 --depths 2 --trials 2 \
+    --rope-scaling linear --tsv "$tmp/a384.tsv"
+works "its factor" "$m" -m passkey --lengths 64 --depths 2 --trials 2 --rope-scaling linear \
+    --rope-factor 4 --tsv "$tmp/b384.tsv"
+same "-c over the lengths" "$tmp/a384.tsv" "$tmp/b384.tsv"
+
+# A table takes the place of nothing that is read or written.
+cp "$m" "$tmp/here.bin"
+seq 4 > "$tmp/factors"
+printf 'window\tposition\ttoken\tkey\n' > "$tmp/some.tsv"
+kept() { # NAME FILE ARGS...
+    name=$1 file=$2
+    shift 2
+    cp "$file" "$tmp/kept"
+    refused 2 "$name" "$tmp/here.bin" "$@" --tsv "$file"
+    same "$name" "$tmp/kept" "$file"
+}
+kept "--tsv over the model" "$tmp/here.bin" -m rope
+kept "--tsv over the tokenizer beside it" "$tmp/tokenizer.bin" -m rope
+kept "--tsv over the mask" "$tmp/some.tsv" -m perplexity -f "$tmp/prompt" --mask "$tmp/some.tsv"
+kept "--tsv over factors" "$tmp/factors" -m rope --rope-scaling longrope \
+    --long-factors "$tmp/factors" --short-factors "$tmp/factors"
+"$build/measure" "$m" -m rope --tsv /dev/stdout > "$tmp/both" 2> "$tmp/err"
+ended "--tsv to the output's file" $? 2 "standard output"
+"$build/measure" "$m" -m rope --tsv /dev/stdout 2> "$tmp/err" | cat > "$tmp/both"
+if grep -q "^pair" "$tmp/both" && grep -q "^RoPE" "$tmp/both"; then ok
+else bad "--tsv to a pipe: $(cat "$tmp/both")"; fi
+works "one prediction" "$m" -m perplexity -f "$tmp/prompt" -c 2 --windows 1
+if grep -q "+- ? " "$tmp/out"; then ok; else bad "one prediction: $(cat "$tmp/out")"; fi
+
 # Key tokens: a text whose second half says the first half again is told by far text, to a model that
 # copies. Those of the mask are the sure ones with a gain, and the loss over them is theirs.
 sed -n 1,40p tests/heldout.txt | head -c 700 > "$tmp/again"
@@ -541,6 +603,12 @@ if paste "$tmp/mask.tsv" "$tmp/masked.tsv" | awk '
     END { if (bad || n < 20) exit 1; printf "key tokens: loss %.4f +- N (standard error over %d tokens)\n", sum / n, n }' > "$tmp/want" &&
     sed -n '/^key/s/+- [0-9.]*/+- N/p' "$tmp/out" | cmp -s - "$tmp/want"; then ok
 else bad "key tokens: $(cat "$tmp/want"), $(grep '^key' "$tmp/out")"; fi
+sed '20s/$/\n/' "$tmp/mask.tsv" > "$tmp/blank.tsv" # an empty line ends nothing
+cp "$tmp/out" "$tmp/keys"
+# shellcheck disable=SC2086
+works "a mask with an empty line" $far -m perplexity --mask "$tmp/blank.tsv"
+if grep -q '^key' "$tmp/keys" && [ "$(grep '^key' "$tmp/keys")" = "$(grep '^key' "$tmp/out")" ]; then ok
+else bad "an empty line in a mask: $(grep '^key' "$tmp/out")"; fi
 # shellcheck disable=SC2086
 {
     refused 2 "a short context as long as the window" $far -m contrast --recent 500
@@ -606,6 +674,18 @@ if awk '$1 ~ /^[0-9]+$/ && NF == 6 {
         END { exit bad || n["kept"] != 1 || n["mixed"] != 4 || n["interpolated"] != 11 }' \
     "$tmp/out"; then ok
 else bad "rope, yarn: $(cat "$tmp/out")"; fi
+# What stands still, factors of the model's own, a part of each head; what linear does, always.
+count() { awk -v what="$1" '$1 ~ /^[0-9]+$/ && $NF == what { n++ } END { print n + 0 }' "$tmp/out"; }
+works "rope, half of the pairs" "$tmp/pairs.bin" -m rope --rope-fraction 0.5
+if [ "$(count still)" -eq 8 ] && [ "$(count kept)" -eq 8 ]; then ok
+else bad "rope, half of the pairs: $(cat "$tmp/out")"; fi
+works "rope, linear past its factor" "$tmp/pairs.bin" -m rope -c 384 --rope-scaling linear \
+    --rope-factor 2
+if [ "$(count interpolated)" -eq 16 ]; then ok; else bad "rope, linear: $(cat "$tmp/out")"; fi
+"$build/make_gguf" "$tmp/freqs.gguf" llama f32 spm freqs
+works "rope, factors of its own" "$tmp/freqs.gguf" -m rope # around 3, of waves from 6.28 on
+if awk '$1 == 0 && NF == 6 { ok = $2 > 17 && $2 < 21 && $2 == $3 } END { exit !ok }' "$tmp/out"; then ok
+else bad "rope, factors of its own: $(head -n 4 "$tmp/out")"; fi
 works "rope, a context that fits no memory" "$m" -m rope -c 268435456
 works "info" "$m" -m info -c 600 --rope-scaling linear
 if grep -q '^memory .*-c 600' "$tmp/out"; then ok; else bad "info: $(cat "$tmp/out")"; fi

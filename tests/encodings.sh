@@ -133,6 +133,15 @@ losses short "$tmp/other.tsv" -c 300 --clamp-positions
 if head -n 150 "$tmp/other.tsv" | cmp -s - "$tmp/one.tsv"; then ok
 else bad "--clamp-positions: other losses up to the table's end"; fi
 
+# Drawn positions: not past a table, nor where distances are shares of the tokens' number, nor so far
+# that xPos fades beyond floats.
+refused learned "clamp-positions" -m perplexity -c 100 --positions 401
+losses learned "$tmp/one.tsv" -c 100 --positions 401 --clamp-positions && ok || bad "clamped, drawn"
+losses learned "$tmp/one.tsv" -c 100 --positions 400 && ok || bad "learned, drawn"
+refused fire "counts tokens" -m perplexity -c 100 --positions 400
+refused xpos "too far" -m perplexity -c 100 --positions 40000
+losses xpos "$tmp/one.tsv" -c 100 --positions 32768 && ok || bad "xpos, drawn"
+
 refused fire "not defined" --rope-scaling linear
 refused sandwich "not defined" --rope-scaling linear
 refused nope "not defined" --rope-scaling linear

@@ -17,7 +17,7 @@ static struct {
     const char *lengths, *tsv, *mask;
     int windows, stride, depths, trials, entropy, first, recent, positions;
     size_t length[32], n_lengths; // of --lengths
-} ask = {.depths = 5, .trials = 5};
+} ask;
 
 // --- tables --------------------------------------------------------------------------------------
 
@@ -27,15 +27,18 @@ static FILE *tsv;
 static char *table;
 static size_t table_len;
 
-// A table must not take the place of what is being read.
+// A table must not take the place of what is being read, nor of a file that the text goes to.
 static void check_inputs(const char *path)
 {
-    const char *inputs[] = {opt.checkpoint, opt.file, opt.tokenizer};
+    const char *inputs[] = {opt.checkpoint, opt.file, opt.tokenizer, ask.mask, opt.long_factors,
+                            opt.short_factors};
     struct stat a, b;
     if (stat(path, &a) || !S_ISREG(a.st_mode)) return;
     for (size_t i = 0; i < COUNT(inputs); i++)
         if (inputs[i] && !stat(inputs[i], &b) && a.st_ino == b.st_ino && a.st_dev == b.st_dev)
             die(EXIT_USAGE, "--tsv", "would replace %s", inputs[i]);
+    if (!fstat(STDOUT_FILENO, &b) && a.st_ino == b.st_ino && a.st_dev == b.st_dev)
+        die(EXIT_USAGE, "--tsv", "standard output goes to the same file");
 }
 
 // Whether a table can be written is looked at before hours are spent on it.
@@ -120,11 +123,13 @@ static void add_loss(Sums *s, double nll, double bytes, const double *extra)
     for (int k = 0; extra && k < N_EXTRAS; k++) s->extra[k] += extra[k];
 }
 
-// Their mean's standard error.
-static double standard_error(const Sums *s)
+// Their mean's standard error, in words: of one number there is none.
+static const char *standard_error(const Sums *s)
 {
+    static char text[32];
     double mean = s->nll / s->n, variance = (s->squares / s->n - mean * mean) / (s->n - 1);
-    return s->n > 1 ? sqrt(fmax(0, variance)) : 0;
+    snprintf(text, sizeof text, s->n > 1 ? "%.4f" : "?", sqrt(fmax(0, variance)));
+    return text;
 }
 
 // What a mask says of a prediction: the token that it is for, and whether that is a key token.
@@ -155,8 +160,8 @@ static void loss_rows(void *arg, size_t begin, size_t end)
         p->at[t] = cross_entropy(p->logits + t * p->vocab, p->vocab, p->target[t]);
 }
 
-// What one token's softmax in one head adds to the means: its entropy, the share of the first token,
-// and whether that is more than 0.3.
+// What one token's softmax in one head adds to the means: its entropy, the share of the first
+// token, and whether that is more than 0.3.
 static void add_softmax(double mean[N_EXTRAS], RowSums s, double n_heads)
 {
     mean[ENTROPY] += (s.largest + vlog(vset(s.sum))[0] - s.weighted / s.sum) / n_heads;
@@ -179,12 +184,26 @@ static void watch_row(const Session *s, Perplexity *p, size_t t, double *extra)
     }
 }
 
-// Before a line is written.
+// Before a line is written: what --positions cannot be together with. xPos fades over a tile's
+// positions as far as floats reach, which tiles of neighbours never meet.
 static void check_positions(const Session *s)
 {
-    if (ask.positions && ask.positions < s->ctx)
+    enum { XPOS_REACH = 1 << 15 };
+    const Config *c = &s->model.config;
+    if (!ask.positions) return;
+    if (ask.positions < s->ctx)
         die(EXIT_USAGE, "--positions", "fewer than a text may have tokens (got %d, want %lld or "
             "more)", ask.positions, s->ctx);
+    if (c->encoding == ENC_LEARNED && !opt.clamp_positions &&
+        (ask.positions - 1) / position_stretch(c) >= c->rows)
+        die(EXIT_USAGE, "--positions", "past the model's learned positions (got %d, want at most "
+            "%d); see --clamp-positions", ask.positions, c->rows);
+    if (encodings[c->encoding].decay && ask.positions > XPOS_REACH)
+        die(EXIT_USAGE, "--positions", "too far for encoding %s (got %d, want at most %d)",
+            encodings[c->encoding].name, ask.positions, XPOS_REACH);
+    if (c->encoding == ENC_FIRE || c->rope.distance)
+        die(EXIT_USAGE, "--positions", "not with %s, which counts tokens",
+            c->rope.distance ? "a distance method" : "encoding fire");
 }
 
 // With --positions N the n tokens of a text stand at positions that are drawn anew for each text:
@@ -194,7 +213,7 @@ static void check_positions(const Session *s)
 static void draw_positions(Session *s, size_t n, uint64_t *rng)
 {
     static double *at;
-    size_t room = round_up(n, TILE), chosen = 0, all = (size_t)ask.positions;
+    size_t all = (size_t)ask.positions, chosen = 0, room = round_up(max_size(n, s->ctx), TILE);
     if (!all) return;
     at = xrealloc(at, room, sizeof *at);
     for (size_t p = 0; chosen < n; p++)
@@ -205,7 +224,8 @@ static void draw_positions(Session *s, size_t n, uint64_t *rng)
     for (int kind = 0; kind < 2; kind++) {
         Positions *p = &a->positions[kind];
         p->rope.positions = at;
-        if (p->angles) p->angles->epoch = -1;
+        size_t n_angles = rope_methods[p->rope.method].changes == ALWAYS ? s->state.chunk : 1;
+        for (size_t k = 0; p->angles && k < n_angles; k++) p->angles[k].epoch = -1;
     }
 }
 
@@ -266,7 +286,7 @@ static void add_prediction(const Session *s, Perplexity *p, const int *ids, size
 static void score_window(Session *s, Perplexity *p, const int *ids)
 {
     double before = p->all.nll;
-    uint64_t rng = seed_random((uint64_t)(opt.seed >= 0 ? opt.seed : 1) + p->windows.n);
+    uint64_t rng = seed_random((uint64_t)opt.seed + p->windows.n);
     draw_positions(s, p->n, &rng);
     size_t to = window_losses(s, p, ids, p->n, p->from, p->nll, p->extra);
     for (size_t i = p->from; i < to; i++) add_prediction(s, p, ids, i);
@@ -287,7 +307,8 @@ static const Mark *read_mask(const char *path, size_t n_windows, size_t n)
     int seen = 0;
     for (int c = 0; c < columns; c++) seen |= column[c] < 0 ? 0 : 1 << column[c];
     if (seen != 15) die(EXIT_DATA, path, "not a mask (want columns %s)", LIST_NAMES(names));
-    while ((line = strsep(&text, "\n")) && *line) {
+    while ((line = strsep(&text, "\n"))) {
+        if (!line[strspn(line, " \r")]) continue;
         long long value[4] = {-1, -1, -1, -1};
         for (int c = 0; c < columns && (field = strsep(&line, "\t\r")); c++)
             if (column[c] >= 0) value[column[c]] = atoll(field);
@@ -325,11 +346,11 @@ static void print_perplexity(const Perplexity *p)
         print_bar(loss / top, 30);
     }
     double loss = p->all.nll / p->all.n;
-    printf("loss %.4f +- %.4f (standard error over %s), perplexity %.3f, bits/byte %.4f\n", loss,
+    printf("loss %.4f +- %s (standard error over %s), perplexity %.3f, bits/byte %.4f\n", loss,
            standard_error(many ? &p->windows : &p->all),
            many ? "windows" : "the tokens of one window", exp(loss), bits_per_byte(&p->all));
     if (p->marks && p->keys.n > 0)
-        printf("key tokens: loss %.4f +- %.4f (standard error over %.0f tokens)\n",
+        printf("key tokens: loss %.4f +- %s (standard error over %.0f tokens)\n",
                p->keys.nll / p->keys.n, standard_error(&p->keys), p->keys.n);
     else if (p->marks) printf("key tokens: none in these windows\n");
     printf("%.0f windows, %.0f predictions, %.1f s, %.1f tok/s\n", windows, p->all.n, took,
@@ -359,6 +380,7 @@ static int *begin_windows(Session *s, Perplexity *p, size_t stride)
     if (!s->text) die(EXIT_USAGE, program->modes[opt.mode].name, "needs a text: -f FILE");
     int *ids = encode_text(&s->tokenizer, s->text, NULL, s->len, &n_ids);
     size_t n = min_size(s->ctx, n_ids), step = stride ? stride : n - 1;
+    if (s->ctx < 2) die(EXIT_USAGE, "-c", "nothing to predict (got %lld, want 2)", s->ctx);
     if (n < 2) die(EXIT_DATA, "text", "nothing to predict (got %zu tokens, want 2)", n);
     if (stride >= n) die(EXIT_USAGE, "--stride", "want less than the window of %zu tokens", n);
     give_hints(s);
@@ -458,7 +480,7 @@ static void run_contrast(Session *s)
     printf("%.0f of %.0f predictions are key ones (%.2f %%)\n", far.n, p.all.n,
            100 * far.n / fmax(1, p.all.n));
     if (far.n > 0)
-        printf("their loss: %.4f +- %.4f with all of the window, %.4f with the last %zu tokens\n",
+        printf("their loss: %.4f +- %s with all of the window, %.4f with the last %zu tokens\n",
                far.nll / far.n, standard_error(&far), near.nll / near.n, recent);
 }
 
@@ -634,7 +656,7 @@ static int *fit_task(const Grid *g, const Task *t, size_t first, size_t room, si
     return NULL;
 }
 
-// Decodes greedily as long as the text goes along with the answer; 1 if it is all there and no
+// Decodes greedily until the text is longer than the answer; 1 if that is how it begins and no
 // other digit follows.
 static int answers(Session *s, const int *ids, size_t n, const char *answer, char got[32])
 {
@@ -659,7 +681,7 @@ static double grid_depth(int d) { return ask.depths > 1 ? (double)d / (ask.depth
 // the length has no room for the task.
 static double run_cell(const Grid *g, size_t l, int d)
 {
-    uint64_t seed = opt.seed >= 0 ? opt.seed : 1;
+    uint64_t seed = (uint64_t)opt.seed;
     int right = 0;
     for (int trial = 0; trial < ask.trials; trial++) {
         uint64_t rng = seed_random(seed + (l * 64 + d) * 1024 + trial);
@@ -730,12 +752,22 @@ static void run_grids(Session *s, int first, int last)
 
 static void run_passkey(Session *s) { run_grids(s, 0, 0); }
 static void run_retrieval(Session *s) { run_grids(s, 1, 2); }
-static void run_kv(Session *s) { run_grids(s, 3, 3); }
+
+// A pair takes 8 tokens and more; after 9000 pairs keys would come again, with other values.
+static void run_kv(Session *s)
+{
+    for (size_t l = 0; l < ask.n_lengths; l++)
+        if (ask.length[l] > 8 * 9000)
+            die(EXIT_USAGE, "--lengths", "keys of four digits do not suffice (got %zu, want at "
+                "most %d)", ask.length[l], 8 * 9000);
+    run_grids(s, 3, 3);
+}
 
 // --- rope ----------------------------------------------------------------------------------------
 
-// A row for each pair: how long its wave was and is; then the mean of cos(D theta_m) over pairs,
-// which is the score of equal q and k at distance D, against that at D = 0.
+// A row for each pair of the dimensions that are made to turn: how long its wave was and is; then
+// the mean of cos(D theta_m) over them, which is what their rotation leaves of the score of equal q
+// and k at distance D.
 static void run_rope(Session *s)
 {
     const Config *c = &s->model.config;
@@ -744,18 +776,21 @@ static void run_rope(Session *s)
         die(EXIT_USAGE, "--mode rope", "the model does not rotate (its encoding is %s)",
             encodings[c->encoding].name);
     rope_resolve(r, c->train_ctx, s->ctx);
-    size_t pairs = c->head_dim / 2;
+    size_t pairs = rotary_dims(c) / 2;
     double *before = xcalloc(pairs, 8), *after = xcalloc(pairs, 8), n = s->ctx;
     tsv_open("pair\twavelength\tscaled\tturns\tratio");
     print_rope("RoPE", r);
     printf(" pair   wavelength       scaled  turns in L    ratio   at length %.0f\n", n);
     for (size_t m = 0; m < pairs; m++) {
-        before[m] = rope_none(r, c->head_dim, (int)m, n);
-        after[m] = rope_methods[r->method].frequency(r, c->head_dim, (int)m, n);
+        before[m] = rope_none(r, rotary_dims(c), (int)m, n);
+        if (r->own_factors) before[m] /= r->own_factors[m];
+        after[m] = pair_frequency(c, r, m, n);
         double wave = 2 * M_PI / before[m], scaled = 2 * M_PI / after[m], ratio = scaled / wave;
-        double most = fmax(r->factor, n / r->orig_ctx), turns = r->orig_ctx / wave;
-        printf("%5zu %12.1f %12.1f %11.3f %8.3f  %s\n", m, wave, scaled, turns, ratio,
-               fabs(ratio - 1) < 1e-3 ? "kept" : ratio > 0.999 * most ? "interpolated" : "mixed");
+        double turns = r->orig_ctx / wave, most = r->factor;
+        if (r->method == ROPE_DYNAMIC) most = fmax(1, 1 + r->factor * (n / r->orig_ctx - 1));
+        const char *what = isinf(ratio) ? "still" : fabs(ratio - 1) < 1e-3 ? "kept"
+                         : ratio > 0.999 * most ? "interpolated" : "mixed";
+        printf("%5zu %12.1f %12.1f %11.3f %8.3f  %s\n", m, wave, scaled, turns, ratio, what);
         fprintf(tsv, "%zu\t%.6g\t%.6g\t%.6g\t%.6g\n", m, wave, scaled, turns, ratio);
     }
     tsv_close();
@@ -773,6 +808,18 @@ static void run_rope(Session *s)
 }
 
 // --- bench ---------------------------------------------------------------------------------------
+
+// Tokens that a query with n before it sees: the mean over layers, of which some have a window.
+static double seen_tokens(const Session *s, double n)
+{
+    const Attention *a = &s->state.attn;
+    double sum = 0;
+    for (int l = 0; l < a->config.n_layers; l++) {
+        const RopeConfig *r = &a->positions[s->model.layers[l].local].rope;
+        sum += r->window ? fmin(n, r->window + r->sinks) : n;
+    }
+    return sum / a->config.n_layers;
+}
 
 // With 0, 1/4, 1/2 and 3/4 of the context used: the speed of reading the next quarter, and that of
 // writing DECODED tokens.
@@ -800,15 +847,16 @@ static void run_bench(Session *s)
         double made = DECODED / (seconds() - middle);
         if (interrupted) return;
         printf("%9zu %12.1f %9.1f %12.1f %8.2f\n", depth, read,
-               (flops + seen_flops * (depth + quarter / 2.0)) * read / 1e9, made,
-               (s->model.weight_bytes + kv * depth) * made / 1e9);
+               (flops + seen_flops * seen_tokens(s, depth + quarter / 2.0)) * read / 1e9, made,
+               (s->model.weight_bytes + kv * seen_tokens(s, depth)) * made / 1e9);
         fflush(stdout);
     }
 }
 
 // --- options -------------------------------------------------------------------------------------
 
-// The lengths to test, "A,B,C", or from an eighth of the context up; returns the longest.
+// The lengths to test, "A,B,C", or from an eighth of the context up; returns the context to be
+// used, from which methods have their factors: -c, or the longest.
 static long long set_lengths(long long ctx)
 {
     if (ctx < 32) die(EXIT_USAGE, "-c", "too short for a test (got %lld)", ctx);
@@ -825,7 +873,7 @@ static long long set_lengths(long long ctx)
         ask.length[ask.n_lengths++] = n;
         longest = max_size(longest, n);
     }
-    return longest;
+    return opt.ctx ? opt.ctx : (long long)longest;
 }
 
 static const Mode measure_modes[] = {
@@ -855,17 +903,30 @@ static const Program measure_program = {
     "measure", measure_modes, {NAMES(measure_options), NAMES(shared_options),
                                NAMES(config_fields)}};
 
+// Refuses what a mode would ignore, and fills in what was not said: the same seed each time, so
+// that all methods get the same texts.
 static void check_measure(void)
 {
     const Mode *mode = &measure_modes[opt.mode];
-    if (ask.tsv && mode->run == run_bench)
-        die(EXIT_USAGE, "--tsv", "mode %s has no table", mode->name);
-    if (ask.mask && mode->run != run_perplexity)
-        die(EXIT_USAGE, "--mask", "not for mode %s", mode->name);
-    if (ask.positions && mode->run != run_perplexity && !mode->context)
-        die(EXIT_USAGE, "--positions", "not for mode %s", mode->name);
-    if (ask.lengths && !mode->context)
-        die(EXIT_USAGE, "--lengths", "not for mode %s", mode->name);
+    int perplexity = mode->run == run_perplexity, contrast = mode->run == run_contrast;
+    int grid = mode->context != NULL;
+    const struct {
+        const char *name;
+        int given, fits;
+    } own[] = {
+        {"--windows", ask.windows, perplexity || contrast}, {"--stride", ask.stride, perplexity},
+        {"--entropy", ask.entropy, perplexity}, {"--first", ask.first, perplexity},
+        {"--mask", ask.mask != NULL, perplexity}, {"--recent", ask.recent, contrast},
+        {"--positions", ask.positions, perplexity || grid}, {"--depths", ask.depths, grid},
+        {"--lengths", ask.lengths != NULL, grid}, {"--trials", ask.trials, grid},
+        {"--tsv", ask.tsv != NULL, mode->run != run_bench},
+    };
+    for (size_t i = 0; i < COUNT(own); i++)
+        if (own[i].given && !own[i].fits)
+            die(EXIT_USAGE, own[i].name, "not for mode %s", mode->name);
+    if (!ask.depths) ask.depths = 5;
+    if (!ask.trials) ask.trials = 5;
+    if (opt.seed < 0) opt.seed = 1;
 }
 
 #ifdef MEASURE

@@ -435,7 +435,7 @@ static void scaled_frequencies(const Method *t, int d, int n, double *theta) {
         }
         if (t->scaling == LLAMA3) theta[m] = llama3_frequency(t, plain);
         if (t->scaling == LONGROPE) theta[m] = plain / (n > L ? t->long_list : t->short_list)[m];
-        if (t->fraction && m >= floor(t->fraction * d / 2)) theta[m] = 0;
+        if (t->fraction && m >= floor(t->fraction * d / 2 + 1e-9)) theta[m] = 0;
     }
 }
 
