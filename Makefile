@@ -4,7 +4,7 @@
 # make tools      build/bpe, build/train, build/oracle
 # make bench      speed on models of known shapes, against this machine's limits
 # make portable   ./run for any x86-64: kernels for three levels, chosen as it starts
-# make figures    the pictures of models/EXTENDING.md, from models/tales.bin (20 minutes)
+# make figures    the pictures of models/EXTENDING.md, from models/tales.bin (15 minutes)
 # make survey     those of models/ENCODINGS.md: every position encoding (16 minutes)
 # make fuzz       hostile files and options, SECONDS=60 for each kind
 # make matrix     make test with every compiler and machine at hand: hours

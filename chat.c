@@ -301,13 +301,20 @@ static Term text_term(const char *s) { return (Term){T_TEXT, (long)strlen(s), {s
 static Term number_term(long n) { return (Term){T_NUMBER, n, {NULL}}; }
 static Term bool_term(int yes) { return (Term){T_BOOL, yes, {NULL}}; }
 static Term wrong_term(const char *reason) { return (Term){T_WRONG, 0, {reason}}; }
+
+static const char a_namespace[] = "a namespace by itself"; // what its name alone comes to
 static int is_name_char(char c) { return isalnum((unsigned char)c) || c == '_'; }
 
-// Texts are the same if they are spelled alike; lists only if they are one and the same.
+// Texts are the same if they are spelled alike, lists if their items are, messages only if they are
+// one and the same.
 static int same_term(Term a, Term b)
 {
-    if (a.kind != b.kind || a.n != b.n) return 0;
-    return a.kind == T_TEXT ? !memcmp(a.s, b.s, (size_t)a.n) : a.kind < T_TEXT || a.s == b.s;
+    int truth = a.kind + b.kind == T_BOOL + T_NUMBER && a.kind != b.kind; // 1 == true, as in Python
+    if ((a.kind != b.kind && !truth) || a.n != b.n) return 0;
+    for (long i = 0; a.kind == T_LIST && i < a.n; i++)
+        if (!same_term(a.items[i], b.items[i])) return 0;
+    return a.kind == T_TEXT ? !memcmp(a.s, b.s, (size_t)a.n)
+         : a.kind < T_TEXT || a.kind == T_LIST || a.s == b.s;
 }
 
 static int is_word(Term v, const char *word) { return same_term(v, text_term(word)); }
@@ -384,6 +391,9 @@ static Term *find_var(Template *t, Term name)
 
 static void add_var(Template *t, Term name, Term value)
 {
+    const Term *var = find_var(t, name);
+    if (var && var->kind == T_WRONG && var->s == a_namespace)
+        stop_template(t, "a namespace's name for something else");
     if (t->n_vars == COUNT(t->vars)) stop_template(t, "it has too many variables");
     else t->vars[t->n_vars].name = name, t->vars[t->n_vars++].value = value;
 }
@@ -399,6 +409,7 @@ static int accept(Template *t, const char *word)
 {
     const char *p = t->at + strspn(t->at, BLANKS), *end = p + (*p == '-' || *p == '+');
     size_t n = strlen(word);
+    if ((t->work += 16 + (size_t)(p - t->at)) > MOST_WORK) stop_template(t, "it does not end");
     if (strncmp(p, word, n) || (is_name_char(*word) && is_name_char(p[n]))) return 0;
     if ((*end == '%' || *end == '}') && end[1] == '}') return 0;
     t->at = p + n;
@@ -428,6 +439,8 @@ static Term read_string(Template *t)
     Term v = {T_TEXT, 0, {s = keep(t, (size_t)(t->at - from) + 1)}};
     for (const char *end = from + strlen(from); from < t->at && from < end; from++) {
         const char *code = *from == '\\' ? strchr(codes, from[1]) : NULL;
+        if (*from == '\\' && !code && strchr("abfvxuUN01234567\n", from[1]))
+            stop_template(t, "a code for a character that is not known here");
         s[v.n++] = code ? chars[code - codes] : *from;
         from += code != NULL;
     }
@@ -503,9 +516,17 @@ static Term replace_text(Template *t, Term v, Term old, Term new)
 {
     Term parts = split_text(t, v, old);
     if (parts.kind != T_LIST) return parts;
-    Term joined = parts.items[0];
-    for (long i = 1; i < parts.n; i++)
-        joined = join_terms(t, join_terms(t, joined, new), parts.items[i]);
+    size_t n = (size_t)v.n + (size_t)(parts.n - 1) * (size_t)new.n;
+    if (n > MOST_WORK) return wrong_term("it does not come to an end");
+    char *s = keep(t, n + 1);
+    Term joined = {T_TEXT, 0, {s}};
+    for (long i = 0; i < parts.n; i++) {
+        Term part = i ? new : parts.items[0];
+        for (int k = 0; k < 1 + (i > 0); k++, part = parts.items[i]) {
+            memcpy(s + joined.n, part.s, (size_t)part.n);
+            joined.n += part.n;
+        }
+    }
     return joined;
 }
 
@@ -513,6 +534,7 @@ static Term replace_text(Template *t, Term v, Term old, Term new)
 static Term change_case(Template *t, Term v, char how)
 {
     char *s = keep_string(t, v);
+    if (how == 't' && strchr(s, '\'')) return wrong_term("a title with an apostrophe");
     for (long i = 0; i < v.n; i++) {
         int inside = i && isalpha((unsigned char)v.s[i - 1]);
         int up = how == 'u' || (how == 't' && !inside);
@@ -563,10 +585,17 @@ static Term call(Template *t, Term v, Term name, const Term *arg, int n_args)
     int text = n_args && arg[0].kind == T_TEXT;
     if (is_word(name, "raise_exception") && text) return wrong_term(keep_string(t, arg[0]));
     if (is_word(name, "strftime_now") && text) return format_date(t, arg[0]);
-    if (is_word(name, "default") && n_args) return v.kind ? v : arg[0];
+    if (is_word(name, "default") && n_args) {
+        int any = n_args > 1 && is_true(t, arg[1]); // what is empty counts as missing, too
+        return (any ? is_true(t, v) : v.kind != T_UNDEFINED) ? v : arg[0];
+    }
     if (is_word(name, "string") && v.kind == T_TEXT) return v;
     if (is_word(name, "list") && v.kind == T_LIST) return v;
-    if (is_word(name, "length") && v.kind >= T_TEXT) return number_term(v.n);
+    if (is_word(name, "length") && v.kind >= T_TEXT) {
+        long n = v.n;
+        for (long i = 0; v.kind == T_TEXT && i < v.n; i++) n -= ((uint8_t)v.s[i] & 0xc0) == 0x80;
+        return number_term(n); // characters, not bytes
+    }
     if (v.kind == T_TEXT && (!n_args || text)) return call_on_text(t, v, name, arg, n_args);
     return wrong_term("an unknown function");
 }
@@ -639,7 +668,8 @@ static Term read_index(Template *t, Term v)
     if (part[2].kind && (part[2].n != -1 || part[0].kind || part[1].kind))
         return wrong_term("a slice with a step");
     if (end > v.n) end = v.n;
-    if (at < 0 || at > end) at = end;
+    if (at < 0) at = 0;
+    if (at > end) at = end;
     Term *items = keep(t, (size_t)v.n * sizeof *items);
     for (long i = at; i < end; i++) items[back ? end - 1 - i : i - at] = v.items[i];
     return (Term){T_LIST, end - at, {.items = items}};
@@ -655,7 +685,7 @@ static Term read_test(Template *t, Term v)
     } tests[] = {
         {"defined", ~KIND(UNDEFINED)}, {"undefined", KIND(UNDEFINED)}, {"none", KIND(NONE)},
         {"true", KIND(BOOL)}, {"false", KIND(BOOL)}, {"boolean", KIND(BOOL)},
-        {"number", KIND(NUMBER)}, {"string", KIND(TEXT)}, {"mapping", KIND(MESSAGE)},
+        {"number", KIND(NUMBER) | KIND(BOOL)}, {"string", KIND(TEXT)}, {"mapping", KIND(MESSAGE)},
         {"iterable", KIND(UNDEFINED) | KIND(TEXT) | KIND(LIST) | KIND(MESSAGE)},
         {"sequence", KIND(UNDEFINED) | KIND(TEXT) | KIND(LIST) | KIND(MESSAGE)},
     };
@@ -704,7 +734,9 @@ static Term read_operand(Template *t)
         else if (accept(t, "is")) v = read_test(t, v);
         else if (accept(t, ".")) {
             Term name = read_name(t);
-            v = *t->at == '(' ? read_call(t, v, name) : find_attribute(v, name);
+            if (*t->at == '(') v = read_call(t, v, name);
+            else if (v.kind == T_WRONG && v.s == a_namespace) v = (Term){0}; // no variable of it
+            else v = find_attribute(v, name);
         } else return v;
 }
 
@@ -724,7 +756,10 @@ static Term apply_operator(Template *t, const char *sign, Term a, Term b)
     if (*sign == 'o' || *sign == 'a') return is_true(t, a) == (*sign == 'o') ? a : b;
     if (b.kind == T_WRONG) return b;
     switch (*sign) {
-    case '+': case '~': return join_terms(t, a, b);
+    case '~':
+        if (a.kind == T_NUMBER && b.kind == T_NUMBER) return wrong_term("numbers joined as texts");
+        return join_terms(t, a, b);
+    case '+': return join_terms(t, a, b);
     case '=': return bool_term(same_term(a, b));
     case '!': return bool_term(!same_term(a, b));
     case 'i': return is_inside(a, b);
@@ -746,6 +781,8 @@ static Term apply_operator(Template *t, const char *sign, Term a, Term b)
 static Term read_binary(Template *t, int level)
 {
     Term a;
+    int compared = 0;
+    if (++t->depth > 4 * MOST_DEPTH) stop_template(t, "too many signs");
     if (level <= LEVEL_NOT && accept(t, "not")) {
         a = read_binary(t, LEVEL_NOT);
         if (a.kind != T_WRONG) a = bool_term(!is_true(t, a));
@@ -759,10 +796,12 @@ static Term read_binary(Template *t, int level)
         if (operators[k].level < level || !accept(t, sign)) k++;
         else {
             if (*sign == 'n' && !accept(t, "in")) stop_template(t, "a not without its in");
+            if (operators[k].level == 4 && compared++) stop_template(t, "two comparisons in one");
             a = apply_operator(t, sign, a, read_binary(t, operators[k].level + 1));
             k = 0;
         }
     }
+    t->depth--;
     return a;
 }
 
@@ -790,12 +829,13 @@ static Term read_expression(Template *t)
 
 // Every tag ends here, whether its text was computed or skipped: what stands before the end now is
 // what no reader knew. Steps over the end of a tag and the white space that goes with it: all of it
-// behind a minus, the newline behind a {% %} or {# #}, as for the models' authors (trim_blocks).
+// behind a minus, the newline behind a {% %} or {# #}, as for the models' authors (trim_blocks),
+// none behind a plus.
 static void close_tag(Template *t)
 {
     t->at += strspn(t->at, BLANKS);
-    int strip = *t->at == '-';
-    t->at += strip || *t->at == '+';
+    int strip = *t->at == '-', stay = *t->at == '+';
+    t->at += strip || stay;
     char kind = *t->at;
     if (!kind || !strchr("%}#", kind) || t->at[1] != '}') {
         stop_template(t, "something unknown in a tag");
@@ -803,7 +843,7 @@ static void close_tag(Template *t)
     }
     t->at += 2;
     if (strip) t->at += strspn(t->at, BLANKS);
-    else if (kind != '}' && *t->at == '\n') t->at++;
+    else if (kind != '}' && !stay && *t->at == '\n') t->at++;
 }
 
 // Goes to the end of a tag that ends with this character and a brace, but not to one inside a text
@@ -847,7 +887,7 @@ static char next_tag(Template *t, int live)
         t->at += 2 + (tag[2] == '-' || tag[2] == '+');
         if (tag[1] != '#') return tag[1];
         const char *close = strstr(t->at, "#}");
-        if (close) t->at = close - (close > t->at && close[-1] == '-');
+        if (close) t->at = close - (close > t->at && (close[-1] == '-' || close[-1] == '+'));
         else stop_template(t, "a comment without its end");
         close_tag(t);
     }
@@ -928,7 +968,7 @@ static void run_set(Template *t)
     if (!accept(t, "=")) stop_template(t, "a set without its =");
     if (accept(t, "namespace")) {
         accept(t, "(");
-        add_var(t, name, bool_term(1));
+        add_var(t, name, wrong_term(a_namespace));
         while (!accept(t, ")") && *t->at) {
             Term field = join_terms(t, dot, read_name(t));
             if (!accept(t, "=")) stop_template(t, "a namespace without its =");
@@ -938,6 +978,7 @@ static void run_set(Template *t)
         return;
     }
     Term value = read_expression(t), *var = find_var(t, name);
+    if (value.kind == T_WRONG && value.s == a_namespace) stop_template(t, a_namespace);
     if (var && memchr(name.s, '.', (size_t)name.n)) *var = value;
     else add_var(t, name, value);
 }
@@ -1189,7 +1230,12 @@ static const char *find_template(const Session *s, const char **what)
     if (!name && v->chat.n) {
         text = next_string(&(Values){.at = v->chat.at, .n = 1}, &len);
         *what = memchr(text, 0, len) ? "a zero byte in it" : "the model's own";
-        return memchr(text, 0, len) ? NULL : memcpy(xcalloc(len + 1, 1), text, len);
+        if (memchr(text, 0, len)) return NULL;
+        char *copy = xcalloc(len + 1, 1), *to = copy; // lines may end in \r\n or in \r
+        for (size_t i = 0; i < len; i++)
+            if (text[i] != '\r') *to++ = text[i];
+            else if (i + 1 == len || text[i + 1] != '\n') *to++ = '\n';
+        return copy;
     }
     for (size_t k = 0; row < 0 && k < COUNT(chat_formats); k++) {
         const char *mark = chat_formats[k].mark;
@@ -1357,7 +1403,7 @@ static void rewind_session(Session *s, size_t pos)
     size_t window = (size_t)s->state.attn.config.rope.window;
     size_t seen = pos > window ? pos - window : 0;
     size_t first = max_size(seen / TILE, c->sink_slots), ring = c->n_slots - c->sink_slots;
-    s->pos = first + ring >= ceil_div((size_t)s->pos, TILE) ? (long long)pos : 0;
+    s->pos = first + ring >= ceil_div((size_t)s->far, TILE) ? (long long)pos : 0;
 }
 
 // What has been said so far. The contents of messages belong to it.
@@ -1396,6 +1442,16 @@ static int *fit_conversation(const Session *s, Conversation *c, size_t *n)
     // what there is.
     size_t room = min_size(opt.steps ? (size_t)opt.steps : 256, ctx / 4);
     int *ids, fits;
+    // Nothing is forgotten for a turn that would not fit even alone.
+    if (c->n > c->kept + 1 && !talk.keep_all) {
+        Conversation alone = {.template = c->template, .n = c->kept + 1, .kept = c->kept};
+        alone.messages = xcalloc(alone.n, sizeof *alone.messages);
+        memcpy(alone.messages, c->messages, c->kept * sizeof(Term));
+        alone.messages[c->kept] = c->messages[c->n - 1];
+        free(encode_chat(s, c->template, alone.messages, alone.n, n));
+        free(alone.messages);
+        if (*n >= ctx) return NULL;
+    }
     for (;; drop_messages(c, c->kept, 2)) {
         int last = c->n == c->kept + 1;
         ids = encode_chat(s, c->template, c->messages, c->n, n);
@@ -1437,6 +1493,10 @@ static int answer(Session *s, Conversation *c, const char *text)
     }
     // What the cache holds is used as far as it is the beginning of the new text, too.
     while (common < min_size(n - 1, (size_t)s->pos) && ids[common] == s->ids[common]) common++;
+    const Attention *a = &s->state.attn;
+    const RopeConfig *r = &a->positions[0].rope;
+    if (rope_methods[r->method].changes == ONCE && a->text > r->orig_ctx &&
+        (int64_t)n <= r->orig_ctx) common = 0; // short again: by the short list
     rewind_session(s, common);
     // Behind the ids come those that the reply consists of, as many as were made.
     size_t before = s->n_made;
@@ -1538,7 +1598,8 @@ static void run_chat(Session *s)
 static void print_rope(const char *what, const RopeConfig *r)
 {
     printf("%-14s%s, base %g, L %d, factor %g, attention factor %g", what,
-           rope_methods[r->method].name, r->theta, r->orig_ctx, r->factor, attention_factor(r));
+           rope_methods[r->method].name, r->theta, r->orig_ctx, r->method ? r->factor : 1,
+           attention_factor(r));
     if (r->window) printf(", window %d", r->window);
     printf("\n");
 }

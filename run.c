@@ -529,6 +529,7 @@ typedef struct {
     Values ends;           // all EOS
     int add_bos;           // -1: as others of its kind do
     int space_prefix;
+    int strip_right;       // blanks behind a control token are none of the text
 } Vocab;
 
 // A file that was opened, mapped into memory and understood.
@@ -3228,7 +3229,8 @@ static void complete_config(Model *m)
     if (!c->head_dim) c->head_dim = c->dim / c->n_heads;
     if (c->head_dim % 2) REFUSE(m, "odd head size (got %d, want an even one)", c->head_dim);
     if (c->n_rot % 2 || c->n_rot > c->head_dim)
-        REFUSE(m, "of a head's %d dimensions %d turn (want an even number)", c->head_dim, c->n_rot);
+        REFUSE(m, "of a head's %d dimensions %d turn (want an even number, and no more)",
+               c->head_dim, c->n_rot);
     // What ranges leave open, and what the encoding needs.
     if (c->vocab_size < 1) REFUSE(m, "vocab_size (got %d)", c->vocab_size);
     if (c->rows < least || c->rows > most)
@@ -3614,7 +3616,9 @@ static const char *key_word(const ModelFile *s, const char *name, const char *ab
     Values v = find_key(s, name, 1);
     size_t len;
     const char *word = v.n ? next_string(&v, &len) : NULL;
-    return word ? memcpy(xcalloc(32, 1), word, min_size(len, 31)) : absent;
+    char *copy = word ? memcpy(xcalloc(32, 1), word, min_size(len, 31)) : NULL;
+    if (copy) make_printable(copy);
+    return copy ? copy : absent;
 }
 
 // What architectures differ in, as fields of Config; what a file says comes on top. Names are those
@@ -3704,6 +3708,7 @@ static void gguf_vocab(ModelFile *s, Vocab *v)
     v->eot = (int)key_number(s, "tokenizer.ggml.eot_token_id", -1, last, -1);
     v->add_bos = (int)key_number(s, "tokenizer.ggml.add_bos_token", 0, 1, -1);
     v->space_prefix = key_number(s, "tokenizer.ggml.add_space_prefix", 0, 1, 1) != 0;
+    v->strip_right = !v->bpe && !strcmp(s->m->arch, "phi3"); // as its own tokenizer does it
 }
 
 // Config: the architecture's, then what the keys say, then what follows from both. Where layers are
@@ -3723,6 +3728,8 @@ static void gguf_config(ModelFile *s, const Arch *arch)
     if (c->encoding == ENC_LEARNED) c->rows = c->train_ctx;
     complete_config(m);
     key_number(s, ".attention.value_length", c->head_dim, c->head_dim, 0);
+    if (key_number(s, ".attention.causal", 0, 1, 1) == 0)
+        REFUSE(m, "a model whose tokens see later ones, which cannot be run");
     gguf_rope(s, &c->rope);
     // What the table of architectures could not say in numbers.
     if (c->emb_scale < 0) c->emb_scale = sqrt(c->dim);
@@ -3737,6 +3744,8 @@ static void gguf_config(ModelFile *s, const Arch *arch)
     Values list = find_key(s, ".attention.sliding_window_pattern", 0);
     if (list.n > 1 && list.n != (size_t)c->n_layers)
         REFUSE(m, "a pattern of %zu layers (want %d)", list.n, c->n_layers);
+    if (list.n && c->rope.window)
+        REFUSE(m, "a pattern of windows, which is not known for a %s", m->arch);
     if (list.n == 1 && c->global_every)
         c->global_every = (int)check_range(m, "window pattern", number_at(list, 0), 1, 4096);
     for (int l = 0; l < c->n_layers; l++)
@@ -4050,12 +4059,12 @@ typedef struct {
     const char *path;
     Piece *pieces;          // [vocab_size]
     int vocab_size;
-    Hash ids;               // by text
+    Hash ids[2];            // by text: of text, and of all others
     int byte_id[256];       // SentencePiece-style
     const WordStyle *words; // byte-level BPE; NULL: SentencePiece-style
     Hash ranks;             // by pair of ids that may merge: its place in the list of merges
     uint8_t special_len[256]; // the longest user-defined or control token that begins so
-    int bos, eos, add_bos, space_prefix;
+    int bos, eos, add_bos, space_prefix, strip_right;
 } Tokenizer;
 
 static Hash hash_init(size_t n)
@@ -4094,8 +4103,11 @@ static void hash_add(Hash *h, const void *key, size_t len, int number)
 // done here: once for each symbol, and once for each pair that may merge.
 static int find_piece(const Tokenizer *t, const char *s, size_t len, int kinds)
 {
-    int id = hash_slot(&t->ids, s, len)->number;
-    return id >= 0 && t->pieces[id].kind & kinds ? id : -1;
+    for (int k = 0; k < 1 + (kinds != TOKEN_TEXT); k++) {
+        int id = hash_slot(&t->ids[k], s, len)->number;
+        if (id >= 0 && t->pieces[id].kind & kinds) return id;
+    }
+    return -1;
 }
 
 // --- merging ------------------------------------------------------------------------------------
@@ -4238,6 +4250,8 @@ static int tokenizer_encode(const Tokenizer *t, const char *text, const char *te
         if (id < 0) continue;
         encode_plain(&e, text + from, at - from);
         ids[e.count++] = id;
+        if (t->strip_right && t->pieces[id].kind == TOKEN_CONTROL && id != t->bos && id != t->eos)
+            while (at + n < len && isspace((unsigned char)text[at + n])) n++;
         from = at + n;
     }
     encode_plain(&e, text + from, len - from);
@@ -4326,7 +4340,7 @@ static void read_pieces(Tokenizer *t, const Vocab *v)
 {
     static const int kinds[] = {[2] = TOKEN_CONTROL, [3] = TOKEN_CONTROL, [4] = TOKEN_USER};
     Values list = v->tokens;
-    t->ids = hash_init(list.n);
+    for (int k = 0; k < 2; k++) t->ids[k] = hash_init(list.n);
     for (int id = 0; id < t->vocab_size; id++) {
         size_t len;
         Piece *p = &t->pieces[id];
@@ -4343,7 +4357,7 @@ static void read_pieces(Tokenizer *t, const Vocab *v)
             p->text = plain;
         }
         p->len = (int)len;
-        if (len) hash_add(&t->ids, p->text, len, id);
+        if (len) hash_add(&t->ids[p->kind != TOKEN_TEXT], p->text, len, id);
         if (p->kind != TOKEN_TEXT) note_special(t, p);
     }
 }
@@ -4421,7 +4435,7 @@ static void tokenizer_init(Tokenizer *t, const char *path, const Vocab *v)
     size_t n = v->tokens.n;
     *t = (Tokenizer){.path = path, .vocab_size = (int)n, .pieces = xcalloc(n, sizeof *t->pieces),
                      .bos = v->bos, .eos = v->eos, .add_bos = v->add_bos,
-                     .space_prefix = v->space_prefix && !v->bpe};
+                     .space_prefix = v->space_prefix && !v->bpe, .strip_right = v->strip_right};
     read_pieces(t, v);
     find_stops(t, v);
     if (v->bpe) {
@@ -4588,6 +4602,7 @@ typedef struct {
     float *logits;    // [vocab_size], of the token after the last one read
     long long ctx;    // positions that may be used
     long long pos;    // positions used: what the cache holds
+    long long far;    // how far it was filled since it was last filled from 0
     int *ids;         // [pos]: the tokens there, and at a reply's end one that was not read
     size_t room;      // for so many
     size_t n_read, n_made;     // tokens of prompts, and of replies, so far,
@@ -4645,6 +4660,7 @@ static void feed(Session *s, const int *tokens, size_t n)
         step = min_size(end - at, s->state.chunk);
         forward(&s->state, s->ids + at, step, at);
         s->pos = (long long)(at + step);
+        if (!at || s->pos > s->far) s->far = s->pos;
         if (progress) progress("reading, tokens", start, interrupted ? end : at + step, end);
     }
     if (step) classify(&s->state, step - 1, 1, s->logits);
@@ -5027,11 +5043,25 @@ static void set_rope(Config *c)
         if (memcmp(f->to, (char *)&unasked + at, bytes)) memcpy((char *)c + at, f->to, bytes);
     }
     if (!r->window && from->sinks < 0) r->sinks = 0;
+    if (!from->window) c->local.window = 0;
+    const struct {
+        int given, fits;
+        const char *name, *wants;
+    } needs[] = {
+        {from->factor > 0, r->method, "--rope-factor", "METHOD"},
+        {opt.long_factors || opt.short_factors, r->method == ROPE_LONGROPE,
+         "--long-factors, --short-factors", "longrope"},
+        {from->beta_fast > 0 || from->beta_slow > 0,
+         r->method == ROPE_BY_PARTS || r->method == ROPE_YARN, "--beta-fast, --beta-slow", "yarn"},
+        {from->low_freq_factor > 0 || from->high_freq_factor > 0, r->method == ROPE_LLAMA3,
+         "--low-freq-factor, --high-freq-factor", "llama3"},
+    };
+    for (size_t i = 0; i < COUNT(needs); i++)
+        if (needs[i].given && !needs[i].fits)
+            die(EXIT_USAGE, needs[i].name, "needs --rope-scaling %s", needs[i].wants);
     // Lists whose length is the model's.
     if (opt.long_factors) r->long_factors = read_factors(opt.long_factors, rotary_dims(c) / 2);
     if (opt.short_factors) r->short_factors = read_factors(opt.short_factors, rotary_dims(c) / 2);
-    if (!r->method && from->factor > 0)
-        die(EXIT_USAGE, "--rope-factor", "needs --rope-scaling METHOD");
     if (!is_rotary(c) && (from->theta > 0 || from->attn_factor > 0 || from->fraction > 0))
         die(EXIT_USAGE, "--rope-theta, --rope-attn-factor, --rope-fraction", "the model does not "
             "rotate (its encoding is %s)", encodings[c->encoding].name);
@@ -5051,7 +5081,7 @@ static long long choose_context(Config *c)
     rope_resolve(&c->rope, c->train_ctx, ctx);
     if (bounded && (ctx - 1) / position_stretch(c) >= c->rows)
         die(EXIT_USAGE, "-c", "past the model's learned positions (got %lld, want at most %d); "
-            "see --clamp-positions", ctx, c->rows);
+            "see --clamp-positions", ctx, (int)ceil(c->rows * position_stretch(c)));
     return mode->kind & ENDLESS && c->rope.window && !opt.ctx && !bounded ? 1 << 28 : ctx;
 }
 

@@ -122,8 +122,21 @@ silent "forgotten"
 chat "a turn that is too long" 0 "$m" -m chat -t 0 -c 100 -n 5 --show-tokens < "$tmp/long"
 says "this turn does not fit into the context of 100 tokens"
 if [ "$(grep -c ^tokens: "$tmp/err")" -eq 2 ]; then ok; else bad "the turns around it"; fi
+silent "forgotten"
+last=$(grep ^pieces: "$tmp/err" | tail -n 1 | tr -d ' ')
+case $last in *"</s>"*"[INST]▁Hello▁[/INST]") ok ;; *) bad "the turn before it: $last" ;; esac
 chat "a window" 0 "$m" -m chat -t 0 --window 40 --sinks 4 -n 60 --chunk 8 < "$tmp/many"
 silent "forgotten"
+
+# A text that has grown past L is read with LongRoPE's long list; after /clear it is short again.
+"$build/make_gguf" "$tmp/long.gguf" llama f32 spm longrope
+printf '%s\n/clear\nHello there\n' "$(seq 70 | tr '\n' ' ')" > "$tmp/turns"
+echo "Hello there" > "$tmp/fresh"
+chat "longrope, one turn" 0 "$tmp/long.gguf" -m chat -t 0 -n 9 < "$tmp/fresh"
+cp "$tmp/out" "$tmp/want"
+chat "longrope, /clear" 0 "$tmp/long.gguf" -m chat -t 0 -n 9 < "$tmp/turns"
+tail -c "$(wc -c < "$tmp/want")" "$tmp/out" > "$tmp/last"
+if [ -s "$tmp/want" ] && cmp -s "$tmp/want" "$tmp/last"; then ok; else bad "longrope after /clear"; fi
 
 # A cache that was cut back gives the text of one that never held more, a window's, too.
 printf 'one\n%s\n/clear\nWhat is it?\n' "$(seq 90 | tr '\n' ' ')" > "$tmp/turns"

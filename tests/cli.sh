@@ -315,6 +315,11 @@ usage --rope-fraction 0
 usage --rope-fraction 1.5
 usage --window -1
 usage --window 9 --sinks 2 --rerope 4
+usage --beta-fast 8
+usage --rope-scaling linear --beta-slow 3
+usage --rope-scaling yarn --low-freq-factor 2
+usage --long-factors "$tmp/empty" --short-factors "$tmp/empty"
+says "needs --rope-scaling longrope" "factors without longrope"
 usage -m passkey --lengths 1
 usage -m passkey --lengths abc
 usage -m passkey --lengths ""
@@ -366,6 +371,9 @@ refused 2 "a method that is none" "$m" --rope-scaling nothing
 says "want none, linear" "a method that is none"
 "$build/make_gguf" "$tmp/bytes.gguf" llama f32 bpe
 works "byte-level tokenizer" "$tmp/bytes.gguf" -i Once -n 5
+"$build/make_gguf" "$tmp/esc.gguf" llama f32 bpe none "$(printf '\033]0;x\007')"
+works "a file that writes to the terminal" "$tmp/esc.gguf" -m info
+if tr -d '\n' < "$tmp/out" | grep -q '[[:cntrl:]]'; then bad "info: control characters"; else ok; fi
 "$build/engine" "$tmp/bytes.gguf" -i Once -n 5 > "$tmp/out" 2> "$tmp/err"
 ended "run.c alone, byte-level tokenizer" $? 1 "build chat.c"
 "$build/make_gguf" "$tmp/pieces.gguf" llama f32 spm

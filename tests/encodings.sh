@@ -126,7 +126,7 @@ done
 # Past the table: refused, or its last row; up to there the losses are the same.
 model short 3 rows=150
 refused short "clamp-positions" -c 151
-refused short "clamp-positions" -c 301 --rope-scaling linear --rope-factor 2
+refused short "want at most 300)" -c 301 --rope-scaling linear --rope-factor 2
 oracle short -c 300 --rope-scaling linear --rope-factor 2
 losses short "$tmp/one.tsv" -c 150
 losses short "$tmp/other.tsv" -c 300 --clamp-positions

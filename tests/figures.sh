@@ -1,22 +1,23 @@
 #!/bin/sh
 # figures.sh BUILD: measures every method on a model trained at 512 tokens, out to 4096, and draws
 # the pictures of models/EXTENDING.md. Pictures and the numbers behind them go to models/figures,
-# what the instruments wrote to BUILD/figures. It takes about 20 minutes on two cores.
+# what the instruments wrote to BUILD/figures. It takes about 15 minutes on two cores.
 #
 # Text: tests/heldout.txt, chapters I to IX of Kenneth Grahame, The Wind in the Willows (1908), in
 # the public domain; the model has not seen it.
 #
 # From the environment: MODEL, TOKENIZER, FIGURES (the folder), WINDOWS (of 4096 tokens), TRIALS (in
-# a cell of the passkey grid).
+# a cell of the passkey grid), JOBS (at once).
 
 set -e
 build=$1
 model=${MODEL:-models/tales.bin}
 text=tests/heldout.txt
 figures=${FIGURES:-models/figures}
-windows=${WINDOWS:-15}
+windows=${WINDOWS:-10}
 short=$((8 * windows)) # windows of 512 tokens
 trials=${TRIALS:-4}
+jobs=${JOBS:-$(getconf _NPROCESSORS_ONLN)}
 raw=$build/figures
 tab=$(printf '\t')
 
@@ -42,35 +43,38 @@ leaky-rerope | leaky-rerope 256:16 | --leaky-rerope 256:16
 dual-chunk | dual-chunk 352:32 | --dual-chunk 352:32
 dual-chunk-logn | dual-chunk 352:32 + log-n | --dual-chunk 352:32 --logn'
 
-# Runs one instrument with one method.
-measure() { # mode name option...
-    mode=$1 table=$raw/$2.$1
-    shift 2
-    sh tests/measure.sh "$table" "$model" "$mode" "$@"
+# What is drawn: wavelengths, losses, pass keys.
+waves="none linear ntk dynamic by-parts yarn llama3"
+frequencies="none linear ntk dynamic dynamic-logn by-parts yarn llama3"
+distances="none window sinks self-extend rerope rerope-logn leaky-rerope dual-chunk"
+gains="window dynamic yarn sinks self-extend rerope rerope-logn dual-chunk"
+keyed="none linear ntk dynamic dynamic-logn by-parts yarn llama3
+    sinks self-extend leaky-rerope rerope rerope-logn dual-chunk dual-chunk-logn"
+
+# A method's row.
+row() { echo "$methods" | grep "^$1 |"; }
+
+# Writes down a measurement to be made: one instrument with one method.
+plan() { # mode table method option...
+    table=$raw/$2.$1 mode=$1 options=$(row "$3")
+    shift 3
+    echo "$table $model $mode -j 1 $* ${options##*|}" >> "$raw/jobs"
 }
 
-# Losses by position with one method: positions up to 512 from windows of 512, which are many, the
-# others from windows of 4096. Every position is an average over the whole text.
-measure_loss() { # name option...
-    method=$1
-    shift
-    measure perplexity "$method.short" -c 512 -f "$text" --windows "$short" "$@"
-    measure perplexity "$method.long" -c 4096 -f "$text" --windows "$windows" "$@"
-    awk 'NR == FNR || (FNR > 1 && $2 >= 511)' "$raw/$method.short.perplexity.tsv" \
-        "$raw/$method.long.perplexity.tsv" > "$raw/$method.loss.tsv"
+# Losses by position: positions up to 512 from windows of 512, which are many, the others from
+# windows of 4096. Every position is an average over the whole text.
+join_losses() { # method
+    awk 'NR == FNR || (FNR > 1 && $2 >= 511)' "$raw/$1.short.perplexity.tsv" \
+        "$raw/$1.long.perplexity.tsv" > "$raw/$1.loss.tsv"
 }
 
-# Runs an instrument with each of the methods named and draws the picture, then shows its numbers.
-draw() { # kind picture title names instrument option...
+# Draws a picture of the methods named, and shows its numbers.
+draw() { # kind picture title names instrument
     kind=$1 picture=$figures/$2 title=$3 names=$4 instrument=$5
-    shift 5
-    common=$*
     set --
     for name in $names; do
-        row=$(echo "$methods" | grep "^$name |")
-        label=${row#*| }
-        if [ "$instrument" = loss ]; then measure_loss "$name" ${row##*|}
-        else measure "$instrument" "$name" $common ${row##*|}; fi
+        label=$(row "$name")
+        label=${label#*| }
         set -- "$@" "${label% |*}=$raw/$name.$instrument.tsv"
     done
     "$build/plot" "$kind" "$picture.svg" 512:4096 "$title" "$@" > "$raw/table"
@@ -82,29 +86,43 @@ draw() { # kind picture title names instrument option...
 mkdir -p "$raw" "$figures"
 rm -f "$raw"/*
 
+begin=$(date +%s)
+for name in $waves; do plan rope "$name" "$name" -c 4096; done
+for name in $(printf '%s\n' $frequencies $distances $gains | sort -u); do
+    plan perplexity "$name.short" "$name" -c 512 -f "$text" --windows "$short"
+    plan perplexity "$name.long" "$name" -c 4096 -f "$text" --windows "$windows"
+done
+for name in $keyed; do
+    plan passkey "$name" "$name" --lengths 256,512,1024,2048,4096 --depths 5 --trials "$trials"
+done
+# Harder questions, within the trained context.
+plan retrieval none none --lengths 128,256,512 --depths 5 --trials $((4 * trials))
+xargs -L 1 -P "$jobs" sh tests/measure.sh < "$raw/jobs"
+for table in "$raw"/*.short.perplexity.tsv; do
+    name=${table##*/}
+    join_losses "${name%%.*}"
+done
+
 draw waves waves "Wavelengths of the rotary pairs, stretched 8 times
 Slow pairs have to be stretched; fast ones tell neighbours apart. dynamic: as at 4,096 tokens." \
-    "none linear ntk dynamic by-parts yarn llama3" rope -c 4096
+    "$waves" rope
 
 note="Lower is better. The Wind in the Willows: $short windows up to 512 tokens, $windows past it."
 draw loss loss-frequencies "Loss against position: scaling the frequencies
-$note" "none linear ntk dynamic dynamic-logn by-parts yarn llama3" loss
+$note" "$frequencies" loss
 draw loss loss-distances "Loss against position: limiting distances
-$note" "none window sinks self-extend rerope rerope-logn leaky-rerope dual-chunk" loss
+$note" "$distances" loss
 draw gain loss-gain "What a method makes of text more than 512 tokens back
 Loss above that of the same tokens with only the last 512 in view. Below 0, the far text helps." \
-    "window dynamic yarn sinks self-extend rerope rerope-logn dual-chunk" loss
+    "$gains" loss
 
 draw grid passkey "Passkey: per cent of right answers
-Five digits within filler text, asked for at its end; $trials texts a cell." \
-    "none linear ntk dynamic dynamic-logn by-parts yarn llama3
-     sinks self-extend leaky-rerope rerope rerope-logn dual-chunk dual-chunk-logn" \
-    passkey --lengths 256,512,1024,2048,4096 --depths 5 --trials "$trials"
+Five digits within filler text, asked for at its end; $trials texts a cell." "$keyed" passkey
 
-# Harder questions, within the trained context: % right by task and length.
-measure retrieval none --lengths 128,256,512 --depths 5 --trials $((4 * trials))
+# The retrieval tests: % right by task and length.
 awk -F '\t' 'NR > 1 { n[$1 "\t" $2]++; right[$1 "\t" $2] += $6 }
     END { for (k in n) printf "%s\t%.0f\t%d\n", k, 100 * right[k] / n[k], n[k] }' \
     "$raw/none.retrieval.tsv" | sort -k 1,1 -t "$tab" -k 2,2n > "$raw/table"
 { printf 'task\tlength\tright\tof\n'; cat "$raw/table"; } > "$figures/retrieval.tsv"
 cat "$figures/retrieval.tsv"
+echo "figures.sh: $(($(date +%s) - begin)) s"

@@ -166,6 +166,7 @@ static void put_seldom(Out *o, const char *arch, size_t d)
 {
     char name[64];
     key_u32(o, arch, ".rope.dimension_count", (uint32_t)d);
+    key_u32(o, arch, ".attention.causal", 1);
     key_u32(o, arch, ".attention.sliding_window_pattern", 3);
     key_f32(o, arch, ".rope.freq_base_swa", 20000);
     key_f32(o, arch, ".rope.scale_linear", 2);

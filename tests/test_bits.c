@@ -206,16 +206,16 @@ static void check_run(const Run *run, const char *what)
 }
 
 static const Run runs[] = {
-    {"tales", .want = 0x654228577bf8459c},
-    {"tales", .exact = 1, .want = 0xb03835468f33746d},
-    {"tales", .kv = KV_F32, .want = 0x0267565c5f1f8037},
-    {"tales", .kv = KV_Q8, .want = 0xe5dc2f33678989c5},
-    {"tales", .rope = {.method = ROPE_YARN, .factor = 4}, .want = 0xc48fa6de51310c64},
+    {"tales", .want = 0x7947d7406d62504b},
+    {"tales", .exact = 1, .want = 0xb10cf61b5641a2ba},
+    {"tales", .kv = KV_F32, .want = 0x1b276f6dac9505ca},
+    {"tales", .kv = KV_Q8, .want = 0x583f9d57c2ea4888},
+    {"tales", .rope = {.method = ROPE_YARN, .factor = 4}, .want = 0x49836908f5091df6},
     {"tales", .rope = {.method = ROPE_DYNAMIC, .factor = 2, .orig_ctx = 100},
-     .want = 0xd9ee4cee2db81bf7},
-    {"tales", .rope = {.window = 90, .sinks = 4}, .want = 0xbc4ff9780b831ba2},
+     .want = 0x844b3c3cb85c7ca2},
+    {"tales", .rope = {.window = 90, .sinks = 4}, .want = 0x3dd46417170ef274},
     {"tales", .rope = {.distance = DIST_REROPE, .reach = 70, .logn = 1, .orig_ctx = 100},
-     .want = 0xc8281806f4cbd05a},
+     .want = 0x2d84686b355c3bd6},
     {"pe-alibi", .want = 0x8d63234adabbc2f8},
     {"pe-alibi", .kv = KV_Q8, .want = 0xe813879aafcd73e7},
     {"pe-fire", .want = 0xe198549acdb0d542},
@@ -242,15 +242,17 @@ static void test_runs(size_t n)
 static void test_demo(const char *self)
 {
     static const char want[] =
-        "Once upon a time, there was a little girl named Lily. She loved to play in her "
-        "garden and eat leaves. One day, she saw a big pot on the ground. She picked it "
-        "up and looked at it.\n"
-        "Lily opened the pot and found a bottle of water. She was so happy and excited "
-        "to show it to her mom. \"Look, mom!\" she said, \"I can keep it!\" Her mom smiled "
-        "and said, \"Yes, it looks so good!\"\n"
-        "After they finished, Lily went home with a big smile on her face. She was so "
-        "happy that she could hear the mess. She put the water on the plate and started "
-        "to pour the water. She laughed and played in the water all day.\n";
+        "Once upon a time, there was a little girl named Lily. She loved to play in "
+        "the park with her friends. One day, she saw a new park with a big, red ball."
+        " Lily was so happy and wanted to play with the ball.\n"
+        "Lily took the ball to her friend Tom. Tom was a little girl who loved to "
+        "play with the ball. They played together and had fun. But then, something "
+        "unexpected happened. The ball started to vanish! Lily and Tom were scared. "
+        "They did not know what to do.\n"
+        "Then, a big bird came and picked up the ball. The bird picked up the ball "
+        "and gave it back to Lily. Lily was so happy and thanked Tom for the kind of "
+        "gift. From that day on, Lily and Tom played together every day, and they "
+        "always had fun together.\n";
     char command[PATH_MAX + 100], text[4096];
     const char *slash = strrchr(self, '/');
     snprintf(command, sizeof command, "%.*srun models/tales.bin -i 'Once upon a time' -t 0.8 -n 200"

@@ -5,11 +5,12 @@
 #define TESTING
 #include "../chat.c"
 #include "check.h"
+#include "jinja.h"
 #include "gguf.h"
 #include <dirent.h>
 
-static const char *const conversation[] = {"system", "Be\nbrief.", "user", " Hi ", "assistant", "Yo.",
-                                   "user", "Why?"};
+static const char *const conversation[] = {
+    "system", "Be\nbrief.", "user", " Hi ", "assistant", "Yo.", "user", "Why?"};
 
 // Messages of pairs of a role and a content.
 static size_t make_messages(Term (*pairs)[2], Term *messages, const char *const *texts, size_t n)
@@ -39,7 +40,8 @@ static void check_render(const char *template, const char *const *texts, size_t 
 // What stands behind ! is a part of the reason why the template is refused.
 static const char *const language[][2] = {
     {"a{{ 'b' }}c{# no #}d", "abcd"}, {"", ""}, {"x\n", "x"}, {"x\n\n", "x\n"},
-    {"{{ 'a\\n\\t\\\\\\'' + \"'\\\"\" }}", "a\n\t\\''\""}, {"{{ '\\x' }}", "\\x"},
+    {"{{ 'a\\n\\t\\\\\\'' + \"'\\\"\" }}", "a\n\t\\''\""}, {"{{ '\\q' }}", "\\q"},
+    {"{{ '\\x41' }}", "!code"},
     {"a \n {{- 'b' -}} \n c", "abc"}, {"a\n  {% set x = 1 %}\nb", "a\nb"},
     {"a {% set x = 1 %} b", "a  b"}, {"a\n  {%+ set x = 1 %}\nb", "a\n  b"},
     {"a\n  {{ 1 }}\nb", "a\n  1\nb"}, {"  {# c #}\nb", "b"}, {"a{#- c -#} b", "ab"},
@@ -108,13 +110,54 @@ static void test_language(void)
         check_render(language[i][0], conversation, 4, language[i][1]);
 }
 
+// Each as Jinja renders it, or refused; most are rendered.
+static void test_jinja(void)
+{
+    size_t rendered = 0;
+    for (size_t i = 0; i < COUNT(jinja); i++) {
+        Template t;
+        Term pairs[4][2], messages[4];
+        int before = n_failed;
+        make_messages(pairs, messages, conversation, 4);
+        run_template(&t, jinja[i][0], messages, 4, text_term("<s>"), text_term("</s>"), -1);
+        if (!*t.error) CHECK_TEXT(t.out, strlen(t.out), jinja[i][1], strlen(jinja[i][1]));
+        note_failures(before, "%s", jinja[i][0]);
+        rendered += !*t.error;
+        free_template(&t);
+    }
+    CHECK(rendered > COUNT(jinja) * 3 / 4);
+}
+
 // What could go on for ever, or too deep, comes to an end.
 static void test_limits(void)
 {
     char deep[4000] = "{{ ", *end = deep + 3;
-    for (int i = 0; i < 1500; i++) *end++ = "([-"[i % 2];
+    for (int i = 0; i < 1500; i++) *end++ = "(["[i % 2];
     strcpy(end, "1 }}");
     check_render(deep, conversation, 4, "!deep");
+    static const char *const signs[] = {"(", "[", "-", "not ", "1 if 1 else "};
+    enum { MANY = 20000 };
+    char *many = xcalloc(MANY * 16, 1);
+    for (size_t k = 0; k < COUNT(signs); k++) {
+        end = many + sprintf(many, "{{ ");
+        for (int i = 0; i < MANY; i++) end += sprintf(end, "%s", signs[k]);
+        strcpy(end, "1 }}");
+        check_render(many, conversation, 4, "!");
+    }
+    end = many; // six loops within each other
+    for (int i = 0; i < 6; i++)
+        end += sprintf(end, "{%% for a%d in [1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,16] %%}", i);
+    end += sprintf(end, "{%% set x = 1");
+    for (int i = 0; i < 1000; i++) end += sprintf(end, "+1");
+    end += sprintf(end, " %%}");
+    for (int i = 0; i < 6; i++) end += sprintf(end, "{%% endfor %%}");
+    check_render(many, conversation, 4, "!does not end");
+    free(many);
+    char *lines = xcalloc(2000001, 1); // a text of many lines
+    for (int i = 0; i < 2000000; i++) lines[i] = i % 50 ? 'x' : '\n';
+    const char *const one[] = {"user", lines};
+    check_render("{{ messages[0].content | replace('\\n', ' ') | length }}", one, 1, "2000000");
+    free(lines);
     for (end = deep; end < deep + 3000;) end += sprintf(end, "{%% if 1 %%}");
     check_render(deep, conversation, 4, "!deep");
     for (end = deep; end < deep + 3000;) end += sprintf(end, "{%% for a in messages %%}");
@@ -272,6 +315,69 @@ static void test_tokens(void)
     check_ids(&s, mistral, "[INST]", "\1\6 [INST] [/INST]");
     CHECK(strstr(try_template(&s.tokenizer, "{{ messages[0].content }}"), "what is said"));
     CHECK(strstr(try_template(&s.tokenizer, "{{ raise_exception('Never') }}"), "Never"));
+}
+
+// Pieces that are spelled alike: a text that merges makes the normal one, what is found in any text
+// is the user-defined one, whichever of them comes first.
+static void test_twins(void)
+{
+    for (uint32_t first = 1; first < 5; first += 3) {
+        Out tokens = {0}, types = {0};
+        int ids[8];
+        for (int id = 0; id < 4 + 256; id++) {
+            char name[8] = "ab";
+            if (id > 3) sprintf(name, "<0x%02X>", (unsigned)(id - 4) & 255);
+            put_string(&tokens, id < 2 ? names[id] : name);
+            put_u32(&types, id == 2 ? first : id == 3 ? 5 - first : TYPE_NORMAL);
+        }
+        Vocab v = {.tokens = {tokens.p, 4 + 256, G_STRING}, .types = {types.p, 4 + 256, G_I32},
+                   .bos = BOS, .eos = EOS, .eot = -1};
+        Tokenizer t;
+        tokenizer_init(&t, "twins", &v);
+        CHECK_INT(find_piece(&t, "ab", 2, TOKEN_TEXT), first == 1 ? 2 : 3);
+        CHECK_INT(find_piece(&t, "ab", 2, TOKEN_USER), first == 1 ? 3 : 2);
+        CHECK_INT(tokenizer_encode(&t, "cabc", NULL, 4, ids), 3);
+        CHECK_INT(ids[1], first == 1 ? 3 : 2);
+    }
+}
+
+// What is read after a conversation was cut back, several times, gives what it gives from the
+// beginning, to the last bit, whatever of it the cache had to forget.
+static void test_rewind(void)
+{
+    enum { MOST = 900 };
+    static const RopeConfig how[] = {{.theta = 10000}, {.theta = 10000, .window = 90},
+        {.theta = 10000, .window = 70, .sinks = 3},
+        {.theta = 10000, .method = ROPE_DYNAMIC, .factor = 2, .orig_ctx = 100}};
+    uint64_t rng = 3;
+    for (size_t k = 0; k < COUNT(how); k++) {
+        Session s = {0}, fresh = {0};
+        int ids[MOST], kept = 0, again = 0, failed = n_failed;
+        size_t len = 0;
+        Session *both[] = {&s, &fresh};
+        for (int i = 0; i < 2; i++) {
+            model_load(&both[i]->model, "models/pe-rope.bin");
+            both[i]->model.config.rope = how[k];
+            state_init(&both[i]->state, &both[i]->model, MOST, 16, 0, 0);
+            both[i]->logits = xcalloc(both[i]->model.config.vocab_size, 4);
+        }
+        for (int turn = 0; turn < 15; turn++) {
+            size_t pos = len ? next_random(&rng) % len : 0, n = 1 + next_random(&rng) % 300;
+            if (turn % 3 == 2) pos = min_size(len, 3);
+            if (pos + n > MOST) continue;
+            rewind_session(&s, pos);
+            kept += s.pos > 0, again += pos && !s.pos;
+            for (size_t i = pos; i < pos + n; i++) ids[i] = 3 + (int)(next_random(&rng) % 4000);
+            len = pos + n;
+            feed(&s, ids + s.pos, len - s.pos);
+            fresh.pos = 0;
+            feed(&fresh, ids, len);
+            CHECK(!memcmp(s.logits, fresh.logits, s.model.config.vocab_size * 4));
+        }
+        CHECK(kept > 3);
+        CHECK(!how[k].window || again > 0);
+        note_failures(failed, "method %zu: kept %d, again %d", k, kept, again);
+    }
 }
 
 // Where a template comes from: the option, the file, the tokens.
@@ -457,11 +563,14 @@ int main(void)
 {
     clock_of_templates = in_june;
     test_language();
+    test_jinja();
     test_limits();
     test_damaged();
     test_formats();
     test_thoughts();
     test_tokens();
+    test_twins();
+    test_rewind();
     test_choice();
     test_stream();
     test_public();

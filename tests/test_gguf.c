@@ -579,6 +579,18 @@ static void test_nameless(void)
     free(file);
 }
 
+// A model whose tokens see later ones.
+static void test_not_causal(void)
+{
+    size_t size;
+    GgufSpec spec = {.arch = "llama", .types = "q4_0", .scaling = "yarn", .seldom = 1};
+    uint8_t *file = build_gguf(&spec, 1, &size);
+    CHECK_INT(try_file(file, size), 0);
+    find_bytes(file, size, "llama.attention.causal")[4] = 0;
+    CHECK_INT(try_file(file, size), 1);
+    free(file);
+}
+
 // Lists that are not there, or shorter than the vocabulary, in files that are whole.
 static void test_bad_lists(void)
 {
@@ -660,6 +672,7 @@ int main(void)
     test_bad_fields();
     test_bad_lists();
     test_nameless();
+    test_not_causal();
     test_real();
     return report("test_gguf");
 }
