@@ -58,7 +58,7 @@ row() { echo "$methods" | grep "^$1 |"; }
 plan() { # mode table method option...
     table=$raw/$2.$1 mode=$1 options=$(row "$3")
     shift 3
-    echo "$table $model $mode -j 1 $* ${options##*|}" >> "$raw/jobs"
+    echo "$table $model $mode -j 1${options##*|} $*" >> "$raw/jobs" # no blank at the end: xargs
 }
 
 # Losses by position: positions up to 512 from windows of 512, which are many, the others from
