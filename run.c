@@ -238,6 +238,16 @@ INLINE void prefetch(const void *p, size_t bytes)
     for (size_t i = 0; i < bytes; i += 64) __builtin_prefetch((const char *)p + i, 0, 2);
 }
 
+// KEEP keeps a vector in its register, where gcc would rather load it again for each use: it is
+// loads that limit the speed of products. RELAX tells the processor that this thread only waits.
+#if defined(__x86_64__)
+#define KEEP(v) __asm__("" : "+v"(v))
+#define RELAX() __builtin_ia32_pause()
+#else
+#define KEEP(v) (void)(v)
+#define RELAX() (void)0
+#endif
+
 // Sums over many numbers have one order, whatever the width of vectors: number k goes to running
 // sum k % SUMS, and at the end a fixed tree adds sums at a distance of 8, of 4, of 2 and of 1. The
 // running sums are one vector of 16 lanes, two of 8 or four of 4.
@@ -1157,25 +1167,24 @@ static const float *key_table(const Angles *a, const RopeConfig *r, int map, siz
 // threads: the segments into which attention cuts a text (section 7), and which may go to several
 // threads, end at fixed positions and are merged in their order.
 //
-// A job is announced by the ticket: its generation in the high half, the items that nobody has
-// taken yet in the low half. A share is taken by one compare-and-swap of the ticket. Its success
-// proves that the ticket was still this job's, with items left, so the job's fields, which were
-// read before it and change only when no item is left, were the right ones. All accesses are
-// sequentially consistent but for the stores to the fields: the store to the ticket publishes them.
+// A job is announced by the ticket: its generation in the high half, the shares that nobody has
+// taken yet in the low half. A share is taken by one compare-and-swap of the ticket. Whoever holds
+// one may read the job's fields: they were written before the ticket that announced them, and are
+// written again only when all shares have been counted as done.
 
-typedef void (*Work)(void *arg, size_t begin, size_t end);
+typedef void (*Work)(void *arg, size_t item);
 
 // A share is about so many multiplications at least, so that small models wait for no other thread.
 // Callers whose work is dearer than a multiplication take a quarter or an eighth of it.
 enum { MIN_SHARE = 1 << 16 };
 
-// The ticket and the count of finished items lie in cache lines of their own, so that who takes
+// The ticket and the count of finished shares lie in cache lines of their own, so that who takes
 // work does not disturb who counts it.
 static struct {
     int n_threads;
-    _Atomic(Work) work;
-    _Atomic(void *) arg;
-    _Atomic size_t n, grain;
+    Work work;
+    void *arg;
+    size_t n, grain, shares;
     _Alignas(64) _Atomic uint64_t ticket;
     _Alignas(64) _Atomic size_t done;
     _Atomic int sleepers;
@@ -1183,27 +1192,18 @@ static struct {
     pthread_cond_t wake;
 } pool = {.n_threads = 1, .lock = PTHREAD_MUTEX_INITIALIZER, .wake = PTHREAD_COND_INITIALIZER};
 
-// A word to the processor that this thread only waits.
-#if defined(__x86_64__)
-#define RELAX() __builtin_ia32_pause()
-#else
-#define RELAX() (void)0
-#endif
-
 // Takes shares of the current job until none is left; true if it took any.
 static int pool_work(void)
 {
     int any = 0;
     for (;;) {
         uint64_t ticket = atomic_load(&pool.ticket);
-        size_t left = (uint32_t)ticket;
-        if (!left) return any;
-        Work work = atomic_load(&pool.work);
-        void *arg = atomic_load(&pool.arg);
-        size_t n = atomic_load(&pool.n), taken = min_size(left, atomic_load(&pool.grain));
-        if (!atomic_compare_exchange_weak(&pool.ticket, &ticket, ticket - taken)) continue;
-        work(arg, n - left, n - left + taken);
-        atomic_fetch_add(&pool.done, taken);
+        if (!(uint32_t)ticket) return any;
+        if (!atomic_compare_exchange_weak(&pool.ticket, &ticket, ticket - 1)) continue;
+        size_t item = (pool.shares - (uint32_t)ticket) * pool.grain;
+        for (size_t end = min_size(pool.n, item + pool.grain); item < end; item++)
+            pool.work(pool.arg, item);
+        atomic_fetch_add(&pool.done, 1);
         any = 1;
     }
 }
@@ -1231,29 +1231,30 @@ static void *pool_worker(void *unused)
     return NULL;
 }
 
-// Calls work(arg, begin, end) for shares that cover 0..n-1, and returns when all are done. A share
-// is `grain` items, or what is left of them; where there is one thread, all items are one share.
-// Shares begin at multiples of grain. Not to be nested.
+// Calls work(arg, item) for items 0..n-1, and returns when all are done. A share is `grain` items,
+// one after the other, or what is left of them, and begins at a multiple of grain. Not to be
+// nested.
 static void parallel_for(size_t n, size_t grain, Work work, void *arg)
 {
     if (pool.n_threads == 1 || n <= grain) {
-        if (n) work(arg, 0, n);
+        for (size_t item = 0; item < n; item++) work(arg, item);
         return;
     }
-    atomic_store_explicit(&pool.work, work, memory_order_relaxed);
-    atomic_store_explicit(&pool.arg, arg, memory_order_relaxed);
-    atomic_store_explicit(&pool.n, n, memory_order_relaxed);
-    atomic_store_explicit(&pool.grain, grain, memory_order_relaxed);
-    atomic_store_explicit(&pool.done, 0, memory_order_relaxed);
+    pool.work = work;
+    pool.arg = arg;
+    pool.n = n;
+    pool.grain = grain;
+    pool.shares = ceil_div(n, grain);
+    atomic_store(&pool.done, 0);
     uint64_t generation = (atomic_load(&pool.ticket) >> 32) + 1;
-    atomic_store(&pool.ticket, generation << 32 | n);
+    atomic_store(&pool.ticket, generation << 32 | pool.shares);
     if (atomic_load(&pool.sleepers)) {
         pthread_mutex_lock(&pool.lock);
         pthread_cond_broadcast(&pool.wake);
         pthread_mutex_unlock(&pool.lock);
     }
     pool_work();
-    for (int spin = 0; atomic_load(&pool.done) < n; spin++)
+    for (int spin = 0; atomic_load(&pool.done) < pool.shares; spin++)
         if (spin < 1000) RELAX();
         else sched_yield(); // the holder of the last share may need this processor
 }
@@ -1307,14 +1308,6 @@ enum { SEGMENT_TILES = 8, SEGMENT = SEGMENT_TILES * TILE };
 static const float MASKED = -INFINITY; // exp(MASKED - largest) = 0
 
 // --- A product for attention --------------------------------------------------------------------
-
-// Keeps a vector in its register: gcc would rather load it again for each use, but it is loads that
-// limit the speed here.
-#if defined(__x86_64__)
-#define KEEP(v) __asm__("" : "+v"(v))
-#else
-#define KEEP(v) (void)(v)
-#endif
 
 // So many sums are made at a time: they fill the registers, of which AVX-512 has 32 and AVX2 16.
 enum { GEMM_ROWS = LANES == 16 ? 12 : 6, GEMM_VECTORS = 2 };
@@ -1507,28 +1500,27 @@ static float *tile_scales(const Attention *a, size_t kv_head, int64_t t)
     return c->elem == 1 ? (float *)(tile_at(a, kv_head, t) + c->tile_bytes) - 2 * TILE : NULL;
 }
 
-// The chunk's k and v of KV heads [begin, end), into the cache: keys with their pairs split, a
-// column of the tile each; values as a row.
-static void store_kv(void *arg, size_t begin, size_t end)
+// The chunk's k and v of KV head h, into the cache: keys with their pairs split, a column of the
+// tile each; values as a row.
+static void store_kv(void *arg, size_t h)
 {
     const Attention *a = arg;
     const Cache *c = &a->cache;
     size_t d = a->config.head_dim, n_kv = a->config.n_kv_heads, elem = c->elem;
     float *key = scratch(8 * d);
     uint8_t *stored = (uint8_t *)(key + d);
-    for (size_t h = begin; h < end; h++)
-        for (size_t t = 0; t < a->n; t++) {
-            size_t pos = (size_t)a->pos + t, r = pos % TILE, at = (t * n_kv + h) * d;
-            uint8_t *keys = tile_at(a, h, (int64_t)(pos / TILE)), *column = keys + r * elem;
-            uint8_t *values = keys + (TILE * d + r * c->v_dim) * elem;
-            float *scales = tile_scales(a, h, (int64_t)(pos / TILE));
-            split_pairs(&a->config, a->k + at, key);
-            float key_scale = store_numbers(c->as, key, d, stored);
-            float value_scale = store_numbers(c->as, a->v + at, d, values);
-            if (scales) scales[r] = key_scale, scales[TILE + r] = value_scale;
-            for (size_t e = 0; e < d; e++, column += TILE * elem)
-                for (size_t b = 0; b < elem; b++) column[b] = stored[e * elem + b];
-        }
+    for (size_t t = 0; t < a->n; t++) {
+        size_t pos = (size_t)a->pos + t, r = pos % TILE, at = (t * n_kv + h) * d;
+        uint8_t *keys = tile_at(a, h, (int64_t)(pos / TILE)), *column = keys + r * elem;
+        uint8_t *values = keys + (TILE * d + r * c->v_dim) * elem;
+        float *scales = tile_scales(a, h, (int64_t)(pos / TILE));
+        split_pairs(&a->config, a->k + at, key);
+        float key_scale = store_numbers(c->as, key, d, stored);
+        float value_scale = store_numbers(c->as, a->v + at, d, values);
+        if (scales) scales[r] = key_scale, scales[TILE + r] = value_scale;
+        for (size_t e = 0; e < d; e++, column += TILE * elem)
+            for (size_t b = 0; b < elem; b++) column[b] = stored[e * elem + b];
+    }
 }
 
 // --- Planning a chunk ---------------------------------------------------------------------------
@@ -1781,32 +1773,28 @@ static int64_t attend_segment(const Batch *w, int64_t t, int64_t end)
     return t;
 }
 
-// Items: (part, batch, KV head). A part is all segments of the batch, one after the other, or one
-// segment of a single query.
-static void attend_parts(void *arg, size_t begin, size_t end)
+// An item is (part, batch, KV head). A part is all segments of the batch, one after the other, or
+// one segment of a single query.
+static void attend_part(void *arg, size_t item)
 {
     const Attention *a = arg;
-    for (size_t item = begin; item < end; item++) {
-        Batch w = begin_batch(a, item);
-        int64_t t = (int64_t)w.part * SEGMENT_TILES, n_tiles = w.last / TILE + 1;
-        do t = attend_segment(&w, next_tile(&w.p->rope, w.first, t), n_tiles);
-        while (t < n_tiles && a->n_parts == 1);
-    }
+    Batch w = begin_batch(a, item);
+    int64_t t = (int64_t)w.part * SEGMENT_TILES, n_tiles = w.last / TILE + 1;
+    do t = attend_segment(&w, next_tile(&w.p->rope, w.first, t), n_tiles);
+    while (t < n_tiles && a->n_parts == 1);
 }
 
 // --- All queries --------------------------------------------------------------------------------
 
-// out = o / sum of each (query, head), its parts merged in their order.
-static void finish_rows(void *arg, size_t begin, size_t end)
+// out = o / sum of number `at` of the (query, head), its parts merged in their order.
+static void finish_row(void *arg, size_t at)
 {
     const Attention *a = arg;
     size_t d = a->config.head_dim, v_dim = a->cache.v_dim, n_heads = a->config.n_heads;
-    for (size_t at = begin; at < end; at++) {
-        for (size_t part = at + n_heads; part < a->n_parts * n_heads; part += n_heads)
-            merge_row(a, at, a->total + part * v_dim, a->sums[part]);
-        const float *o = a->total + at * v_dim;
-        for (size_t i = 0; i < d; i++) a->out[at * d + i] = o[i] / a->sums[at].sum;
-    }
+    for (size_t part = at + n_heads; part < a->n_parts * n_heads; part += n_heads)
+        merge_row(a, at, a->total + part * v_dim, a->sums[part]);
+    const float *o = a->total + at * v_dim;
+    for (size_t i = 0; i < d; i++) a->out[at * d + i] = o[i] / a->sums[at].sum;
 }
 
 // out = softmax(q k^T) v for all queries and heads of the chunk. A prompt is cut into items by its
@@ -1820,8 +1808,8 @@ static void attention(Attention *a)
     a->n_parts = a->n == 1 && !r->window ? ceil_div(seen, SEGMENT) : 1;
     size_t items = a->n_parts * ceil_div(a->n, a->p->batch) * a->config.n_kv_heads;
     size_t cost = 1 + 2 * a->config.dim * max_size(seen, TILE) * a->n / items; // of one, about
-    parallel_for(items, ceil_div(MIN_SHARE / 4, cost), attend_parts, a);
-    parallel_for(rows, ceil_div(MIN_SHARE / 4, a->config.head_dim), finish_rows, a);
+    parallel_for(items, ceil_div(MIN_SHARE / 4, cost), attend_part, a);
+    parallel_for(rows, ceil_div(MIN_SHARE / 4, a->config.head_dim), finish_row, a);
     if (a->watch) memcpy(a->watch + a->layer * rows, a->sums, rows * sizeof *a->sums);
 }
 
@@ -1896,15 +1884,13 @@ static void unpack_q8(const Tensor *t, size_t row, float *out)
 
 enum { PANEL = LANES };
 
-// Makes a pointer be computed here: compilers would rather have one for each row of a panel, and
+// 16 bytes each of rows i, i + 4, ... of a panel, whose row 0 has them at `at`. The empty statement
+// makes the pointer be computed here: compilers would rather have one for each row of a panel, and
 // run out of registers.
-#define HERE(p) __asm__("" : "+r"(p))
-
-// 16 bytes each of rows i, i + 4, ... of a panel, whose row 0 has them at `at`.
 INLINE vi load_rows(const void *at, size_t pitch, int i)
 {
     at += (size_t)i * pitch;
-    HERE(at);
+    __asm__("" : "+r"(at));
 #if LANES == 16
     __m256i low = _mm256_loadu2_m128i(at + 4 * pitch, at);
     __m256i high = _mm256_loadu2_m128i(at + 12 * pitch, at + 8 * pitch);
@@ -1977,8 +1963,7 @@ INLINE void transpose_rows(const void *at, size_t pitch, vi a[4])
 // may be read and stored. Those of the panel after the next are asked for.
 static void scales_planar(const uint8_t *rows, size_t pitch, size_t n, float *scale)
 {
-    for (size_t at = 0; at < PANEL * pitch; at += 64)
-        __builtin_prefetch(rows + 2 * PANEL * pitch + at, 0, 2);
+    prefetch(rows + 2 * PANEL * pitch, PANEL * pitch);
     for (size_t g = 0; g < n; g += 4, rows += 16, scale += 4 * PANEL) {
         vi a[4];
         transpose_rows(rows, pitch, a);
@@ -2577,31 +2562,28 @@ static void product_f32(const Matmul *m, const Product *p, size_t r0, size_t n_r
 // behind the stretch that it works on, so the next one it takes should be the one behind: taking
 // items in turn deals each thread stretches that follow each other. A thread that is late loses
 // some to others, which costs a prefetch and changes no result.
-static void matmul_stretches(void *arg, size_t begin, size_t end)
+static void matmul_stretch(void *arg, size_t item)
 {
     const Matmul *m = arg;
-    for (size_t item = begin; item < end; item++) {
-        size_t first = (item % m->ways * m->turns + item / m->ways) * m->grain;
-        size_t behind = min_size(first + m->grain, m->n_panels);
-        for (size_t panel = first, n; panel < behind; panel++) {
-            const Product *p = m->jobs;
-            size_t r0 = panel * PANEL;
-            for (; r0 >= (n = round_up(p->w->rows, PANEL)); p++) r0 -= n;
-            (m->act ? product_q8 : product_f32)(m, p, r0, min_size(PANEL, p->w->rows - r0));
-        }
+    size_t first = (item % m->ways * m->turns + item / m->ways) * m->grain;
+    size_t behind = min_size(first + m->grain, m->n_panels);
+    for (size_t panel = first, n; panel < behind; panel++) {
+        const Product *p = m->jobs;
+        size_t r0 = panel * PANEL;
+        for (; r0 >= (n = round_up(p->w->rows, PANEL)); p++) r0 -= n;
+        (m->act ? product_q8 : product_f32)(m, p, r0, min_size(PANEL, p->w->rows - r0));
     }
 }
 
-// Rounds rows [begin, end) of x to int8, group by group. What is not finite shows in the scale.
-static void quantize_rows(void *arg, size_t begin, size_t end)
+// Rounds row t of x to int8, group by group. What is not finite shows in the scale.
+static void quantize_row(void *arg, size_t t)
 {
     const Matmul *m = arg;
     const Quantized *a = m->act;
-    for (size_t t = begin; t < end; t++)
-        for (size_t g = 0; g < a->n_groups; g++) {
-            size_t from = (t * a->n_groups + g) * a->group, at = g * a->n + t;
-            a->scale[at] = round_to_bytes(m->x + from, a->group, a->q + from, a->minus_sum + at);
-        }
+    for (size_t g = 0; g < a->n_groups; g++) {
+        size_t from = (t * a->n_groups + g) * a->group, at = g * a->n + t;
+        a->scale[at] = round_to_bytes(m->x + from, a->group, a->q + from, a->minus_sum + at);
+    }
 }
 
 static void add_rows(float *x, const float *y, size_t n)
@@ -2631,9 +2613,9 @@ static void matmul(Quantized *act, const Product *jobs, int n_jobs, const float 
         act->n = n;
         act->group = group;
         act->n_groups = cols / group;
-        parallel_for(n, ceil_div(MIN_SHARE, 4 * cols), quantize_rows, &m);
+        parallel_for(n, ceil_div(MIN_SHARE, 4 * cols), quantize_row, &m);
     }
-    parallel_for(m.ways * m.turns, 1, matmul_stretches, &m);
+    parallel_for(m.ways * m.turns, 1, matmul_stretch, &m);
     for (const Product *p = jobs; p < rest; p++)
         for (size_t t = 0; p->w->bias && t < n; t++)
             add_rows(p->out + t * p->w->rows, p->w->bias, p->w->rows);
@@ -2792,21 +2774,19 @@ typedef struct {
 // out[dim] = (x - mean) / sqrt(mean((x - mean)^2) + eps) * weight + bias. LayerNorm centres x so;
 // for RMSNorm, which most models have, the mean is taken to be 0 and there is no bias. Either way
 // the next matrix meets numbers of about the same size, however much was added to x by then.
-static void norm_rows(void *arg, size_t begin, size_t end)
+static void norm_row(void *arg, size_t row)
 {
     const NormJob *j = arg;
     size_t dim = j->dim;
-    for (size_t row = begin; row < end; row++) {
-        const float *x = j->in + row * dim;
-        float *out = j->out + row * dim;
-        double sum = 0;
-        for (size_t i = 0; j->config->layer_norm && i < dim; i++) sum += x[i];
-        float mean = (float)(sum / (double)dim);
-        for (size_t i = 0; i < dim; i++) out[i] = x[i] - mean;
-        float scale = 1 / sqrtf(dot(out, out, dim) / (float)dim + (float)j->config->norm_eps);
-        for (size_t i = 0; i < dim; i++) out[i] = out[i] * scale * j->norm.weight[i];
-        if (j->norm.bias) add_rows(out, j->norm.bias, dim);
-    }
+    const float *x = j->in + row * dim;
+    float *out = j->out + row * dim;
+    double sum = 0;
+    for (size_t i = 0; j->config->layer_norm && i < dim; i++) sum += x[i];
+    float mean = (float)(sum / (double)dim);
+    for (size_t i = 0; i < dim; i++) out[i] = x[i] - mean;
+    float scale = 1 / sqrtf(dot(out, out, dim) / (float)dim + (float)j->config->norm_eps);
+    for (size_t i = 0; i < dim; i++) out[i] = out[i] * scale * j->norm.weight[i];
+    if (j->norm.bias) add_rows(out, j->norm.bias, dim);
 }
 
 // out[n][dim] = the normed rows of in, or the rows themselves if the model does not have this norm;
@@ -2814,7 +2794,7 @@ static void norm_rows(void *arg, size_t begin, size_t end)
 static void norm(const State *s, float *out, const float *in, Norm norm, size_t n, size_t dim)
 {
     NormJob job = {out, in, norm, dim, &s->attn.config};
-    if (norm.weight) parallel_for(n, ceil_div(MIN_SHARE / 8, dim), norm_rows, &job);
+    if (norm.weight) parallel_for(n, ceil_div(MIN_SHARE / 8, dim), norm_row, &job);
     else if (out != in) memcpy(out, in, n * dim * sizeof *out);
 }
 
@@ -2851,15 +2831,15 @@ static void project(State *s, const Layer *l)
     parallel_for(n_kv, n > 1 ? 1 : n_kv, store_kv, a);
 }
 
-// gate = act(gate) * up in rows [begin, end) of the chunk: the gated unit of the feed-forward net;
-// act(gate) alone if the model has no gate. act is silu(x) = x / (1 + e^-x), or gelu(x) =
+// gate = act(gate) * up in row t of the chunk: the gated unit of the feed-forward net; act(gate)
+// alone if the model has no gate. act is silu(x) = x / (1 + e^-x), or gelu(x) =
 // x / (1 + e^-z) with z = sqrt(8/pi) (x + 0.044715 x^3), its approximation by tanh:
 // (1 + tanh y) / 2 = 1 / (1 + e^-2y).
-static void gate_rows(void *arg, size_t begin, size_t end)
+static void gate_row(void *arg, size_t t)
 {
     const State *s = arg;
     const Config *c = &s->attn.config;
-    for (size_t i = begin * c->hidden_dim, n = end * c->hidden_dim; i < n; i += LANES) {
+    for (size_t i = t * c->hidden_dim, n = i + c->hidden_dim; i < n; i += LANES) {
         vf x = vload_part(s->gate + i, n - i), z = x;
         if (c->gelu) z = vset(1.59576912f) * (x + vset(0.044715f) * x * x * x);
         vf g = x / (vset(1) + vexp(-z));
@@ -2874,7 +2854,7 @@ static void feed_forward(State *s, const Layer *l)
     int no_gate = s->attn.config.no_gate;
     Product products[] = {{&l->w1, s->gate}, {&l->w3, no_gate ? s->gate : s->up}};
     matmul(s->act, products + no_gate, 2 - no_gate, s->xb, n);
-    parallel_for(n, ceil_div(MIN_SHARE / 8, hidden), gate_rows, s);
+    parallel_for(n, ceil_div(MIN_SHARE / 8, hidden), gate_row, s);
     matmul(s->act, &(Product){&l->w2, s->y}, 1, s->gate, n);
 }
 

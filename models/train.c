@@ -398,22 +398,20 @@ static void pack_and_multiply(const Gemm *g, float *c, View a, View b, float *pa
     gemm_block(c, g->ldc, a, packed, k * TILE_N, m, n, k, add);
 }
 
-// Computes blocks begin..end of C, block_m rows by NC columns each. Each thread packs the part of
-// B it needs itself: that costs little next to the product and spares a rendezvous.
-static void gemm_task(void *arg, size_t begin, size_t end)
+// Computes block t of C, block_m rows by NC columns. Each thread packs the part of B it needs
+// itself: that costs little next to the product and spares a rendezvous.
+static void gemm_task(void *arg, size_t t)
 {
     const Gemm *g = arg;
     size_t across = (g->n + NC - 1) / NC;
-    for (size_t t = begin; t < end; t++) {
-        size_t i = t / across * g->block_m, j = t % across * NC;
-        size_t m = g->m - i < g->block_m ? g->m - i : g->block_m;
-        size_t n = g->n - j < NC ? g->n - j : NC;
-        float *packed = thread_buffer(USE_PACK_B, (size_t)KC * NC);
-        for (size_t p = 0; p < g->k; p += KC) {
-            size_t k = g->k - p < KC ? g->k - p : KC;
-            pack_and_multiply(g, g->c + i * g->ldc + j, view_at(g->a, i, p), view_at(g->b, p, j),
-                              packed, m, n, k, g->add || p > 0);
-        }
+    size_t i = t / across * g->block_m, j = t % across * NC;
+    size_t m = g->m - i < g->block_m ? g->m - i : g->block_m;
+    size_t n = g->n - j < NC ? g->n - j : NC;
+    float *packed = thread_buffer(USE_PACK_B, (size_t)KC * NC);
+    for (size_t p = 0; p < g->k; p += KC) {
+        size_t k = g->k - p < KC ? g->k - p : KC;
+        pack_and_multiply(g, g->c + i * g->ldc + j, view_at(g->a, i, p), view_at(g->b, p, j),
+                          packed, m, n, k, g->add || p > 0);
     }
 }
 
@@ -621,19 +619,17 @@ typedef struct {
 enum { ROW_GRAIN = 64 };
 
 // out = in / sqrt(mean(in^2) + eps) * weight (in2); out2, one float a row: 1 / sqrt(...).
-static void rmsnorm_task(void *arg, size_t begin, size_t end)
+static void rmsnorm_task(void *arg, size_t r)
 {
     const RowStep *a = arg;
-    for (size_t r = begin; r < end; r++) {
-        const float *x = a->in + r * a->width;
-        float *y = a->out + r * a->width;
-        vec squares = splat(0);
-        for (size_t i = 0; i < a->width; i += WIDTH) squares += load(x + i) * load(x + i);
-        float rstd = 1 / sqrtf(sum_vec(squares) / (float)a->width + a->eps);
-        for (size_t i = 0; i < a->width; i += WIDTH)
-            store(y + i, load(x + i) * rstd * load(a->in2 + i));
-        a->out2[r] = rstd;
-    }
+    const float *x = a->in + r * a->width;
+    float *y = a->out + r * a->width;
+    vec squares = splat(0);
+    for (size_t i = 0; i < a->width; i += WIDTH) squares += load(x + i) * load(x + i);
+    float rstd = 1 / sqrtf(sum_vec(squares) / (float)a->width + a->eps);
+    for (size_t i = 0; i < a->width; i += WIDTH)
+        store(y + i, load(x + i) * rstd * load(a->in2 + i));
+    a->out2[r] = rstd;
 }
 
 static void norm_forward(float *y, float *rstd, const float *x, const float *w, size_t R,
@@ -648,22 +644,20 @@ static void norm_forward(float *y, float *rstd, const float *x, const float *w, 
 //     d_x_i += r (g_i - x_i r^2 mean(g x))        d_w_i += sum over rows of d_y_i x_i r
 // in d_y, in2 x, in3 r; out d_x; out2 one row of d_w for every block of ROW_GRAIN rows, added up
 // by the caller in a fixed order. table w.
-static void norm_backward_task(void *arg, size_t begin, size_t end)
+static void norm_backward_task(void *arg, size_t r)
 {
     const RowStep *a = arg;
-    for (size_t r = begin; r < end; r++) {
-        const float *x = a->in2 + r * a->width, *d_y = a->in + r * a->width, *w = a->table;
-        float *d_x = a->out + r * a->width, *d_w = a->out2 + r / ROW_GRAIN * a->width;
-        float rstd = a->in3[r];
-        vec dots = splat(0);
-        for (size_t i = 0; i < a->width; i += WIDTH)
-            dots += load(d_y + i) * load(w + i) * load(x + i);
-        float mean = sum_vec(dots) / (float)a->width * rstd * rstd;
-        for (size_t i = 0; i < a->width; i += WIDTH) {
-            vec g = load(d_y + i), xi = load(x + i);
-            store(d_x + i, load(d_x + i) + rstd * (g * load(w + i) - xi * mean));
-            store(d_w + i, load(d_w + i) + g * xi * rstd);
-        }
+    const float *x = a->in2 + r * a->width, *d_y = a->in + r * a->width, *w = a->table;
+    float *d_x = a->out + r * a->width, *d_w = a->out2 + r / ROW_GRAIN * a->width;
+    float rstd = a->in3[r];
+    vec dots = splat(0);
+    for (size_t i = 0; i < a->width; i += WIDTH)
+        dots += load(d_y + i) * load(w + i) * load(x + i);
+    float mean = sum_vec(dots) / (float)a->width * rstd * rstd;
+    for (size_t i = 0; i < a->width; i += WIDTH) {
+        vec g = load(d_y + i), xi = load(x + i);
+        store(d_x + i, load(d_x + i) + rstd * (g * load(w + i) - xi * mean));
+        store(d_w + i, load(d_w + i) + g * xi * rstd);
     }
 }
 
@@ -684,30 +678,28 @@ static void norm_backward(float *d_x, float *d_w, const float *d_y, const float 
 static inline vec sigmoid_vec(vec x) { return 1 / (1 + exp_vec(-x)); }
 
 // in (R, 2 hidden): gate | up.  out (R, hidden) = silu(gate) * up,  silu(g) = g / (1 + e^-g).
-static void swiglu_task(void *arg, size_t begin, size_t end)
+static void swiglu_task(void *arg, size_t r)
 {
     const RowStep *a = arg;
-    for (size_t r = begin; r < end; r++)
-        for (size_t i = 0; i < a->width; i += WIDTH) {
-            const float *gate = a->in + r * 2 * a->width + i;
-            vec g = load(gate);
-            store(a->out + r * a->width + i, g * sigmoid_vec(g) * load(gate + a->width));
-        }
+    for (size_t i = 0; i < a->width; i += WIDTH) {
+        const float *gate = a->in + r * 2 * a->width + i;
+        vec g = load(gate);
+        store(a->out + r * a->width + i, g * sigmoid_vec(g) * load(gate + a->width));
+    }
 }
 
 // d_up = d silu(g);  d_gate = d up (s + g s (1 - s)),  s = sigmoid(g). in d (R, hidden), in2
 // gate | up, out d_gate | d_up (R, 2 hidden).
-static void swiglu_backward_task(void *arg, size_t begin, size_t end)
+static void swiglu_backward_task(void *arg, size_t r)
 {
     const RowStep *a = arg;
-    for (size_t r = begin; r < end; r++)
-        for (size_t i = 0; i < a->width; i += WIDTH) {
-            size_t at = r * 2 * a->width + i;
-            vec d = load(a->in + r * a->width + i), g = load(a->in2 + at);
-            vec up = load(a->in2 + at + a->width), s = sigmoid_vec(g);
-            store(a->out + at, d * up * (s + g * s * (1 - s)));
-            store(a->out + at + a->width, d * g * s);
-        }
+    for (size_t i = 0; i < a->width; i += WIDTH) {
+        size_t at = r * 2 * a->width + i;
+        vec d = load(a->in + r * a->width + i), g = load(a->in2 + at);
+        vec up = load(a->in2 + at + a->width), s = sigmoid_vec(g);
+        store(a->out + at, d * up * (s + g * s * (1 - s)));
+        store(a->out + at + a->width, d * g * s);
+    }
 }
 
 // s[0..n) := e^(s - shift); returns the sum.
@@ -741,17 +733,15 @@ typedef struct {
     size_t V;
 } Loss;
 
-static void loss_task(void *arg, size_t begin, size_t end)
+static void loss_task(void *arg, size_t r)
 {
     const Loss *a = arg;
-    for (size_t r = begin; r < end; r++) {
-        float *z = a->logits + r * a->V;
-        float top = max_row(z, a->V), z_target = z[a->target[r]] - top;
-        float sum = exp_row(z, a->V, top), factor = a->weight[r] / sum;
-        a->loss[r] = logf(sum) - z_target;
-        for (size_t j = 0; j < a->V; j += WIDTH) store(z + j, load(z + j) * factor);
-        z[a->target[r]] -= a->weight[r];
-    }
+    float *z = a->logits + r * a->V;
+    float top = max_row(z, a->V), z_target = z[a->target[r]] - top;
+    float sum = exp_row(z, a->V, top), factor = a->weight[r] / sum;
+    a->loss[r] = logf(sum) - z_target;
+    for (size_t j = 0; j < a->V; j += WIDTH) store(z + j, load(z + j) * factor);
+    z[a->target[r]] -= a->weight[r];
 }
 
 // ================================================================================================
@@ -828,23 +818,21 @@ typedef struct {
 // [RoPE] Rotates pair (2i, 2i+1) of every query and key head of qkv (R, qkv), in place, by the
 // angle pos * theta^(-2i/head_dim); by the opposite angle if sign < 0, which is the derivative.
 // rotation: cos and sin of pair i in 2i and 2i+1.
-static void rotate_task(void *arg, size_t begin, size_t end)
+static void rotate_task(void *arg, size_t r)
 {
     const Rotation *a = arg;
     const Shape *s = a->shape;
     size_t hd = head_size(s), dim = (size_t)s->dim, width = dim + kv_width(s);
-    for (size_t r = begin; r < end; r++) {
-        const float *query = a->places->rotation + (size_t)a->places->position[r] * hd;
-        const float *key = query + n_positions(s) * hd;
-        float *x = a->qkv + r * qkv_width(s);
-        for (size_t h = 0; h < width; h += hd)
-            for (size_t i = 0; i < hd; i += 2) {
-                const float *turn = (h < dim ? query : key) + i;
-                float re = x[h + i], im = x[h + i + 1], c = turn[0], sn = a->sign * turn[1];
-                x[h + i] = re * c - im * sn;
-                x[h + i + 1] = re * sn + im * c;
-            }
-    }
+    const float *query = a->places->rotation + (size_t)a->places->position[r] * hd;
+    const float *key = query + n_positions(s) * hd;
+    float *x = a->qkv + r * qkv_width(s);
+    for (size_t h = 0; h < width; h += hd)
+        for (size_t i = 0; i < hd; i += 2) {
+            const float *turn = (h < dim ? query : key) + i;
+            float re = x[h + i], im = x[h + i + 1], c = turn[0], sn = a->sign * turn[1];
+            x[h + i] = re * c - im * sn;
+            x[h + i + 1] = re * sn + im * c;
+        }
 }
 
 static void rotate_heads(float *qkv, size_t R, const Shape *s, const Places *e, float sign)
@@ -874,19 +862,17 @@ static float *rotation_table(const Shape *s)
 
 // --- Place 3: biases ----------------------------------------------------------------------------
 
-// Rows begin..end of the biases, row = head * T + query.
-static void bias_task(void *arg, size_t begin, size_t end)
+// One row of the biases, row = head * T + query.
+static void bias_task(void *arg, size_t row)
 {
     const Places *e = arg;
-    for (size_t row = begin; row < end; row++) {
-        size_t i = row % e->T;
-        Query q = {&e->config, e->prepared, row / e->T, (int64_t)i, NULL};
-        for (size_t t0 = 0; t0 <= i; t0 += TILE) {
-            float D[TILE], *bias = e->bias + row * e->pitch + t0;
-            for (size_t k = 0; k < TILE; k++) D[k] = i > t0 + k ? (float)(i - t0 - k) : 0;
-            memset(bias, 0, sizeof D);
-            encodings[e->config.encoding].bias(&q, D, bias);
-        }
+    size_t i = row % e->T;
+    Query q = {&e->config, e->prepared, row / e->T, (int64_t)i, NULL};
+    for (size_t t0 = 0; t0 <= i; t0 += TILE) {
+        float D[TILE], *bias = e->bias + row * e->pitch + t0;
+        for (size_t k = 0; k < TILE; k++) D[k] = i > t0 + k ? (float)(i - t0 - k) : 0;
+        memset(bias, 0, sizeof D);
+        encodings[e->config.encoding].bias(&q, D, bias);
     }
 }
 
@@ -962,35 +948,33 @@ static void fire_unit(const Places *e, size_t i, size_t u, const float *x, const
     d[2 + FIRE_HIDDEN + u] += dot(d_h, ones, n);
 }
 
-// Queries begin..end: e->partial[i], the derivatives of fire's numbers. With N = max(i, T):
+// Query i: e->partial[i], the derivatives of fire's numbers. With N = max(i, T):
 //     x = ln(cD + 1) / ln(cN + 1)      d_x/d_c = (D / (cD + 1) - x N / (cN + 1)) / ln(cN + 1)
 //                           d_x/d_T = -x c / ((cN + 1) ln(cN + 1)) where N = T
-static void fire_task(void *arg, size_t begin, size_t end)
+static void fire_task(void *arg, size_t i)
 {
     const Places *e = arg;
     size_t heads = (size_t)e->config.n_heads, at_b2 = e->table_size - heads;
     float c = e->table[0], T = e->table[1], *x = thread_buffer(USE_SCORES, 5 * e->pitch);
     float *ones = x + e->pitch, *d_x = ones + e->pitch, *work = d_x + e->pitch;
-    for (size_t i = begin; i < end; i++) {
-        float *d = e->partial + i * e->table_size, N = fmaxf((float)i, T), psi = log1pf(c * N);
-        float slope = N / (c * N + 1), d_c = 0, along = 0;
-        memset(d, 0, e->table_size * sizeof(float));
-        for (size_t j = 0; j <= i; j++) {
-            x[j] = log1pf(c * (float)(i - j)) / psi;
-            ones[j] = 1;
-            d_x[j] = 0;
-        }
-        for (size_t u = 0; u < FIRE_HIDDEN; u++) fire_unit(e, i, u, x, ones, d_x, d, work);
-        for (size_t j = 0; j <= i; j++) {
-            float D = (float)(i - j);
-            d_c += d_x[j] * (D / (c * D + 1) - x[j] * slope) / psi;
-            along += d_x[j] * x[j];
-        }
-        d[0] = d_c * c;
-        d[1] = (float)i < T ? -along * c * T / ((c * N + 1) * psi) : 0;
-        for (size_t head = 0; head < heads; head++)
-            d[at_b2 + head] = dot(e->d_bias + (head * e->T + i) * e->pitch, ones, i + 1);
+    float *d = e->partial + i * e->table_size, N = fmaxf((float)i, T), psi = log1pf(c * N);
+    float slope = N / (c * N + 1), d_c = 0, along = 0;
+    memset(d, 0, e->table_size * sizeof(float));
+    for (size_t j = 0; j <= i; j++) {
+        x[j] = log1pf(c * (float)(i - j)) / psi;
+        ones[j] = 1;
+        d_x[j] = 0;
     }
+    for (size_t u = 0; u < FIRE_HIDDEN; u++) fire_unit(e, i, u, x, ones, d_x, d, work);
+    for (size_t j = 0; j <= i; j++) {
+        float D = (float)(i - j);
+        d_c += d_x[j] * (D / (c * D + 1) - x[j] * slope) / psi;
+        along += d_x[j] * x[j];
+    }
+    d[0] = d_c * c;
+    d[1] = (float)i < T ? -along * c * T / ((c * N + 1) * psi) : 0;
+    for (size_t head = 0; head < heads; head++)
+        d[at_b2 + head] = dot(e->d_bias + (head * e->T + i) * e->pitch, ones, i + 1);
 }
 
 // d[size] += the sum over n rows of size floats.
@@ -1210,44 +1194,42 @@ static void set_head_places(const Attending *a, Head *h, size_t t, size_t head)
     }
 }
 
-// Tasks begin..end: sequence t / n_kv_heads, key/value head t % n_kv_heads. Forward if d_out is
-// NULL. d_qkv must be zero at first: the query heads of a group add into the same d_k and d_v.
-static void attention_task(void *arg, size_t begin, size_t end)
+// Task t: sequence t / n_kv_heads, key/value head t % n_kv_heads. Forward if d_out is NULL. d_qkv
+// must be zero at first: the query heads of a group add into the same d_k and d_v.
+static void attention_task(void *arg, size_t t)
 {
     const Attending *a = arg;
     const Shape *s = a->shape;
     size_t hd = head_size(s), T = a->T, step = qkv_width(s), dim = (size_t)s->dim;
     size_t n_kv = (size_t)s->n_kv_heads, group = (size_t)s->n_heads / n_kv;
     size_t packed = T * ((hd + TILE_N - 1) / TILE_N * TILE_N);
-    for (size_t t = begin; t < end; t++) {
-        size_t row = t / n_kv * T, kv = t % n_kv;
-        size_t at_k = row * step + dim + kv * hd, at_v = at_k + kv_width(s);
-        float *keys = thread_buffer(USE_KEYS, 2 * packed),
-              *values = thread_buffer(USE_VALUES, 2 * packed);
-        Head h = {
-            .keys_t = keys, .keys = keys + packed, .values_t = values, .values = values + packed};
-        View k = rows_of(a->qkv + at_k, step), v = rows_of(a->qkv + at_v, step);
-        pack_b(keys, transposed(k), hd, T);
-        if (!a->d_out) pack_b(values + packed, v, T, hd);
-        else {
-            pack_b(keys + packed, k, T, hd);
-            pack_b(values, transposed(v), hd, T);
-            h.d_k = a->d_qkv + at_k;
-            h.d_v = a->d_qkv + at_v;
+    size_t row = t / n_kv * T, kv = t % n_kv;
+    size_t at_k = row * step + dim + kv * hd, at_v = at_k + kv_width(s);
+    float *keys = thread_buffer(USE_KEYS, 2 * packed),
+          *values = thread_buffer(USE_VALUES, 2 * packed);
+    Head h = {
+        .keys_t = keys, .keys = keys + packed, .values_t = values, .values = values + packed};
+    View k = rows_of(a->qkv + at_k, step), v = rows_of(a->qkv + at_v, step);
+    pack_b(keys, transposed(k), hd, T);
+    if (!a->d_out) pack_b(values + packed, v, T, hd);
+    else {
+        pack_b(keys + packed, k, T, hd);
+        pack_b(values, transposed(v), hd, T);
+        h.d_k = a->d_qkv + at_k;
+        h.d_v = a->d_qkv + at_v;
+    }
+    for (size_t head = kv * group; head < (kv + 1) * group; head++) {
+        h.q = a->qkv + row * step + head * hd;
+        h.o = a->out + row * dim + head * hd;
+        h.lse = a->lse + row * (size_t)s->n_heads + head;
+        set_head_places(a, &h, t, head);
+        if (a->d_out) {
+            h.d_o = a->d_out + row * dim + head * hd;
+            h.d_q = a->d_qkv + row * step + head * hd;
         }
-        for (size_t head = kv * group; head < (kv + 1) * group; head++) {
-            h.q = a->qkv + row * step + head * hd;
-            h.o = a->out + row * dim + head * hd;
-            h.lse = a->lse + row * (size_t)s->n_heads + head;
-            set_head_places(a, &h, t, head);
-            if (a->d_out) {
-                h.d_o = a->d_out + row * dim + head * hd;
-                h.d_q = a->d_qkv + row * step + head * hd;
-            }
-            for (size_t i = 0; i < T; i += QUERIES)
-                if (a->d_out) attend_backward_block(a, &h, i);
-                else attend_block(a, &h, i);
-        }
+        for (size_t i = 0; i < T; i += QUERIES)
+            if (a->d_out) attend_backward_block(a, &h, i);
+            else attend_block(a, &h, i);
     }
 }
 
@@ -1469,15 +1451,16 @@ typedef struct {
     const Optimizer *o;
 } Update;
 
-// Elements begin..end of one part; scale multiplies the gradient (clipping).
-static void adam_task(void *arg, size_t begin, size_t end)
+// One row of one part; scale multiplies the gradient (clipping).
+static void adam_task(void *arg, size_t row)
 {
     const Update *u = arg;
+    size_t cols = u->part.cols;
     float *w = u->net->params + u->part.at, *m = u->net->moment1 + u->part.at;
     float *v = u->net->moment2 + u->part.at;
     const float *g = u->net->grads + u->part.at;
     float b1 = u->o->beta1, b2 = u->o->beta2;
-    for (size_t i = begin; i < end; i++) {
+    for (size_t i = row * cols; i < (row + 1) * cols; i++) {
         float gi = g[i] * u->scale;
         m[i] = b1 * m[i] + (1 - b1) * gi;
         v[i] = b2 * v[i] + (1 - b2) * gi * gi;
@@ -1557,7 +1540,7 @@ static double update_params(Net *n, const Optimizer *o, float lr, uint64_t step)
                     1 / (1 - powf(o->beta2, (float)step)),
                     o};
         if (p.kind == KIND_MATRIX && o->muon) muon_update(&u);
-        else parallel_for(p.rows * p.cols, 16384, adam_task, &u);
+        else parallel_for(p.rows, ceil_div(16384, p.cols), adam_task, &u);
     }
     return norm;
 }

@@ -24,32 +24,32 @@ static struct {
 enum { READ_BYTES = 256 << 20, READ_BLOCK = 1 << 20, CHAINS = 12, STEPS = 20000, BURSTS = 200 };
 static _Atomic int sink; // where results go, so that they are computed
 
-static void read_blocks(void *arg, size_t begin, size_t end)
+static void read_block(void *arg, size_t block)
 {
-    const vi *p = (const vi *)arg + begin * (READ_BLOCK / sizeof(vi));
+    const vi *p = (const vi *)arg + block * (READ_BLOCK / sizeof(vi));
     vi sum[8] = {{0}};
-    for (size_t i = 0; i < (end - begin) * (READ_BLOCK / sizeof(vi)); i += 8)
+    for (size_t i = 0; i < READ_BLOCK / sizeof(vi); i += 8)
         for (int k = 0; k < 8; k++) sum[k] ^= p[i + (size_t)k];
     for (int k = 0; k < 8; k++) atomic_fetch_add(&sink, sum[k][0]);
 }
 
-static void multiply_floats(void *arg, size_t begin, size_t end)
+static void multiply_floats(void *arg, size_t item)
 {
-    (void)arg;
+    (void)arg, (void)item;
     vf sum[CHAINS], a = vset(0.999f), b = vset(0.001f);
     for (int k = 0; k < CHAINS; k++) sum[k] = vset((float)k);
-    for (size_t i = 0; i < (end - begin) * STEPS; i++)
+    for (size_t i = 0; i < STEPS; i++)
         for (int k = 0; k < CHAINS; k++) sum[k] = vmuladd(sum[k], a, b);
     for (int k = 0; k < CHAINS; k++) atomic_fetch_add(&sink, (int)sum[k][0]);
 }
 
 // One instruction's worth of products of bytes and the sum it goes to: what int8 can reach, in the
 // machine's own words, whatever the engine does.
-static void multiply_int8(void *arg, size_t begin, size_t end)
+static void multiply_int8(void *arg, size_t item)
 {
-    (void)arg;
+    (void)arg, (void)item;
     vi sum[CHAINS] = {{0}}, a = 1 - (vi){0}, b = a;
-    for (size_t i = 0; i < (end - begin) * STEPS; i++)
+    for (size_t i = 0; i < STEPS; i++)
         for (int k = 0; k < CHAINS; k++) {
             KEEP(a);
 #if LANES == 16
@@ -81,7 +81,7 @@ static Limits measure_limits(void)
     vi *buffer = xcalloc(READ_BYTES, 1);
     size_t n = READ_BYTES / READ_BLOCK;
     memset(buffer, 1, READ_BYTES); // pages of its own
-    l.read = READ_BYTES / best_time(n, read_blocks, buffer);
+    l.read = READ_BYTES / best_time(n, read_block, buffer);
     free(buffer);
     double count = (double)BURSTS * STEPS * CHAINS * 2;
     l.f32 = count * LANES / best_time(BURSTS, multiply_floats, NULL);

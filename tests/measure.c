@@ -153,11 +153,10 @@ typedef struct {
     double *at;                 // where in nll the rows at hand go
 } Perplexity;
 
-static void loss_rows(void *arg, size_t begin, size_t end)
+static void loss_row(void *arg, size_t t)
 {
     Perplexity *p = arg;
-    for (size_t t = begin; t < end; t++)
-        p->at[t] = cross_entropy(p->logits + t * p->vocab, p->vocab, p->target[t]);
+    p->at[t] = cross_entropy(p->logits + t * p->vocab, p->vocab, p->target[t]);
 }
 
 // What one token's softmax in one head adds to the means: its entropy, the share of the first
@@ -244,7 +243,7 @@ static size_t window_losses(Session *s, Perplexity *p, const int *ids, size_t n,
             p->target = ids + at + t + 1;
             p->at = nll + at + t - from;
             classify(&s->state, t, rows, p->logits);
-            parallel_for(rows, ceil_div(MIN_SHARE, p->vocab), loss_rows, p);
+            parallel_for(rows, ceil_div(MIN_SHARE, p->vocab), loss_row, p);
             for (size_t r = 0; r < rows; r++) {
                 if (!isfinite(p->at[r]))
                     die(EXIT_DATA, s->model.path, "its loss is not finite at position %zu",

@@ -62,12 +62,12 @@ static void fill_dot(float *x)
 static void fill_activations(float *x)
 {
     State s = {.gate = x, .up = x + MANY / 2, .attn.config.hidden_dim = MANY / 4 - 1};
-    gate_rows(&s, 0, 1);
+    gate_row(&s, 0);
     s = (State){.gate = x + MANY / 4, .up = s.up, .attn.config = {.hidden_dim = MANY / 4, .gelu = 1}};
-    gate_rows(&s, 0, 1);
+    gate_row(&s, 0);
     Config c = {.norm_eps = 1e-5};
     for (size_t i = MANY / 2; i + 512 <= MANY; i += 512)
-        norm_rows(&(NormJob){x + i, x + i, {x + i, NULL}, 512 - i % 7, &c}, 0, 1);
+        norm_row(&(NormJob){x + i, x + i, {x + i, NULL}, 512 - i % 7, &c}, 0);
 }
 
 // Angles come from the C library's double-precision functions: this is a check of the library.

@@ -242,7 +242,7 @@ static void test_quantize_row(void)
     memset(x, 0, GROUP * 4); // a group of zeros
     Quantized a = quantized(2, COLS, GROUP);
     int bad = 0, bad_sum = 0;
-    quantize_rows(&(Matmul){.x = x, .act = &a}, 0, 2);
+    for (size_t t = 0; t < 2; t++) quantize_row(&(Matmul){.x = x, .act = &a}, t);
     for (size_t g = 0; g < 2 * GROUPS; g++) {
         int sum = 0, largest = 0;
         size_t at = g % GROUPS * 2 + g / GROUPS;
@@ -293,7 +293,7 @@ static void check_tile_q8(size_t n, size_t cols, size_t group, int n_rows, int h
     float *mins = random_floats(cols / group * PANEL);
     int8_t *w = xcalloc(PANEL * cols, 1);
     for (size_t i = 0; i < PANEL * cols; i++) w[i] = (int8_t)(random_bits() >> 24); // -128 too
-    quantize_rows(&(Matmul){.x = act, .act = &x}, 0, n);
+    for (size_t t = 0; t < n; t++) quantize_row(&(Matmul){.x = act, .act = &x}, t);
     float *fast = xcalloc(n * STRIDE, 4), *plain = xcalloc(n * STRIDE, 4);
     void *room = xcalloc(PANEL * cols, 1);
     Panel panel = {.rows = (char *)w, .pitch = cols, .scales = scales, .mins = mins, .words = room,
@@ -521,7 +521,7 @@ static void test_rmsnorm(void)
         double squares = 0;
         int bad = 0;
         for (size_t i = 0; i < dim; i++) squares += (double)x[i] * x[i];
-        norm_rows(&(NormJob){out, x, {w, NULL}, dim, &(Config){.norm_eps = 1e-5}}, 0, 1);
+        norm_row(&(NormJob){out, x, {w, NULL}, dim, &(Config){.norm_eps = 1e-5}}, 0);
         for (size_t i = 0; i < dim; i++) {
             double want = x[i] / sqrt(squares / (double)dim + 1e-5) * w[i];
             bad += !(fabs(out[i] - want) <= 1e-6 * fabs(want));
@@ -535,7 +535,7 @@ static void test_gate(void)
 {
     float gate[3] = {-1.5f, 0.25f, 3}, up[3] = {1, 1, 2};
     State s = {.gate = gate, .up = up, .attn.config = {.hidden_dim = 3, .gelu = 1}};
-    gate_rows(&s, 0, 1); // gelu by tanh
+    gate_row(&s, 0); // gelu by tanh
     CHECK_NEAR(gate[0], -0.100428, 1e-6);
     CHECK_NEAR(gate[1], 0.149675, 1e-6);
     CHECK_NEAR(gate[2], 2 * 2.996363, 4e-6);
@@ -545,7 +545,7 @@ static void test_gate(void)
         gate[0] = -100; // e^100 is out of range: must be 0, not NaN
         memcpy(was, gate, (n + 1) * 4);
         s = (State){.gate = gate, .up = up, .attn.config.hidden_dim = (int)n};
-        gate_rows(&s, 0, 1);
+        gate_row(&s, 0);
         for (size_t i = 0; i < n; i++) {
             double want = was[i] / (1 + exp(-(double)was[i])) * up[i];
             bad += !(fabs(gate[i] - want) <= 2e-6 * fabs(want) + 1e-30);
@@ -577,10 +577,10 @@ static void test_cross_entropy(void)
 enum { MOST_ITEMS = 5000 };
 static _Atomic int visits[MOST_ITEMS];
 
-static void visit(void *arg, size_t begin, size_t end)
+static void visit(void *arg, size_t i)
 {
     int step = *(int *)arg;
-    for (size_t i = begin; i < end; i++) atomic_fetch_add(&visits[i], step);
+    atomic_fetch_add(&visits[i], step);
 }
 
 // Every item exactly once, whatever n, the grain and the number of threads; with pauses that let
@@ -630,10 +630,10 @@ static void test_sizes(void)
 static pthread_t first_thread;
 static _Atomic int other_shares, open_to_interrupts;
 
-static void look_at_signals(void *unused, size_t begin, size_t end)
+static void look_at_signals(void *unused, size_t item)
 {
     sigset_t blocked;
-    (void)unused, (void)begin, (void)end;
+    (void)unused, (void)item;
     pthread_sigmask(SIG_BLOCK, NULL, &blocked);
     if (pthread_equal(pthread_self(), first_thread)) return;
     other_shares++;
