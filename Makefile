@@ -4,7 +4,7 @@
 # make tools      build/bpe, build/train, build/oracle
 # make bench      speed on models of known shapes, against this machine's limits
 # make portable   ./run for any x86-64: kernels for three levels, chosen as it starts
-# make figures    the pictures of models/EXTENDING.md, from models/tales.bin (15 minutes)
+# make figures    the pictures of models/EXTENDING.md, from models/tales.bin (12 minutes)
 # make survey     those of models/ENCODINGS.md: every position encoding (16 minutes)
 # make fuzz       hostile files and options, SECONDS=60 for each kind
 # make matrix     make test with every compiler and machine at hand: hours
@@ -108,7 +108,7 @@ endif
 
 .PHONY: bench portable
 
-# The pictures of models/EXTENDING.md and the numbers behind them, in models/figures: 20 minutes.
+# The pictures of models/EXTENDING.md and the numbers behind them, in models/figures: 12 minutes.
 figures: run measure $(BUILD)/plot
 	sh tests/figures.sh $(BUILD)
 
