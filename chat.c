@@ -436,8 +436,9 @@ static Term read_string(Template *t)
     char quote = *t->at++, *s;
     const char *from = t->at;
     while (*t->at && *t->at != quote) t->at += *t->at == '\\' && t->at[1] ? 2 : 1;
-    Term v = {T_TEXT, 0, {s = keep(t, (size_t)(t->at - from) + 1)}};
-    for (const char *end = from + strlen(from); from < t->at && from < end; from++) {
+    const char *end = t->at; // what stops the template changes t->at
+    Term v = {T_TEXT, 0, {s = keep(t, (size_t)(end - from) + 1)}};
+    for (; from < end && !*t->error; from++) {
         const char *code = *from == '\\' ? strchr(codes, from[1]) : NULL;
         if (*from == '\\' && !code && strchr("abfvxuUN01234567\n", from[1]))
             stop_template(t, "a code for a character that is not known here");

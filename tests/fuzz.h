@@ -527,7 +527,7 @@ static void give_seeds(Give give)
         "\200--leaky-rerope\n16:4.5\n-m\nperplexity\n--stride\n9", "\3--clamp-positions\n-c\n90",
         "\0--rope-scaling\nlongrope\n--long-factors\nx\n--short-factors\ny\n--rope-orig-ctx\n30",
         "\0--rope-scaling\ndynamic\n--rope-factor\n1.5\n-c\n100\n--rope-theta\n500",
-        "\0--rope-scaling\nllama3\n--low-freq-factor\n2\n--beta-fast\n8\n-c\n99",
+        "\0--rope-scaling\nllama3\n--low-freq-factor\n2\n--high-freq-factor\n3\n-c\n99",
         "\4--rope-scaling\nlinear\n-c\n128", "\6--rope-scaling\nntk\n-c\n128"};
     static const char *const texts[] = {"\0\3\0\2\5ab\2\7ba\3\11abaabab ba", ("\1\2\3\2\1ab\4\1abab"
         "\202\204\1\3\3\202the abab 12's\n\n x"), "\6\1\0\102\1<u>ab<u>ab",
