@@ -311,7 +311,9 @@ for name in $names; do
     case $name in *-randomized) plan_drawn "$name" ;; esac
     [ "$name" != rope ] || for how in ntk dynamic yarn; do plan_stretched rope $how; done
 done
-xargs -L 1 -P "$jobs" sh tests/measure.sh < "$raw/jobs"
+# The longest texts first, so that no long measurement is left over at the end.
+awk '{ n = split($1, part, "."); print part[n] "\t" $0 }' "$raw/jobs" | sort -rn | cut -f 2- |
+    xargs -L 1 -P "$jobs" sh tests/measure.sh
 
 {
     printf 'encoding\tmethod\tview\ttokens\tvalue\terror\tof\n'
