@@ -341,6 +341,21 @@ static void test_twins(void)
     }
 }
 
+// Phi-3's tokenizer drops blanks behind a control token, but not behind BOS, and not in a user's text.
+static void test_strip_right(void)
+{
+    static const char text[] = "<|end|>\n a<s> b<|end|> c";
+    char template[sizeof text];
+    int ids[2 * sizeof text], want[] = {OTHER_END, BYTES + 'a', BOS, BYTES + ' ', BYTES + 'b'};
+    Tokenizer t = make_vocabulary(TYPE_CONTROL, 0);
+    t.strip_right = 1;
+    for (size_t i = 0; i < sizeof template; i++) template[i] = i < 15;
+    int n = tokenizer_encode(&t, text, template, sizeof text - 1, ids), bad = 0;
+    CHECK_INT(n, 5 + 9);
+    for (int i = 0; i < 5; i++) bad += ids[i] != want[i];
+    CHECK_INT(bad, 0);
+}
+
 // What is read after a conversation was cut back, several times, gives what it gives from the
 // beginning, to the last bit, whatever of it the cache had to forget.
 static void test_rewind(void)
@@ -570,6 +585,7 @@ int main(void)
     test_thoughts();
     test_tokens();
     test_twins();
+    test_strip_right();
     test_rewind();
     test_choice();
     test_stream();
