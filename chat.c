@@ -302,7 +302,10 @@ static Term number_term(long n) { return (Term){T_NUMBER, n, {NULL}}; }
 static Term bool_term(int yes) { return (Term){T_BOOL, yes, {NULL}}; }
 static Term wrong_term(const char *reason) { return (Term){T_WRONG, 0, {reason}}; }
 
-static const char a_namespace[] = "a namespace by itself"; // what its name alone comes to
+// What the name of a namespace comes to: its variables are others, and it cannot be used alone.
+static const char a_namespace[] = "a namespace by itself";
+static int is_namespace(Term v) { return v.kind == T_WRONG && v.s == a_namespace; }
+
 static int is_name_char(char c) { return isalnum((unsigned char)c) || c == '_'; }
 
 // Texts are the same if they are spelled alike, lists if their items are, messages only if they are
@@ -392,8 +395,7 @@ static Term *find_var(Template *t, Term name)
 static void add_var(Template *t, Term name, Term value)
 {
     const Term *var = find_var(t, name);
-    if (var && var->kind == T_WRONG && var->s == a_namespace)
-        stop_template(t, "a namespace's name for something else");
+    if (var && is_namespace(*var)) stop_template(t, "a namespace's name for something else");
     if (t->n_vars == COUNT(t->vars)) stop_template(t, "it has too many variables");
     else t->vars[t->n_vars].name = name, t->vars[t->n_vars++].value = value;
 }
@@ -519,16 +521,13 @@ static Term replace_text(Template *t, Term v, Term old, Term new)
     if (parts.kind != T_LIST) return parts;
     size_t n = (size_t)v.n + (size_t)(parts.n - 1) * (size_t)new.n;
     if (n > MOST_WORK) return wrong_term("it does not come to an end");
-    char *s = keep(t, n + 1);
-    Term joined = {T_TEXT, 0, {s}};
+    char *s = keep(t, n + 1), *end = s;
     for (long i = 0; i < parts.n; i++) {
-        Term part = i ? new : parts.items[0];
-        for (int k = 0; k < 1 + (i > 0); k++, part = parts.items[i]) {
-            memcpy(s + joined.n, part.s, (size_t)part.n);
-            joined.n += part.n;
-        }
+        const Term *part = &parts.items[i];
+        if (i) memcpy(end, new.s, (size_t)new.n), end += new.n;
+        memcpy(end, part->s, (size_t)part->n), end += part->n;
     }
-    return joined;
+    return (Term){T_TEXT, end - s, {s}};
 }
 
 // Letters in another case: 'u'pper, 'l'ower, or words with a 't'itle's capitals (of ASCII only).
@@ -736,7 +735,7 @@ static Term read_operand(Template *t)
         else if (accept(t, ".")) {
             Term name = read_name(t);
             if (*t->at == '(') v = read_call(t, v, name);
-            else if (v.kind == T_WRONG && v.s == a_namespace) v = (Term){0}; // no variable of it
+            else if (is_namespace(v)) v = (Term){0}; // no variable of it
             else v = find_attribute(v, name);
         } else return v;
 }
@@ -747,7 +746,7 @@ static const struct {
     int level;
 } operators[] = {{"or", 1}, {"and", 2}, {"==", 4}, {"!=", 4}, {"<=", 4}, {">=", 4}, {"<", 4},
                  {">", 4}, {"in", 4}, {"not", 4}, {"+", 5}, {"-", 5}, {"~", 6}, {"%", 7}};
-enum { LEVEL_NOT = 3 };
+enum { LEVEL_NOT = 3, LEVEL_COMPARISON = 4 };
 
 // a and b joined by the operator, of which the first letter tells which it is. As in Python "or"
 // and "and" give one of their sides, not just yes or no: m.name or 'user'.
@@ -797,7 +796,8 @@ static Term read_binary(Template *t, int level)
         if (operators[k].level < level || !accept(t, sign)) k++;
         else {
             if (*sign == 'n' && !accept(t, "in")) stop_template(t, "a not without its in");
-            if (operators[k].level == 4 && compared++) stop_template(t, "two comparisons in one");
+            if (operators[k].level == LEVEL_COMPARISON && compared++)
+                stop_template(t, "two comparisons in one");
             a = apply_operator(t, sign, a, read_binary(t, operators[k].level + 1));
             k = 0;
         }
@@ -979,7 +979,7 @@ static void run_set(Template *t)
         return;
     }
     Term value = read_expression(t), *var = find_var(t, name);
-    if (value.kind == T_WRONG && value.s == a_namespace) stop_template(t, a_namespace);
+    if (is_namespace(value)) stop_template(t, a_namespace);
     if (var && memchr(name.s, '.', (size_t)name.n)) *var = value;
     else add_var(t, name, value);
 }
@@ -1438,35 +1438,34 @@ static void drop_messages(Conversation *c, size_t from, size_t n)
 // may go.
 static int *fit_conversation(const Session *s, Conversation *c, size_t *n)
 {
-    size_t before = c->n, ctx = (size_t)s->ctx;
+    size_t ctx = (size_t)s->ctx, n_left = c->n;
     // A reply needs some room, or the next turn would be dropped at once; the last turn may do with
     // what there is.
     size_t room = min_size(opt.steps ? (size_t)opt.steps : 256, ctx / 4);
+    // What goes is tried out on a copy: nothing is forgotten for a turn that does not fit alone.
+    Term *left = xcalloc(n_left, sizeof *left);
+    memcpy(left, c->messages, n_left * sizeof *left);
     int *ids, fits;
-    // Nothing is forgotten for a turn that would not fit even alone.
-    if (c->n > c->kept + 1 && !talk.keep_all) {
-        Conversation alone = {.template = c->template, .n = c->kept + 1, .kept = c->kept};
-        alone.messages = xcalloc(alone.n, sizeof *alone.messages);
-        memcpy(alone.messages, c->messages, c->kept * sizeof(Term));
-        alone.messages[c->kept] = c->messages[c->n - 1];
-        free(encode_chat(s, c->template, alone.messages, alone.n, n));
-        free(alone.messages);
-        if (*n >= ctx) return NULL;
-    }
-    for (;; drop_messages(c, c->kept, 2)) {
-        int last = c->n == c->kept + 1;
-        ids = encode_chat(s, c->template, c->messages, c->n, n);
+    for (;;) {
+        int last = n_left == c->kept + 1;
+        ids = encode_chat(s, c->template, left, n_left, n);
         fits = *n + (last || talk.keep_all ? 0 : room) < ctx;
         if (fits || last || talk.keep_all) break;
         free(ids);
+        n_left -= 2;
+        memmove(left + c->kept, left + c->kept + 2, (n_left - c->kept) * sizeof *left);
     }
-    if (c->n < before)
+    free(left);
+    if (!fits) {
+        free(ids);
+        return NULL;
+    }
+    if (n_left < c->n)
         fprintf(stderr, "%s: the context of %zu tokens is full: the oldest turns (%zu) are "
                 "forgotten; use -c for more, or --window with --sinks\n", prog, ctx,
-                (before - c->n) / 2);
-    if (fits) return ids;
-    free(ids);
-    return NULL;
+                (c->n - n_left) / 2);
+    drop_messages(c, c->kept, c->n - n_left);
+    return ids;
 }
 
 // The text of ids[n], in which a template that is shown the reply finds its control tokens, too.

@@ -2696,12 +2696,17 @@ static size_t available_memory(void)
     return min_size(bytes, read_number("/sys/fs/cgroup/memory/memory.limit_in_bytes", "%zu"));
 }
 
-// Room for the positions of a chunk's queries under r: one set of angles, or one for each query
-// where frequencies always change.
+// One set of angles, or one for each query of a chunk where frequencies always change.
+static size_t n_angles(const RopeConfig *r, size_t chunk)
+{
+    return rope_methods[r->method].changes == ALWAYS ? chunk : 1;
+}
+
+// Room for the positions of a chunk's queries under r.
 static void positions_init(Positions *p, const RopeConfig *r, size_t chunk, size_t head_dim,
                            size_t n_slots)
 {
-    size_t pairs = head_dim / 2, n = rope_methods[r->method].changes == ALWAYS ? chunk : 1;
+    size_t pairs = head_dim / 2, n = n_angles(r, chunk);
     p->rope = *r;
     p->angles = xcalloc(n, sizeof *p->angles);
     for (Angles *a = p->angles; a < p->angles + n; a++) {
@@ -3615,31 +3620,33 @@ static const char *key_word(const ModelFile *s, const char *name, const char *ab
 typedef struct {
     const char *name;
     Config config; // where the file does not say otherwise
-    int odd_size;  // the number of layers of the model that divides scores by sqrt(dim / n_heads)
-    int no_window; // the window that files name is not applied
+    int odd_size;    // the number of layers of the model that divides scores by sqrt(dim / n_heads)
+    int no_window;   // the window that files name is not applied
+    int strip_right; // as Vocab has it
 } Arch;
 static const Arch archs[] = {
     // Rotation of neighbours, or of halves, of each whole head.
-    {"llama", {.norm_eps = 1e-5}, 0, 0}, // its converters permute wq and wk to interleaved pairs
-    {"qwen2", {.rope_split = 1, .norm_eps = 1e-6}, 0, 0},
-    {"qwen3", {.rope_split = 1, .norm_eps = 1e-6, .qk_norm = 1}, 0, 0},
+    {"llama", {.norm_eps = 1e-5}, 0, 0, 0}, // its converters permute wq and wk to interleaved pairs
+    {"qwen2", {.rope_split = 1, .norm_eps = 1e-6}, 0, 0, 0},
+    {"qwen3", {.rope_split = 1, .norm_eps = 1e-6, .qk_norm = 1}, 0, 0, 0},
     // Two kinds of layers, with two windows and, in gemma3, two bases.
     {"gemma2", {GEMMA, .global_every = 2, .rope.window = 4096, .score_cap = 50, .logit_cap = 30},
-     46, 0},
-    {"gemma3", {GEMMA, .global_every = 6, .local.theta = 10000, .qk_norm = 1}, 62, 0},
+     46, 0, 0},
+    {"gemma3", {GEMMA, .global_every = 6, .local.theta = 10000, .qk_norm = 1}, 62, 0, 0},
     // A vector added, a bias by distance, a part of each head turned.
-    {"gpt2", {LAYER_NORM, .encoding = ENC_LEARNED}, 0, 0},
-    {"bloom", {LAYER_NORM, .encoding = ENC_ALIBI}, 0, 0},
-    {"gptneox", {LAYER_NORM, .rope_split = 1, .parallel = 1}, 0, 0},
+    {"gpt2", {LAYER_NORM, .encoding = ENC_LEARNED}, 0, 0, 0},
+    {"bloom", {LAYER_NORM, .encoding = ENC_ALIBI}, 0, 0, 0},
+    {"gptneox", {LAYER_NORM, .rope_split = 1, .parallel = 1}, 0, 0, 0},
     // Every fourth layer without positions.
-    {"smollm3", {.nope_every = 4, .local.still = 1, .norm_eps = 1e-6}, 0, 0},
-    // LongRoPE's lists, if they come along; its window is in files but not in use.
-    {"phi3", {.rope_split = 1, .norm_eps = 1e-5}, 0, 1},
+    {"smollm3", {.nope_every = 4, .local.still = 1, .norm_eps = 1e-6}, 0, 0, 0},
+    // LongRoPE's lists, if they come along; its window is in files but not in use. Its own
+    // tokenizer drops blanks behind control tokens.
+    {"phi3", {.rope_split = 1, .norm_eps = 1e-5}, 0, 1, 1},
     // Norms behind the branches; scales in front of everything; queries that grow sharper.
     {"olmo2", {.rope_split = 1, .no_pre_norm = 1, .post_norm = 1, .qk_norm = 2, .norm_eps = 1e-6,
-               .global_every = 4}, 0, 0},
-    {"granite", {.norm_eps = 1e-6}, 0, 0},
-    {"mistral3", {.rope.temp_from_0 = 1, .norm_eps = 1e-5}, 0, 0},
+               .global_every = 4}, 0, 0, 0},
+    {"granite", {.norm_eps = 1e-6}, 0, 0, 0},
+    {"mistral3", {.rope.temp_from_0 = 1, .norm_eps = 1e-5}, 0, 0, 0},
 };
 
 // What the keys say about scaling, in our terms. A model with factors for each pair is one of
@@ -3688,7 +3695,6 @@ static void gguf_vocab(ModelFile *s, Vocab *v)
     v->eot = (int)key_number(s, "tokenizer.ggml.eot_token_id", -1, last, -1);
     v->add_bos = (int)key_number(s, "tokenizer.ggml.add_bos_token", 0, 1, -1);
     v->space_prefix = key_number(s, "tokenizer.ggml.add_space_prefix", 0, 1, 1) != 0;
-    v->strip_right = !v->bpe && !strcmp(s->m->arch, "phi3"); // as its own tokenizer does it
 }
 
 // Config: the architecture's, then what the keys say, then what follows from both. Where layers are
@@ -3897,6 +3903,7 @@ static void load_gguf(Model *m)
     m->arch = archs[arch].name;
     add_parts(&s);
     gguf_vocab(&s, &m->vocab);
+    m->vocab.strip_right = archs[arch].strip_right && !m->vocab.bpe;
     gguf_config(&s, &archs[arch]);
     check_signs(&s);
     for (int l = 0; l < m->config.n_layers; l++) {
@@ -5048,6 +5055,15 @@ static void set_rope(Config *c)
     check_rope(c, NULL);
 }
 
+// Refuses n positions where the model's learned ones end: what lies behind was never there.
+static void check_learned(const Config *c, const char *option, long long n)
+{
+    double stretch = position_stretch(c);
+    if (c->encoding == ENC_LEARNED && !opt.clamp_positions && (n - 1) / stretch >= c->rows)
+        die(EXIT_USAGE, option, "past the model's learned positions (got %lld, want at most %d); "
+            "see --clamp-positions", n, (int)ceil(c->rows * stretch));
+}
+
 // Which context the run uses: -c, else as trained; the longest length to be tested; or, where a
 // window keeps memory constant, as much as there is text. Then the factor of a method that follows
 // from the context is that of the trained one: a context without end has no ratio to it. Learned
@@ -5059,9 +5075,7 @@ static long long choose_context(Config *c)
     const Mode *mode = &program->modes[opt.mode];
     if (mode->context) ctx = mode->context(ctx);
     rope_resolve(&c->rope, c->train_ctx, ctx);
-    if (bounded && (ctx - 1) / position_stretch(c) >= c->rows)
-        die(EXIT_USAGE, "-c", "past the model's learned positions (got %lld, want at most %d); "
-            "see --clamp-positions", ctx, (int)ceil(c->rows * position_stretch(c)));
+    check_learned(c, "-c", ctx);
     return mode->kind & ENDLESS && c->rope.window && !opt.ctx && !bounded ? 1 << 28 : ctx;
 }
 

@@ -193,10 +193,7 @@ static void check_positions(const Session *s)
     if (ask.positions < s->ctx)
         die(EXIT_USAGE, "--positions", "fewer than a text may have tokens (got %d, want %lld or "
             "more)", ask.positions, s->ctx);
-    if (c->encoding == ENC_LEARNED && !opt.clamp_positions &&
-        (ask.positions - 1) / position_stretch(c) >= c->rows)
-        die(EXIT_USAGE, "--positions", "past the model's learned positions (got %d, want at most "
-            "%d); see --clamp-positions", ask.positions, c->rows);
+    check_learned(c, "--positions", ask.positions);
     if (encodings[c->encoding].decay && ask.positions > XPOS_REACH)
         die(EXIT_USAGE, "--positions", "too far for encoding %s (got %d, want at most %d)",
             encodings[c->encoding].name, ask.positions, XPOS_REACH);
@@ -223,8 +220,8 @@ static void draw_positions(Session *s, size_t n, uint64_t *rng)
     for (int kind = 0; kind < 2; kind++) {
         Positions *p = &a->positions[kind];
         p->rope.positions = at;
-        size_t n_angles = rope_methods[p->rope.method].changes == ALWAYS ? s->state.chunk : 1;
-        for (size_t k = 0; p->angles && k < n_angles; k++) p->angles[k].epoch = -1;
+        size_t sets = n_angles(&p->rope, s->state.chunk);
+        for (size_t k = 0; p->angles && k < sets; k++) p->angles[k].epoch = -1;
     }
 }
 
