@@ -18,7 +18,7 @@
 //   position      sections 3 to 7, then 9: how position enters a Transformer, what can be
 //                 stretched, the attention loop. An evening; 1 and 2 have the words it is told in.
 //   one layer     section 3 (every shape), then forward() in section 9
-//   speed         section 2, then 6 and 8: vectors, threads, products
+//   speed         section 2, Tensor in 3, then 6 and 8: vectors, threads, products
 //
 // Notation. Arrays are row-major and shapes are written in brackets, [n][dim]; weights are always
 // [out][in]. I is the imaginary unit. Pair m of a head is the plane that RoPE turns at the angular
@@ -248,13 +248,13 @@ INLINE void prefetch(const void *p, size_t bytes)
 #define RELAX() (void)0
 #endif
 
-// Sums over many numbers have one order, whatever the width of vectors: number k goes to running
-// sum k % SUMS, and at the end a fixed tree adds sums at a distance of 8, of 4, of 2 and of 1. The
-// running sums are one vector of 16 lanes, two of 8 or four of 4.
+// A dot product of floats is summed in one order, whatever the width of vectors: number k goes to
+// running sum k % SUMS, and at the end a fixed tree adds sums at a distance of 8, of 4, of 2 and of
+// 1. The running sums are one vector of 16 lanes, two of 8 or four of 4.
 enum { SUMS = 16, SUM_VECTORS = SUMS / LANES };
 
-// The whole tree. A sum of nothing but -0 would depend on whether zeros were added as padding:
-// adding 0 last makes it 0 in any case.
+// Adds the running sums by that tree. A sum of nothing but -0 would depend on whether zeros were
+// added as padding: adding 0 last makes it 0 in any case.
 INLINE float vsum(const vf sums[SUM_VECTORS])
 {
     v4 a[4];
@@ -1836,8 +1836,8 @@ static void attention(Attention *a)
 
 typedef struct Panel Panel;
 
-// Number g of a block's: first those of its groups' scales, then those of their minima. w holds
-// them as they are stored, word by word.
+// The scale of group g as a multiple of d or, if g counts on past the groups, a minimum as one of
+// dmin; for PANEL rows, a lane each. Lane r of w[k] is word k of the 16 bytes of row r with them.
 typedef vi (*Number)(const vi w[4], int g);
 
 struct TensorType {
@@ -1849,13 +1849,16 @@ struct TensorType {
     size_t bytes;   // bytes in a block (without planar Q8_0's separate scales)
     size_t group;   // block types: values that share a scale
     int has_min;
-    int bits, stored, zero; // of a code; of them, how many lie together; the code that means 0
-    size_t apart;   // pieces from that of a unit's low bits to that of its high ones
-    size_t at;      // where in a block the codes begin, and
-    size_t high;    // the bits above the stored
-    size_t d_at;    // the half that scales are multiples of, and behind it that of minima,
-    size_t numbers; // 16 bytes with the numbers that say which multiples, and
-    Number number;  // what takes one of them out, or NULL if the halves are scale and minimum
+    int bits;       // of a code, of which
+    int stored;     // so many lie together, the others apart from them
+    int zero;       // the code that means 0
+    size_t apart;   // how pieces share bytes: see "Codes" below
+    // Where in a block something begins:
+    size_t at, high; // the stored bits; the bits above them
+    size_t d_at;    // half-precision d, and behind it dmin: the block's scale and minimum, or what
+                    // those of its groups are multiples of
+    size_t numbers; // 16 bytes that hold the multiples
+    Number number;  // takes one of them out; NULL: the block is one group
 };
 
 static void unpack_floats(const Tensor *t, size_t row, float *out)
@@ -1878,9 +1881,12 @@ static void unpack_q8(const Tensor *t, size_t row, float *out)
 //
 // Vectors consist of quarters of 16 bytes: LANES / 4 of them, whatever the name says. Processors
 // move words (4 bytes) within quarters at once, and between quarters slowly. So rows are loaded
-// into quarters from the start, row i in the first and rows i + 4, i + 8, ... in the others: four
-// such vectors, i = 0..3, are a panel, and moving words within quarters alone brings row r to
-// lane r. In the plain version a vector has one quarter, and what is said of it is said of all.
+// into quarters from the start, and moving words within quarters alone brings row r to lane r. With
+// 8 lanes, and rk for word k of row r:
+//   load_rows(0)   00 01 02 03 | 40 41 42 43           out[0]   00 10 20 30 | 40 50 60 70
+//   load_rows(1)   10 11 12 13 | 50 51 52 53    -->    out[1]   01 11 21 31 | 41 51 61 71
+//   load_rows(2)   20 21 22 23 | 60 61 62 63           out[2]   02 12 22 32 | 42 52 62 72
+//   load_rows(3)   30 31 32 33 | 70 71 72 73           out[3]   03 13 23 33 | 43 53 63 73
 
 enum { PANEL = LANES };
 
@@ -1914,7 +1920,7 @@ INLINE vi load_everywhere(const void *p)
 #endif
 }
 
-// In each quarter a0 b0 a1 b1, and a2 b2 a3 b3.
+// a0 b0 a1 b1 of the words of each quarter, and a2 b2 a3 b3.
 #if defined(MM)
 INLINE vi zip_low(vi a, vi b) { return (vi)MM(unpacklo_epi32)((mi)a, (mi)b); }
 INLINE vi zip_high(vi a, vi b) { return (vi)MM(unpackhi_epi32)((mi)a, (mi)b); }
@@ -1927,12 +1933,12 @@ INLINE vi zip_high(vi a, vi b) { return (vi){a[2], b[2], a[3], b[3]}; }
 // out[k] lane r is word k of row r. Only words within quarters move.
 INLINE void transpose_words(const vi in[4], vi out[4])
 {
-    vi even[2] = {zip_low(in[0], in[2]), zip_low(in[1], in[3])};
-    vi odd[2] = {zip_high(in[0], in[2]), zip_high(in[1], in[3])};
-    out[0] = zip_low(even[0], even[1]);
-    out[1] = zip_high(even[0], even[1]);
-    out[2] = zip_low(odd[0], odd[1]);
-    out[3] = zip_high(odd[0], odd[1]);
+    vi low[2] = {zip_low(in[0], in[2]), zip_low(in[1], in[3])};     // words 0 and 1
+    vi high[2] = {zip_high(in[0], in[2]), zip_high(in[1], in[3])}; // words 2 and 3
+    out[0] = zip_low(low[0], low[1]);
+    out[1] = zip_high(low[0], low[1]);
+    out[2] = zip_low(high[0], high[1]);
+    out[3] = zip_high(high[0], high[1]);
 }
 
 // Byte by byte bytes[at], in each quarter; the numbers in `at` are below 16.
@@ -1949,7 +1955,7 @@ INLINE vi look_up(vi bytes, vi at)
 #endif
 }
 
-// The same 16 bytes of all rows: word r of a[k] is word k of row r.
+// Loads 16 bytes of each row, transposed: lane r of a[k] is word k of row r.
 INLINE void transpose_rows(const void *at, size_t pitch, vi a[4])
 {
     vi rows[4];
@@ -1959,8 +1965,8 @@ INLINE void transpose_rows(const void *at, size_t pitch, vi a[4])
 
 // --- Scales -------------------------------------------------------------------------------------
 
-// Planar rows have their scales apart, a row of floats for each. Up to three more than there are
-// may be read and stored. Those of the panel after the next are asked for.
+// The scales of planar rows, which are rows of n floats. They are read by fours, so up to three
+// more than there are, and those of the panel after the next are asked for (tile_one() says why).
 static void scales_planar(const uint8_t *rows, size_t pitch, size_t n, float *scale)
 {
     prefetch(rows + 2 * PANEL * pitch, PANEL * pitch);
@@ -1975,19 +1981,21 @@ static void scales_planar(const uint8_t *rows, size_t pitch, size_t n, float *sc
 // fifth bit of each in 4 bytes and nibbles (Q5). The low nibbles of 16 bytes are values 0..15, the
 // high ones 16..31. A value is q * d + m, or (q - half the range) * d.
 //
-// Blocks of 256 have halves d and dmin, and numbers of four to eight bits by which each group's
-// scale is a multiple of d, and its minimum one of dmin. The numbers lie in 16 bytes, of which
-// words are looked at in all rows at once: `bits` bits of them from bit `first` on, as an integer.
+// Blocks of 256 have a half d, and dmin if the type has minima, and numbers of four to eight bits
+// by which each group's scale is a multiple of d, and its minimum one of dmin. The numbers lie in
+// 16 bytes, of which words are looked at in all rows at once.
+
+// `bits` bits of w from bit `first` on, of each row in its lane.
 INLINE vi bits_at(const vi w[4], int first, int bits)
 {
     return w[first / 32] >> first % 32 & ((1 << bits) - 1);
 }
 
-// Q4_K and Q5_K: half d, half dmin, and for each of 8 groups of 32 a scale and a minimum of six
-// bits in 12 bytes: those of groups 0..3 in the low bits of bytes 0..7, those of groups 4..7 in
-// bytes 8..11 (four bits each) and the high bits of bytes 0..7 (two each). In Q5_K then a plane of
-// 32 bytes: bit g of byte k is the fifth bit of group g's k. Then 32 bytes a pair of groups: one in
-// the low nibbles, the next in the high ones.
+// Q4_K and Q5_K: half d and half dmin, a word together, and for each of 8 groups of 32 a scale and
+// a minimum of six bits in 12 bytes: those of groups 0..3 in the low bits of bytes 0..3 (scales)
+// and 4..7 (minima), those of groups 4..7 in the low and high nibbles of bytes 8..11 and the high
+// bits of bytes 0..7 (two each). In Q5_K then a plane of 32 bytes: bit g of byte k is the fifth bit
+// of group g's k. Then 32 bytes a pair of groups: one in low nibbles, the next in high ones.
 INLINE vi number_k(const vi w[4], int g)
 {
     vi six = w[1 + g / 8], four = (w[3] >> g / 8 * 4 & 0x0f0f0f0f) | (six >> 2 & 0x30303030);
@@ -2031,7 +2039,7 @@ INLINE vf half_at(size_t bit, vi words)
 INLINE void read_scales(const TensorType *type, const void *rows, size_t pitch, size_t n,
                         float *scale, float *min)
 {
-    size_t at = min_size(type->d_at, type->bytes - 16), d_at = type->d_at - at; // 16 with d
+    size_t at = min_size(type->d_at, type->bytes - 16), d_at = type->d_at - at; // d's 16 bytes
     for (int groups = (int)(type->block / type->group); n; n--, rows += type->bytes) {
         vi w[4], halves[4];
         transpose_rows(rows + at, pitch, halves);
@@ -2096,8 +2104,8 @@ INLINE vi widen(int bits, vi sum)
     return (void)bits, sum;
 }
 
-// In each quarter the sums a0 + a2, b0 + b2, a1 + a3, b1 + b3: twice, of pairs, they are the sums
-// of the four words of four vectors, each in its lane.
+// In each quarter the sums a0 + a2, b0 + b2, a1 + a3, b1 + b3. Of rows 0 and 2, then of 1 and 3,
+// and then of these two results, it makes the sums of the words of rows 0 to 3, each in its lane.
 INLINE vi add_zips(int bits, vi a, vi b)
 {
     vi low = zip_low(a, b), high = zip_high(a, b);
@@ -2105,15 +2113,16 @@ INLINE vi add_zips(int bits, vi a, vi b)
 }
 
 // --- Codes --------------------------------------------------------------------------------------
-// A piece is 16 values that follow each other in a row. Codes of 4 to 6 bits are stored as nibbles
-// and the bits above the fourth apart from them. Unit u of a block is its u-th 16 bytes of nibbles:
-// the low ones are one piece, the high ones the piece `apart` pieces later. apart is 1 in blocks of
-// 32 (so that a unit is a block) and in IQ4_XS; 2 in Q4_K and Q5_K, whose every two units hold 32
-// values and the next 32; 4 in Q6_K, whose every four units hold 64 values and the next 64. A unit
-// of bytes is two pieces that follow each other. Q2_K and Q3_K store pairs of bits, 32 values in
-// the lowest of 32 bytes, the next 32 in those above and so on: a unit is two such pairs of 16
-// bytes, so that two units share them, and apart is 2. IQ4's nibbles are numbers of values in a
-// table, which become codes of a byte.
+// A piece is 16 values that follow each other in a row; a unit is 16 bytes that hold two of them:
+// one in the low nibbles, and in the high ones the piece `apart` pieces later. So the units of a
+// block, 0, 1, 2, ..., hold these pieces:
+//   apart 1   0 1, 2 3, ...                       IQ4_XS, and blocks of 32, which are one unit
+//   apart 2   0 2, 1 3, 4 6, 5 7, ...             Q4_K, Q5_K
+//   apart 4   0 4, 1 5, 2 6, 3 7, 8 12, ...       Q6_K
+// Bits above the fourth lie elsewhere in the block. Q2_K and Q3_K store pairs of bits: 16 bytes
+// hold four pieces, as two units that are numbered as in Q4_K, 0 2 in the lower two pairs of each
+// byte and 4 6 in the upper two. A unit of codes of a byte is 32 bytes. IQ4's nibbles are numbers
+// of values in a table, which become codes of a byte.
 //
 // In products all of this is inlined, and the type is a constant: loops are unrolled, and no shift
 // is left to be computed.
@@ -2203,8 +2212,8 @@ enum { AHEAD = 16384 };
 typedef struct {
     size_t n;               // tokens
     size_t group, n_groups; // values in a group, groups in a row
-    int8_t *q;              // [n][cols]; there is room for Q8_TOKENS - 1 more rows, for
-    float *scale;           // [n_groups][n]    tiles that are not full
+    int8_t *q;              // [n][cols], and room for Q8_TOKENS - 1 rows more: full tiles
+    float *scale;           // [n_groups][n]
     float *minus_sum;       // [n_groups][n]: of the group's q, a whole number
 } Quantized;
 
@@ -2215,8 +2224,8 @@ struct Panel {
     float *scales, *mins;       // [n_groups][PANEL]
     vi *words;                  // [cols / 4], room for codes that are rearranged
     const Quantized *x;
-    float *out;                 // out[t][r] = row r . x[t] for the first
-    size_t out_pitch, n_rows;   // n_rows rows; out's rows lie at a pitch, in floats
+    float *out;                 // out[t][r] = row r . x[t]
+    size_t out_pitch, n_rows;   // floats from out[t] to out[t + 1]; rows that there are
 };
 
 // sum + what group g adds: of d, the sums of products, and of x's group, its sum and scale. A code
@@ -2360,6 +2369,7 @@ static void tile_planar(const Panel *p)
 
 // The types in blocks: names, numbers in GGUF, and what TensorType has from `block` on, in its
 // order. From here each goes to the functions that are made for it and to the table.
+// name, GGUF, block, bytes, group, has_min, bits, stored, zero, apart, at, high, d_at, numbers, ...
 #define BLOCK_TYPES(TYPE) \
     TYPE(q8_0, 8, 32, 34, 32, 0, 8, 8, ZERO, 1, 2, 0, 0, 0, NULL) \
     TYPE(q4_0, 2, 32, 18, 32, 0, 4, 4, 8, 1, 2, 0, 0, 0, NULL) \
@@ -2407,8 +2417,8 @@ static size_t tensor_bytes(const Tensor *t)
 // Every output is one sum in the order of section 2: running sums along the inner dimension, and at
 // the end the tree, of a whole panel at once. A tile is DOT_ROWS rows and DOT_TOKENS tokens, or
 // one: a vector of each row meets one of each token, so that a load serves several multiply-adds,
-// and the sums of all pairs fill the registers. Where a running sum is more than one vector, the
-// tile is gone through once for each. It is DOT_COLS columns wide, so that all of it stays in the
+// and the sums of all pairs fill the registers. Where SUMS are more than one vector, many tokens go
+// through the tile once for each. It is DOT_COLS columns wide, so that all of it stays in the
 // first-level cache meanwhile.
 
 enum { DOT_ROWS = 4, DOT_TOKENS = GEMM_ROWS / 2, DOT_COLS = 1024 };
@@ -2466,9 +2476,9 @@ typedef struct {
     const float *x;        // [n][cols]
     size_t n;
     const Quantized *act;  // x in int8, or NULL: multiply floats
-    size_t n_panels;       // of all jobs, in stretches of `grain`,
-    size_t grain, turns;   // of which each of `ways` threads takes so many, if all are equally
-    size_t ways;           // fast
+    size_t n_panels;       // of all jobs together
+    size_t grain;          // panels in a stretch
+    size_t ways, turns;    // threads, and the stretches of each if all are equally fast
 } Matmul;
 
 // The size of groups in which rows of w can be multiplied as int8, or 0. The others are multiplied
@@ -2482,24 +2492,25 @@ static size_t int8_group(const Tensor *w)
 }
 
 // Rows [r0, r0 + n_rows) of one product in int8; n_rows <= PANEL. Codes are read where they lie,
-// and so are scales, in the blocks or, planar, in rows of their own. The last panel need not be
-// full: it is copied to where it may be read on.
+// and so are scales, in the blocks or, planar, in rows of their own. The last panel is copied to
+// where there is something behind it if it is not full, or if it has planar scales, which are read
+// by fours.
 static void product_q8(const Matmul *m, const Product *p, size_t r0, size_t n_rows)
 {
     const Tensor *w = p->w;
     const TensorType *type = w->type;
     size_t cols = w->cols, n_groups = cols / w->group;
-    size_t pitch = cols / type->block * type->bytes, planar = w->scales ? n_groups * 4 : 0;
+    size_t pitch = cols / type->block * type->bytes, scale_pitch = w->scales ? n_groups * 4 : 0;
     size_t n = PANEL * (n_groups + 3);
-    vi *words = scratch(PANEL * (cols + pitch + planar + 16) + 2 * n * 4);
+    vi *words = scratch(PANEL * (cols + pitch + scale_pitch + 16) + 2 * n * 4);
     float *scales = (float *)(words + cols / 4), *mins = scales + n;
     const uint8_t *rows = w->data + r0 * pitch;
-    const uint8_t *apart = planar ? (const uint8_t *)w->scales + r0 * planar : NULL;
+    const uint8_t *planar = w->scales ? (const uint8_t *)w->scales + r0 * scale_pitch : NULL;
     if (planar ? r0 + PANEL >= w->rows : n_rows < PANEL) {
         rows = memcpy(mins + n, rows, n_rows * pitch);
-        if (planar) apart = memcpy((uint8_t *)rows + PANEL * pitch, apart, n_rows * planar);
+        if (planar) planar = memcpy((uint8_t *)rows + PANEL * pitch, planar, n_rows * scale_pitch);
     }
-    if (planar) scales_planar(apart, planar, n_groups, scales);
+    if (planar) scales_planar(planar, scale_pitch, n_groups, scales);
     type->tile(&(Panel){.rows = (const char *)rows, .pitch = pitch, .scales = scales,
                         .mins = mins, .words = words, .x = m->act, .out = p->out + r0,
                         .out_pitch = w->rows, .n_rows = n_rows});
@@ -2521,10 +2532,10 @@ INLINE void sum_panel(const vf sums[PANEL][SUM_VECTORS], size_t n, float *out)
     vstore_part(out, sum, n);
 }
 
-// The same in float. For one token rows are used where they lie, if they are of floats or halves
-// and fill their tiles; else they are unpacked first, exactly: many tokens want vectors that do not
-// straddle cache lines, and meanwhile the next panel is asked for, a share with each tile. The last
-// tile of tokens takes some of those before, too, if it would not be full.
+// What product_q8() does, in float. Fewer tokens than a tile has are multiplied one by one, with
+// rows where they lie, if these are of floats or halves and fill their tiles. Else rows are
+// unpacked first, exactly: many tokens want vectors that do not straddle cache lines. Meanwhile the
+// next panel is asked for, some of it with each tile. The last tile begins early, to be full.
 static void product_f32(const Matmul *m, const Product *p, size_t r0, size_t n_rows)
 {
     const Tensor *w = p->w;
@@ -2559,9 +2570,9 @@ static void product_f32(const Matmul *m, const Product *p, size_t r0, size_t n_r
 }
 
 // Work items are stretches of panels, which are numbered through all products. A thread prefetches
-// behind the stretch that it works on, so the next one it takes should be the one behind: taking
-// items in turn deals each thread stretches that follow each other. A thread that is late loses
-// some to others, which costs a prefetch and changes no result.
+// past the end of its stretch, so the next one that it takes should follow there. With 2 ways of 3
+// turns, items 0 1 2 3 4 5 are stretches 0 3 1 4 2 5: two threads that take items in turn have
+// 0 1 2 and 3 4 5. A thread that is late loses some, which costs a prefetch and changes no result.
 static void matmul_stretch(void *arg, size_t item)
 {
     const Matmul *m = arg;
@@ -3076,15 +3087,15 @@ typedef struct {
     const char *name;  // NULL: no option
     char letter;       // 0: none
     const char *arg;   // "": takes no value, and sets 1; with a colon: the next entry has the rest
-    const char *help;  // NULL: the names are
+    const char *help;  // NULL: help lists the names
     enum { N_INT, N_DOUBLE, N_WHOLE, N_TEXT } kind; // WHOLE: a double, but no fraction
     void *to;          // of a field: where it is in `asked`
     double lo, hi;
     Names names;       // if any, the value is the number of one of them
-    const char *field; // its name in Config; NULL: no file's header has it
+    const char *field; // its name in Config; NULL: no file says it
     int at;            // in a header of version 1, the extension block being at 64; 0: nowhere
     const char *key;   // in GGUF, behind the architecture's name; NULL: nowhere
-    int needed;        // there
+    int needed;        // a GGUF file without this key is refused
     Distance distance; // the option chooses this method
 } Option;
 
@@ -3991,6 +4002,9 @@ static uint32_t read_char(const char *s, size_t len, size_t *n)
         if (((uint8_t)s[i] & 0xc0) != 0x80) return 0xfffd;
         c = c << 6 | ((uint8_t)s[i] & 0x3f);
     }
+    // Spelled longer than it need be, half of a UTF-16 pair, or behind the last of Unicode.
+    if (c < (want == 4 ? 0x10000u : want == 3 ? 0x800u : 0x80u) || c >> 11 == 0x1b || c > 0x10ffff)
+        return 0xfffd;
     *n = want;
     return c;
 }
@@ -4046,11 +4060,11 @@ typedef struct {
     const char *path;
     Piece *pieces;          // [vocab_size]
     int vocab_size;
-    Hash ids[2];            // by text: of text, and of all others
+    Hash ids[2];            // by text: those of kind TOKEN_TEXT, and all others
     int byte_id[256];       // SentencePiece-style
     const WordStyle *words; // byte-level BPE; NULL: SentencePiece-style
     Hash ranks;             // by pair of ids that may merge: its place in the list of merges
-    uint8_t special_len[256]; // the longest user-defined or control token that begins so
+    uint8_t special_len[256]; // of the longest user-defined or control token with this first byte
     int bos, eos, add_bos, space_prefix, strip_right;
 } Tokenizer;
 
@@ -4100,12 +4114,12 @@ static int find_piece(const Tokenizer *t, const char *s, size_t len, int kinds)
 // --- merging ------------------------------------------------------------------------------------
 
 // Symbols tile the text: symbols[i] is the one that begins at byte i, and the next begins where it
-// ends. A merge makes the left one longer and leaves the right one behind, which nothing joins from
-// then on.
+// ends. A merge makes the left one longer, and the right one is dead from then on: nothing leads
+// to it, and it merges with nothing.
 typedef struct {
     int len, id;  // id -1: a byte, which merges with nothing
     int prev;     // where the symbol before it begins, or -1
-    int joined;   // the piece that it makes with the next one, or -1,
+    int merged;   // the piece that it would make with the next one, or -1,
     float score;  // and how soon that should be made, the highest first
 } Symbol;
 
@@ -4131,13 +4145,13 @@ static void offer_merge(Encoder *e, int at)
     const Tokenizer *t = e->t;
     Symbol *s = e->symbols, *a = &s[at], *b = a + a->len;
     int pair[] = {a->id, b->id}, rank = 0;
-    a->joined = -1;
+    a->merged = -1;
     if (a->id >= 0 && b->id >= 0) {
         if (t->words) rank = hash_slot(&t->ranks, pair, sizeof pair)->number;
-        if (rank >= 0) a->joined = find_piece(t, e->text + at, a->len + b->len, TOKEN_TEXT);
+        if (rank >= 0) a->merged = find_piece(t, e->text + at, a->len + b->len, TOKEN_TEXT);
     }
     e->best[e->n_leaves + at] = at;
-    a->score = a->joined < 0 ? -INFINITY : t->words ? -(float)rank : t->pieces[a->joined].score;
+    a->score = a->merged < 0 ? -INFINITY : t->words ? -(float)rank : t->pieces[a->merged].score;
     for (size_t k = (e->n_leaves + at) / 2; k; k /= 2) {
         int left = e->best[2 * k], right = e->best[2 * k + 1];
         e->best[k] = s[right].score > s[left].score ? right : left;
@@ -4145,8 +4159,8 @@ static void offer_merge(Encoder *e, int at)
 }
 
 // Adds the ids of text[len], within which anything may merge: lays out the symbols, offers what
-// each makes with the next, and does the best merge of all until there is none. Places without a
-// symbol have the one at the end in their leaves, which merges with nothing.
+// each makes with the next, and does the best merge of all until there is none. Places where none
+// begins have s[len] in their leaves, a symbol that merges with nothing.
 static void encode_word(Encoder *e, const char *text, size_t len)
 {
     const Tokenizer *t = e->t;
@@ -4161,11 +4175,11 @@ static void encode_word(Encoder *e, const char *text, size_t len)
         if (id < 0) n = 1;
         s[at] = (Symbol){.len = (int)n, .id = id, .prev = prev};
     }
-    s[len] = (Symbol){.len = 1, .id = -1, .prev = prev, .joined = -1, .score = -INFINITY};
+    s[len] = (Symbol){.len = 1, .id = -1, .prev = prev, .merged = -1, .score = -INFINITY};
     for (size_t at = 0; at < len; at += s[at].len) offer_merge(e, (int)at);
-    for (int at; s[at = e->best[1]].joined >= 0;) {
+    for (int at; s[at = e->best[1]].merged >= 0;) {
         Symbol *a = &s[at], *b = a + a->len;
-        *a = (Symbol){.len = a->len + b->len, .id = a->joined, .prev = a->prev};
+        *a = (Symbol){.len = a->len + b->len, .id = a->merged, .prev = a->prev};
         a[a->len].prev = at;
         b->id = -1;
         offer_merge(e, (int)(b - s));

@@ -127,6 +127,32 @@ static const char *samples[] = {
     "cut off \xe2\x82", "\xff\xfe not UTF-8 \xc0\x80 \x80\x80", "\xed\xa0\x80 surrogate", "\xf5\x80\x80\x80",
     "'But", "don't", "AaAaAa", "e\xcc\x81 combining"};
 
+// Every character that UTF-8 spells, and bytes that spell none: too long a spelling, halves of
+// UTF-16 pairs, what lies behind Unicode, sequences that are cut or begin in the middle.
+static void test_characters(void)
+{
+    static const char *const none[] = {
+        "\x80", "\xbf", "\xc0\x80", "\xc1\xbf", "\xc2", "\xc2 ", "\xe0\x80\xa0", "\xe0\x9f\xbf",
+        "\xed\xa0\x80", "\xed\xbf\xbf", "\xe2\x82", "\xe2\x28\xa1", "\xf0\x80\x80\xa0",
+        "\xf0\x8f\xbf\xbf", "\xf0\x9f\x98", "\xf4\x90\x80\x80", "\xf4\xbf\xbf\xbf", "\xf5\x80\x80\x80",
+        "\xff"};
+    size_t n, bad = 0;
+    for (uint32_t c = 0; c <= 0x10ffff; c++) {
+        char s[4] = {(char)c};
+        size_t len = c < 0x80 ? 1 : c < 0x800 ? 2 : c < 0x10000 ? 3 : 4;
+        for (size_t i = len - 1, left = c; len > 1 && i > 0; i--, left >>= 6)
+            s[i] = (char)(0x80 | (left & 0x3f));
+        if (len > 1) s[0] = (char)(0xf00u >> len | c >> 6 * (len - 1));
+        int pair = c >= 0xd800 && c < 0xe000;
+        bad += read_char(s, len, &n) != (pair ? 0xfffd : c) || n != (pair ? 1 : len);
+    }
+    CHECK_INT(bad, 0);
+    for (size_t i = 0; i < COUNT(none); i++) {
+        CHECK_INT(read_char(none[i], strlen(none[i]), &n), 0xfffd);
+        CHECK_INT(n, 1);
+    }
+}
+
 static void test_texts(const Tokenizer *t)
 {
     for (size_t i = 0; i < sizeof samples / sizeof *samples; i++)
@@ -426,6 +452,7 @@ int main(void)
         test_llama2(path);
     } else
         printf("test_tokenizer: REFERENCE is not set: the Llama 2 tokenizer is skipped\n");
+    test_characters();
     test_stream();
     test_greedy();
     test_distribution();
