@@ -1578,8 +1578,8 @@ static void run_chat(Session *s)
     c.kept = c.n;
     if (s->text) check_string("prompt", s->text, s->len);
     if (s->text && !answer(s, &c, s->text))
-        die(EXIT_DATA, "prompt", "a turn longer than the context (want less than %lld tokens)",
-            s->ctx);
+        die(EXIT_DATA, "prompt", "a turn longer than the context (want less than %lld tokens); "
+            "use a larger -c, or --window", s->ctx);
     for (char *turn; !interrupted && (turn = read_turn()); free(turn)) {
         int slash = !strncmp(turn, "//", 2), clear = !strcmp(turn, "/clear");
         if (clear) drop_messages(&c, c.kept, c.n - c.kept);

@@ -3954,6 +3954,10 @@ static void model_load(Model *m, const char *path)
         if (m->size >= at + n && !strncasecmp((const char *)m->file + at, strangers[i].bytes, n))
             REFUSE(m, "no model that can be read, but %s", strangers[i].what);
     }
+    // Neither kind begins with eight letters; what a server says instead of sending a file does.
+    size_t letters = 0, most = min_size(m->size, 8);
+    while (letters < most && (isprint(m->file[letters]) || isspace(m->file[letters]))) letters++;
+    if (!gguf && letters == 8) REFUSE(m, "no model that can be read, but a text");
     if (gguf) load_gguf(m);
     else load_checkpoint(m);
 }

@@ -65,6 +65,7 @@ refused 1 "missing file" "$tmp/nosuch.bin"
 refused 1 "directory" "$tmp"
 refused 1 "empty file" "$tmp/empty"
 refused 1 "text file" "$tmp/text"
+says "no model that can be read, but a text" "text file"
 refused 1 "tokenizer as checkpoint" tokenizer.bin
 printf 'GGUF\003\000\000\000' > "$tmp/gguf"
 head -c 100 /dev/zero >> "$tmp/gguf"

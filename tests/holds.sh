@@ -7,7 +7,8 @@
 # From the environment: FACTOR (4), TEXT (tests/heldout.txt, see figures.sh), WINDOWS (of the text,
 # 1), LENGTHS (of the passkey texts: half, once and twice the trained context), DEPTHS (5), TRIALS
 # (1), METHODS and KEYED (names from below; KEYED are those asked for keys), JOBS (at once, 1),
-# FIGURES (where pictures and numbers go: holds-loss and holds-passkey, .svg and .tsv; BUILD/holds).
+# FIGURES (where pictures and numbers go: holds-loss and holds-passkey, .svg and .tsv;
+# BUILD/holds/NAME, where NAME is the model's).
 
 set -e
 build=$1 model=$2
@@ -15,8 +16,13 @@ if [ $# -ne 2 ] || [ ! -e "$model" ]; then
     echo "holds.sh: usage: sh tests/holds.sh BUILD MODEL" >&2
     exit 2
 fi
+if [ ! -x "$build/plot" ]; then # needed last, after hours
+    echo "holds.sh: no $build/plot: make $build/plot" >&2
+    exit 2
+fi
 factor=${FACTOR:-4}
-raw=$build/holds
+file=${model##*/}
+raw=$build/holds/${file%.*}
 figures=${FIGURES:-$raw}
 trained=$(./run "$model" ${TOKENIZER:+-z "$TOKENIZER"} -m info | awk '$1 == "trained" { print $2 }')
 half=$((trained / 2))
@@ -60,7 +66,6 @@ draw() { # kind instrument title names
     "$build/plot" "$kind" "$figures/holds-$instrument.svg" "$trained" "$title" "$@" > "$raw/table"
     mv "$raw/table" "$figures/holds-$instrument.tsv"
 }
-file=${model##*/}
 draw loss loss "${file%.*}: loss against position
 Lower is better. Model trained on $trained tokens; $((factor * trained)) tokens of one book at once." "$names"
 draw grid passkey "${file%.*}: passkey, per cent of right answers
