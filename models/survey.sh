@@ -38,10 +38,10 @@ for name in $names; do
     *) encoding="--encoding $name" ;;
     esac
     resume=
-    [ -e "$state" ] && resume="--resume $state"
+    [ -e "$state" ] && resume=$state
     begin=$(date +%s)
-    # shellcheck disable=SC2086 # words of $encoding and $resume are options
-    "$train" -o "$model.part" --state "$state" $resume $encoding \
+    # shellcheck disable=SC2086 # words of $encoding are options
+    "$train" -o "$model.part" --state "$state" ${resume:+--resume "$resume"} $encoding \
         --dim 96 --hidden 256 --layers 5 --heads 3 --kv-heads 3 --vocab 4096 --ctx 256 \
         --batch 8 --micro 8 --lr 6e-3 --bf16 1 --synthetic 0.6 --synthetic-end 0.1 \
         --repetition 0.8 --repetition-end 0.1 \

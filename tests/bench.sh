@@ -2,6 +2,7 @@
 # bench.sh BUILD [ROUNDS]: the speed of models of random weights in four shapes, in percent of what
 # this machine's memory and multipliers allow, measured in the same run.
 
+set -e
 build=$1
 rounds=${2:-5}
 models=$build/bench.models

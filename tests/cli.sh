@@ -333,9 +333,13 @@ usage -m rope --positions 300
 usage -m perplexity -f tokenizer.bin --stride 0
 usage -m perplexity -f tokenizer.bin --stride 96
 usage -m bench --tsv "$tmp/none.tsv"
+usage -m rope --rerope 32
+usage -m rope -i text
+usage -m bench -s 3
 for words in "perplexity --lengths 64" "perplexity --depths 3" "perplexity --trials 9" \
     "perplexity --recent 12" "contrast --stride 8" "contrast --entropy" "contrast --first" \
-    "passkey --windows 2" "passkey --stride 9" "rope --first" "rope --depths 2" "rope --windows 2"; do
+    "passkey --windows 2" "passkey --stride 9" "rope --first" "rope --depths 2" "rope --windows 2" \
+    "kv --lengths 64" "rope -c 64" "bench -c 64" "perplexity -s 3"; do
     # shellcheck disable=SC2086 # the words are options
     usage -m ${words%% *} -f tokenizer.bin ${words#* }
     says "not for mode ${words%% *}" "$words"
@@ -552,6 +556,17 @@ for words in "passkey --lengths 64 --trials 2 --depths 1" \
     if cmp -s "$tmp/seed1.tsv" "$tmp/seed2.tsv"; then bad "-s changes nothing: $words"; else ok; fi
 done
 
+# Seeds that are neighbours have no text in common, and drawn positions change none.
+for words in "-s 1" "-s 2" "-s 1 --positions 999"; do
+    # shellcheck disable=SC2086
+    works "passkey $words" "$m" -m passkey --lengths 90 --trials 6 --depths 1 $words --tsv "$tmp/seed.tsv"
+    sed 1d "$tmp/seed.tsv" | cut -f 1-5,7 | sort > "$tmp/texts ${words#-s }"
+done
+same "positions and texts" "$tmp/texts 1" "$tmp/texts 1 --positions 999"
+if cut -f 6 "$tmp/texts 1" "$tmp/texts 2" | sort | uniq -d | grep . > "$tmp/both"; then
+    bad "texts of seed 1 and of seed 2: $(cat "$tmp/both")"
+else ok; fi
+
 # Where frequencies change with every token, all of a chunk's are forgotten with a text's positions.
 dynamic="-m perplexity -f $tmp/prompt -c 120 --windows 2 --rope-scaling dynamic --positions 700"
 for n in 1 64; do
@@ -583,6 +598,18 @@ kept "--tsv over the tokenizer beside it" "$tmp/tokenizer.bin" -m rope
 kept "--tsv over the mask" "$tmp/some.tsv" -m perplexity -f "$tmp/prompt" --mask "$tmp/some.tsv"
 kept "--tsv over factors" "$tmp/factors" -m rope --rope-scaling longrope \
     --long-factors "$tmp/factors" --short-factors "$tmp/factors"
+for n in 1 2 3; do cp "$m" "$tmp/parts-0000$n-of-00003.gguf"; done
+cp "$m" "$tmp/part"
+refused 2 "--tsv over a part" "$tmp/parts-00001-of-00003.gguf" -m rope --tsv "$tmp/parts-00003-of-00003.gguf"
+says "would replace" "--tsv over a part"
+same "--tsv over a part" "$tmp/part" "$tmp/parts-00003-of-00003.gguf"
+cp "$tmp/prompt" "$tmp/typed"
+"$build/measure" "$m" -m perplexity -c 32 -f - --tsv "$tmp/typed" < "$tmp/typed" > "$tmp/out" 2> "$tmp/err"
+ended "--tsv over standard input" $? 2 "would replace"
+same "--tsv over standard input" "$tmp/prompt" "$tmp/typed"
+ln -s nowhere "$tmp/dangling"
+refused 1 "--tsv through a link that leads nowhere" "$m" -m passkey --lengths 64 --tsv "$tmp/dangling"
+if [ -L "$tmp/dangling" ] && [ ! -e "$tmp/nowhere" ]; then ok; else bad "the link that leads nowhere"; fi
 "$build/measure" "$m" -m rope --tsv /dev/stdout > "$tmp/both" 2> "$tmp/err"
 ended "--tsv to the output's file" $? 2 "standard output"
 "$build/measure" "$m" -m rope --tsv /dev/stdout 2> "$tmp/err" | cat > "$tmp/both"
@@ -625,6 +652,10 @@ else bad "an empty line in a mask: $(grep '^key' "$tmp/out")"; fi
     refused 1 "a mask of another text" models/pe-shaw.bin -f "$tmp/some" -c 420 -m perplexity \
         --mask "$tmp/mask.tsv"
     says "another text" "a mask of another text"
+    for row in "two	3	4	1" "0	3	4	yes" "0	3	4	" "0	3	4	2" "0	x	4	1" "0	3	1.5	1"; do
+        printf 'window\tposition\ttoken\tkey\n%s\n' "$row" > "$tmp/odd.tsv"
+        refused 1 "a mask's row '$row'" $far -m perplexity --mask "$tmp/odd.tsv"
+    done
     refused 1 "no mask" $far -m perplexity --mask "$tmp/again"
     says "want columns window, position, token, key" "no mask"
     works "kv" "$m" -m kv --lengths 90 --depths 2 --trials 1

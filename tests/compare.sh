@@ -8,8 +8,7 @@
 rounds=$1
 i=0
 while [ $i -lt "$rounds" ]; do
-    ours=$(sh -c "$2" | tail -n 1) && peer=$(sh -c "$3" | tail -n 1) || exit 1
-    echo "$ours $peer"
+    echo "$(sh -c "$2" | tail -n 1) $(sh -c "$3" | tail -n 1)"
     i=$((i + 1))
 done | awk '
     function median(v, n,   i, j, x) { # sorts, too
@@ -17,9 +16,10 @@ done | awk '
             for (j = i; j > 1 && v[j - 1] > v[j]; j--) { x = v[j]; v[j] = v[j - 1]; v[j - 1] = x }
         return n % 2 ? v[(n + 1) / 2] : (v[n / 2] + v[n / 2 + 1]) / 2
     }
-    NF == 2 && $2 > 0 { n++; a[n] = $1; b[n] = $2; ratio[n] = $1 / $2 }
+    NF != 2 || $1 + 0 <= 0 || $2 + 0 <= 0 { print "not two speeds: " $0; n = 0; exit }
+    { n++; a[n] = $1; b[n] = $2; ratio[n] = $1 / $2 }
     END {
-        if (!n) { print "no numbers"; exit 1 }
+        if (!n) exit 1
         middle = median(ratio, n)
         printf "ours %.1f, peer %.1f; ratio %.2f (%.2f to %.2f in %d pairs)\n",
                median(a, n), median(b, n), middle, ratio[1], ratio[n], n

@@ -22,10 +22,10 @@ failed=0
 
 has() { command -v "$1" > /dev/null; }
 
-# row CELL RESULT SECONDS; a result that begins with "FAILED" counts.
+# row CELL RESULT SECONDS; a result that begins with "FAILED" counts, and none at all.
 row() {
     printf '%-20s %-44s %6s s\n' "$1" "$2" "$3"
-    case $2 in FAILED*) failed=$((failed + 1)) ;; esac
+    case $2 in FAILED* | '') failed=$((failed + 1)) ;; esac
 }
 
 # result LOG STATUS: the totals at the end of a log, or what went wrong.

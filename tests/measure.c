@@ -31,12 +31,19 @@ static size_t table_len;
 static void check_inputs(const char *path)
 {
     const char *inputs[] = {opt.checkpoint, opt.file, opt.tokenizer, ask.mask, opt.long_factors,
-                            opt.short_factors};
+                            opt.short_factors, "/dev/stdin"};
+    char part[PATH_MAX];
     struct stat a, b;
+    int n = 0, stem = opt.checkpoint ? (int)strlen(opt.checkpoint) - 20 : 0;
     if (stat(path, &a) || !S_ISREG(a.st_mode)) return;
-    for (size_t i = 0; i < COUNT(inputs); i++)
-        if (inputs[i] && !stat(inputs[i], &b) && a.st_ino == b.st_ino && a.st_dev == b.st_dev)
-            die(EXIT_USAGE, "--tsv", "would replace %s", inputs[i]);
+    if (stem > 0) sscanf(opt.checkpoint + stem, "-00001-of-%5d.gguf", &n); // a model in n files
+    n = n > 0 ? n : 0;
+    for (int i = 0; i < (int)COUNT(inputs) + n; i++) {
+        const char *input = i < n ? part : inputs[i - n], form[] = "%.*s-%05d-of-%05d.gguf";
+        if (i < n) snprintf(part, sizeof part, form, stem, opt.checkpoint, i + 1, n);
+        if (input && !stat(input, &b) && a.st_ino == b.st_ino && a.st_dev == b.st_dev)
+            die(EXIT_USAGE, "--tsv", "would replace %s", input);
+    }
     if (!fstat(STDOUT_FILENO, &b) && a.st_ino == b.st_ino && a.st_dev == b.st_dev)
         die(EXIT_USAGE, "--tsv", "standard output goes to the same file");
 }
@@ -52,6 +59,7 @@ static void tsv_open(const char *header)
         if (slash) snprintf(folder, sizeof folder, "%.*s/", (int)(slash - ask.tsv), ask.tsv);
         int there = !stat(ask.tsv, &st);
         if (there && S_ISDIR(st.st_mode)) errno = EISDIR;
+        else if (!there && !lstat(ask.tsv, &st)) errno = ENOENT; // a link that leads nowhere
         else if (*ask.tsv && !access(there ? ask.tsv : folder, W_OK)) errno = 0;
         if (errno || !*ask.tsv) die(EXIT_DATA, ask.tsv, "cannot write (%s)", strerror(errno));
     }
@@ -282,7 +290,7 @@ static void add_prediction(const Session *s, Perplexity *p, const int *ids, size
 static void score_window(Session *s, Perplexity *p, const int *ids)
 {
     double before = p->all.nll;
-    uint64_t rng = seed_random((uint64_t)opt.seed + p->windows.n);
+    uint64_t rng = seed_random(1 + (((uint64_t)opt.seed - 1) << 32) + (uint64_t)p->windows.n);
     draw_positions(s, p->n, &rng);
     size_t to = window_losses(s, p, ids, p->n, p->from, p->nll, p->extra);
     for (size_t i = p->from; i < to; i++) add_prediction(s, p, ids, i);
@@ -307,8 +315,10 @@ static const Mark *read_mask(const char *path, size_t n_windows, size_t n)
         if (!line[strspn(line, " \r")]) continue;
         long long value[4] = {-1, -1, -1, -1};
         for (int c = 0; c < columns && (field = strsep(&line, "\t\r")); c++)
-            if (column[c] >= 0) value[column[c]] = atoll(field);
-        if (value[0] < 0 || value[1] < 0 || value[2] < 0 || value[3] < 0 || value[3] > 1)
+            if (column[c] >= 0)
+                value[column[c]] = (long long)parse_number(EXIT_DATA, path, field, 1, 0,
+                                                           column[c] == 3 ? 1 : 1e9);
+        if (value[0] < 0 || value[1] < 0 || value[2] < 0 || value[3] < 0)
             die(EXIT_DATA, path, "a row without a window, a position, a token and a key of 0 or 1");
         if ((size_t)value[0] < n_windows && (size_t)value[1] < n)
             marks[(size_t)value[0] * n + (size_t)value[1]] = (Mark){(int)value[2], (int)value[3]};
@@ -677,10 +687,10 @@ static double grid_depth(int d) { return ask.depths > 1 ? (double)d / (ask.depth
 // the length has no room for the task.
 static double run_cell(const Grid *g, size_t l, int d)
 {
-    uint64_t seed = (uint64_t)opt.seed;
+    uint64_t texts = (((uint64_t)opt.seed - 1) * 32 + l) * 64 + d; // seeds have none in common
     int right = 0;
     for (int trial = 0; trial < ask.trials; trial++) {
-        uint64_t rng = seed_random(seed + (l * 64 + d) * 1024 + trial);
+        uint64_t rng = seed_random(1 + texts * 1024 + trial);
         for (int i = 0; i < 4; i++) next_random(&rng);
         Task task = {0};
         char got[32], answer[16];
@@ -688,8 +698,8 @@ static double run_cell(const Grid *g, size_t l, int d)
         task_kinds[g->kind].make(&task, grid_depth(d), &rng);
         sprintf(answer, "%d", task.answer);
         g->s->pos = 0;
-        draw_positions(g->s, ask.length[l], &rng);
         size_t first = random_below(&rng, (int)min_size(g->n_filler, 1 << 20));
+        draw_positions(g->s, ask.length[l], &rng); // last: the text is the same without
         int *ids = fit_task(g, &task, first, ask.length[l] - 8, &n); // 8 tokens for the answer
         if (!ids) return -1;
         int ok = answers(g->s, ids, n, answer, got);
@@ -825,7 +835,8 @@ static void run_bench(Session *s)
     const Config *c = &s->model.config;
     size_t quarter = s->ctx / 4, kv = 2 * c->n_layers * kv_dim(c) * s->state.attn.cache.elem;
     // Multiplications and additions of a token, classifier left out, and of a token that it sees
-    double q = q_dim(c), weights = 2 * c->dim * (q + kv_dim(c)) + 3.0 * c->dim * c->hidden_dim;
+    double q = q_dim(c), net = (3.0 - c->no_gate) * c->dim * c->hidden_dim;
+    double weights = 2 * c->dim * (q + kv_dim(c)) + net;
     double flops = 2 * c->n_layers * weights, seen_flops = 4 * c->n_layers * q;
     if (quarter < DECODED) die(EXIT_USAGE, "-c", "too short to measure (got %lld)", s->ctx);
     int *ids = xcalloc(quarter, sizeof *ids);
@@ -905,7 +916,8 @@ static void check_measure(void)
 {
     const Mode *mode = &measure_modes[opt.mode];
     int perplexity = mode->run == run_perplexity, contrast = mode->run == run_contrast;
-    int grid = mode->context != NULL;
+    int grid = mode->context != NULL, filled = grid && mode->run != run_kv;
+    int text = perplexity || contrast || filled;
     const struct {
         const char *name;
         int given, fits;
@@ -916,6 +928,9 @@ static void check_measure(void)
         {"--positions", ask.positions, perplexity || grid}, {"--depths", ask.depths, grid},
         {"--lengths", ask.lengths != NULL, grid}, {"--trials", ask.trials, grid},
         {"--tsv", ask.tsv != NULL, mode->run != run_bench},
+        {"--file", opt.file != NULL, text}, {"--prompt", opt.prompt != NULL, text},
+        {"--seed", opt.seed >= 0, grid || ask.positions},
+        {"a distance method", asked.rope.distance, mode->run != run_rope},
     };
     for (size_t i = 0; i < COUNT(own); i++)
         if (own[i].given && !own[i].fits)

@@ -396,10 +396,12 @@ static void print_field(double v)
 static void print_losses(Series *const *s, size_t n, double trained)
 {
     double last = 0;
-    for (size_t i = 0; i < n; i++)
-        last = fmax(last, s[i]->table.cell[3 * s[i]->table.rows - 2] + 1);
+    for (size_t i = 0; i < n; i++) // the last window may have been interrupted
+        for (size_t k = 0; k < s[i]->table.rows; k++)
+            last = fmax(last, s[i]->table.cell[3 * k + 1] + 1);
     printf("method");
-    for (double lo = trained / 2; lo < last; lo *= 2) printf("\t%.0f-%.0f", lo, 2 * lo - 1);
+    for (double lo = trained / 2; lo < last; lo *= 2)
+        printf("\t%.0f-%.0f", lo, fmin(2 * lo - 1, last));
     printf("\tstandard error\n");
     for (size_t i = 0; i < n; i++) {
         double lo = trained / 2, sum = 0, squares = 0, k = 0, m;
@@ -586,23 +588,35 @@ static void read_means(Series *s, double trained)
     s->table = t;
 }
 
+// The least length above `at` that any of the lines has; HUGE_VAL: none.
+static double next_length(Series *const *s, size_t n, double at)
+{
+    double next = HUGE_VAL;
+    for (size_t i = 0; i < n; i++)
+        for (size_t k = 0; k < s[i]->n; k++) {
+            double length = s[i]->table.cell[2 * k];
+            if (length > at) next = fmin(next, length);
+        }
+    return next;
+}
+
 static void draw_means(const char *path, double trained, const char *title, Series **s, size_t n)
 {
     double lowest = HUGE_VAL;
-    const Series *longest = s[0];
     for (size_t i = 0; i < n; i++) {
         read_means(s[i], trained);
         lowest = fmin(lowest, s[i]->y[0]);
-        if (s[i]->n > longest->n) longest = s[i];
     }
     draw_curves(path, trained, title,
                 "window (tokens; small: as a multiple of the trained context)",
                 "loss (nats a token)", s, n, lowest + 1.5, 0.6);
     printf("method");
-    for (size_t k = 0; k < longest->n; k++) printf("\t%.0f", longest->table.cell[2 * k]);
+    for (double at = 0; (at = next_length(s, n, at)) < HUGE_VAL;) printf("\t%.0f", at);
     for (size_t i = 0; i < n; i++) {
+        size_t k = 0; // lines may lack lengths that others have
         printf("\n%s", s[i]->label);
-        for (size_t k = 0; k < longest->n; k++) print_field(k < s[i]->n ? s[i]->y[k] : NAN);
+        for (double at = 0; (at = next_length(s, n, at)) < HUGE_VAL;)
+            print_field(k < s[i]->n && s[i]->table.cell[2 * k] == at ? s[i]->y[k++] : NAN);
     }
     printf("\n");
 }
@@ -652,11 +666,14 @@ static double share_right(const Grid *g, double lo, double hi)
     return asked > 0 ? 100 * right / asked : NAN;
 }
 
-static void print_grid(const Grid *g, const char *label)
+// A map's shares at the lengths of all maps, some of which it may lack.
+static void print_grid(const Grid *g, const char *label, const Grid *all)
 {
     printf("%s", label);
-    for (size_t l = 0; l < g->n_lengths; l++)
-        printf("\t%.0f", share_right(g, g->lengths[l], g->lengths[l] + 1));
+    for (size_t l = 0; l < all->n_lengths; l++) {
+        double share = share_right(g, all->lengths[l], all->lengths[l] + 1);
+        isnan(share) ? printf("\t-") : printf("\t%.0f", share);
+    }
     printf("\n");
 }
 
@@ -704,14 +721,18 @@ static void draw_map(const Grid *g, const char *label, double trained, double x,
 static void draw_grid(const char *path, double trained, const char *title, Series **s, size_t n)
 {
     enum { ACROSS = 4 };
-    static Grid g[MAX_SERIES];
-    size_t down = (n + ACROSS - 1) / ACROSS, depths = 1, lengths = 1;
+    static Grid g[MAX_SERIES], all;
+    size_t down = (n + ACROSS - 1) / ACROSS, lengths = 1;
     for (size_t i = 0; i < n; i++) {
         g[i] = count_answers(s[i]->path);
-        if (g[i].n_depths > depths) depths = g[i].n_depths;
         if (g[i].n_lengths > lengths) lengths = g[i].n_lengths;
+        for (size_t l = 0; l < g[i].n_lengths; l++)
+            index_of(s[i]->path, all.lengths, &all.n_lengths, g[i].lengths[l]);
+        // The left map of a row names the depths of all.
+        if (g[i].n_depths != g->n_depths || memcmp(g[i].depths, g->depths, g->n_depths * 8))
+            die(FAILED, s[i]->path, "other depths than in %s", s[0]->path);
     }
-    double w = (186 - GAP) / (double)lengths, h = 24, pitch = h * (double)depths + 66;
+    double w = (186 - GAP) / (double)lengths, h = 24, pitch = h * (double)g->n_depths + 66;
     double height = 100 + pitch * (double)down - 10;
     begin_picture(path, PICTURE_WIDTH, height, title);
     emit("<g transform=\"rotate(-90 20 %.1f)\">", 100 + pitch * (double)down / 2 - 30);
@@ -720,12 +741,12 @@ static void draw_grid(const char *path, double trained, const char *title, Serie
     emit("</g>\n");
     emit_text(480, height - 12, "dim", "middle", "length of the text (tokens)");
     printf("method");
-    for (size_t l = 0; l < g[0].n_lengths; l++) printf("\t%.0f", g[0].lengths[l]);
+    for (size_t l = 0; l < all.n_lengths; l++) printf("\t%.0f", all.lengths[l]);
     printf("\n");
     for (size_t i = 0; i < n; i++) {
         draw_map(&g[i], s[i]->label, trained, 74 + 206 * (double)(i % ACROSS),
                  100 + pitch * (double)(i / ACROSS), w, h, i % ACROSS == 0);
-        print_grid(&g[i], s[i]->label);
+        print_grid(&g[i], s[i]->label, &all);
     }
     end_picture(path);
 }
@@ -837,16 +858,18 @@ static void draw_waves(const char *path, double trained, double target, const ch
 
 // --- command line -------------------------------------------------------------------------------
 
-// Methods and encodings, their colours and dashes: those of one group are drawn together, `none`
-// with any. A name goes for all labels that begin with it, the first one that fits.
+// Methods and encodings, their colours and dashes, no two alike in one picture; `none` goes with
+// any. A name goes for all labels that begin with it, the first one that fits.
 static const struct {
     const char *name;
     int colour, dash;
 } style_of[] = {
-    {"none", 0, 0},   {"linear", 1, 1},      {"ntk", 2, 2},    {"dynamic + log-n", 7, 7},
-    {"dynamic", 3, 3}, {"yarn", 4, 4},  {"by-parts", 6, 6},    {"llama3", 5, 5},
-    {"window 512", 7, 7}, {"window", 5, 5}, {"rerope 256 + log-n", 6, 6}, {"rerope", 2, 2},
-    {"self-extend", 1, 1}, {"leaky-rerope", 3, 3},
+    {"none", 0, SOLID},    {"linear", 1, SOLID}, {"ntk", 2, LONG}, {"dynamic + log-n", 7, SHORT},
+    {"dynamic", 3, SOLID}, {"yarn", 4, DOTS},    {"by-parts", 6, SOLID}, {"llama3", 5, DASH_DOT},
+    // distances; holds.sh draws them together with the frequencies
+    {"window 512", 7, DASH_DOT}, {"window", 5, SOLID}, {"rerope 256 + log-n", 6, SHORT},
+    {"rerope + log-n", 6, SHORT}, {"rerope", 2, SOLID}, {"self-extend", 1, SHORT},
+    {"leaky-rerope", 3, DOTS}, {"dual-chunk + log-n", 4, LONG}, {"dual-chunk", 4, SOLID},
     // without position; rotated; added to the embedding; added to the score
     {"nope", 0, SOLID},
     {"rope-randomized, drawn", 6, DOTS}, {"rope-randomized", 1, DOTS}, {"rope", 1, SOLID},

@@ -195,14 +195,15 @@ tables() { # encoding method view
     done
 }
 
-# One table out of those. Losses: each octave of positions from the windows that end with it.
+# One table out of those. Losses: each octave of positions from the windows that end with it, those
+# before the first from the shortest.
 join_tables() { # encoding method view
     tables "$@" | {
         files=
         while read -r table; do files="$files $table"; done
         # shellcheck disable=SC2086 # words of $files are files
         awk -F '\t' 'FNR == 1 { n = FILENAME; sub(/\.tsv$/, "", n); sub(/.*\./, "", n) }
-            NR == 1 || (FNR > 1 && (FILENAME !~ /windows/ || n == 256 || $2 + 1 >= n / 2))' $files
+            NR == 1 || (FNR > 1 && (NR == FNR || FILENAME !~ /windows/ || $2 + 1 >= n / 2))' $files
     }
 }
 
@@ -225,7 +226,7 @@ draw() { # kind picture view method title
     set --
     for name in $names; do
         for how in ${only:-none clamped drawn}; do
-            [ "$how" = none ] || has_rows "$name" "$how" "$view" || continue
+            has_rows "$name" "$how" "$view" || continue
             table=$raw/$name.$how.$kind.$view
             if [ "$kind" = means ]; then means "$name" "$how" "$view" > "$table"
             else join_tables "$name" "$how" "$view" > "$table"; fi
@@ -303,7 +304,7 @@ if [ -z "$names" ]; then
     echo "survey.sh: $models/pe-*.bin: no models (make them with models/survey.sh)" >&2
     exit 1
 fi
-[ -z "$skipped" ] || echo "survey.sh: skipped, no models/pe-NAME.bin:$skipped" >&2
+[ -z "$skipped" ] || echo "survey.sh: skipped, no $models/pe-NAME.bin:$skipped" >&2
 
 for name in $names; do
     plan_encoding "$name"

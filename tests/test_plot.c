@@ -135,7 +135,7 @@ static int run_plot(const char *const *args, int *lines)
     remove(svg_path);
     if (!fork()) {
         dup2(fileno(err), 2);
-        if (!freopen("/dev/null", "w", stdout)) _exit(99);
+        if (!freopen("plot.out", "w", stdout)) _exit(99);
         exit(plot_main(argc, argv));
     }
     wait(&status);
@@ -144,6 +144,18 @@ static int run_plot(const char *const *args, int *lines)
     for (int c; (c = getc(err)) != EOF;) *lines += c == '\n';
     fclose(err);
     return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
+}
+
+// The table that the last plot printed.
+static void check_table(const char *want)
+{
+    char text[1 << 12];
+    FILE *f = fopen("plot.out", "r");
+    CHECK(f);
+    if (!f) return;
+    text[fread(text, 1, sizeof text - 1, f)] = 0;
+    fclose(f);
+    CHECK_TEXT(text, strlen(text), want, strlen(want));
 }
 
 static void check_drawn(const char *kind, const char *a, const char *b)
@@ -174,6 +186,9 @@ static void test_pictures(void)
     check_drawn("gain", "x<y=plot.a", "b=plot.b");
     write_text("plot.a", "length\tdepth\tright\n64\t0\t1\n128\t0\t0\n");
     check_drawn("grid", "x<y=plot.a", "b=plot.a");
+    write_text("plot.b", "length\tdepth\tright\n128\t0\t1\n256\t0\t0\n");
+    check_drawn("grid", "a=plot.a", "b=plot.b");
+    check_table("method\t64\t128\t256\na\t100\t0\t-\nb\t-\t100\t0\n");
     write_text("plot.a", "pair\tscaled\n0\t6.28\n1\t62.8\n2\t628\n");
     check_drawn("waves", "x<y=plot.a", "b=plot.a");
 }
@@ -209,18 +224,37 @@ static const char *const crowd[] = {
     "rope", "xpos", "nope", "sinusoidal", "shape", "learned", "learned, clamped", "alibi", "t5",
     "kerple", "fire", "shaw", "sandwich", "cape", "drope", "rope-randomized", "learned-randomized",
     "learned-randomized, clamped", "rope-randomized, drawn", "learned-randomized, drawn"};
-enum { CROWD = sizeof crowd / sizeof *crowd };
+#define COUNT(array) (sizeof(array) / sizeof *(array))
+enum { CROWD = COUNT(crowd) };
 
-// Every encoding has a style of its own, and they share none.
+// Every encoding has a style of its own, and so has every method in the pictures of figures.sh and
+// holds.sh.
 static void test_styles(void)
 {
+    static const char *const frequencies[] = {"none", "linear", "ntk", "dynamic", "dynamic + log-n",
+                                              "by-parts", "yarn", "llama3"};
+    static const char *const distances[] = {
+        "none", "window 512", "window 508 + 4 sinks", "self-extend 16:256", "rerope 256",
+        "rerope 256 + log-n", "leaky-rerope 256:16", "dual-chunk 352:32"};
+    static const char *const gains[] = {
+        "window 512", "dynamic", "yarn", "window 508 + 4 sinks", "self-extend 16:256",
+        "rerope 256", "rerope 256 + log-n", "dual-chunk 352:32"};
+    static const char *const holds[] = {
+        "none", "linear", "ntk", "dynamic", "by-parts", "yarn", "window + 4 sinks", "self-extend",
+        "dual-chunk", "rerope", "rerope + log-n"};
+    static const struct {
+        const char *const *labels;
+        size_t n;
+    } pictures[] = {{crowd, CROWD}, {frequencies, COUNT(frequencies)},
+                    {distances, COUNT(distances)}, {gains, COUNT(gains)}, {holds, COUNT(holds)}};
     static Series s[CROWD];
-    for (int i = 0; i < CROWD; i++) {
-        strcpy(s[i].label, crowd[i]);
-        set_style(&s[i], 1000);
-        for (int k = 0; k < i; k++)
-            CHECK(s[i].colour != s[k].colour || strcmp(dashes[s[i].dash], dashes[s[k].dash]));
-    }
+    for (size_t p = 0; p < COUNT(pictures); p++)
+        for (size_t i = 0; i < pictures[p].n; i++) {
+            strcpy(s[i].label, pictures[p].labels[i]);
+            set_style(&s[i], 1000 + i);
+            for (size_t k = 0; k < i; k++)
+                CHECK(s[i].colour != s[k].colour || strcmp(dashes[s[i].dash], dashes[s[k].dash]));
+        }
 }
 
 // A line for each encoding: all alike up to 64 tokens, then each rises by a chance of its own up to
@@ -269,6 +303,11 @@ static void test_means(void)
     check_drawn("means", "x<y=plot.a", "b=plot.a");
     write_text("plot.a", "tokens\tloss\n64\t4.5\n"); // one length alone
     check_drawn("means", "x<y=plot.a", "b=plot.a");
+    // Each number stands under its own length, whichever lengths a line lacks.
+    write_text("plot.a", "tokens\tloss\n128\t4.25\n");
+    write_text("plot.b", "tokens\tloss\n64\t5\n256\t4.5\n");
+    check_drawn("means", "a=plot.a", "b=plot.b");
+    check_table("method\t64\t128\t256\na\t-\t4.250\t-\nb\t5.000\t-\t4.500\n");
     for (int i = 0; i < 40; i++) check_crowd(i / 6.0);
 }
 
@@ -304,6 +343,10 @@ static void test_refusals(void)
     write_losses("plot.b", 510, 0);
     check_refused(FAILED, (const char *[]){"gain", svg_path, "64", "T", "a=plot.a",
                                            "b=plot.b", NULL}, "other positions");
+    write_text("plot.a", "length\tdepth\tright\n64\t0\t1\n");
+    write_text("plot.b", "length\tdepth\tright\n64\t0.5\t1\n");
+    check_refused(FAILED, (const char *[]){"grid", svg_path, "64", "T", "a=plot.a",
+                                           "b=plot.b", NULL}, "other depths");
     static const char *const means[] = {"means", svg_path, "64", "T", "a=plot.a", NULL};
     static const char *const lengths[] = {"64\t4\n64\t4\n", "128\t4\n64\t4\n", "0\t4\n", "64\t-\n"};
     for (size_t i = 0; i < sizeof lengths / sizeof *lengths; i++) {
@@ -328,7 +371,7 @@ int main(void)
     test_styles();
     test_means();
     test_refusals();
-    remove("plot.a"), remove("plot.b"), remove(svg_path);
+    remove("plot.a"), remove("plot.b"), remove("plot.out"), remove(svg_path);
     rmdir(folder);
     return report("test_plot");
 }
