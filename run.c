@@ -149,19 +149,16 @@ static void *xrealloc(void *p, size_t n, size_t size)
 #if defined(X86_V3) && defined(__AVX512VNNI__)
 #define LANES 16
 #define MM(op) _mm512_##op
-typedef __m512i mi;
-typedef __m256i mi_half; // half as wide
 #elif defined(X86_V3)
 #define LANES 8
 #define MM(op) _mm256_##op
-typedef __m256i mi;
-typedef __m128i mi_half;
 #else
 #define LANES 4
 #endif
 
 // The letter says what a vector holds: LANES floats (f), int32 (i), uint32 (u), int8 (b) or halves
-// (h); a whole vector's single bytes (c) or shorts (s); or four floats, whatever LANES is (4).
+// (h); a whole vector's single bytes (c) or shorts (s); or four floats, whatever LANES is (4). mi
+// and mi_half are what x86's instructions for integers want, __m512i and so on.
 typedef float vf __attribute__((vector_size(4 * LANES)));
 typedef int32_t vi __attribute__((vector_size(4 * LANES)));
 typedef uint32_t vu __attribute__((vector_size(4 * LANES)));
@@ -170,6 +167,8 @@ typedef uint16_t vs __attribute__((vector_size(4 * LANES)));
 typedef int8_t vb __attribute__((vector_size(LANES)));
 typedef uint16_t vh __attribute__((vector_size(2 * LANES)));
 typedef float v4 __attribute__((vector_size(16)));
+typedef long long mi __attribute__((vector_size(4 * LANES)));
+typedef long long mi_half __attribute__((vector_size(2 * LANES)));
 typedef float vf_unaligned __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 
 INLINE vf vload(const float *p) { return *(const vf_unaligned *)p; }
@@ -198,18 +197,13 @@ INLINE vf vmin(vf a, vf b) { return -vmax(-a, -b); }
 // a * b + c, rounded once: written out, since compilers are told never to fuse a product and a sum
 // on their own (they would choose anew in every loop, and results would depend on the choice).
 // Machines older than fused multiply-adds round twice, and have results of their own.
-#if defined(PLAIN) || defined(__FMA__) || defined(__FP_FAST_FMAF) || defined(__aarch64__)
-#define FUSED 1
-#else
-#define FUSED 0
-#endif
 INLINE vf vmuladd(vf a, vf b, vf c)
 {
 #if defined(MM)
     return (vf)MM(fmadd_ps)(a, b, c);
 #elif defined(NEON)
     return (vf)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b);
-#elif FUSED
+#elif defined(PLAIN) || defined(__FMA__) || defined(__FP_FAST_FMAF)
     for (int i = 0; i < LANES; i++) c[i] = __builtin_fmaf(a[i], b[i], c[i]);
     return c;
 #else
@@ -380,18 +374,20 @@ INLINE vh vf_to_half(vf v)
 #endif
 }
 
-// How numbers are stored, as GGUF numbers it.
+// How numbers are stored, as GGUF numbers it, and the bytes of each.
 enum { AS_F32 = 0, AS_F16 = 1, AS_INT8 = 24, AS_BF16 = 30 };
+INLINE size_t number_size(int as) { return as == AS_F32 ? 4 : as == AS_INT8 ? 1 : 2; }
 
-// Numbers i, i + 1, ... of an array, of which n are left, or LANES; of int8 always LANES. bf16 are
-// the upper halves of floats.
+// Numbers i, i + 1, ... of an array, of which n are left, or LANES. bf16 are the upper halves of
+// floats.
 INLINE vf load_numbers(int as, const void *p, size_t i, size_t n)
 {
     vh halves = {0};
-    vb bytes;
+    vb bytes = {0};
     if (as == AS_F32) return vload_part((const float *)p + i, n);
     if (as == AS_INT8) {
-        memcpy(&bytes, (const int8_t *)p + i, sizeof bytes);
+        if (n >= LANES) memcpy(&bytes, (const int8_t *)p + i, sizeof bytes);
+        else memcpy(&bytes, (const int8_t *)p + i, n);
         return vfloat(__builtin_convertvector(bytes, vi));
     }
     const uint16_t *h = (const uint16_t *)p + i;
@@ -453,7 +449,7 @@ typedef enum { ENC_ROPE, ENC_NOPE, ENC_SINUSOIDAL, ENC_LEARNED, ENC_ALIBI, ENC_T
 enum { FIRE_HIDDEN = 32 }; // units in FIRE's one hidden layer
 enum { ROPE_NONE, ROPE_LINEAR, ROPE_NTK, ROPE_DYNAMIC, ROPE_BY_PARTS, ROPE_YARN, ROPE_LLAMA3,
        ROPE_LONGROPE, N_ROPE_METHODS };
-typedef enum { DIST_FULL, DIST_SINKS, DIST_SELF_EXTEND, DIST_REROPE, DIST_LEAKY, DIST_STRING,
+typedef enum { DIST_FULL, DIST_SELF_EXTEND, DIST_REROPE, DIST_LEAKY, DIST_STRING,
                DIST_DUAL_CHUNK } Distance;
 
 // How positions are computed: what the checkpoint says, overridden by the command line. 0 stands
@@ -642,15 +638,14 @@ static void split_pairs(const Config *c, const float *x, float *out)
     }
 }
 
-// out = x * phases, or x * conj(phases) with sign = -1; all [2][n], in int8 of whole vectors; out
-// may be phases. What the n are does not matter here: the pairs of a query, or all pairs of all
-// keys of a tile, so that one call turns a tile.
-INLINE void rotate(int as, const void *x, const float *phases, float sign, size_t n, float *out)
+// out = x * phases; all [2][n]; out may be phases. What the n are does not matter here: the pairs
+// of a query, or all pairs of all keys of a tile, so that one call turns a tile.
+INLINE void rotate(int as, const void *x, const float *phases, size_t n, float *out)
 {
     for (size_t m = 0; m < n; m += LANES) {
         size_t left = n - m;
         vf a = load_numbers(as, x, m, left), b = load_numbers(as, x, n + m, left);
-        vf c = vload_part(phases + m, left), s = vload_part(phases + n + m, left) * vset(sign);
+        vf c = vload_part(phases + m, left), s = vload_part(phases + n + m, left);
         vstore_part(out + m, vmuladd(a, c, -(b * s)), left);
         vstore_part(out + n + m, vmuladd(a, s, b * c), left);
     }
@@ -1010,7 +1005,7 @@ static int rope_epoch(const RopeConfig *r, int64_t n)
 // How many maps the method has.
 static int n_maps(const RopeConfig *r)
 {
-    return r->distance == DIST_FULL ? 1 : r->distance == DIST_DUAL_CHUNK ? 3 : 2;
+    return r->distance == DIST_FULL ? 1 + (r->sinks > 0) : r->distance == DIST_DUAL_CHUNK ? 3 : 2;
 }
 
 // B(j); the next function is A(i). Under map 0 tokens may stand elsewhere than at 0, 1, 2, ..., for
@@ -1032,7 +1027,7 @@ static double query_position(const RopeConfig *r, int map, int64_t i)
     double reach = r->reach, W = r->other;
     if (!map) return key_position(r, 0, i);
     switch (r->distance) {
-    case DIST_SINKS: return fmin((double)i, r->sinks + reach - 1);
+    case DIST_FULL: return fmin((double)i, r->sinks + reach - 1);
     case DIST_STRING: return (double)i - reach + W;
     case DIST_DUAL_CHUNK:
         return fmin(map == 1 ? key_position(r, 1, i) + reach : 2 * reach - 1, reach + W);
@@ -1075,17 +1070,17 @@ enum { MAPS = 3 }; // at most
 // The tables of one set of frequencies: under each map what turns keys, and what turns queries back
 // to a tile. Encodings that do not rotate have them, too, with all frequencies 0.
 typedef struct {
-    int epoch;          // which frequencies these are: rope_epoch(), or -1: none yet
+    int epoch;          // which frequencies these are: 1 + rope_epoch(), or 0: none yet
     double *freq;       // [pairs], radians per token
     double *gain;       // [pairs]: a^2, for the query, since keys carry none; 1 for pairs that are
                         // not meant to turn (n_rot)
     float *decay;       // [pairs], ln zeta_m / 512 a token: 0 but for xPos
     float *key[MAPS];   // [2][pairs][TILE]: exp(I r step theta_m): turns the key at place r of a
-                        // tile, where a step is B(j + 1) - B(j)
-    float *tile[MAPS];  // [n_slots][2][pairs]: exp(I B(t0) theta_m) of the tile in each slot, its
-                        // place in the cache
+                        // tile, where a step is B(j + 1) - B(j). The far maps have one B, and
+                        // map 1's table; in the place of map 2's (dual-chunk) r is r - C
+    float *tile[MAPS];  // [n_slots][2][pairs]: exp(-I B(t0) theta_m) of the tile in each slot, its
+                        // place in the cache: turns queries back
     int64_t *slot_tile; // [n_slots]: which tile that is, -1: none
-    float *jump;        // [2][pairs]: what turns a key back by a chunk (dual-chunk)
 } Angles;
 
 // theta'_m, by which pair m turns at length n, in radians a token; 0: it does not.
@@ -1104,7 +1099,7 @@ static void set_angles(Angles *a, const Config *c, const RopeConfig *r, size_t n
 {
     size_t pairs = c->head_dim / 2, turning = rotary_dims(c) / 2;
     double factor = attention_factor(r);
-    int epoch = rope_epoch(r, n);
+    int epoch = 1 + rope_epoch(r, n);
     if (a->epoch == epoch) return;
     a->epoch = epoch;
     for (size_t m = 0; m < pairs; m++) {
@@ -1113,43 +1108,36 @@ static void set_angles(Angles *a, const Config *c, const RopeConfig *r, size_t n
             a->decay[m] = (float)encodings[c->encoding].decay(c->head_dim, (int)m);
         a->gain[m] = m < turning ? factor * factor : 1;
     }
-    fill_phases(a->freq, NULL, a->decay, pairs, -r->reach, 1, a->jump, 1); // the reach is C there
     for (size_t slot = 0; slot < n_slots; slot++) a->slot_tile[slot] = -1;
     for (int map = 0; map < n_maps(r); map++) {
         double step = r->distance == DIST_SELF_EXTEND ? 1 : key_position(r, map, 1);
-        for (size_t k = 0; k < TILE; k++)
-            fill_phases(a->freq, NULL, a->decay, pairs, (double)k * step, 1, a->key[map] + k, TILE);
+        double from = map == 2 ? -r->reach : 0;
+        for (int k = 0; k < TILE; k++)
+            fill_phases(a->freq, NULL, a->decay, pairs, from + k * step, 1, a->key[map] + k, TILE);
     }
 }
 
 // A map's key table for the tile at t0: that of set_angles, unless keys of the tile do not stand at
 // even steps. Then out [2][pairs][TILE] gets the columns B(t0 + r) - B(t0), computed anew where
 // positions are the user's, and else from set_angles' table. With self-extend B is a staircase.
-// With dual-chunk the tile may hold a chunk's end, behind which B begins again at 0: there the
-// column of C positions further on is used, turned back by C.
+// With dual-chunk the tile may hold a chunk's end, behind which B begins again at 0: columns are
+// below 0 there, and in the other table, which begins at -C.
 static const float *key_table(const Angles *a, const RopeConfig *r, int map, size_t pairs,
                               int64_t t0, float *out)
 {
     double first = key_position(r, map, t0), C = r->reach;
+    const float *even = a->key[map > 0];
     int crosses = r->distance == DIST_DUAL_CHUNK && first + TILE > C;
-    if (r->positions) {
-        for (int k = 0; k < TILE; k++)
-            fill_phases(a->freq, NULL, a->decay, pairs, key_position(r, map, t0 + k) - first, 1,
-                        out + k, TILE);
-        return out;
-    }
-    if (!map || (r->distance != DIST_SELF_EXTEND && !crosses)) return a->key[map];
-    if (a->freq[0] == 0 && a->decay[0] == 0) return a->key[map]; // all columns are the same
+    int uneven = r->positions || (map && (r->distance == DIST_SELF_EXTEND || crosses));
+    if (!uneven || (a->freq[0] == 0 && a->decay[0] == 0)) return even; // or all columns are alike
     for (int k = 0; k < TILE; k++) {
         double column = key_position(r, map, t0 + k) - first;
-        int back = column < 0;
-        const float *from = a->key[map] + (size_t)(back ? column + C : column);
-        for (size_t m = 0; m < pairs; m++) {
-            float re = from[m * TILE], im = from[(pairs + m) * TILE];
-            float jump_re = back ? a->jump[m] : 1, jump_im = back ? a->jump[pairs + m] : 0;
-            out[m * TILE + k] = re * jump_re - im * jump_im;
-            out[(pairs + m) * TILE + k] = re * jump_im + im * jump_re;
+        if (r->positions) {
+            fill_phases(a->freq, NULL, a->decay, pairs, column, 1, out + k, TILE);
+            continue;
         }
+        const float *from = column < 0 ? a->key[2] + (size_t)(column + C) : even + (size_t)column;
+        for (size_t m = 0; m < 2 * pairs; m++) out[m * TILE + k] = from[m * TILE];
     }
     return out;
 }
@@ -1187,45 +1175,40 @@ static struct {
     size_t n, grain, shares;
     _Alignas(64) _Atomic uint64_t ticket;
     _Alignas(64) _Atomic size_t done;
-    _Atomic int sleepers;
     pthread_mutex_t lock;
     pthread_cond_t wake;
 } pool = {.n_threads = 1, .lock = PTHREAD_MUTEX_INITIALIZER, .wake = PTHREAD_COND_INITIALIZER};
 
-// Takes shares of the current job until none is left; true if it took any.
-static int pool_work(void)
+// Takes shares of the current job until none is left.
+static void pool_work(void)
 {
-    int any = 0;
-    for (;;) {
-        uint64_t ticket = atomic_load(&pool.ticket);
-        if (!(uint32_t)ticket) return any;
+    uint64_t ticket;
+    while ((uint32_t)(ticket = atomic_load(&pool.ticket))) {
         if (!atomic_compare_exchange_weak(&pool.ticket, &ticket, ticket - 1)) continue;
         size_t item = (pool.shares - (uint32_t)ticket) * pool.grain;
         for (size_t end = min_size(pool.n, item + pool.grain); item < end; item++)
             pool.work(pool.arg, item);
         atomic_fetch_add(&pool.done, 1);
-        any = 1;
     }
 }
 
+// The number of the job that was announced last.
+static uint64_t pool_generation(void) { return atomic_load(&pool.ticket) >> 32; }
+
 // A worker spins for a little while after each job, since the next one follows within microseconds
-// while text is generated, and sleeps when none comes. Before it sleeps it counts itself among the
-// sleepers and then looks at the ticket once more, under the lock; the announcer changes the ticket
-// and then looks for sleepers. So one of the two sees the other, and no wake is lost.
+// while text is generated, and sleeps when none comes. It looks for a job once more, under the
+// lock, before it sleeps, and jobs are announced under the lock, so that no wake is lost.
 static void *pool_worker(void *unused)
 {
     (void)unused;
     for (;;) {
-        uint64_t seen = atomic_load(&pool.ticket);
-        for (int spin = 0; spin < 4000; spin++, RELAX()) {
-            if (pool_work()) spin = 0;
+        uint64_t seen = pool_generation();
+        pool_work();
+        for (int spin = 0; spin < 4000 && pool_generation() == seen; spin++, RELAX())
             if (spin % 64 == 63) sched_yield(); // the caller may need this processor
-        }
+        if (pool_generation() != seen) continue;
         pthread_mutex_lock(&pool.lock);
-        atomic_fetch_add(&pool.sleepers, 1);
-        while (atomic_load(&pool.ticket) >> 32 == seen >> 32)
-            pthread_cond_wait(&pool.wake, &pool.lock);
-        atomic_fetch_sub(&pool.sleepers, 1);
+        while (pool_generation() == seen) pthread_cond_wait(&pool.wake, &pool.lock);
         pthread_mutex_unlock(&pool.lock);
     }
     return NULL;
@@ -1246,13 +1229,10 @@ static void parallel_for(size_t n, size_t grain, Work work, void *arg)
     pool.grain = grain;
     pool.shares = ceil_div(n, grain);
     atomic_store(&pool.done, 0);
-    uint64_t generation = (atomic_load(&pool.ticket) >> 32) + 1;
-    atomic_store(&pool.ticket, generation << 32 | pool.shares);
-    if (atomic_load(&pool.sleepers)) {
-        pthread_mutex_lock(&pool.lock);
-        pthread_cond_broadcast(&pool.wake);
-        pthread_mutex_unlock(&pool.lock);
-    }
+    pthread_mutex_lock(&pool.lock);
+    atomic_fetch_add(&pool.ticket, (1ull << 32) + pool.shares); // all of the last job's are taken
+    pthread_cond_broadcast(&pool.wake);
+    pthread_mutex_unlock(&pool.lock);
     pool_work();
     for (int spin = 0; atomic_load(&pool.done) < pool.shares; spin++)
         if (spin < 1000) RELAX();
@@ -1321,9 +1301,9 @@ enum { GEMM_ROWS = LANES == 16 ? 12 : 6, GEMM_VECTORS = 2 };
 // lanes are computed at once.
 //
 // c[t][v] += sum over k of a[t][k] * b[k][v] for nt rows and nv vectors (constants wherever
-// this is inlined). a: [nt][lda], b: [K][N], c: [nt][N]. The sums stay in registers.
-INLINE void gemm_tile(size_t nt, size_t nv, const float *a, size_t lda, const float *b, size_t K,
-                      size_t N, float *c)
+// this is inlined). a: [nt][K], b: [K][N], c: [nt][N]. The sums stay in registers.
+INLINE void gemm_tile(size_t nt, size_t nv, const float *a, const float *b, size_t K, size_t N,
+                      float *c)
 {
     vf sum[GEMM_ROWS][GEMM_VECTORS];
     for (size_t t = 0; t < nt; t++)
@@ -1335,7 +1315,7 @@ INLINE void gemm_tile(size_t nt, size_t nv, const float *a, size_t lda, const fl
             if (nt > 1) KEEP(row[v]);
         }
         for (size_t t = 0; t < nt; t++) {
-            vf ak = vset(a[t * lda + k]);
+            vf ak = vset(a[t * K + k]);
             for (size_t v = 0; v < nv; v++) sum[t][v] = vmuladd(ak, row[v], sum[t][v]);
         }
     }
@@ -1345,22 +1325,21 @@ INLINE void gemm_tile(size_t nt, size_t nv, const float *a, size_t lda, const fl
 
 // c[n][N] += a[n][K] b[K][N], N a multiple of LANES. As many rows are taken at once as fill the
 // registers, then a third, then single ones. A vector may be left over, as with heads of 48.
-static void gemm_rows(size_t n, const float *a, size_t lda, const float *b, size_t K, size_t N,
-                      float *c)
+static void gemm_rows(size_t n, const float *a, const float *b, size_t K, size_t N, float *c)
 {
     enum { NT = GEMM_ROWS, SOME = NT / 3, NV = GEMM_VECTORS };
     for (size_t v = 0, nv; v < N; v += nv * LANES, b += nv * LANES) {
         nv = N - v < NV * LANES ? 1 : NV;
         for (size_t t = 0, nt; t < n; t += nt) {
-            const float *at = a + t * lda;
+            const float *at = a + t * K;
             float *ct = c + t * N + v;
             nt = n - t < SOME ? 1 : n - t < NT ? SOME : NT;
-            if (nt == NT && nv > 1) gemm_tile(NT, NV, at, lda, b, K, N, ct);
-            else if (nt == NT) gemm_tile(NT, 1, at, lda, b, K, N, ct);
-            else if (nt > 1 && nv > 1) gemm_tile(SOME, NV, at, lda, b, K, N, ct);
-            else if (nt > 1) gemm_tile(SOME, 1, at, lda, b, K, N, ct);
-            else if (nv > 1) gemm_tile(1, NV, at, lda, b, K, N, ct);
-            else gemm_tile(1, 1, at, lda, b, K, N, ct);
+            if (nt == NT && nv > 1) gemm_tile(NT, NV, at, b, K, N, ct);
+            else if (nt == NT) gemm_tile(NT, 1, at, b, K, N, ct);
+            else if (nt > 1 && nv > 1) gemm_tile(SOME, NV, at, b, K, N, ct);
+            else if (nt > 1) gemm_tile(SOME, 1, at, b, K, N, ct);
+            else if (nv > 1) gemm_tile(1, NV, at, b, K, N, ct);
+            else gemm_tile(1, 1, at, b, K, N, ct);
         }
     }
 }
@@ -1374,14 +1353,12 @@ enum { KV_F16, KV_F32, KV_Q8 };
 static const struct {
     const char *name;
     int as;
-    size_t elem; // bytes a number
-} kv_types[] = {{"f16", AS_F16, 2}, {"f32", AS_F32, 4}, {"q8", AS_INT8, 1}};
+} kv_types[] = {{"f16", AS_F16}, {"f32", AS_F32}, {"q8", AS_INT8}};
 
 // For each layer and KV head n_slots tiles: [n_layers][n_kv_heads][n_slots], each of them its keys
 // [head_dim][TILE], its values [TILE][v_dim], and in int8 the floats [2][TILE] that scale both.
 typedef struct {
-    int as;              // how its numbers are stored, and
-    size_t elem;         // bytes of each
+    int as;              // how its numbers are stored
     size_t n_slots;      // of which the first
     size_t sink_slots;   // are for the sinks' tiles
     size_t v_dim;        // head_dim rounded up to LANES
@@ -1409,9 +1386,9 @@ static void cache_layout(Cache *c, const Config *cfg, int64_t max_seq_len, size_
     if (r->window) c->n_slots = min_size(c->n_slots, sinks + ring);
     c->sink_slots = min_size(sinks, c->n_slots - 1);
     c->as = kv_types[kv].as;
-    c->elem = kv_types[kv].elem;
     c->v_dim = round_up(cfg->head_dim, LANES);
-    c->tile_bytes = TILE * ((cfg->head_dim + c->v_dim) * c->elem + (kv == KV_Q8 ? 2 * 4 : 0));
+    size_t scales = c->as == AS_INT8 ? 2 * 4 : 0; // of a position
+    c->tile_bytes = TILE * ((cfg->head_dim + c->v_dim) * number_size(c->as) + scales);
     size_t rows = (size_t)cfg->n_layers * cfg->n_kv_heads;
     c->bytes = mul_size(mul_size(rows, c->n_slots), c->tile_bytes);
 }
@@ -1497,7 +1474,7 @@ static uint8_t *tile_at(const Attention *a, size_t kv_head, int64_t t)
 static float *tile_scales(const Attention *a, size_t kv_head, int64_t t)
 {
     const Cache *c = &a->cache;
-    return c->elem == 1 ? (float *)(tile_at(a, kv_head, t) + c->tile_bytes) - 2 * TILE : NULL;
+    return c->as == AS_INT8 ? (float *)(tile_at(a, kv_head, t) + c->tile_bytes) - 2 * TILE : NULL;
 }
 
 // The chunk's k and v of KV head h, into the cache: keys with their pairs split, a column of the
@@ -1506,7 +1483,7 @@ static void store_kv(void *arg, size_t h)
 {
     const Attention *a = arg;
     const Cache *c = &a->cache;
-    size_t d = a->config.head_dim, n_kv = a->config.n_kv_heads, elem = c->elem;
+    size_t d = a->config.head_dim, n_kv = a->config.n_kv_heads, elem = number_size(c->as);
     float *key = scratch(8 * d);
     uint8_t *stored = (uint8_t *)(key + d);
     for (size_t t = 0; t < a->n; t++) {
@@ -1542,7 +1519,7 @@ static void plan_tiles(const Attention *a, const RopeConfig *r, Angles *angles)
         if (angles->slot_tile[slot] == t) continue;
         angles->slot_tile[slot] = t;
         for (int map = 0; map < n_maps(r); map++)
-            fill_phases(angles->freq, NULL, NULL, pairs, key_position(r, map, t * TILE), 1,
+            fill_phases(angles->freq, NULL, NULL, pairs, -key_position(r, map, t * TILE), 1,
                         angles->tile[map] + slot * 2 * pairs, 1);
     }
 }
@@ -1611,8 +1588,7 @@ static Batch begin_batch(const Attention *a, size_t item)
         a->sums[to] = EMPTY;
         split_pairs(c, a->q + at * d, w.qt);
         for (int map = 0; map < n_maps(&p->rope); map++)
-            rotate(AS_F32, w.qt, p->phase[map] + query * d, 1, d / 2,
-                   w.q + (map * rows + row) * d);
+            rotate(AS_F32, w.qt, p->phase[map] + query * d, d / 2, w.q + (map * rows + row) * d);
     }
     return w;
 }
@@ -1626,26 +1602,25 @@ static void multiply_rows(float *x, const float *y, size_t n)
 // w->score = scores of all rows against the keys of tile t under one map. The equation of
 // section 4 in its three factors: keys are turned by their place in the tile, exp(I r theta), from
 // the key table; a row's q is turned by exp(I A(i) theta), in begin_batch(), and here back by the
-// tile's exp(I B(t0) theta).
+// tile's exp(-I B(t0) theta).
 static void score_tile(const Batch *w, int map, int64_t t)
 {
     const Angles *angles = w->angles;
     size_t d = w->d, pairs = d / 2;
     float *score = w->score + map * w->rows * TILE;
-    const float *phases = angles->tile[map] + tile_slot(&w->a->cache, t) * d; // of B(t0)
+    const float *back = angles->tile[map] + tile_slot(&w->a->cache, t) * d; // by B(t0)
     const float *scales = tile_scales(w->a, w->kv_head, t);
     rotate(w->a->cache.as, tile_at(w->a, w->kv_head, t),
-           key_table(angles, &w->p->rope, map, pairs, t * TILE, w->tile), 1, pairs * TILE,
-           w->tile);
+           key_table(angles, &w->p->rope, map, pairs, t * TILE, w->tile), pairs * TILE, w->tile);
     for (size_t row = 0; row < w->rows; row++) {
         float *q = w->qt + row * d;
-        rotate(AS_F32, w->q + (map * w->rows + row) * d, phases, -1, pairs, q);
+        rotate(AS_F32, w->q + (map * w->rows + row) * d, back, pairs, q);
         if (angles->decay[0] == 0) continue;
         double at = query_position(&w->p->rope, map, w->row[row].query.i);
         fade(q, angles->decay, (float)(at - key_position(&w->p->rope, map, t * TILE)), pairs);
     }
     memset(score, 0, w->rows * TILE * 4);
-    gemm_rows(w->rows, w->qt, d, w->tile, d, TILE, score);
+    gemm_rows(w->rows, w->qt, w->tile, d, TILE, score);
     for (size_t row = 0; scales && row < w->rows; row++)
         multiply_rows(score + row * TILE, scales, TILE);
     soft_cap(score, w->rows * TILE, (float)w->a->config.score_cap);
@@ -1734,10 +1709,10 @@ static void attend_tile(const Batch *w, int64_t t)
         if (a->watch && !t) w->row[row].sums.first += *score;
         if (scales) multiply_rows(score, scales + TILE, TILE);
     }
-    const void *v = tile_at(a, w->kv_head, t) + TILE * w->d * c->elem;
-    for (size_t k = 0; c->elem < 4 && k < TILE * w->v_dim; k += LANES)
+    const void *v = tile_at(a, w->kv_head, t) + TILE * w->d * number_size(c->as);
+    for (size_t k = 0; c->as != AS_F32 && k < TILE * w->v_dim; k += LANES)
         vstore(w->tile + k, load_numbers(c->as, v, k, LANES));
-    gemm_rows(w->rows, w->score, TILE, c->elem < 4 ? w->tile : v, TILE, w->v_dim, w->o);
+    gemm_rows(w->rows, w->score, c->as != AS_F32 ? w->tile : v, TILE, w->v_dim, w->o);
 }
 
 // Adds a segment's softmax, o and its sums p, to total number `to`: both are first rescaled to the
@@ -1754,34 +1729,27 @@ static void merge_row(const Attention *a, size_t to, const float *o, RowSums p)
                             t.weighted * old + p.weighted * new, t.first * old + p.first * new};
 }
 
-// Attention of a batch's rows over the tiles that lie in one segment, from t on and before `end`;
-// returns the tile after them. The next tile is asked for, into the second-level cache, while one
-// is worked on.
-static int64_t attend_segment(const Batch *w, int64_t t, int64_t end)
-{
-    const Attention *a = w->a;
-    int64_t stop = (t / SEGMENT_TILES + 1) * SEGMENT_TILES, next;
-    memset(w->o, 0, w->rows * w->v_dim * 4);
-    for (size_t row = 0; row < w->rows; row++) w->row[row].sums = EMPTY;
-    for (; t < end && t < stop; t = next) {
-        next = next_tile(&w->p->rope, w->first, t + 1);
-        if (next < end) prefetch(tile_at(a, w->kv_head, next), a->cache.tile_bytes);
-        attend_tile(w, t);
-    }
-    for (size_t row = 0; row < w->rows; row++)
-        merge_row(a, w->row[row].total, w->o + row * w->v_dim, w->row[row].sums);
-    return t;
-}
-
 // An item is (part, batch, KV head). A part is all segments of the batch, one after the other, or
-// one segment of a single query.
+// one segment of a single query. The next tile is asked for, into the second-level cache, while one
+// is worked on.
 static void attend_part(void *arg, size_t item)
 {
     const Attention *a = arg;
     Batch w = begin_batch(a, item);
-    int64_t t = (int64_t)w.part * SEGMENT_TILES, n_tiles = w.last / TILE + 1;
-    do t = attend_segment(&w, next_tile(&w.p->rope, w.first, t), n_tiles);
-    while (t < n_tiles && a->n_parts == 1);
+    const RopeConfig *r = &w.p->rope;
+    int64_t t = next_tile(r, w.first, (int64_t)w.part * SEGMENT_TILES), end = w.last / TILE + 1;
+    do {
+        int64_t stop = (t / SEGMENT_TILES + 1) * SEGMENT_TILES, next;
+        memset(w.o, 0, w.rows * w.v_dim * 4);
+        for (size_t row = 0; row < w.rows; row++) w.row[row].sums = EMPTY;
+        for (; t < end && t < stop; t = next) {
+            next = next_tile(r, w.first, t + 1);
+            if (next < end) prefetch(tile_at(a, w.kv_head, next), a->cache.tile_bytes);
+            attend_tile(&w, t);
+        }
+        for (size_t row = 0; row < w.rows; row++)
+            merge_row(a, w.row[row].total, w.o + row * w.v_dim, w.row[row].sums);
+    } while (t < end && a->n_parts == 1);
 }
 
 // --- All queries --------------------------------------------------------------------------------
@@ -1861,18 +1829,14 @@ struct TensorType {
     Number number;  // takes one of them out; NULL: the block is one group
 };
 
-static void unpack_floats(const Tensor *t, size_t row, float *out)
+// A row that is stored number by number: floats of any kind, or int8 that have their scales apart.
+static void unpack_numbers(const Tensor *t, size_t row, float *out)
 {
     size_t n = t->cols, at = row * n;
+    int as = t->scales ? AS_INT8 : t->type->gguf;
     for (size_t i = 0; i < n; i += LANES)
-        vstore_part(out + i, load_numbers(t->type->gguf, t->data, at + i, n - i), n - i);
-}
-
-static void unpack_q8(const Tensor *t, size_t row, float *out)
-{
-    size_t flat = row * t->cols;
-    for (size_t i = 0; i < t->cols; i++, flat++)
-        out[i] = (float)(int8_t)t->data[flat] * t->scales[flat / t->group];
+        vstore_part(out + i, load_numbers(as, t->data, at + i, n - i), n - i);
+    for (size_t i = 0; t->scales && i < n; i++) out[i] *= t->scales[(at + i) / t->group];
 }
 
 // --- Panels -------------------------------------------------------------------------------------
@@ -2028,12 +1992,6 @@ INLINE vi number_iq4_xs(const vi w[4], int g)
     return (bits_at(w, 32 + g * 4, 4) | bits_at(w, 16 + g * 2, 2) << 4) - 32;
 }
 
-// The half at bit 0 of each word, or at bit 16.
-INLINE vf half_at(size_t bit, vi words)
-{
-    return half_to_vf(__builtin_convertvector(words >> (int)bit, vh));
-}
-
 // The scales of n blocks in each row of a panel: scale[n groups in all][PANEL] and, where the type
 // has minima, min likewise. `type` is a constant where it matters, in a product.
 INLINE void read_scales(const TensorType *type, const void *rows, size_t pitch, size_t n,
@@ -2044,7 +2002,9 @@ INLINE void read_scales(const TensorType *type, const void *rows, size_t pitch, 
         vi w[4], halves[4];
         transpose_rows(rows + at, pitch, halves);
         transpose_rows(rows + type->numbers, pitch, w);
-        vf d = half_at(d_at % 4 * 8, halves[d_at / 4]), dmin = half_at(16, halves[d_at / 4]);
+        vi both = halves[d_at / 4] >> (int)(d_at % 4 * 8); // d, and above it dmin if there is one
+        vf d = half_to_vf(__builtin_convertvector(both, vh));
+        vf dmin = half_to_vf(__builtin_convertvector(both >> 16, vh));
         for (int g = 0; g < groups; g++, scale += PANEL, min += PANEL) {
             vstore(scale, type->number ? d * vfloat(type->number(w, g)) : d);
             if (!type->has_min) continue;
@@ -2395,10 +2355,10 @@ BLOCK_TYPES(KERNEL)
 
 enum { T_F32, T_F16, T_BF16, T_Q8, T_BLOCKS };
 static const TensorType tensor_types[] = {
-    [T_F32] = {.name = "f32", .gguf = AS_F32, .block = 1, .bytes = 4, .unpack = unpack_floats},
-    [T_F16] = {.name = "f16", .gguf = AS_F16, .block = 1, .bytes = 2, .unpack = unpack_floats},
-    [T_BF16] = {.name = "bf16", .gguf = AS_BF16, .block = 1, .bytes = 2, .unpack = unpack_floats},
-    [T_Q8] = {"q8_0 (planar)", -1, unpack_q8, tile_planar, .block = 1, .bytes = 1},
+    [T_F32] = {.name = "f32", .gguf = AS_F32, .block = 1, .bytes = 4, .unpack = unpack_numbers},
+    [T_F16] = {.name = "f16", .gguf = AS_F16, .block = 1, .bytes = 2, .unpack = unpack_numbers},
+    [T_BF16] = {.name = "bf16", .gguf = AS_BF16, .block = 1, .bytes = 2, .unpack = unpack_numbers},
+    [T_Q8] = {"q8_0 (planar)", -1, unpack_numbers, tile_planar, .block = 1, .bytes = 1},
 #define ROW(name, gguf, ...) \
     {#name, gguf, unpack_blocks, tile_##name, __VA_ARGS__},
     BLOCK_TYPES(ROW)
@@ -2453,7 +2413,7 @@ INLINE void dot_tile(int as, size_t nt, const uint8_t *rows, size_t pitch, const
                 for (size_t r = 0; r < DOT_ROWS; r++) sum[v][t][r] = sums[t][r][i + v];
         for (; k + SUMS <= end; k += SUMS) {
             for (size_t r = 0; nt == 1 && r < DOT_ROWS; r++)
-                prefetch(rows + r * pitch + k * (as == AS_F32 ? 4 : 2) + AHEAD, 1);
+                prefetch(rows + r * pitch + k * number_size(as) + AHEAD, 1);
             for (size_t v = 0; v < nv; v++)
                 dot_step(as, nt, rows, pitch, x, cols, k + (i + v) * LANES, LANES, sum[v]);
         }
@@ -2544,7 +2504,7 @@ static void product_f32(const Matmul *m, const Product *p, size_t r0, size_t n_r
     size_t width = many ? DOT_COLS : cols; // a single token reads rows from end to end
     const uint8_t *rows = w->data + r0 * pitch, *next = rows + PANEL * pitch;
     size_t share = many ? ceil_div(PANEL * pitch, ceil_div(m->n, nt)) : 0;
-    if (w->type->unpack != unpack_floats || many || n_rows % DOT_ROWS) {
+    if (w->group || many || n_rows % DOT_ROWS) {
         float *unpacked = scratch(PANEL * cols * 4);
         for (size_t r = 0; r < n_rows; r++) w->type->unpack(w, r0 + r, unpacked + r * cols);
         rows = (const uint8_t *)unpacked, pitch = cols * 4, as = AS_F32;
@@ -2671,8 +2631,7 @@ static void rope_resolve(RopeConfig *r, int train_ctx, int64_t ctx)
     if (!(r->beta_slow > 0)) r->beta_slow = 1;
     if (!(r->low_freq_factor > 0)) r->low_freq_factor = 1;
     if (!(r->high_freq_factor > 0)) r->high_freq_factor = 4;
-    if (r->distance == DIST_FULL && r->window && r->sinks) r->distance = DIST_SINKS;
-    if (r->distance == DIST_SINKS) r->reach = r->window;
+    if (r->sinks) r->reach = r->window;
 }
 
 // Zeroed memory that is real only where it is touched.
@@ -2721,12 +2680,10 @@ static void positions_init(Positions *p, const RopeConfig *r, size_t chunk, size
     p->rope = *r;
     p->angles = xcalloc(n, sizeof *p->angles);
     for (Angles *a = p->angles; a < p->angles + n; a++) {
-        a->epoch = -1;
         a->freq = xcalloc(pairs, sizeof *a->freq);
         a->gain = xcalloc(pairs, sizeof *a->gain);
         a->decay = xcalloc(pairs, sizeof *a->decay);
         a->slot_tile = xcalloc(n_slots, sizeof *a->slot_tile);
-        a->jump = xcalloc(2 * pairs, sizeof *a->jump);
         for (int map = 0; map < n_maps(r); map++) {
             a->key[map] = xcalloc(2 * pairs * TILE, 4);
             a->tile[map] = reserve(mul_size(n_slots, 2 * pairs * 4));
@@ -3336,7 +3293,7 @@ static void list_weights(Model *m, int l, Weight list[N_WEIGHTS])
 // are for storing, not for computing with; NULL: there is no tensor.
 static const float *to_floats(const Model *m, Tensor t)
 {
-    if (t.data && t.type->unpack != unpack_floats)
+    if (t.data && t.group)
         REFUSE(m, "a vector of %s (want f32, f16 or bf16)", t.type->name);
     if (!t.data || t.type == &tensor_types[T_F32]) return (const float *)t.data;
     float *floats = xcalloc(t.rows * t.cols, 4);

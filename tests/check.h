@@ -55,6 +55,13 @@ static void check_text(const char *got, size_t got_len, const char *want, size_t
                (int)got_len, got);
 }
 
+// Whether vmuladd() rounds once on this machine.
+#if defined(PLAIN) || defined(__FMA__) || defined(__FP_FAST_FMAF) || defined(__aarch64__)
+#define FUSED 1
+#else
+#define FUSED 0
+#endif
+
 #define CHECK(expr) check_true(!!(expr), #expr, __FILE__, __LINE__)
 #define CHECK_INT(got, want) check_int((long long)(got), (long long)(want), #got, __FILE__, __LINE__)
 #define CHECK_NEAR(got, want, tolerance) \

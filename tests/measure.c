@@ -229,7 +229,7 @@ static void draw_positions(Session *s, size_t n, uint64_t *rng)
         Positions *p = &a->positions[kind];
         p->rope.positions = at;
         size_t sets = n_angles(&p->rope, s->state.chunk);
-        for (size_t k = 0; p->angles && k < sets; k++) p->angles[k].epoch = -1;
+        for (size_t k = 0; p->angles && k < sets; k++) p->angles[k].epoch = 0;
     }
 }
 
@@ -833,7 +833,8 @@ static void run_bench(Session *s)
 {
     enum { DECODED = 32 };
     const Config *c = &s->model.config;
-    size_t quarter = s->ctx / 4, kv = 2 * c->n_layers * kv_dim(c) * s->state.attn.cache.elem;
+    size_t quarter = s->ctx / 4, elem = number_size(s->state.attn.cache.as);
+    size_t kv = 2 * c->n_layers * kv_dim(c) * elem;
     // Multiplications and additions of a token, classifier left out, and of a token that it sees
     double q = q_dim(c), net = (3.0 - c->no_gate) * c->dim * c->hidden_dim;
     double weights = 2 * c->dim * (q + kv_dim(c)) + net;

@@ -20,11 +20,11 @@ static double distance(const RopeConfig *r, int i, int j)
 {
     int W = r->reach, G = (int)r->other, C = r->reach;
     if (r->positions) return r->positions[i] - r->positions[j];
-    if (r->window && r->sinks && r->distance <= DIST_SINKS && i - j >= r->window)
+    if (r->window && r->sinks && i - j >= r->window)
         return (i < r->sinks + r->window - 1 ? i : r->sinks + r->window - 1) - j;
     if (r->distance == DIST_DUAL_CHUNK && i / C != j / C)
         return fmin(i / C - j / C == 1 ? i % C + C : 2 * C - 1, C + r->other) - j % C;
-    if (r->distance <= DIST_SINKS || r->distance == DIST_DUAL_CHUNK || i - j < W) return i - j;
+    if (r->distance == DIST_FULL || r->distance == DIST_DUAL_CHUNK || i - j < W) return i - j;
     if (r->distance == DIST_STRING) return i - j - W + G;
     if (r->distance == DIST_REROPE) return W;
     if (r->distance == DIST_LEAKY) return W + (i - j - W) / r->other;

@@ -196,19 +196,19 @@ static void test_gemm_rows(void)
 {
     enum { MOST = GEMM_ROWS + GEMM_ROWS / 3 + 3, INNER = 37, WIDE = GEMM_VECTORS * LANES };
     for (size_t N = WIDE; N <= 5 * WIDE; N += WIDE) {
-        float *a = random_floats(MOST * (INNER + 2)), *b = random_floats(INNER * N);
+        float *a = random_floats(MOST * INNER), *b = random_floats(INNER * N);
         float *start = random_floats(MOST * N), *c = xcalloc(MOST * N, 4), *one = xcalloc(N, 4);
         int bad = 0, bad_bits = 0;
         memcpy(c, start, MOST * N * 4);
-        gemm_rows(MOST, a, INNER + 2, b, INNER, N, c);
+        gemm_rows(MOST, a, b, INNER, N, c);
         for (size_t t = 0; t < MOST; t++) {
             memcpy(one, start + t * N, N * 4);
-            gemm_rows(1, a + t * (INNER + 2), INNER + 2, b, INNER, N, one);
+            gemm_rows(1, a + t * INNER, b, INNER, N, one);
             bad_bits += memcmp(one, c + t * N, N * 4) != 0;
             for (size_t v = 0; v < N; v++) {
                 double want = start[t * N + v], size = fabs(want);
                 for (size_t k = 0; k < INNER; k++) {
-                    double p = (double)a[t * (INNER + 2) + k] * b[k * N + v];
+                    double p = (double)a[t * INNER + k] * b[k * N + v];
                     want += p, size += fabs(p);
                 }
                 bad += !(fabs(c[t * N + v] - want) <= 1e-6 * size);
@@ -414,10 +414,10 @@ static void test_unpack(void)
     Tensor f16 = {&tensor_types[T_F16], (uint8_t *)halves, NULL, 0, ROWS, COLS, NULL};
     int bad = 0;
     for (size_t row = 0; row < ROWS; row++) {
-        unpack_q8(&q8, row, out);
+        unpack_numbers(&q8, row, out);
         for (size_t i = 0; i < COLS; i++)
             bad += out[i] != (float)q[row * COLS + i] * scales[(row * COLS + i) / GROUP];
-        unpack_floats(&f16, row, out);
+        unpack_numbers(&f16, row, out);
         for (size_t i = 0; i < COLS; i++) bad += out[i] != half_value(halves[row * COLS + i]);
     }
     CHECK_INT(bad, 0);
