@@ -121,7 +121,11 @@ static void read_unicode_runs(void)
 #define GPT_2 ENDINGS, " ?A+", " ?N+", " ?[^WAN]+", SPACES
 #define LLAMA(number) "E", "[^BAN]?A+", number, " ?[^WAN]+B*", "W*B+", SPACES
 #define HAN "[\u4e00-\u9fa5\u0800-\u4e00\uac00-\ud7ff]+"
-static const WordStyle word_styles[] = {
+static const struct WordStyle {
+    const char *name;         // names under which files know it
+    int whole_words;          // a word that is a piece needs no merges; its models want BOS
+    const char *patterns[16]; // what words look like
+} word_styles[] = {
     {"gpt-2, default, olmo, mpt, phi-2, exaone4, mellum", 0, {GPT_2}},
     {"smollm, refact, starcoder, command-r, exaone, minerva-7b, mellum2", 0, {"N", NEXT, GPT_2}},
     {"llama-bpe, llama3, llama-v3, falcon3, pixtral", 1, {LLAMA("N3")}},
@@ -209,26 +213,42 @@ static void cut_words(const char *const *patterns, Char *chars, size_t n)
     if (*patterns) cut_words(patterns + 1, chars, n);
 }
 
-// What run.c's cut_text is to do: the text's characters are listed and cut, and what is then known
-// about them is told by bytes.
-static void cut_by_style(const WordStyle *w, const char *text, size_t len, uint8_t *begins)
+// The characters of text[len] with one behind them, *n of them and the words cut, which the caller
+// frees.
+static Char *cut_text(const struct WordStyle *w, const char *text, size_t len, size_t *n)
 {
     Char *chars = xrealloc(NULL, len + 1, sizeof *chars);
-    size_t n = 0;
+    *n = 0;
     for (size_t at = 0, step; at < len; at += step)
-        chars[n++] = (Char){read_char(text + at, len - at, &step), (int)at, !at};
-    chars[n] = (Char){0, (int)len, 1};
-    cut_words(w->patterns, chars, n);
-    for (Char *c = chars; c < chars + n; c++) begins[c->at] = (uint8_t)c->begins;
+        chars[(*n)++] = (Char){read_char(text + at, len - at, &step), (int)at, !at};
+    chars[*n] = (Char){0, (int)len, 1};
+    cut_words(w->patterns, chars, *n);
+    return chars;
+}
+
+// What run.c's encode_words is to do.
+static void encode_by_style(Encoder *e, const char *text, size_t len)
+{
+    const struct WordStyle *w = e->t->words;
+    size_t n;
+    Char *chars = cut_text(w, text, len, &n);
+    for (Char *word = chars, *end; word < chars + n; word = end) {
+        for (end = word + 1; !end->begins;) end++;
+        const char *s = text + word->at;
+        size_t bytes = (size_t)(end->at - word->at);
+        int id = w->whole_words ? find_piece(e->t, s, bytes, TOKEN_TEXT) : -1;
+        if (id >= 0) e->ids[e->count++] = id;
+        else encode_word(e, s, bytes);
+    }
     free(chars);
 }
 
 // The style that has this name among its own.
-static const WordStyle *find_style(const char *path, const char *name)
+static const struct WordStyle *find_style(const char *path, const char *name)
 {
     if (!char_classes['a']) read_unicode_runs();
     for (size_t i = 0; i < COUNT(word_styles); i++) {
-        const WordStyle *w = &word_styles[i];
+        const struct WordStyle *w = &word_styles[i];
         for (const char *at = w->name; *name && (at = strstr(at, name)); at++)
             if ((at == w->name || at[-1] == ' ') && strchr(",", at[strlen(name)])) return w;
     }
@@ -236,8 +256,48 @@ static const WordStyle *find_style(const char *path, const char *name)
         LIST_NAMES(word_styles));
 }
 
-static const WordStyle *(*find_words)(const char *path, const char *name) = find_style;
-static void (*cut_text)(const WordStyle *, const char *, size_t, uint8_t *) = cut_by_style;
+// The byte that GPT-2 writes as character c, or -1. Its lists of merges are lines of text with a
+// space inside, in which a byte may be neither blank nor broken UTF-8: so bytes that are printable
+// characters of Latin-1 stand for themselves, and the others are numbered from 256 on.
+static int byte_of_letter(uint32_t c)
+{
+    if ((c > 32 && c < 127) || (c > 160 && c < 173) || (c > 173 && c < 256)) return (int)c;
+    if (c < 256 || c > 323) return -1;
+    return c <= 288 ? (int)c - 256 : c <= 322 ? (int)c - 289 + 127 : 173;
+}
+
+// A merge is two pieces with a space between, which is never the first byte of a piece: blanks are
+// written as other characters. Its place in the list is its rank. Merges of pieces that are not
+// there can never happen, and are left out.
+static void read_merges(Tokenizer *t, const Vocab *v)
+{
+    Values list = v->merges;
+    int (*pairs)[2] = xcalloc(list.n, sizeof *pairs);
+    t->ranks = hash_init(list.n);
+    for (size_t rank = 0, len; rank < v->merges.n; rank++) {
+        const char *s = next_string(&list, &len), *space = len ? memchr(s + 1, ' ', len - 1) : NULL;
+        char piece[512];
+        int *pair = pairs[rank];
+        if (!space || len > sizeof piece) die(EXIT_DATA, t->path, "merge %zu is no pair", rank);
+        size_t left = (size_t)(space - s), right = len - left - 1;
+        pair[0] = find_piece(t, piece, plain_text(s, left, 1, piece), TOKEN_ANY);
+        pair[1] = find_piece(t, piece, plain_text(space + 1, right, 1, piece), TOKEN_ANY);
+        if (pair[0] >= 0 && pair[1] >= 0) hash_add(&t->ranks, pair, sizeof *pairs, (int)rank);
+    }
+}
+
+// What run.c's open_words is to do. Whether BOS comes first, where the file does not say: Llama's
+// and Mistral's models want it, those after GPT-2 have none.
+static void open_style(Tokenizer *t, const Vocab *v)
+{
+    t->words = find_style(t->path, v->pre);
+    if (v->add_bos < 0) t->add_bos = t->words->whole_words;
+    read_merges(t, v);
+}
+
+static int (*byte_of_char)(uint32_t c) = byte_of_letter;
+static void (*open_words)(Tokenizer *t, const Vocab *v) = open_style;
+static void (*encode_words)(Encoder *e, const char *text, size_t len) = encode_by_style;
 
 // --- templates: an interpreter -------------------------------------------------------------------
 //
@@ -1404,7 +1464,8 @@ static void rewind_session(Session *s, size_t pos)
     size_t window = (size_t)s->state.attn.config.rope.window;
     size_t seen = pos > window ? pos - window : 0;
     size_t first = max_size(seen / TILE, c->sink_slots), ring = c->n_slots - c->sink_slots;
-    s->pos = first + ring >= ceil_div((size_t)s->far, TILE) ? (long long)pos : 0;
+    size_t filled = (size_t)s->state.attn.text; // at least so far, since position 0 was
+    s->pos = first + ring >= ceil_div(filled, TILE) ? (long long)pos : 0;
 }
 
 // What has been said so far. The contents of messages belong to it.
@@ -1663,8 +1724,8 @@ static void run_info(Session *s)
 
 // Modes, then the options that only they have; the others are those of run.c.
 static const Mode chat_modes[] = {
-    {"generate", run_shown, ENDLESS, NULL}, {"chat", run_chat, ENDLESS | TALKS, NULL},
-    {"info", run_info, NO_STATE, NULL},
+    {"generate", run_shown, ENDLESS}, {"chat", run_chat, ENDLESS | TALKS},
+    {"info", run_info, NO_STATE},
 };
 
 static const Option chat_options[] = {

@@ -439,7 +439,8 @@ typedef struct {
 
 // What a norm multiplies by, and adds. weight NULL: the model does not have this norm.
 typedef struct {
-    const float *weight, *bias; // [as many numbers as are normed together]; bias may be NULL
+    const float *weight, *bias; // [dim]; bias may be NULL
+    size_t dim;                 // so many numbers are normed together
 } Norm;
 
 // How a model was trained to know positions (section 4), what can be done to its frequencies and to
@@ -1426,7 +1427,8 @@ typedef struct {
     float *out;             // [chunk][q_dim]
     float *prepared;        // of the encoding (section 4)
     RowSums *watch;         // [n_layers][n][n_heads], for the instruments; NULL: nobody looks
-    int64_t text;           // tokens of the whole text as far as is known; 0: up to here
+    int64_t text;           // tokens of the whole text as far as is known; 0: up to here; no less
+                            // than the cache was filled with since it was last filled from 0
     int64_t pos;            // the chunk's first position, and
     size_t n;               // its tokens
     int layer;              // the current one, and
@@ -2666,19 +2668,14 @@ static size_t available_memory(void)
     return min_size(bytes, read_number("/sys/fs/cgroup/memory/memory.limit_in_bytes", "%zu"));
 }
 
-// One set of angles, or one for each query of a chunk where frequencies always change.
-static size_t n_angles(const RopeConfig *r, size_t chunk)
-{
-    return rope_methods[r->method].changes == ALWAYS ? chunk : 1;
-}
-
-// Room for the positions of a chunk's queries under r.
+// Room for the positions of a chunk's queries under r: for one set of angles, or for one for each
+// query of a chunk where frequencies always change.
 static void positions_init(Positions *p, const RopeConfig *r, size_t chunk, size_t head_dim,
                            size_t n_slots)
 {
-    size_t pairs = head_dim / 2, n = n_angles(r, chunk);
+    size_t pairs = head_dim / 2, n = rope_methods[r->method].changes == ALWAYS ? chunk : 1;
     p->rope = *r;
-    p->angles = xcalloc(n, sizeof *p->angles);
+    p->angles = xcalloc(chunk, sizeof *p->angles);
     for (Angles *a = p->angles; a < p->angles + n; a++) {
         a->freq = xcalloc(pairs, sizeof *a->freq);
         a->gain = xcalloc(pairs, sizeof *a->gain);
@@ -2740,7 +2737,6 @@ typedef struct {
     float *out;
     const float *in;
     Norm norm;
-    size_t dim;
     const Config *config;
 } NormJob;
 
@@ -2750,7 +2746,7 @@ typedef struct {
 static void norm_row(void *arg, size_t row)
 {
     const NormJob *j = arg;
-    size_t dim = j->dim;
+    size_t dim = j->norm.dim;
     const float *x = j->in + row * dim;
     float *out = j->out + row * dim;
     double sum = 0;
@@ -2762,13 +2758,13 @@ static void norm_row(void *arg, size_t row)
     if (j->norm.bias) add_rows(out, j->norm.bias, dim);
 }
 
-// out[n][dim] = the normed rows of in, or the rows themselves if the model does not have this norm;
-// out may be in.
-static void norm(const State *s, float *out, const float *in, Norm norm, size_t n, size_t dim)
+// out[n] = the numbers of in, normed row by row, or as they are if the model does not have this
+// norm; out may be in.
+static void norm(const State *s, float *out, const float *in, Norm norm, size_t n)
 {
-    NormJob job = {out, in, norm, dim, &s->attn.config};
-    if (norm.weight) parallel_for(n, ceil_div(MIN_SHARE / 8, dim), norm_row, &job);
-    else if (out != in) memcpy(out, in, n * dim * sizeof *out);
+    NormJob job = {out, in, norm, &s->attn.config};
+    if (norm.weight) parallel_for(n / norm.dim, ceil_div(MIN_SHARE / 8, norm.dim), norm_row, &job);
+    else if (out != in) memcpy(out, in, n * sizeof *out);
 }
 
 // x = the embeddings of the chunk's tokens. Some encodings add a vector for each position: place 1
@@ -2786,7 +2782,7 @@ static void embed_tokens(State *s, const int *tokens)
         double p = key_position(&c->rope, 0, a->pos + (int64_t)t) / position_stretch(c);
         if (encodings[c->encoding].add) encodings[c->encoding].add(c, p, x);
     }
-    norm(s, s->x, s->x, s->model->emb_norm, a->n, table->cols);
+    norm(s, s->x, s->x, s->model->emb_norm, a->n * table->cols);
 }
 
 // q, k and v of the chunk from xb, k and v into the cache: the three products share their input, so
@@ -2796,11 +2792,10 @@ static void embed_tokens(State *s, const int *tokens)
 static void project(State *s, const Layer *l)
 {
     Attention *a = &s->attn;
-    size_t n = a->n, n_heads = a->config.n_heads, n_kv = a->config.n_kv_heads;
-    size_t d = a->config.head_dim, wide = a->config.qk_norm == 2;
+    size_t n = a->n, n_kv = a->config.n_kv_heads;
     matmul(s->act, (Product[]){{&l->wq, a->q}, {&l->wk, a->k}, {&l->wv, a->v}}, 3, s->xb, n);
-    norm(s, a->q, a->q, l->q_norm, wide ? n : n * n_heads, wide ? l->wq.rows : d);
-    norm(s, a->k, a->k, l->k_norm, wide ? n : n * n_kv, wide ? l->wk.rows : d);
+    norm(s, a->q, a->q, l->q_norm, n * l->wq.rows);
+    norm(s, a->k, a->k, l->k_norm, n * l->wk.rows);
     parallel_for(n_kv, n > 1 ? 1 : n_kv, store_kv, a);
 }
 
@@ -2831,11 +2826,12 @@ static void feed_forward(State *s, const Layer *l)
     matmul(s->act, &(Product){&l->w2, s->y}, 1, s->gate, n);
 }
 
-// x += y: what a branch made of the residual stream joins it. branch_scale, below 1, lets deep
-// models add so much the less.
-static void join_stream(State *s)
+// x += y: what a branch made of the residual stream joins it, normed first in some models.
+// branch_scale, below 1, lets deep models add so much the less.
+static void join_stream(State *s, Norm post_norm)
 {
     const Config *c = &s->attn.config;
+    norm(s, s->y, s->y, post_norm, s->attn.n * c->dim);
     float scale = c->branch_scale > 0 ? (float)c->branch_scale : 1;
     for (size_t i = 0; i < s->attn.n * c->dim; i++) s->x[i] += scale * s->y[i];
 }
@@ -2849,7 +2845,7 @@ static void forward(State *s, const int *tokens, size_t n, int64_t pos)
     const Model *m = s->model;
     Attention *a = &s->attn;
     const Config *c = &a->config;
-    size_t dim = c->dim;
+    size_t size = n * c->dim;
     a->pos = pos;
     a->n = n;
     embed_tokens(s, tokens);
@@ -2858,20 +2854,18 @@ static void forward(State *s, const int *tokens, size_t n, int64_t pos)
     for (a->layer = 0; a->layer < c->n_layers; a->layer++) {
         const Layer *l = &m->layers[a->layer];
         a->p = &a->positions[l->local];
-        norm(s, s->xb, s->x, l->att_norm, n, dim);
+        norm(s, s->xb, s->x, l->att_norm, size);
         project(s, l);
         attention(a);
         matmul(s->act, &(Product){&l->wo, s->y}, 1, a->out, n);
-        norm(s, s->y, s->y, l->post_att_norm, n, dim);
-        if (!c->parallel) join_stream(s);
+        if (!c->parallel) join_stream(s, l->post_att_norm);
 
-        norm(s, s->xb, s->x, l->ffn_norm, n, dim);
-        if (c->parallel) join_stream(s); // now that the net has read x without it
+        norm(s, s->xb, s->x, l->ffn_norm, size);
+        if (c->parallel) join_stream(s, l->post_att_norm); // now that the net has read x without it
         feed_forward(s, l);
-        norm(s, s->y, s->y, l->post_ffn_norm, n, dim);
-        join_stream(s);
+        join_stream(s, l->post_ffn_norm);
     }
-    norm(s, s->xb, s->x, m->final_norm, n, dim);
+    norm(s, s->xb, s->x, m->final_norm, size);
 }
 
 // logits[count][vocab_size] for tokens [first, first + count) of the last chunk: how well each row
@@ -3309,7 +3303,7 @@ static void put_weight(Model *m, const Weight *w, Tensor t)
     if (!t.data || !w->to) return;
     if (w->kind != TABLE) m->weight_bytes += tensor_bytes(&t);
     if (w->kind <= TABLE) *(Tensor *)w->to = t;
-    else if (w->kind == NORM) *(Norm *)w->to = (Norm){to_floats(m, t), t.bias};
+    else if (w->kind == NORM) *(Norm *)w->to = (Norm){to_floats(m, t), t.bias, t.rows};
     else {
         const float *list = *(const float **)w->to = to_floats(m, t);
         Encoding e = w->to == &m->config.table ? m->config.encoding : ENC_ROPE;
@@ -3442,8 +3436,7 @@ typedef struct {
 // A file that is being read.
 typedef struct {
     Model *m;
-    const uint8_t *file;    // [size]
-    size_t size, at;        // at: how far it was read
+    size_t at;              // how far it was read
     FileItem *keys, *tensors;
 } ModelFile;
 
@@ -3459,10 +3452,10 @@ static FileItem *find_entry(FileItem *list, const char *name)
 // so that here alone the end of the file can be met; the division keeps n * size from wrapping.
 static const uint8_t *gguf_skip(ModelFile *s, size_t n, size_t size)
 {
-    if (n > (s->size - s->at) / size)
+    if (n > (s->m->size - s->at) / size)
         REFUSE(s->m, "cut off, or a wrong count (want %zu x %zu bytes at %zu)", n, size, s->at);
     s->at += n * size;
-    return s->file + s->at - n * size;
+    return s->m->file + s->at - n * size;
 }
 
 // The next number, of `size` bytes, which may be fewer than a size_t has: the others stay 0.
@@ -3483,7 +3476,7 @@ static void gguf_key(ModelFile *s, FileItem *k)
     if (type >= COUNT(value_bytes) || type == G_ARRAY)
         REFUSE(s->m, "key %s has an unknown type (got %u)", k->name, type);
     size_t n = array ? gguf_number(s, 8) : 1;
-    k->values = (Values){s->file + s->at, n, type};
+    k->values = (Values){s->m->file + s->at, n, type};
     for (; type == G_STRING && n > 0; n--) gguf_skip(s, gguf_number(s, 8), 1);
     if (n > 0) gguf_skip(s, n, value_bytes[type]);
 }
@@ -3770,7 +3763,6 @@ static void gguf_directory(ModelFile *s)
 {
     Model *m = s->m;
     size_t end = 0;
-    s->at = 0;
     if (gguf_number(s, 4) != 0x46554747) REFUSE(m, "no GGUF file");
     uint32_t version = gguf_number(s, 4);
     if (version && version << 16 == 0)
@@ -3789,10 +3781,10 @@ static void gguf_directory(ModelFile *s)
         size_t at = add_size(begin, e->offset);
         end = max_size(end, add_size(at, e->tensor.type ? tensor_bytes(&e->tensor) : 1));
         if (at % 4) REFUSE(m, "tensor %s is at byte %zu", e->name, at);
-        e->tensor.data = s->file + min_size(at, s->size);
+        e->tensor.data = m->file + min_size(at, m->size);
     }
-    if (end > s->size)
-        REFUSE(m, "cut off: %zu of its %zu bytes are missing", end - s->size, end);
+    if (end > m->size)
+        REFUSE(m, "cut off: %zu of its %zu bytes are missing", end - m->size, end);
 }
 
 // The tensors of a model's other files, if it comes in several, NAME-00001-of-00003.gguf and so on:
@@ -3801,7 +3793,6 @@ static void gguf_directory(ModelFile *s)
 static void add_parts(ModelFile *s)
 {
     const char *first = s->m->path, form[] = "%.*s-%05d-of-%05d.gguf";
-    FileItem *keys = s->keys;
     char path[PATH_MAX];
     int n = (int)key_number(s, "split.count", 0, 99999, 0), stem = (int)strlen(first) - 20;
     snprintf(path, sizeof path, form, stem > 0 ? stem : 0, first, 1, n);
@@ -3809,13 +3800,14 @@ static void add_parts(ModelFile *s)
         REFUSE(s->m, "one of %d files that are a model (want NAME-00001-of-%05d.gguf)", n, n);
     for (int i = 2; i <= n; i++) {
         snprintf(path, sizeof path, form, stem, first, i, n);
-        s->file = map_file(s->m->path = copy_string(path), &s->size);
-        gguf_directory(s);
-        s->m->size += s->size;
-        free(s->keys);
+        Model part = {.path = copy_string(path)};
+        ModelFile file = {.m = &part, .tensors = s->tensors};
+        part.file = map_file(part.path, &part.size);
+        gguf_directory(&file);
+        s->tensors = file.tensors;
+        s->m->size += part.size;
+        free(file.keys);
     }
-    s->m->path = first;
-    s->keys = keys;
 }
 
 // Keys, by a part of their names, of models that cannot be run, unless their number is 0, -1 or
@@ -3860,7 +3852,7 @@ static void check_signs(const ModelFile *s)
 // architecture that is not known, a number that is out of range, a tensor that is not there.
 static void load_gguf(Model *m)
 {
-    ModelFile s = {.m = m, .file = m->file, .size = m->size};
+    ModelFile s = {.m = m};
     Weight list[N_WEIGHTS];
     gguf_directory(&s);
     const char *name = key_word(&s, "general.architecture", "?");
@@ -3970,24 +3962,6 @@ static uint32_t read_char(const char *s, size_t len, size_t *n)
     return c;
 }
 
-// --- words --------------------------------------------------------------------------------------
-
-// Byte-level BPE merges within words only, so that "dog." and "dog!" do not become two pieces
-// beside "dog", and a word takes the blank before it along. Each family of models has its own idea
-// of words, in regular expressions over Unicode's classes of characters. That is a matter of text
-// and not of Transformers: chat.c brings what stands behind these two pointers. Without it, where
-// they are NULL, vocabularies in SentencePiece's way are all that can be used.
-typedef struct {
-    const char *name;         // names under which files know it
-    int whole_words;          // a word that is a piece needs no merges; its models want BOS
-    const char *patterns[16]; // what words look like
-} WordStyle;
-
-static const WordStyle *(*find_words)(const char *path, const char *name);
-
-// Sets begins[at] where a word of text[len] begins; the first does at 0.
-static void (*cut_text)(const WordStyle *w, const char *text, size_t len, uint8_t *begins);
-
 // --- pieces -------------------------------------------------------------------------------------
 
 enum { ID_UNK, ID_BOS, ID_EOS }; // of tokenizer.bin
@@ -4023,8 +3997,8 @@ typedef struct {
     int vocab_size;
     Hash ids[2];            // by text: those of kind TOKEN_TEXT, and all others
     int byte_id[256];       // SentencePiece-style
-    const WordStyle *words; // byte-level BPE; NULL: SentencePiece-style
-    Hash ranks;             // by pair of ids that may merge: its place in the list of merges
+    const struct WordStyle *words; // byte-level BPE: how text is cut; NULL: SentencePiece-style
+    Hash ranks;             // then, by pair of ids that may merge: its place in the list of merges
     uint8_t special_len[256]; // of the longest user-defined or control token with this first byte
     int bos, eos, add_bos, space_prefix, strip_right;
 } Tokenizer;
@@ -4153,27 +4127,29 @@ static void encode_word(Encoder *e, const char *text, size_t len)
     }
 }
 
-// Adds the ids of text without special tokens, word by word; SentencePiece's is one word, perhaps
-// with a space before it: the first word of a text is then the same piece as inside of one.
+// Byte-level BPE merges within words only, so that "dog." and "dog!" do not become two pieces
+// beside "dog", and a word takes the blank before it along. Each family of models has its own idea
+// of words, in regular expressions over Unicode's classes of characters. That is a matter of text
+// and not of Transformers: chat.c brings what stands behind these pointers. Without it, where they
+// are NULL, vocabularies in SentencePiece's way are all that can be used. The first says which byte
+// a character stands for where a piece or a merge is spelled in the file, or -1; the second finds
+// `words` and `ranks`, and what add_bos is where the file does not say; the third cuts a text and
+// calls encode_word() for each word.
+static int (*byte_of_char)(uint32_t c);
+static void (*open_words)(Tokenizer *t, const Vocab *v);
+static void (*encode_words)(Encoder *e, const char *text, size_t len);
+
+// Adds the ids of text without special tokens. SentencePiece's is one word, perhaps with a space
+// before it: the first word of a text is then the same piece as inside of one.
 static void encode_plain(Encoder *e, const char *text, size_t len)
 {
-    const Tokenizer *t = e->t;
+    size_t space = (size_t)e->t->space_prefix;
     if (!len) return;
-    size_t space = (size_t)t->space_prefix, n = len + space;
-    char *copy = xrealloc(NULL, n, 1);
-    uint8_t *begins = xcalloc(n + 1, 1);
+    char *copy = xrealloc(NULL, len + space, 1);
     *copy = ' ';
     memcpy(copy + space, text, len);
-    if (t->words) cut_text(t->words, copy, n, begins);
-    begins[n] = 1;
-    for (size_t at = 0, end; at < n; at = end) {
-        for (end = at + 1; !begins[end];) end++;
-        int whole = t->words && t->words->whole_words;
-        int id = whole ? find_piece(t, copy + at, end - at, TOKEN_TEXT) : -1;
-        if (id >= 0) e->ids[e->count++] = id;
-        else encode_word(e, copy + at, end - at);
-    }
-    free(begins);
+    if (e->t->words) encode_words(e, copy, len + space);
+    else encode_word(e, copy, len + space);
     free(copy);
 }
 
@@ -4269,16 +4245,6 @@ static char *read_text(const char *path, size_t *len)
     return text;
 }
 
-// The byte that GPT-2 writes as character c, or -1. Its lists of merges are lines of text with a
-// space inside, in which a byte may be neither blank nor broken UTF-8: so bytes that are printable
-// characters of Latin-1 stand for themselves, and the others are numbered from 256 on.
-static int byte_of_char(uint32_t c)
-{
-    if ((c > 32 && c < 127) || (c > 160 && c < 173) || (c > 173 && c < 256)) return (int)c;
-    if (c < 256 || c > 323) return -1;
-    return c <= 288 ? (int)c - 256 : c <= 322 ? (int)c - 289 + 127 : 173;
-}
-
 // s[len] as plain text, to out[len]; returns its length. bpe: characters are bytes; else U+2581
 // is a space.
 static size_t plain_text(const char *s, size_t len, int bpe, char *out)
@@ -4346,26 +4312,6 @@ static void find_stops(Tokenizer *t, const Vocab *v)
     mark_stop(t, v->eot);
 }
 
-// A merge is two pieces with a space between, which is never the first byte of a piece: blanks are
-// written as other characters. Its place in the list is its rank. Merges of pieces that are not
-// there can never happen, and are left out.
-static void read_merges(Tokenizer *t, const Vocab *v)
-{
-    Values list = v->merges;
-    int (*pairs)[2] = xcalloc(list.n, sizeof *pairs);
-    t->ranks = hash_init(list.n);
-    for (size_t rank = 0, len; rank < v->merges.n; rank++) {
-        const char *s = next_string(&list, &len), *space = len ? memchr(s + 1, ' ', len - 1) : NULL;
-        char piece[512];
-        int *pair = pairs[rank];
-        if (!space || len > sizeof piece) die(EXIT_DATA, t->path, "merge %zu is no pair", rank);
-        size_t left = (size_t)(space - s), right = len - left - 1;
-        pair[0] = find_piece(t, piece, plain_text(s, left, 1, piece), TOKEN_ANY);
-        pair[1] = find_piece(t, piece, plain_text(space + 1, right, 1, piece), TOKEN_ANY);
-        if (pair[0] >= 0 && pair[1] >= 0) hash_add(&t->ranks, pair, sizeof *pairs, (int)rank);
-    }
-}
-
 // llama2.c's tokenizer.bin, of n pieces: int32 longest piece, then for each id f32 score, int32
 // length, and the bytes, which are plain text. Without its score an entry is a string of GGUF's:
 // its length takes the score's place, too. What ends llama2.c's texts is BOS.
@@ -4390,26 +4336,23 @@ static Vocab read_vocab(const char *path, size_t n)
 }
 
 // Pieces, then what finds them, then how words are cut and merged. Whether BOS comes first is the
-// file's to say, or its kind's: Llama's and Mistral's models want it, those after GPT-2 have none.
-// BOS is none where the file names an ordinary piece (a comma, in some).
+// file's to say, or its kind's: SentencePiece's want it, and of the others some. BOS is none where
+// the file names an ordinary piece (a comma, in some).
 static void tokenizer_init(Tokenizer *t, const char *path, const Vocab *v)
 {
     size_t n = v->tokens.n;
     *t = (Tokenizer){.path = path, .vocab_size = (int)n, .pieces = xcalloc(n, sizeof *t->pieces),
                      .bos = v->bos, .eos = v->eos, .add_bos = v->add_bos,
                      .space_prefix = v->space_prefix && !v->bpe, .strip_right = v->strip_right};
+    if (v->bpe && !open_words)
+        die(EXIT_DATA, path, "a byte-level tokenizer, whose words run.c alone cannot cut; "
+            "build chat.c: see make");
     read_pieces(t, v);
     find_stops(t, v);
-    if (v->bpe) {
-        if (!find_words)
-            die(EXIT_DATA, path, "a byte-level tokenizer, whose words run.c alone cannot cut; "
-                "build chat.c: see make");
-        t->words = find_words(path, v->pre);
-        read_merges(t, v);
-    } else find_byte_pieces(t);
-    if (v->add_bos < 0) t->add_bos = !v->bpe || t->words->whole_words;
+    if (v->bpe) open_words(t, v);
+    else find_byte_pieces(t);
     if (t->bos >= 0 && t->pieces[t->bos].kind == TOKEN_TEXT) t->bos = -1;
-    t->add_bos &= t->bos >= 0;
+    t->add_bos = t->add_bos && t->bos >= 0;
 }
 
 // ================================================================================================
@@ -4464,14 +4407,6 @@ static uint64_t seed_random(uint64_t seed)
     z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9;
     z = (z ^ z >> 27) * 0x94d049bb133111eb;
     return (z ^ z >> 31) | 1;
-}
-
-// A seed for who gives none: short enough to be typed, and another one each time.
-static uint32_t new_seed(void)
-{
-    uint32_t bits = 0;
-    if (getentropy(&bits, sizeof bits)) die(EXIT_DATA, "seed", "cannot get one; use -s");
-    return bits >> 2;
 }
 
 // Where the largest number is, the first one among equals.
@@ -4564,7 +4499,6 @@ typedef struct {
     float *logits;    // [vocab_size], of the token after the last one read
     long long ctx;    // positions that may be used
     long long pos;    // positions used: what the cache holds
-    long long far;    // how far it was filled since it was last filled from 0
     int *ids;         // [pos]: the tokens there, and at a reply's end one that was not read
     size_t room;      // for so many
     size_t n_read, n_made;     // tokens of prompts, and of replies, so far,
@@ -4622,7 +4556,6 @@ static void feed(Session *s, const int *tokens, size_t n)
         step = min_size(end - at, s->state.chunk);
         forward(&s->state, s->ids + at, step, at);
         s->pos = (long long)(at + step);
-        if (!at || s->pos > s->far) s->far = s->pos;
         if (progress) progress("reading, tokens", start, interrupted ? end : at + step, end);
     }
     if (step) classify(&s->state, step - 1, 1, s->logits);
@@ -4797,16 +4730,13 @@ static double parse_number(int code, const char *what, const char *s, int whole,
 
 // What a program can do. ENDLESS: where a window keeps memory constant, there is no end to the
 // text; NO_STATE: the model is looked at, and does not run; TALKS: a prompt is the first turn of
-// several. context: which context a run of it uses, given -c or what the model was trained on;
-// NULL: that.
+// several.
 enum { ENDLESS = 1, NO_STATE = 2, TALKS = 4 };
 typedef struct {
     const char *name;
     void (*run)(Session *s);
     int kind;
-    long long (*context)(long long ctx);
 } Mode;
-
 
 // Options of every program that includes this file.
 static const Option shared_options[] = {
@@ -5039,19 +4969,18 @@ static void check_learned(const Config *c, const char *option, long long n)
             "see --clamp-positions", n, (int)ceil(c->rows * stretch));
 }
 
-// Which context the run uses: -c, else as trained; the longest length to be tested; or, where a
-// window keeps memory constant, as much as there is text. Then the factor of a method that follows
-// from the context is that of the trained one: a context without end has no ratio to it. Learned
-// positions end with their table: what lies behind it was never there.
+// Which context the run uses: -c, else as trained; or, where a window keeps memory constant, as
+// much as there is text. Then the factor of a method that follows from the context is that of the
+// trained one: a context without end has no ratio to it. Learned positions end with their table:
+// what lies behind it was never there.
 static long long choose_context(Config *c)
 {
     long long ctx = opt.ctx ? opt.ctx : c->train_ctx;
     int bounded = c->encoding == ENC_LEARNED && !opt.clamp_positions;
-    const Mode *mode = &program->modes[opt.mode];
-    if (mode->context) ctx = mode->context(ctx);
+    int endless = program->modes[opt.mode].kind & ENDLESS && c->rope.window && !opt.ctx;
     rope_resolve(&c->rope, c->train_ctx, ctx);
     check_learned(c, "-c", ctx);
-    return mode->kind & ENDLESS && c->rope.window && !opt.ctx && !bounded ? 1 << 28 : ctx;
+    return endless && !bounded ? 1 << 28 : ctx;
 }
 
 // From the command line to a model that can be fed: everything that a mode needs, and for those
@@ -5063,12 +4992,11 @@ static void open_session(Session *s)
     Config *c = &s->model.config;
     set_rope(c);
     s->ctx = choose_context(c);
-    const char *path = opt.tokenizer;
     Vocab v = s->model.vocab;
     if (!runs) v.pre = "default"; // text is not read
-    if (!path && !v.tokens.n) path = opt.tokenizer = find_tokenizer(opt.checkpoint);
-    if (path) v = read_vocab(path, (size_t)c->vocab_size);
-    tokenizer_init(&s->tokenizer, path ? path : opt.checkpoint, &v);
+    if (!opt.tokenizer && !v.tokens.n) opt.tokenizer = find_tokenizer(opt.checkpoint);
+    if (opt.tokenizer) v = read_vocab(opt.tokenizer, (size_t)c->vocab_size);
+    tokenizer_init(&s->tokenizer, opt.tokenizer ? opt.tokenizer : opt.checkpoint, &v);
     read_prompt(s);
     if (!runs) return;
     pool_start(opt.threads ? opt.threads : processors());
@@ -5077,7 +5005,11 @@ static void open_session(Session *s)
     // The cache is reserved here, and what does not fit is refused with its size.
     state_init(&s->state, &s->model, s->ctx, chunk, opt.kv, opt.exact);
     s->logits = xcalloc(c->vocab_size, 4);
-    if (opt.seed < 0) opt.seed = new_seed();
+    // A seed for who gives none: short enough to be typed, and another one each time.
+    uint32_t bits = 0;
+    if (opt.seed < 0 && getentropy(&bits, sizeof bits))
+        die(EXIT_DATA, "seed", "cannot get one; use -s");
+    if (opt.seed < 0) opt.seed = bits >> 2;
     opt.sampler.rng = seed_random((uint64_t)opt.seed);
 }
 
@@ -5109,7 +5041,7 @@ static int run_main(const Program *p, void (*check)(void), int argc, char **argv
 
 // The engine alone. chat.c and tests/measure.c are programs that can do more.
 #ifndef TESTING
-static const Mode run_modes[] = {{"generate", run_generate, ENDLESS, NULL}};
+static const Mode run_modes[] = {{"generate", run_generate, ENDLESS}};
 static const Option run_options[] = {
     {"mode", 'm', "MODE",
      "generate; conversations are in chat.c, what measures in tests/measure.c: see make",

@@ -228,8 +228,7 @@ static void draw_positions(Session *s, size_t n, uint64_t *rng)
     for (int kind = 0; kind < 2; kind++) {
         Positions *p = &a->positions[kind];
         p->rope.positions = at;
-        size_t sets = n_angles(&p->rope, s->state.chunk);
-        for (size_t k = 0; p->angles && k < sets; k++) p->angles[k].epoch = 0;
+        for (size_t k = 0; p->angles && k < s->state.chunk; k++) p->angles[k].epoch = 0;
     }
 }
 
@@ -739,9 +738,23 @@ static void run_grid(const Grid *g)
     if (cells > 0) printf("all cells: %.1f%%\n", 100 * total / cells);
 }
 
+static void check_context(long long ctx)
+{
+    if (ctx < 32) die(EXIT_USAGE, "-c", "too short for a test (got %lld)", ctx);
+}
+
+// The lengths to test where --lengths does not say: from an eighth of the context up.
+static void fill_lengths(long long ctx)
+{
+    check_context(ctx);
+    if (ask.n_lengths) return;
+    for (long long n = ctx < 256 ? ctx : ctx / 8; n <= ctx; n *= 2) ask.length[ask.n_lengths++] = n;
+}
+
 // Tasks of kinds first..last, each over the whole grid. The filler is the user's text, if any.
 static void run_grids(Session *s, int first, int last)
 {
+    fill_lengths(s->ctx);
     check_positions(s);
     static const char classic[] = "The grass is green. The sky is blue. The sun is yellow. "
                                   "Here we go. There and back again.";
@@ -762,6 +775,7 @@ static void run_retrieval(Session *s) { run_grids(s, 1, 2); }
 // A pair takes 8 tokens and more; after 9000 pairs keys would come again, with other values.
 static void run_kv(Session *s)
 {
+    fill_lengths(s->ctx);
     for (size_t l = 0; l < ask.n_lengths; l++)
         if (ask.length[l] > 8 * 9000)
             die(EXIT_USAGE, "--lengths", "keys of four digits do not suffice (got %zu, want at "
@@ -863,17 +877,12 @@ static void run_bench(Session *s)
 
 // --- options -------------------------------------------------------------------------------------
 
-// The lengths to test, "A,B,C", or from an eighth of the context up; returns the context to be
-// used, from which methods have their factors: -c, or the longest.
-static long long set_lengths(long long ctx)
+// The lengths to test, "A,B,C". The longest is the context, from which methods have their factors,
+// unless -c says which is.
+static void parse_lengths(void)
 {
-    if (ctx < 32) die(EXIT_USAGE, "-c", "too short for a test (got %lld)", ctx);
-    if (!ask.lengths) {
-        for (long long n = ctx < 256 ? ctx : ctx / 8; n <= ctx; n *= 2)
-            ask.length[ask.n_lengths++] = n;
-        return ctx;
-    }
     size_t longest = 0;
+    if (opt.ctx) check_context(opt.ctx);
     for (char *list = copy_string(ask.lengths); list;) {
         if (ask.n_lengths == COUNT(ask.length)) die(EXIT_USAGE, "--lengths", "more than 32");
         size_t n = parse_number(EXIT_USAGE, "--lengths", strsep(&list, ","), 1, 32,
@@ -881,14 +890,14 @@ static long long set_lengths(long long ctx)
         ask.length[ask.n_lengths++] = n;
         longest = max_size(longest, n);
     }
-    return opt.ctx ? opt.ctx : (long long)longest;
+    if (!opt.ctx) opt.ctx = (int)longest;
 }
 
+enum { GRID = 8 }; // beside run.c's kinds: a task at several lengths and depths
 static const Mode measure_modes[] = {
-    {"perplexity", run_perplexity, 0, NULL}, {"passkey", run_passkey, 0, set_lengths},
-    {"retrieval", run_retrieval, 0, set_lengths}, {"kv", run_kv, 0, set_lengths},
-    {"contrast", run_contrast, 0, NULL}, {"rope", run_rope, NO_STATE, NULL},
-    {"bench", run_bench, 0, NULL},
+    {"perplexity", run_perplexity, 0}, {"passkey", run_passkey, GRID},
+    {"retrieval", run_retrieval, GRID}, {"kv", run_kv, GRID}, {"contrast", run_contrast, 0},
+    {"rope", run_rope, NO_STATE}, {"bench", run_bench, 0},
 };
 
 static const Option measure_options[] = {
@@ -917,7 +926,7 @@ static void check_measure(void)
 {
     const Mode *mode = &measure_modes[opt.mode];
     int perplexity = mode->run == run_perplexity, contrast = mode->run == run_contrast;
-    int grid = mode->context != NULL, filled = grid && mode->run != run_kv;
+    int grid = mode->kind & GRID, filled = grid && mode->run != run_kv;
     int text = perplexity || contrast || filled;
     const struct {
         const char *name;
@@ -936,6 +945,7 @@ static void check_measure(void)
     for (size_t i = 0; i < COUNT(own); i++)
         if (own[i].given && !own[i].fits)
             die(EXIT_USAGE, own[i].name, "not for mode %s", mode->name);
+    if (ask.lengths) parse_lengths();
     if (!ask.depths) ask.depths = 5;
     if (!ask.trials) ask.trials = 5;
     if (opt.seed < 0) opt.seed = 1;

@@ -67,7 +67,7 @@ static void fill_activations(float *x)
     gate_row(&s, 0);
     Config c = {.norm_eps = 1e-5};
     for (size_t i = MANY / 2; i + 512 <= MANY; i += 512)
-        norm_row(&(NormJob){x + i, x + i, {x + i, NULL}, 512 - i % 7, &c}, 0);
+        norm_row(&(NormJob){x + i, x + i, {x + i, NULL, 512 - i % 7}, &c}, 0);
 }
 
 // Angles come from the C library's double-precision functions: this is a check of the library.

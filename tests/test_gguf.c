@@ -168,8 +168,7 @@ static Config gemma_config(uint32_t n_layers)
     uint8_t *file = build_gguf(&models[3].spec, 1, &size);
     memcpy(find_bytes(file, size, "gemma3.block_count") + 4, &n_layers, 4);
     Model m = {.path = "gemma3", .file = file, .size = size, .arch = "gemma3"};
-    ModelFile g = {.m = &m, .file = file, .size = size, .at = 4 + 4 + 8 + 8,
-                   .tensors = &(FileItem){.used = 0}};
+    ModelFile g = {.m = &m, .at = 4 + 4 + 8 + 8, .tensors = &(FileItem){.used = 0}};
     g.keys = gguf_list(&g, NULL, n_gguf_keys, gguf_key);
     gguf_vocab(&g, &m.vocab);
     gguf_config(&g, &archs[FIND_NAME(archs, "gemma3")]);
@@ -290,17 +289,17 @@ static void test_panels(void)
 static void check_words(const char *style, const char *text, const char *want)
 {
     char got[512];
-    size_t n = 0, len = strlen(text);
-    uint8_t begins[512] = {0};
-    cut_text(find_words("style", style), text, len, begins);
-    for (size_t at = 0; at < len; at++) {
-        if (at && begins[at]) got[n++] = '|';
-        got[n++] = text[at];
+    size_t n = 0, n_chars, len = strlen(text);
+    Char *chars = cut_text(find_style("style", style), text, len, &n_chars);
+    for (Char *c = chars; c < chars + n_chars; c++) {
+        if (c > chars && c->begins) got[n++] = '|';
+        for (int at = c->at; at < c[1].at; at++) got[n++] = text[at];
     }
     got[n++] = '|';
-    CHECK_INT(begins[0], 1);
-    CHECK_INT(begins[len], 0); // behind the text nothing is written
+    CHECK_INT(chars[0].begins, 1);
+    CHECK_INT(chars[n_chars].at, len);
     CHECK_TEXT(got, n, want, strlen(want));
+    free(chars);
 }
 
 // What the regular expressions of the models' own tokenizers make of it.
@@ -384,13 +383,13 @@ static void test_long_words(void)
         for (size_t k = 0; k < COUNT(runs); k++) {
             size_t size = strlen(runs[k]), len = TIMES * size;
             char *text = xrealloc(NULL, len + 1, 1);
-            uint8_t *begins = xcalloc(len + 2, 1);
             for (size_t i = 0; i < TIMES; i++) memcpy(text + i * size, runs[k], size);
             text[len] = '1';
             clock_t start = clock();
-            cut_text(&word_styles[w], text, len + 1, begins);
+            size_t n;
+            Char *chars = cut_text(&word_styles[w], text, len + 1, &n);
             CHECK(clock() - start < 3 * CLOCKS_PER_SEC); // for each character, it would be minutes
-            free(begins);
+            free(chars);
             free(text);
         }
 }

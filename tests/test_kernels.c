@@ -521,7 +521,7 @@ static void test_rmsnorm(void)
         double squares = 0;
         int bad = 0;
         for (size_t i = 0; i < dim; i++) squares += (double)x[i] * x[i];
-        norm_row(&(NormJob){out, x, {w, NULL}, dim, &(Config){.norm_eps = 1e-5}}, 0);
+        norm_row(&(NormJob){out, x, {w, NULL, dim}, &(Config){.norm_eps = 1e-5}}, 0);
         for (size_t i = 0; i < dim; i++) {
             double want = x[i] / sqrt(squares / (double)dim + 1e-5) * w[i];
             bad += !(fabs(out[i] - want) <= 1e-6 * fabs(want));
