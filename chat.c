@@ -82,7 +82,9 @@ static const char unicode_runs[] =
     ")B'B$B$B$D$C$B%B$B$B$B$B$C$B%E$H$E$E$B$BA$BH(D$F$BH(+#VX%*+*VU$#&#ECHCA&%EBFD*CCC%FHGC$'HEHD&$"
     "#&FEC$(#)EJDJ";
 
-static uint8_t char_classes[0x3134b]; // what comes behind is in none
+// What comes behind is in none, but for 240 marks at U+E0100, with which Japanese names choose the
+// shape of a character.
+static uint8_t char_classes[0x3134b];
 
 // Fills char_classes. A run is filled anew with each digit of its length, which is simple and takes
 // no time.
@@ -160,7 +162,7 @@ static int in_set(const char *p, uint32_t c)
         ['K'] = SMALL | C_MARK, ['N'] = C_NUMBER, ['P'] = C_PUNCTUATION, ['B'] = C_NEWLINE,
         ['W'] = C_SPACE | C_NEWLINE};
     int brackets = *p == '[', not = brackets && p[1] == '^', found = 0;
-    int class = c < sizeof char_classes ? char_classes[c] : 0;
+    int class = c < sizeof char_classes ? char_classes[c] : c - 0xe0100 < 240 ? C_MARK : 0;
     p += brackets + not;
     do {
         size_t n;
@@ -354,8 +356,13 @@ typedef struct {
 } Template;
 
 enum { MOST_DEPTH = 100, MOST_WORK = 1 << 29 };
+static const long MOST_NUMBER = 1000000000000000000; // Python has no end; two of them fit in a long
 
 static const char BLANKS[] = " \t\r\n\v\f";
+
+// What Python's strip() takes for white space in a text, which is more than what tags have.
+static const char WHITE[] = " \t\r\n\v\f\34\35\36\37\302\205\u00a0\u1680\u2000\u2001\u2002\u2003"
+    "\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u2028\u2029\u202f\u205f\u3000";
 
 static Term text_term(const char *s) { return (Term){T_TEXT, (long)strlen(s), {s}}; }
 static Term number_term(long n) { return (Term){T_NUMBER, n, {NULL}}; }
@@ -368,19 +375,13 @@ static int is_namespace(Term v) { return v.kind == T_WRONG && v.s == a_namespace
 
 static int is_name_char(char c) { return isalnum((unsigned char)c) || c == '_'; }
 
-// Texts are the same if they are spelled alike, lists if their items are, messages only if they are
-// one and the same.
-static int same_term(Term a, Term b)
+// Whether both are texts, and spelled alike.
+static int same_text(Term a, Term b)
 {
-    int truth = a.kind + b.kind == T_BOOL + T_NUMBER && a.kind != b.kind; // 1 == true, as in Python
-    if ((a.kind != b.kind && !truth) || a.n != b.n) return 0;
-    for (long i = 0; a.kind == T_LIST && i < a.n; i++)
-        if (!same_term(a.items[i], b.items[i])) return 0;
-    return a.kind == T_TEXT ? !memcmp(a.s, b.s, (size_t)a.n)
-         : a.kind < T_TEXT || a.kind == T_LIST || a.s == b.s;
+    return a.kind == T_TEXT && b.kind == T_TEXT && a.n == b.n && !memcmp(a.s, b.s, (size_t)a.n);
 }
 
-static int is_word(Term v, const char *word) { return same_term(v, text_term(word)); }
+static int is_word(Term v, const char *word) { return same_text(v, text_term(word)); }
 
 // Stops the template, for the first reason that is given. The position becomes the end of an empty
 // text, so that everything that is under way comes to its end by itself.
@@ -392,13 +393,19 @@ static void stop_template(Template *t, const char *reason)
     t->at = "";
 }
 
+// Counts so many bytes or items as work. Whatever takes time for each of them is to say so here.
+static void spend(Template *t, size_t n)
+{
+    if ((t->work += n) > MOST_WORK) stop_template(t, "it does not come to an end");
+}
+
 // Memory that the template has until its end, from which free_template() frees it.
 static void *keep(Template *t, size_t bytes)
 {
     struct Kept *k = xrealloc(NULL, sizeof *k + bytes, 1);
     k->next = t->kept;
     t->kept = k;
-    if ((t->work += bytes) > MOST_WORK) stop_template(t, "it does not come to an end");
+    spend(t, bytes);
     return k->terms;
 }
 
@@ -427,7 +434,7 @@ static void write_text(Template *t, const char *s, size_t n)
     }
     memcpy(t->out + t->n_out, s, n);
     t->out[t->n_out += n] = 0;
-    if ((t->work += n) > MOST_WORK) stop_template(t, "it does not come to an end");
+    spend(t, n);
 }
 
 // Writes what an expression came to. A variable that nobody set writes nothing, as in Jinja.
@@ -448,7 +455,7 @@ static void write_term(Template *t, Term v)
 static Term *find_var(Template *t, Term name)
 {
     for (int i = t->n_vars - 1; i >= 0; i--)
-        if (same_term(t->vars[i].name, name)) return &t->vars[i].value;
+        if (same_text(t->vars[i].name, name)) return &t->vars[i].value;
     return NULL;
 }
 
@@ -471,7 +478,7 @@ static int accept(Template *t, const char *word)
 {
     const char *p = t->at + strspn(t->at, BLANKS), *end = p + (*p == '-' || *p == '+');
     size_t n = strlen(word);
-    if ((t->work += 16 + (size_t)(p - t->at)) > MOST_WORK) stop_template(t, "it does not end");
+    spend(t, 16 + (size_t)(p - t->at));
     if (strncmp(p, word, n) || (is_name_char(*word) && is_name_char(p[n]))) return 0;
     if ((*end == '%' || *end == '}') && end[1] == '}') return 0;
     t->at = p + n;
@@ -520,7 +527,9 @@ static Term read_string(Template *t)
 static Term join_terms(Template *t, Term a, Term b)
 {
     if (a.kind == T_WRONG || b.kind == T_WRONG) return a.kind == T_WRONG ? a : b;
-    if (a.kind == T_NUMBER && b.kind == T_NUMBER) return number_term(a.n + b.n);
+    if (a.kind == T_NUMBER && b.kind == T_NUMBER)
+        return labs(a.n + b.n) < MOST_NUMBER ? number_term(a.n + b.n)
+                                             : wrong_term("a number too large");
     if (a.kind != T_TEXT || b.kind != T_TEXT) return wrong_term("a sum of what is no text");
     char *s = keep(t, (size_t)(a.n + b.n) + 1);
     memcpy(s, a.s, (size_t)a.n);
@@ -534,24 +543,49 @@ static const char *find_text(Term v, Term part)
     return memmem(v.s, (size_t)v.n, part.s, (size_t)part.n);
 }
 
+// Python's ==: texts are the same if they are spelled alike, lists and messages if their items are.
+// A list may hold another one many times over, and be deep: that is work, and depth.
+static int same_term(Template *t, Term a, Term b)
+{
+    int truth = a.kind + b.kind == T_BOOL + T_NUMBER && a.kind != b.kind; // 1 == true, as in Python
+    int same = (a.kind == b.kind || truth) && a.n == b.n;
+    if (!same || a.kind < T_TEXT) return same;
+    spend(t, (size_t)a.n + 1);
+    if (a.kind == T_TEXT) return same_text(a, b);
+    if (++t->depth > 4 * MOST_DEPTH) stop_template(t, "lists too deep");
+    for (long i = 0; same && i < a.n && !*t->error; i++)
+        same = same_term(t, a.items[i], b.items[i]);
+    t->depth--;
+    return same;
+}
+
 // Python's `in`: a part of a text, an item of a list, a field of a message. In nothing there is
 // nothing.
-static Term is_inside(Term part, Term v)
+static Term is_inside(Template *t, Term part, Term v)
 {
     if (v.kind == T_WRONG || part.kind == T_WRONG) return part.kind == T_WRONG ? part : v;
     if (v.kind == T_MESSAGE) return bool_term(is_word(part, "role") || is_word(part, "content"));
+    if (v.kind >= T_TEXT) spend(t, (size_t)v.n);
     if (v.kind == T_TEXT && part.kind == T_TEXT) return bool_term(find_text(v, part) != NULL);
     if (v.kind && v.kind != T_LIST) return wrong_term("nothing can be in it");
-    for (long i = 0; i < v.n; i++)
-        if (same_term(v.items[i], part)) return bool_term(1);
+    for (long i = 0; i < v.n && !*t->error; i++)
+        if (same_term(t, v.items[i], part)) return bool_term(1);
     return bool_term(0);
 }
 
-// v without the characters of a set at these ends.
-static Term strip_text(Term v, Term set, int left, int right)
+// v without the characters of a set at these ends. They are whole ones: two may share a byte.
+static Term strip_text(Template *t, Term v, Term set, int left, int right)
 {
-    while (left && v.n && memchr(set.s, *v.s, (size_t)set.n)) v.s++, v.n--;
-    while (right && v.n && memchr(set.s, v.s[v.n - 1], (size_t)set.n)) v.n--;
+    for (size_t n; left && v.n; v.s += n, v.n -= (long)n) {
+        read_char(v.s, (size_t)v.n, &n);
+        spend(t, (size_t)set.n);
+        if (*t->error || !find_text(set, (Term){T_TEXT, (long)n, {v.s}})) break;
+    }
+    for (long n; right && v.n; v.n -= n) {
+        for (n = 1; n < v.n && n < 4 && ((uint8_t)v.s[v.n - n] & 0xc0) == 0x80;) n++;
+        spend(t, (size_t)set.n);
+        if (*t->error || !find_text(set, (Term){T_TEXT, n, {v.s + v.n - n}})) break;
+    }
     return v;
 }
 
@@ -594,8 +628,10 @@ static Term replace_text(Template *t, Term v, Term old, Term new)
 static Term change_case(Template *t, Term v, char how)
 {
     char *s = keep_string(t, v);
-    if (how == 't' && strchr(s, '\'')) return wrong_term("a title with an apostrophe");
     for (long i = 0; i < v.n; i++) {
+        // Python and Jinja differ in where a word begins behind anything but these.
+        if (how == 't' && !isalpha((unsigned char)s[i]) && !strchr(" \t\r\n\v\f-", s[i]))
+            return wrong_term("a title with more than letters");
         int inside = i && isalpha((unsigned char)v.s[i - 1]);
         int up = how == 'u' || (how == 't' && !inside);
         s[i] = (char)(up ? toupper((unsigned char)s[i]) : tolower((unsigned char)s[i]));
@@ -618,19 +654,19 @@ static Term format_date(Template *t, Term format)
 // Jinja's filters of one name do the same here: m.content.strip() and m.content | trim.
 static Term call_on_text(Template *t, Term v, Term name, const Term *arg, int n_args)
 {
-    Term set = n_args ? arg[0] : text_term(BLANKS);
+    Term set = n_args ? arg[0] : text_term(WHITE);
     Term head = {T_TEXT, set.n, {v.s}}, tail = {T_TEXT, set.n, {v.s + v.n - set.n}};
-    if (is_word(name, "trim") || is_word(name, "strip")) return strip_text(v, set, 1, 1);
-    if (is_word(name, "lstrip")) return strip_text(v, set, 1, 0);
-    if (is_word(name, "rstrip")) return strip_text(v, set, 0, 1);
+    if (is_word(name, "trim") || is_word(name, "strip")) return strip_text(t, v, set, 1, 1);
+    if (is_word(name, "lstrip")) return strip_text(t, v, set, 1, 0);
+    if (is_word(name, "rstrip")) return strip_text(t, v, set, 0, 1);
     if (is_word(name, "upper") || is_word(name, "lower") || is_word(name, "title"))
         return change_case(t, v, *name.s);
     if (!n_args) return wrong_term("an unknown function");
     if (is_word(name, "split") && n_args == 1) return split_text(t, v, set);
     if (is_word(name, "replace") && n_args == 2 && arg[1].kind == T_TEXT)
         return replace_text(t, v, set, arg[1]);
-    if (is_word(name, "startswith")) return bool_term(v.n >= set.n && same_term(head, set));
-    if (is_word(name, "endswith")) return bool_term(v.n >= set.n && same_term(tail, set));
+    if (is_word(name, "startswith")) return bool_term(v.n >= set.n && same_text(head, set));
+    if (is_word(name, "endswith")) return bool_term(v.n >= set.n && same_text(tail, set));
     return wrong_term("an unknown function");
 }
 
@@ -643,6 +679,7 @@ static Term call(Template *t, Term v, Term name, const Term *arg, int n_args)
     for (int i = 0; i < n_args; i++)
         if (arg[i].kind == T_WRONG) return arg[i];
     int text = n_args && arg[0].kind == T_TEXT;
+    spend(t, (v.kind >= T_TEXT ? (size_t)v.n : 0) + (text ? (size_t)arg[0].n : 0));
     if (is_word(name, "raise_exception") && text) return wrong_term(keep_string(t, arg[0]));
     if (is_word(name, "strftime_now") && text) return format_date(t, arg[0]);
     if (is_word(name, "default") && n_args) {
@@ -716,15 +753,18 @@ static Term read_index(Template *t, Term v)
         if (!accept(t, ":")) part[colons] = read_expression(t);
         else if (++colons > 2) stop_template(t, "a third colon"), colons = 2;
     }
-    for (int i = 0; i < 3; i++)
+    for (int i = 0; i < 3; i++) {
         if (part[i].kind == T_WRONG) return part[i];
+        if (colons && part[i].kind > T_NUMBER) return wrong_term("a slice from what is no number");
+        if (part[i].kind == T_NONE) part[i].kind = T_UNDEFINED; // a part that is missing
+    }
     if (!colons && part[0].kind == T_TEXT) return find_attribute(v, part[0]);
     if (v.kind == T_WRONG) return v;
     if (v.kind != T_LIST) return wrong_term("an item of what is no list");
     // A part that is missing is a number 0, so that [:n] begins at the beginning.
     long at = part[0].n < 0 ? part[0].n + v.n : part[0].n, back = part[2].kind && part[2].n == -1;
     long end = !part[1].kind ? v.n : part[1].n < 0 ? part[1].n + v.n : part[1].n;
-    if (!colons) return at >= 0 && at < v.n ? v.items[at] : (Term){0};
+    if (!colons) return part[0].kind && at >= 0 && at < v.n ? v.items[at] : (Term){0};
     if (part[2].kind && (part[2].n != -1 || part[0].kind || part[1].kind))
         return wrong_term("a slice with a step");
     if (end > v.n) end = v.n;
@@ -774,6 +814,12 @@ static Term read_list(Template *t, const char *close)
     return (Term){T_LIST, n, {.items = kept}};
 }
 
+static Term read_digits(Template *t)
+{
+    long n = strtol(t->at, (char **)&t->at, 10);
+    return n < MOST_NUMBER ? number_term(n) : wrong_term("a number too large");
+}
+
 // A text, a number, a list, a variable or a call, and all that is hung on behind it: .name,
 // [index], | filter, is test.
 static Term read_operand(Template *t)
@@ -781,7 +827,7 @@ static Term read_operand(Template *t)
     Term v;
     t->at += strspn(t->at, BLANKS);
     if (*t->at == '\'' || *t->at == '"') v = read_string(t);
-    else if (isdigit((unsigned char)*t->at)) v = number_term(strtol(t->at, (char **)&t->at, 10));
+    else if (isdigit((unsigned char)*t->at)) v = read_digits(t);
     else if (accept(t, "(")) v = read_list(t, ")");
     else if (accept(t, "[")) v = read_list(t, "]");
     else {
@@ -820,15 +866,15 @@ static Term apply_operator(Template *t, const char *sign, Term a, Term b)
         if (a.kind == T_NUMBER && b.kind == T_NUMBER) return wrong_term("numbers joined as texts");
         return join_terms(t, a, b);
     case '+': return join_terms(t, a, b);
-    case '=': return bool_term(same_term(a, b));
-    case '!': return bool_term(!same_term(a, b));
-    case 'i': return is_inside(a, b);
-    case 'n': a = is_inside(a, b); return a.kind == T_WRONG ? a : bool_term(!a.n);
+    case '=': return bool_term(same_term(t, a, b));
+    case '!': return bool_term(!same_term(t, a, b));
+    case 'i': return is_inside(t, a, b);
+    case 'n': a = is_inside(t, a, b); return a.kind == T_WRONG ? a : bool_term(!a.n);
     }
     if (a.kind != T_NUMBER || b.kind != T_NUMBER) return wrong_term("arithmetic without numbers");
     int equal = sign[1] == '=' && a.n == b.n;
     switch (*sign) {
-    case '-': return number_term(a.n - b.n);
+    case '-': return join_terms(t, a, number_term(-b.n));
     case '<': return bool_term(a.n < b.n || equal);
     case '>': return bool_term(a.n > b.n || equal);
     }
@@ -942,7 +988,7 @@ static char next_tag(Template *t, int live)
         for (tag = from; *tag && !(*tag == '{' && tag[1] && strchr("{%#", tag[1]));) tag++;
         if (live) write_text(t, from, (size_t)(end_of_text(t, from, tag) - from));
         if (*t->error) break;
-        if ((t->work += (size_t)(tag - from) + 1) > MOST_WORK) stop_template(t, "it does not end");
+        spend(t, (size_t)(tag - from) + 1);
         t->at = tag;
         if (!*tag) break;
         t->at += 2 + (tag[2] == '-' || tag[2] == '+');
@@ -1010,6 +1056,7 @@ static void run_for(Template *t, int live)
         t->loops++;
         run_body(t, name, list, i);
         t->loops--;
+        if (!*t->error) spend(t, (size_t)(t->at - body)); // also what was only stepped over
         t->n_vars = outside; // what was set inside ends with it; only a namespace's variables stay
     }
     close_tag(t);
@@ -1263,9 +1310,15 @@ static const char *try_template(Tokenizer *t, const char *template)
     for (size_t at = 0, n; at < sample.n_out; at += n) {
         int id = find_token(t, sample.out + at, sample.n_out - at, &n);
         texts += sample.out[at] == 2;
-        if (id < 0 || t->pieces[id].kind == TOKEN_USER) continue;
+        if (id < 0) continue;
+        // User-defined ones may be blanks, or marks of thoughts that a person is to see: of them
+        // only what ends a turn is not the user's to write.
+        Piece *p = &t->pieces[id];
+        int user = p->kind == TOKEN_USER;
+        int ends = texts == 2 && !ended && (!user || strchr("<[", *p->text));
+        if (user && !ends && !p->stop) continue;
         make_control(t, id);
-        if (texts == 2 && !ended++) t->pieces[id].stop = 1;
+        if (ends) p->stop = ended = 1;
     }
     int right = !*sample.error && texts == 3;
     free_template(&sample);
@@ -1494,50 +1547,69 @@ static void drop_messages(Conversation *c, size_t from, size_t n)
     memmove(c->messages + from, c->messages + from + n, (c->n - from) * sizeof *c->messages);
 }
 
-// The ids of the conversation, which the caller frees. If they and a reply do not fit into the
-// context the oldest turns go, but never the last; NULL if it does not fit even so, or if nothing
-// may go.
-static int *fit_conversation(const Session *s, Conversation *c, size_t *n)
+// The ids of the conversation without so many of its oldest turns; the caller frees them. It is
+// tried out on a copy: nothing is forgotten for a turn that does not fit alone.
+static int *encode_without(const Session *s, const Conversation *c, size_t turns, size_t *n)
 {
-    size_t ctx = (size_t)s->ctx, n_left = c->n;
-    // A reply needs some room, or the next turn would be dropped at once; the last turn may do with
-    // what there is.
-    size_t room = min_size(opt.steps ? (size_t)opt.steps : 256, ctx / 4);
-    // What goes is tried out on a copy: nothing is forgotten for a turn that does not fit alone.
-    Term *left = xcalloc(n_left, sizeof *left);
-    memcpy(left, c->messages, n_left * sizeof *left);
-    int *ids, fits;
-    for (;;) {
-        int last = n_left == c->kept + 1;
-        ids = encode_chat(s, c->template, left, n_left, n);
-        fits = *n + (last || talk.keep_all ? 0 : room) < ctx;
-        if (fits || last || talk.keep_all) break;
-        free(ids);
-        n_left -= 2;
-        memmove(left + c->kept, left + c->kept + 2, (n_left - c->kept) * sizeof *left);
-    }
+    size_t n_left = c->n - 2 * turns;
+    Term *left = xcalloc(n_left, sizeof *left), *old = c->messages + c->kept;
+    memcpy(left, c->messages, c->kept * sizeof *left);
+    memcpy(left + c->kept, old + 2 * turns, (n_left - c->kept) * sizeof *left);
+    int *ids = encode_chat(s, c->template, left, n_left, n);
     free(left);
-    if (!fits) {
-        free(ids);
-        return NULL;
-    }
-    if (n_left < c->n)
-        fprintf(stderr, "%s: the context of %zu tokens is full: the oldest turns (%zu) are "
-                "forgotten; use -c for more, or --window with --sinks\n", prog, ctx,
-                (c->n - n_left) / 2);
-    drop_messages(c, c->kept, c->n - n_left);
     return ids;
 }
 
-// The text of ids[n], in which a template that is shown the reply finds its control tokens, too.
+// The ids of the conversation, which the caller frees. If they and a reply do not fit into the
+// context the oldest turns go, but never the last; NULL if it does not fit even so, or if nothing
+// may go. How many go is found by halving: to write a long text anew for each turn takes minutes.
+static int *fit_conversation(const Session *s, Conversation *c, size_t *n)
+{
+    size_t ctx = (size_t)s->ctx, most = talk.keep_all ? 0 : (c->n - c->kept - 1) / 2, gone = 0;
+    // A reply needs some room, or the next turn would be dropped at once; the last turn may do with
+    // what there is.
+    size_t room = min_size(opt.steps ? (size_t)opt.steps : 256, ctx / 4);
+    int *ids;
+    for (size_t low = 0, high = most + 1;;) { // as many, or as few; past most it never fits
+        ids = encode_without(s, c, gone, n);
+        if (*n + (gone == most ? 0 : room) < ctx) high = gone;
+        else low = gone + 1;
+        if (high == gone && low == high) break;
+        free(ids);
+        if (low > most) return NULL;
+        gone = high > most ? most : (low + high) / 2;
+    }
+    if (gone)
+        fprintf(stderr, "%s: the context of %zu tokens is full: the oldest turns (%zu) are "
+                "forgotten; use -c for more, or --window with --sinks\n", prog, ctx, gone);
+    drop_messages(c, c->kept, 2 * gone);
+    return ids;
+}
+
+// The text of ids[n]. Its control tokens stand as they are, so that a template that is shown the
+// reply finds them; what only spells one with letters is quoted as if a user had typed it, who may
+// have asked for just that. A zero byte would end the message, and is left out.
 static char *spell_ids(const Tokenizer *t, const int *ids, size_t n)
 {
     char *text;
     size_t len;
-    Stream stream = {.out = open_text(&text, &len)};
-    for (size_t i = 0; i < n; i++)
-        stream_write(&stream, t->pieces[ids[i]].text, (size_t)t->pieces[ids[i]].len);
-    close_text(stream.out);
+    FILE *out = open_text(&text, &len);
+    for (size_t i = 0, end; i < n; i = end) {
+        char *part;
+        Stream stream = {.out = open_text(&part, &len)};
+        int control = t->pieces[ids[i]].kind == TOKEN_CONTROL;
+        for (end = i; end < n && (t->pieces[ids[end]].kind == TOKEN_CONTROL) == control; end++) {
+            const Piece *p = &t->pieces[ids[end]];
+            for (int k = 0; k < p->len; k++)
+                if (p->text[k]) stream_write(&stream, &p->text[k], 1);
+        }
+        close_text(stream.out);
+        char *quoted = control ? NULL : quote_text(t, part);
+        fputs(control ? part : quoted, out);
+        free(quoted);
+        free(part);
+    }
+    close_text(out);
     return text;
 }
 

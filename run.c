@@ -4552,11 +4552,14 @@ static void feed(Session *s, const int *tokens, size_t n)
                    (int64_t)end > r->orig_ctx;
     if (outgrown) fprintf(stderr, "%s: past %d tokens: reading all again\n", prog, r->orig_ctx);
     if (!before || (int64_t)end > a->text) a->text = (int64_t)end;
-    for (size_t at = outgrown ? 0 : before; at < end && !interrupted; at += step) {
+    size_t from = outgrown ? 0 : before; // of the cache no more holds, even if Ctrl-C comes at once
+    s->pos = (long long)from;
+    for (size_t at = from; at < end && !interrupted; at += step) {
         step = min_size(end - at, s->state.chunk);
         forward(&s->state, s->ids + at, step, at);
         s->pos = (long long)(at + step);
-        if (progress) progress("reading, tokens", start, interrupted ? end : at + step, end);
+        if (progress)
+            progress("reading, tokens", start, (interrupted ? end : at + step) - from, end - from);
     }
     if (step) classify(&s->state, step - 1, 1, s->logits);
     for (size_t i = 0; i < vocab; i++)

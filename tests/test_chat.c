@@ -151,7 +151,7 @@ static void test_limits(void)
     for (int i = 0; i < 1000; i++) end += sprintf(end, "+1");
     end += sprintf(end, " %%}");
     for (int i = 0; i < 6; i++) end += sprintf(end, "{%% endfor %%}");
-    check_render(many, conversation, 4, "!does not end");
+    check_render(many, conversation, 4, "!come to an end");
     free(many);
     char *lines = xcalloc(2000001, 1); // a text of many lines
     for (int i = 0; i < 2000000; i++) lines[i] = i % 50 ? 'x' : '\n';
@@ -165,6 +165,29 @@ static void test_limits(void)
     check_render("{% set ns = namespace(x='ab') %}{% for a in messages %}{% for b in messages %}"
                  "{% for c in messages %}{% set ns.x = ns.x + ns.x %}{% endfor %}{% endfor %}"
                  "{% endfor %}", conversation, 4, "!does not come to an end");
+    // What looks through texts and lists, however often, and what is only stepped over.
+    static const char *const slow[] = {
+        "{% set ns.x = ns.x ~ ns.x %}", "{% if 'no' in ns.x %}{% endif %}",
+        "{% set y = ns.x.split('no') %}", "{% set y = ns.x.strip(ns.x) %}",
+        "{% if ns.x == ns.x %}{% endif %}", "{% if 0 %}{{ ns.x }}{% endif %}"};
+    for (size_t k = 1; k < COUNT(slow); k++) {
+        char text[4000], *at = text + sprintf(text, "{%% set ns = namespace(x='abababab') %%}");
+        for (int i = 0; i < 14; i++) at += sprintf(at, "%s", slow[0]);
+        for (int i = 0; i < 8; i++)
+            at += sprintf(at, "{%% for a%d in [1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,16] %%}", i);
+        at += sprintf(at, "%s", slow[k]);
+        for (int i = 0; i < 8; i++) at += sprintf(at, "{%% endfor %%}");
+        check_render(text, conversation, 4, "!does not come to an end");
+    }
+    // A list that holds one twice, which holds one twice, and so on; and one that is very deep.
+    for (end = deep, end += sprintf(end, "{%% set a = [1] %%}"); end < deep + 2000;)
+        end += sprintf(end, "{%% set a = [a, a] %%}");
+    sprintf(end, "{{ a == a }}");
+    check_render(deep, conversation, 4, "!does not come to an end");
+    check_render("{% set n = namespace(x=1) %}{% for a in [1,2,3,4,5,6,7,8,9,10] %}"
+                 "{% for b in [1,2,3,4,5,6,7,8,9,10] %}{% for c in [1,2,3,4,5,6,7,8,9,10] %}"
+                 "{% set n.x = [n.x] %}{% endfor %}{% endfor %}{% endfor %}"
+                 "{{ n.x == [n.x] }}{{ n.x == n.x }}", conversation, 4, "!deep");
 }
 
 // Templates that were damaged at random: each is rendered or refused, and comes to an end.
@@ -315,6 +338,36 @@ static void test_tokens(void)
     check_ids(&s, mistral, "[INST]", "\1\6 [INST] [/INST]");
     CHECK(strstr(try_template(&s.tokenizer, "{{ messages[0].content }}"), "what is said"));
     CHECK(strstr(try_template(&s.tokenizer, "{{ raise_exception('Never') }}"), "Never"));
+}
+
+// A token that ends a turn is the model's alone, user-defined or not; marks of thoughts are anybody's.
+static void test_user_defined(void)
+{
+    Session s = {.tokenizer = make_vocabulary(4, 0)};
+    Piece *p = s.tokenizer.pieces;
+    CHECK(!try_template(&s.tokenizer, chat_formats[0].template));
+    CHECK(p[END].stop && p[END].kind == TOKEN_CONTROL);
+    check_ids(&s, chat_formats[0].template, "<|im_end|>", "\3user\n<|im_end|>\4\n\3assistant\n");
+}
+
+// What a reply's letters spell stays letters when the next turn is written; its control tokens stay
+// control tokens.
+static void test_spelled(void)
+{
+    Session s = {.tokenizer = make_vocabulary(TYPE_CONTROL, 0)};
+    const char *text = "a<|im_end|>\1b";
+    int ids[32], n = 0;
+    CHECK(!try_template(&s.tokenizer, chat_formats[0].template));
+    for (; text[n]; n++) ids[n] = BYTES + (uint8_t)text[n];
+    ids[n++] = END;
+    char *spelled = spell_ids(&s.tokenizer, ids, (size_t)n);
+    Term pair[2], turn = make_message(pair, "user", spelled);
+    size_t got;
+    int *again = encode_chat(&s, "{{ messages[0].content }}", &turn, 1, &got);
+    int bad = 0;
+    for (int i = 0; i < n && (size_t)i < got; i++) bad += again[i] != ids[i];
+    CHECK_INT(got, n);
+    CHECK_INT(bad, 0);
 }
 
 // Pieces that are spelled alike: a text that merges makes the normal one, what is found in any text
@@ -584,6 +637,8 @@ int main(void)
     test_formats();
     test_thoughts();
     test_tokens();
+    test_user_defined();
+    test_spelled();
     test_twins();
     test_strip_right();
     test_rewind();
