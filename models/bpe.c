@@ -82,6 +82,7 @@ static struct {
 static int vocab_add(const char *s, int n)
 {
     Entry *e = table_add(&vocab.ids, s, (size_t)n);
+    if (vocab.n == MAX_VOCAB) die(1, "text", "too many different characters");
     e->value = vocab.n;
     vocab.piece[vocab.n] = (Piece){.text = e->text, .len = n};
     return vocab.n++;
@@ -147,11 +148,12 @@ static void count_words(const char *s, size_t n)
     }
 }
 
-// Bytes of the character at s[0..n), as the encoder counts them: 1 if it is cut short.
+// Bytes of the character at s[0..n), as the encoder counts them: 1 if it is cut short or broken.
 static size_t char_length(const char *s, size_t n)
 {
-    size_t len = utf8_length(*s);
-    return len <= n ? len : 1;
+    size_t len;
+    read_char(s, n, &len);
+    return len;
 }
 
 // Adds the characters that become pieces: printable ASCII and newline always, so that any prompt
@@ -229,14 +231,25 @@ static int joined_id(int left, int right)
     return id < 0 ? 0 : id;
 }
 
+// Room for twice as many pairs: at most half of the slots are taken, so that every search ends.
+static void pairs_grow(void)
+{
+    pairs.capacity = pairs.capacity ? 2 * pairs.capacity : 1 << 14;
+    pairs.pair = xrealloc(pairs.pair, pairs.capacity, sizeof(Pair));
+    free(pairs.slot);
+    pairs.slots = 2 * pairs.capacity;
+    pairs.slot = xcalloc(pairs.slots, sizeof *pairs.slot);
+    for (size_t i = 0; i < pairs.n; i++)
+        pairs.slot[pair_slot(pairs.pair[i].left, pairs.pair[i].right)] = (uint32_t)i + 1;
+}
+
 static Pair *pair_add(int left, int right)
 {
     size_t s = pair_slot(left, right);
     if (pairs.slot[s]) return &pairs.pair[pairs.slot[s] - 1];
     if (pairs.n == pairs.capacity) {
-        pairs.capacity = pairs.capacity ? 2 * pairs.capacity : 1 << 14;
-        pairs.pair = xrealloc(pairs.pair, pairs.capacity, sizeof(Pair));
-        if (pairs.n * 2 > pairs.slots) die(1, "text", "too many different pairs of pieces");
+        pairs_grow();
+        s = pair_slot(left, right);
     }
     pairs.pair[pairs.n] =
         (Pair){(uint16_t)left, (uint16_t)right, joined_id(left, right), 0, NULL, 0, 0};
@@ -345,6 +358,9 @@ static void train_merges(int vocab_size)
         split_word(&words.word[i]);
         count_pairs((uint32_t)i, +1);
     }
+    if (vocab.n > vocab_size)
+        die(1, "text", "too many different characters for %d pieces (want at least %d)", vocab_size,
+            vocab.n);
     while (vocab.n < vocab_size) {
         const Pair *p = most_frequent_pair();
         if (!p) die(1, "text", "too little text for %d pieces (got %d)", vocab_size, vocab.n);
@@ -362,8 +378,10 @@ static void train_merges(int vocab_size)
 // llama2.c's format: int32 longest piece, then for each id float32 score, int32 length, bytes.
 static void write_tokenizer(const char *path)
 {
-    FILE *f = fopen(path, "wb");
-    if (!f) die(1, path, "cannot write: %s", strerror(errno));
+    char temporary[PATH_MAX]; // a file that is there is replaced by a whole one, or stays
+    snprintf(temporary, sizeof temporary, "%s.tmp", path);
+    FILE *f = fopen(temporary, "wb");
+    if (!f) die(1, temporary, "cannot write: %s", strerror(errno));
     int32_t longest = 0;
     for (int i = 0; i < vocab.n; i++)
         if (vocab.piece[i].len > longest) longest = vocab.piece[i].len;
@@ -375,7 +393,11 @@ static void write_tokenizer(const char *path)
         fwrite(&len, 4, 1, f);
         fwrite(vocab.piece[i].text, 1, (size_t)len, f);
     }
-    if (fflush(f) || ferror(f) || fclose(f)) die(1, path, "cannot write: %s", strerror(errno));
+    int written = !fflush(f) && !ferror(f) && !fclose(f) && !rename(temporary, path);
+    if (written) return;
+    int why = errno;
+    unlink(temporary);
+    die(1, path, "cannot write: %s", strerror(why));
 }
 
 // ================================================================================================
@@ -416,8 +438,7 @@ static void read_path(const char *path)
 static void prepare(void)
 {
     table_grow(&vocab.ids);
-    pairs.slots = 1 << 21;
-    pairs.slot = xcalloc(pairs.slots, sizeof *pairs.slot);
+    pairs_grow();
 }
 
 static void add_special(void)

@@ -590,7 +590,7 @@ static void init_table(float *w, Part p, int k, const Shape *s, uint64_t *rng)
 // tables draw their own numbers, so that all else is the same for every encoding.
 static void init_params(float *base, const Parts *parts, const Shape *s, uint64_t *rng)
 {
-    uint64_t own = *rng;
+    uint64_t own = ~*rng; // not *rng, or the tables would repeat the embedding's numbers
     int first_table = 2 + 9 * s->n_layers;
     for (int i = 0; i < parts->n; i++) {
         Part p = parts->part[i];
@@ -1281,6 +1281,18 @@ static void alloc_saved(Saved *a, const Shape *s, size_t R)
     a->act = floats(R, hidden);
 }
 
+// Floats of work space for muon_update: the largest matrix, and orthogonalize()'s beside it.
+static size_t muon_room(const Parts *parts)
+{
+    size_t most = 0;
+    for (int i = 0; i < parts->n; i++) {
+        Part p = parts->part[i];
+        size_t r = min_size(p.rows, p.cols);
+        if (p.kind == KIND_MATRIX) most = max_size(most, 2 * (p.rows * p.cols + r * r));
+    }
+    return most;
+}
+
 // A network for `sequences` sequences at a time; parameters zero.
 static void net_alloc(Net *n, const Shape *shape, size_t sequences)
 {
@@ -1303,7 +1315,7 @@ static void net_alloc(Net *n, const Shape *shape, size_t sequences)
     n->d_wide = floats(R, wide);
     n->d_narrow = floats(R, hidden > dim ? hidden : dim);
     n->partial = floats(R / ROW_GRAIN + 1, dim);
-    n->logits = floats(LOSS_ROWS, (size_t)s->vocab_size + 4 * wide); // also muon's work space
+    n->logits = floats(max_size(LOSS_ROWS * (size_t)s->vocab_size, muon_room(&n->parts)), 1);
     places_alloc(&n->places, s, sequences, n->parts.size - (size_t)(n->w.encoding - n->params));
     n->token = xcalloc(R, sizeof(uint16_t));
     n->target = xcalloc(R, sizeof(uint16_t));
@@ -1556,6 +1568,7 @@ static double update_params(Net *n, const Optimizer *o, float lr, uint64_t step)
 // paragraph; of documents, three in four move on to the start of one.
 
 enum { MAX_SOURCES = 8, MAX_QUESTIONS = 3, LOOK_AHEAD = 200, LOOK_AHEAD_DOCUMENTS = 640 };
+enum { MAX_CTX = 8192, LEAST_TEXT = 2 * MAX_CTX + LOOK_AHEAD_DOCUMENTS + 1 }; // of window_start
 static const char document_end[] = "<|end|>";
 
 typedef struct {
@@ -1875,7 +1888,7 @@ static void write_links(Retrieval *d, uint64_t *rng)
                      'A' + box[i], 'A' + box[of]);
     }
     for (int i = 0; i < d->n_questions; i++) {
-        int which = i ? asked[i] : first;
+        int which = !i ? first : asked[i] == first ? asked[0] : asked[i]; // none twice
         d->via[i] = via[which];
         snprintf(d->question[i], sizeof *d->question,
                  "What does the box %c hold? The box %c holds %d.", 'A' + box[which],
@@ -1936,14 +1949,14 @@ static size_t put_document(Text *x, const Retrieval *d, const Source *s, size_t 
         need += len[i] = put_statement(x, i < d->n_facts ? d->fact[i] : d->question[i - d->n_facts],
                                        statement[i]);
     if (need > room) return 0;
-    for (size_t i = 0; i < room; i++) weight[i] = 1;
     double filler = pow(share, 1 + x->early + x->shorten) * (double)(room - need);
     for (int i = 0; i <= d->n_facts; i++) total += cut[i] = -log(1 - draw_real(&x->rng));
     for (int i = 0; i < d->n_facts + d->n_questions; i++) {
-        size_t want = i <= d->n_facts ? (size_t)(filler * cut[i] / total) : 0;
+        size_t want = i <= d->n_facts ? (size_t)(filler * cut[i] / total) : 0, from = n;
         n += put_sentences(x, s, &at, want > 24 ? want - 24 : 0, want, out + n);
         memcpy(out + n, statement[i], len[i] * sizeof *out);
         n += len[i];
+        while (from < n) weight[from++] = 1;
         if (i < d->n_facts) continue;
         for (size_t k = 0; k < (size_t)d->digits; k++)
             weight[n - 2 - k] = x->answer_weight; // the number's digits, then the full stop
@@ -1965,7 +1978,7 @@ static size_t put_repetition(Text *x, size_t room, uint16_t *out, float *weight)
     double share = draw_real(&x->rng);
     size_t n = put_statement(x, "Say after me:", order), words = 8 + (size_t)(112 * share * share);
     if (n + 2 * (words + 1) > room) return 0;
-    for (size_t i = 0; i < room; i++) weight[i] = 1;
+    for (size_t i = 0; i < n + 2 * (words + 1); i++) weight[i] = 1;
     memcpy(out, order, n * sizeof *out);
     for (size_t i = 0; i < words; i++) out[n + i] = x->word[draw_below(&x->rng, x->n_words)];
     for (size_t i = 0; i + 5 <= words; i += 5) {
@@ -2043,6 +2056,16 @@ static void writer_open(Writer *w, const char *path)
     if (snprintf(w->temporary, PATH_MAX, "%s.new", path) >= PATH_MAX) die(1, path, "path too long");
     w->f = fopen(w->temporary, "wb");
     if (!w->f) die(1, w->temporary, "cannot write: %s", strerror(errno));
+}
+
+// Whether a file could be written there, if one is asked for: known before hours of training.
+static void check_output(const char *path)
+{
+    Writer w;
+    if (!path) return;
+    writer_open(&w, path);
+    fclose(w.f);
+    unlink(w.temporary);
 }
 
 static void put(Writer *w, const void *data, size_t size, size_t n) { fwrite(data, size, n, w->f); }
@@ -2143,10 +2166,12 @@ typedef struct {
     char magic[8];
     Shape shape;
     uint64_t step, tokens, rng, cursor[MAX_SOURCES];
-    double seconds;
+    double seconds, drop; // drop, cape, muon: as in the settings
+    int32_t cape, muon, dropped;
+    int32_t unused; // no bytes that nobody has set
 } Progress;
 
-static const char state_magic[8] = "TRAIN01";
+static const char state_magic[8] = "TRAIN02";
 
 static void save_state(const char *path, const Net *n, const Text *x, Progress *p)
 {
@@ -2252,23 +2277,27 @@ static Score evaluate(Net *n, const Text *x, const Source *s, size_t windows)
             if (n->target[r] == ID_BOS) continue;
             nats += n->loss[r];
             tokens++;
-            if (n->target[r] != ID_EOS) bytes += (size_t)x->tokenizer->pieces[n->target[r]].len;
+            if (n->target[r] == ID_EOS) continue;
+            // The space that the encoder puts before a text is no byte of it.
+            size_t at = 1 + (i + r / n->T) * all / windows * n->T + r % n->T;
+            bytes += (size_t)x->tokenizer->pieces[n->target[r]].len - (s->token[at - 1] == ID_BOS);
         }
     }
     return (Score){nats / (double)tokens, nats / log(2) / (double)bytes, tokens};
 }
 
-// Running means of the loss: of all targets, and of the answers' digits alone.
+// Running means of the loss: of all targets, and of the answers' digits and hints alone, which are
+// known by their weight: if that is 0 or 1 nothing tells them from others.
 typedef struct {
     double all, n_all, answers, n_answers;
 } Means;
 
-static void add_losses(Means *m, const Net *n, size_t R, float answer_weight)
+static void add_losses(Means *m, const Net *n, size_t R, float answer_weight, float share)
 {
     for (size_t r = 0; r < R; r++) {
         m->all += n->weight[r] > 0 ? n->loss[r] : 0;
         m->n_all += n->weight[r] > 0;
-        if (n->weight[r] == answer_weight && answer_weight != 1) {
+        if (n->weight[r] > 0 && n->weight[r] == answer_weight * share && answer_weight != 1) {
             m->answers += n->loss[r];
             m->n_answers++;
         }
@@ -2299,14 +2328,15 @@ static double train_step(Net *n, Text *x, const Settings *o, Progress *p, Means 
     float share = 1 / (float)((size_t)o->batch * n->T);
     memset(n->grads, 0, n->parts.size * sizeof(float));
     mix_texts(x, o, p);
-    if (o->drop > 0 && run_fraction(o, p) >= o->drop) drop_positions(&n->places);
+    if (o->drop > 0 && run_fraction(o, p) >= o->drop) p->dropped = 1;
+    if (p->dropped) drop_positions(&n->places);
     for (long long done = 0; done < o->batch; done += o->micro) {
         size_t R = (size_t)o->micro * n->T;
         fill_batch(x, n, R);
         for (size_t r = 0; r < R; r++) n->weight[r] *= share;
         draw_positions(&n->places, R, &n->shape, p->tokens);
         net_step(n, R);
-        add_losses(means, n, R, x->answer_weight * share);
+        add_losses(means, n, R, x->answer_weight, share);
         p->tokens += R;
     }
     double norm = update_params(n, &o->optimizer, (float)learning_rate(o, p), p->step + 1);
@@ -2355,9 +2385,16 @@ static void train(Net *n, Text *x, const Settings *o, Progress *p, const Valid *
     double before = p->seconds, start = seconds(), logged = start, saved = start;
     uint64_t tokens_then = p->tokens;
     Means means = {0};
+    p->drop = o->drop;
+    p->cape = o->cape;
+    p->muon = o->optimizer.muon;
+    if (p->dropped) drop_positions(&n->places); // even if no step is left
     while (run_fraction(o, p) < 1 && !stop_asked) {
         double norm = train_step(n, x, o, p, &means), now = seconds();
         p->seconds = before + now - start;
+        if (!isfinite(norm)) // what was saved last is whole
+            die(1, "training", "the gradient is not finite in step %llu; a smaller --lr may help",
+                (unsigned long long)p->step);
         if (p->step % (uint64_t)o->log_every == 0) {
             print_progress(o, p, &means, norm, (double)(p->tokens - tokens_then) / (now - logged));
             logged = now;
@@ -2420,7 +2457,7 @@ static const Setting setting_table[] = {
     {"--heads", &settings.shape.n_heads, INT32, 1, 256, "query heads"},
     {"--kv-heads", &settings.shape.n_kv_heads, INT32, 1, 256, "key/value heads"},
     {"--vocab", &settings.shape.vocab_size, INT32, 260, 65535, "pieces of the tokenizer"},
-    {"--ctx", &settings.shape.train_ctx, INT32, 32, 8192, "tokens of a sequence"},
+    {"--ctx", &settings.shape.train_ctx, INT32, 32, MAX_CTX, "tokens of a sequence"},
     {"--theta", &settings.shape.rope_theta, FLOAT32, 1, 1e9, "RoPE base"},
     {"--encoding", &settings.encoding, TEXT, 0, 0, "a name of run.c's list, shape, cape or drope"},
     {"--randomized", &settings.randomized, INT64, 2, 1024,
@@ -2491,7 +2528,8 @@ static void choose_encoding(Settings *o)
     int shape = !strcmp(name, "shape"), i = 0;
     if (!o->encoding && !o->randomized) return;
     if ((o->cape = !strcmp(name, "cape"))) shape = 1;
-    if (!strcmp(name, "drope")) o->drop = 7.0 / 8, name = "rope";
+    o->drop = strcmp(name, "drope") ? 0 : 7.0 / 8;
+    if (o->drop > 0) name = "rope";
     if (shape) name = "sinusoidal";
     while (i < N_ENCODINGS && strcmp(name, encodings[i].name)) i++;
     if (i == N_ENCODINGS) die(2, "--encoding", "no such encoding (got '%s')", o->encoding);
@@ -2523,6 +2561,9 @@ static void check_settings(const Settings *o)
     if (use_bf16) die(2, "--bf16", "this build has no products of bfloat16");
 #endif
     if (o->tokens <= 0 && o->minutes <= 0) die(2, "--tokens", "want --tokens or --minutes");
+    check_output(o->out);
+    check_output(o->out_f32);
+    check_output(o->state);
 }
 
 // Encodes one argument, PATH, PATH=SHARE or PATH=SHARE:LAST, where the share moves from the first
@@ -2543,7 +2584,8 @@ static void load_source(Text *x, const char *argument)
         s->first_share = s->last_share = parse_number(EXIT_USAGE, argument, first, 0, 0, 1e9);
         if (colon) s->last_share = parse_number(EXIT_USAGE, argument, colon + 1, 0, 0, 1e9);
     }
-    if (s->n < 16384) die(1, argument, "too little text (got %zu tokens, want 16384)", s->n);
+    if (s->n < LEAST_TEXT)
+        die(1, argument, "too little text (got %zu tokens, want %d)", s->n, LEAST_TEXT);
 }
 
 static void load_text(Text *x, const Settings *o, char **paths, int n_paths)
@@ -2560,6 +2602,7 @@ static void load_text(Text *x, const Settings *o, char **paths, int n_paths)
         first += x->source[i].first_share;
         last += x->source[i].last_share;
     }
+    if (first <= 0 || last <= 0) die(2, "shares", "all are 0");
     for (int i = 0; i < x->n; i++) {
         Source *s = &x->source[i];
         s->first_share /= first;
@@ -2570,13 +2613,16 @@ static void load_text(Text *x, const Settings *o, char **paths, int n_paths)
 }
 
 // Encodes the held-out texts of a list of paths with commas between them, or of NULL.
-static void load_valid(Valid *v, Tokenizer *t, const char *list)
+static void load_valid(Valid *v, Tokenizer *t, const char *list, size_t T)
 {
     for (const char *from = list; from; v->n++) {
         if (v->n == MAX_SOURCES) die(2, "--valid", "too many paths (want at most %d)", MAX_SOURCES);
         size_t len = strcspn(from, ",");
         snprintf(v->path[v->n], PATH_MAX, "%.*s", (int)len, from);
         append_path(&v->source[v->n], t, v->path[v->n]);
+        if (v->source[v->n].n <= T)
+            die(1, v->path[v->n], "too little text (got %zu tokens, want %zu)", v->source[v->n].n,
+                T + 1);
         from = from[len] ? from + len + 1 : NULL;
     }
 }
@@ -2606,14 +2652,21 @@ int main(int argc, char **argv)
     FILE *state = settings.resume ? open_state(settings.resume, &progress) : NULL;
     if (state) {
         settings.shape = progress.shape;
+        settings.drop = progress.drop;
+        settings.cape = progress.cape;
+        settings.optimizer.muon = progress.muon;
         apply_settings(argc, argv); // what was asked for must be what the state has
         if (memcmp(&settings.shape, &progress.shape, sizeof progress.shape))
             die(2, settings.resume, "a state of another shape (got dim %d, %d layers, context %d)",
                 progress.shape.dim, progress.shape.n_layers, progress.shape.train_ctx);
+        if (settings.drop != progress.drop || settings.cape != progress.cape)
+            die(2, settings.resume, "a state of another encoding (want %s)",
+                progress.cape ? "cape" : progress.drop > 0 ? "drope"
+                              : encodings[progress.shape.encoding].name);
+        if (settings.optimizer.muon != progress.muon)
+            die(2, settings.resume, "of another optimizer (want --muon %d)", progress.muon);
     }
     check_settings(&settings);
-    signal(SIGINT, on_signal);
-    signal(SIGTERM, on_signal);
     pool_start((int)settings.threads);
 
     static Tokenizer tokenizer;
@@ -2623,14 +2676,16 @@ int main(int argc, char **argv)
     tokenizer_init(&tokenizer, settings.tokenizer, &pieces);
     load_text(&text, &settings, argv + i, argc - i);
     static Valid valid;
-    load_valid(&valid, &tokenizer, settings.valid);
+    load_valid(&valid, &tokenizer, settings.valid, (size_t)settings.shape.train_ctx);
     net_alloc(&net, &settings.shape, (size_t)settings.micro);
     if (settings.cape)
         net.places.real = xcalloc((size_t)settings.micro * net.T, sizeof *net.places.real);
     if (state) read_state(state, settings.resume, &net, &text, &progress);
     else init_params(net.params, &net.parts, &settings.shape, &text.rng);
     fprintf(stderr, "%zu parameters\n", net.parts.size);
+    signal(SIGINT, on_signal); // before this there is nothing to save: it would replace a model
+    signal(SIGTERM, on_signal);
     train(&net, &text, &settings, &progress, &valid);
-    return stop_asked; // 1: stopped before its end
+    return run_fraction(&settings, &progress) < 1; // 1: stopped before its end
 }
 #endif

@@ -106,6 +106,23 @@ static void test_word_length(void)
     CHECK_INT(word_length(" ", 1), 1);
 }
 
+// The table of pairs grows: each is found again, and a search for one that is not there ends.
+static void test_pairs(void)
+{
+    enum { N = 450 }; // of the pieces
+    int lost = 0;
+    size_t before = pairs.n;
+    for (int left = 1; left <= N; left++)
+        for (int right = 1; right <= N; right++) pair_add(left, right)->count = left * N + right;
+    for (int left = 1; left <= N; left++)
+        for (int right = 1; right <= N; right++) {
+            uint32_t at = pairs.slot[pair_slot(left, right)];
+            lost += !at || pairs.pair[at - 1].count != left * N + right;
+        }
+    CHECK_INT(lost, 0);
+    CHECK(pairs.n <= before + N * N && !pairs.slot[pair_slot(N + 1, 1)]);
+}
+
 int main(void)
 {
     enum { SIZE = 460 };
@@ -128,6 +145,7 @@ int main(void)
     test_pieces(SIZE);
     test_same_cut(path, text, len, SIZE);
     test_merge_order();
+    test_pairs();
     close(fd);
     unlink(path);
     return report("test_bpe");

@@ -592,6 +592,13 @@ static void test_document_windows(const char *path)
     }
     CHECK_INT(stray, 0);
     CHECK_INT(answers, 100);
+    // Nor is it learned in a window that a synthetic text begins and documents fill up.
+    for (int i = 0; i < N; i++) {
+        x.repetition = i % 2;
+        fill_synthetic_window(&x, 0, T, token, target, weight);
+        for (size_t k = 0; k < T; k++) weighed += target[k] == ID_BOS && weight[k] != 0;
+    }
+    CHECK_INT(weighed, 0);
 }
 
 // What a box holds by the statements of d, followed link by link; *links counts them.
@@ -639,6 +646,7 @@ static void test_links(void)
             linked += links > 0;
             far += links > 1;
             wrong += d.fact[d.via[k]][8] != looked_into(&d, box);
+            for (int j = 0; j < k; j++) wrong += !strcmp(d.question[j], d.question[k]);
         }
     }
     CHECK_INT(wrong, 0);
