@@ -1474,7 +1474,7 @@ static void give_hints(const Session *s)
     const Config *c = &s->model.config;
     const RopeConfig *r = &c->rope;
     const Vocab *v = &s->model.vocab;
-    if (v->bpe && !strcmp(v->pre, "default"))
+    if (v->pre && !strcmp(v->pre, "default"))
         fprintf(stderr, "%s: how text is cut into words is not said (tokenizer.ggml.pre), and "
                 "guessed: as for GPT-2\n", prog);
     int plain = c->encoding == ENC_ROPE && !r->method && !r->distance && !r->window;
@@ -1632,12 +1632,12 @@ static int answer(Session *s, Conversation *c, const char *text)
         (int64_t)n <= r->orig_ctx) common = 0; // short again: by the short list
     rewind_session(s, common);
     // Behind the ids come those that the reply consists of, as many as were made.
-    size_t before = s->n_made;
+    size_t before = s->made.n;
     if (talk.show_tokens) show_tokens(&s->tokenizer, ids + s->pos, n - (size_t)s->pos);
     const char *end = reply(s, ids + s->pos, n - (size_t)s->pos, 0);
     free(ids);
     if (end != THE_MODEL) fprintf(stderr, "%s: the reply was cut by %s\n", prog, end);
-    add_message(c, "assistant", spell_ids(&s->tokenizer, s->ids + n, s->n_made - before));
+    add_message(c, "assistant", spell_ids(&s->tokenizer, s->ids + n, s->made.n - before));
     interrupted = 0; // Ctrl-C ended the reply, not the conversation, and may do so again
     catch_interrupt(SA_RESTART);
     return 1;

@@ -530,8 +530,8 @@ typedef struct {
     Values tokens, merges; // strings
     Values scores, types;  // numbers: as many as tokens, or none
     Values chat;           // the chat template's text, one string, or none
-    int bpe;               // merges by rank over bytes (GPT-2), not pieces by score (SentencePiece)
-    const char *pre;       // bpe: how text is cut into words
+    const char *pre;       // of a byte-level BPE, which merges bytes by rank (GPT-2), how text is
+                           // cut into words; NULL: pieces by score (SentencePiece)
     int bos, eos, eot;     // ids, or -1
     Values ends;           // all EOS
     int add_bos;           // -1: as others of its kind do
@@ -539,7 +539,7 @@ typedef struct {
     int strip_right;       // blanks behind a control token are none of the text
 } Vocab;
 
-// A file that was opened, mapped into memory and understood.
+// A file that was opened, mapped into memory and understood, or is about to be.
 typedef struct {
     const char *path, *arch;
     Config config;
@@ -547,12 +547,11 @@ typedef struct {
     Tensor tok_emb, classifier; // [vocab_size][dim]
     Norm emb_norm, final_norm;  // of the embeddings, and before the classifier
     Layer *layers;              // [n_layers]
-    int version;                // of the file
-    size_t group;               // version 2
-    int shared_classifier;
     size_t weight_bytes;        // read for each token (without the embedding table's other rows)
     const uint8_t *file;        // mapped into memory: the first, if there are several
     size_t size;                // of all its files
+    size_t at;                  // GGUF: how far it was read,
+    struct FileItem *keys, *tensors; // and what its lists have (section 11), while it is loaded
 } Model;
 
 // What all heads of a token have together: queries, and keys (or values).
@@ -3194,7 +3193,6 @@ static void check_rope(const Config *c, const char *path)
 {
     const RopeConfig *r = &c->rope;
     const char *encoding = encodings[c->encoding].name, *method = rope_methods[r->method].name;
-    int linear = r->method == ROPE_LINEAR && encodings[c->encoding].linear;
     RopeConfig full = *r;
     rope_resolve(&full, c->train_ctx, c->train_ctx);
     // Defaults are filled in before they are compared, in a copy: --beta-slow 33 is wrong only
@@ -3209,7 +3207,7 @@ static void check_rope(const Config *c, const char *path)
     if (full.high_freq_factor < full.low_freq_factor)
         WRONG("--high-freq-factor", "below --low-freq-factor");
     if (is_rotary(c)) return;
-    if (r->method && !linear)
+    if (r->method && !(r->method == ROPE_LINEAR && encodings[c->encoding].linear))
         WRONG("--rope-scaling", "%s is not defined for encoding %s", method, encoding);
     if (r->distance && !encodings[c->encoding].bias)
         WRONG("distance method", "the model knows no distances (its encoding is %s)", encoding);
@@ -3233,8 +3231,9 @@ typedef struct {
 
 // Every tensor, with layer l's first and the model's behind them. Here is what shapes follow from:
 // a model of layers that normalize behind their branches, not before, has no attn_norm, one without
-// a gate no ffn_gate, and what the encoding learned has a shape for each encoding. `angles` are
-// cosines and sines that version 0 of llama2.c's files has, and which nobody reads.
+// a gate no ffn_gate, and what the encoding learned has a shape for each encoding. A classifier
+// that is the embeddings' table is no tensor of its own. `angles` are cosines and sines that
+// version 0 of llama2.c's files has, and which nobody reads.
 enum { N_OF_LAYER = 13, N_WEIGHTS = N_OF_LAYER + 9 };
 static void list_weights(Model *m, int l, Weight list[N_WEIGHTS])
 {
@@ -3246,6 +3245,7 @@ static void list_weights(Model *m, int l, Weight list[N_WEIGHTS])
     size_t q_norm = ((size_t[]){0, d, q})[c->qk_norm], k_norm = ((size_t[]){0, d, kv})[c->qk_norm];
     size_t gate = c->no_gate ? 0 : hidden, vocab = c->vocab_size, heads = c->n_heads;
     size_t pairs = rotary_dims(c) / 2, factors = r->method == ROPE_LONGROPE ? pairs : 0;
+    int shared = m->classifier.data && m->classifier.data == m->tok_emb.data;
     // Two rows for kerple's r1 and r2; fire's net in one piece, as the head of the section lists
     // it.
     const size_t table[N_ENCODINGS][2] = { // what the encoding learned
@@ -3273,7 +3273,7 @@ static void list_weights(Model *m, int l, Weight list[N_WEIGHTS])
         {TABLE, &m->tok_emb, "token_embd", vocab, dim, "", 0, 0},
         {NORM, &m->emb_norm, "token_embd_norm", dim, 1, "", 0, 0},
         {NORM, &m->final_norm, "output_norm", dim, 1, "", 0, 0},
-        {MATRIX, &m->classifier, "output", m->shared_classifier ? 0 : vocab, dim, "", 0, 0},
+        {MATRIX, &m->classifier, "output", shared ? 0 : vocab, dim, "", 0, 0},
         {LIST, &c->table, "position_embd", table[c->encoding][0], table[c->encoding][1], "", 0, 0},
         {LIST, &r->own_factors, "rope_freqs", pairs, 1, "", 0, 0},
         {LIST, &r->short_factors, "rope_factors_short", factors, 1, "", 0, 0},
@@ -3317,30 +3317,26 @@ static void put_weight(Model *m, const Weight *w, Tensor t)
 // score of a token is then how much the last state is like the token's own vector.
 static void complete_weights(Model *m)
 {
-    m->shared_classifier = !m->classifier.data;
-    if (m->shared_classifier) m->weight_bytes += tensor_bytes(&m->tok_emb);
-    if (m->shared_classifier) m->classifier = m->tok_emb;
+    if (!m->classifier.data) m->weight_bytes += tensor_bytes(&m->tok_emb);
+    if (!m->classifier.data) m->classifier = m->tok_emb;
     check_rope(&m->config, m->path);
 }
 
 // --- llama2.c's files ---------------------------------------------------------------------------
 
-// Config from the file's first bytes. Without the magic number a file is of version 0, which has
-// none: whatever is no model looks like that, and is told by numbers out of their ranges.
-static void read_header(Model *m)
+// Config from the file's first bytes; returns the file's version. Without the magic number it is 0,
+// which has none: whatever is no model looks like that, and is told by numbers out of their ranges.
+static int read_header(Model *m)
 {
-    Config *c = &m->config;
     // The file's length comes before its numbers, the version before what depends on it.
     int has_magic = m->size >= 4 && read_i32(m->file) == MAGIC;
     size_t header = has_magic ? HEADER : 28;
     if (m->size < header)
         REFUSE(m, "cut off in the header (got %zu bytes, want %zu)", m->size, header);
-    m->version = has_magic ? read_i32(m->file + 4) : 0;
-    int v = m->version % 100;
-    if (has_magic && ((v != 1 && v != 2) || m->version < 1 || m->version > 102))
-        REFUSE(m, "unknown version (got %d, want 1, 2, 101 or 102)", m->version);
-    if (v == 2) m->group = (size_t)check_range(m, "group", read_i32(m->file + 37), 1, 1 << 16);
-    *c = (Config){.norm_eps = 1e-5, .rope.theta = 10000}; // llama2.c's
+    int version = has_magic ? read_i32(m->file + 4) : 0, v = version % 100;
+    if (has_magic && ((v != 1 && v != 2) || version < 1 || version > 102))
+        REFUSE(m, "unknown version (got %d, want 1, 2, 101 or 102)", version);
+    m->config = (Config){.norm_eps = 1e-5, .rope.theta = 10000}; // llama2.c's
     // Version 0, which has neither magic number nor version, has its numbers 8 bytes earlier. In
     // the extension block a number of 0 was not given: the block grew with the methods, and older
     // files have zeros where newer ones say something.
@@ -3351,34 +3347,18 @@ static void read_header(Model *m)
         double x = number_at((Values){p, 1, f->kind == N_INT ? G_I32 : G_F32}, 0);
         if (x != 0 || f->at < 64) set_field(m, f, f->field, x);
     }
-    if (m->version > 100 && !extended)
-        REFUSE(m, "version %d without an extension block", m->version);
-    m->shared_classifier = v ? m->file[36] != 0 : c->vocab_size > 0;
-    if (!v) c->vocab_size = abs(c->vocab_size);
+    if (version > 100 && !extended)
+        REFUSE(m, "version %d without an extension block", version);
+    if (!v) m->config.vocab_size = abs(m->config.vocab_size);
     complete_config(m);
-}
-
-// The weight that lies `at` bytes into the file, if it is there; returns where it ends, so that the
-// caller finds out whether the file ends there, too. In version 2 matrices are planar Q8_0, all
-// values and then all scales: whole groups, and scales at a multiple of 4, which floats need.
-static size_t lay_weight(Model *m, const Weight *w, size_t at)
-{
-    int planar = m->group && w->kind <= TABLE;
-    Tensor t = {.type = &tensor_types[planar ? T_Q8 : T_F32], .rows = w->rows, .cols = w->cols,
-                .group = planar ? m->group : 0};
-    size_t values = mul_size(w->rows, w->cols), end = add_size(at, tensor_bytes(&t));
-    if (planar && (values % m->group || values % 4))
-        REFUSE(m, "a matrix of %zu values is not whole groups of %zu", values, m->group);
-    if (!values || end > m->size) return end;
-    t.data = m->file + at;
-    if (planar) t.scales = (const float *)(t.data + values);
-    put_weight(m, w, t);
-    return end;
+    return version;
 }
 
 // Walks the file from its beginning to its end: it has no directory, only an order. A tensor of
 // layers comes once, for all of them one behind the other. Nothing is used before the sizes of all
-// are known to add up to the file's, but for checks of what lies in it.
+// are known to add up to the file's, but for checks of what lies in it. In version 2 matrices are
+// planar Q8_0, all values and then all scales: whole groups, and scales at a multiple of 4, which
+// floats need.
 static void load_checkpoint(Model *m)
 {
     static const char *const orders[2][16] = {
@@ -3389,21 +3369,34 @@ static void load_checkpoint(Model *m)
          "rope_factors_short", "rope_factors_long"},
     };
     m->arch = "llama2.c";
-    read_header(m);
-    size_t at = m->version ? HEADER : 28;
-    for (const char *const *name = orders[m->version > 0]; *name; name++) {
+    int version = read_header(m);
+    int shared = version ? m->file[36] != 0 : read_i32(m->file + 20) > 0; // the classifier
+    size_t at = version ? HEADER : 28, group = 0;
+    if (version % 100 == 2)
+        group = (size_t)check_range(m, "group", read_i32(m->file + 37), 1, 1 << 16);
+    for (const char *const *name = orders[version > 0]; *name; name++) {
+        if (shared && !strcmp(*name, "output")) continue;
         // Shapes are the same for all layers; only the place is another, so the list is made anew.
-        int l = 0, k = 0;
-        do {
+        for (int l = 0, k = 0; l < (k < N_OF_LAYER ? m->config.n_layers : 1); l++) {
             Weight list[N_WEIGHTS];
             list_weights(m, l, list);
             for (k = 0; strcmp(list[k].name, *name);) k++;
-            at = lay_weight(m, &list[k], at);
-        } while (k < N_OF_LAYER && ++l < m->config.n_layers);
+            const Weight *w = &list[k];
+            int planar = group && w->kind <= TABLE;
+            Tensor t = {.type = &tensor_types[planar ? T_Q8 : T_F32], .rows = w->rows,
+                        .cols = w->cols, .group = planar ? group : 0};
+            size_t values = mul_size(w->rows, w->cols), from = at;
+            if (planar && (values % group || values % 4))
+                REFUSE(m, "a matrix of %zu values is not whole groups of %zu", values, group);
+            at = add_size(from, tensor_bytes(&t));
+            if (!values || at > m->size) continue;
+            t.data = m->file + from;
+            if (planar) t.scales = (const float *)(t.data + values);
+            put_weight(m, w, t);
+        }
     }
     if (at != m->size)
         REFUSE(m, "its size does not fit its header (got %zu bytes, want %zu)", m->size, at);
-    complete_weights(m);
 }
 
 // ================================================================================================
@@ -3424,7 +3417,7 @@ static void load_checkpoint(Model *m)
 // here. Keys that only describe the model (its name, its author, its licence) are many, and free.
 
 // A key or a tensor of the file, found again by its name.
-typedef struct {
+typedef struct FileItem {
     char name[256];  // "": the end of a list
     int used;        // by the model, that is read
     Values values;   // of a key: what it holds
@@ -3432,13 +3425,6 @@ typedef struct {
     uint32_t number; // of the tensor's type in GGUF, which may be unknown here (type NULL)
     size_t offset;   // where it begins, behind the file's lists
 } FileItem;
-
-// A file that is being read.
-typedef struct {
-    Model *m;
-    size_t at;              // how far it was read
-    FileItem *keys, *tensors;
-} ModelFile;
 
 // The entry of that name, or NULL. Lists have some hundred entries, each looked for a few times, so
 // that going through them is quick enough.
@@ -3450,50 +3436,50 @@ static FileItem *find_entry(FileItem *list, const char *name)
 
 // Moves past n items of `size` bytes, all in the file. Everything is read by way of this function,
 // so that here alone the end of the file can be met; the division keeps n * size from wrapping.
-static const uint8_t *gguf_skip(ModelFile *s, size_t n, size_t size)
+static const uint8_t *gguf_skip(Model *m, size_t n, size_t size)
 {
-    if (n > (s->m->size - s->at) / size)
-        REFUSE(s->m, "cut off, or a wrong count (want %zu x %zu bytes at %zu)", n, size, s->at);
-    s->at += n * size;
-    return s->m->file + s->at - n * size;
+    if (n > (m->size - m->at) / size)
+        REFUSE(m, "cut off, or a wrong count (want %zu x %zu bytes at %zu)", n, size, m->at);
+    m->at += n * size;
+    return m->file + m->at - n * size;
 }
 
 // The next number, of `size` bytes, which may be fewer than a size_t has: the others stay 0.
-static size_t gguf_number(ModelFile *s, size_t size)
+static size_t gguf_number(Model *m, size_t size)
 {
     size_t v = 0;
-    memcpy(&v, gguf_skip(s, size, 1), size);
+    memcpy(&v, gguf_skip(m, size, 1), size);
     return v;
 }
 
 // What stands behind a key's name: its type and value, which stays where it is. Strings have to be
 // gone through one by one, since each says only its own length. Arrays of arrays do not occur.
-static void gguf_key(ModelFile *s, FileItem *k)
+static void gguf_key(Model *m, FileItem *k)
 {
-    uint32_t type = gguf_number(s, 4);
+    uint32_t type = gguf_number(m, 4);
     int array = type == G_ARRAY;
-    if (array) type = gguf_number(s, 4);
+    if (array) type = gguf_number(m, 4);
     if (type >= COUNT(value_bytes) || type == G_ARRAY)
-        REFUSE(s->m, "key %s has an unknown type (got %u)", k->name, type);
-    size_t n = array ? gguf_number(s, 8) : 1;
-    k->values = (Values){s->m->file + s->at, n, type};
-    for (; type == G_STRING && n > 0; n--) gguf_skip(s, gguf_number(s, 8), 1);
-    if (n > 0) gguf_skip(s, n, value_bytes[type]);
+        REFUSE(m, "key %s has an unknown type (got %u)", k->name, type);
+    size_t n = array ? gguf_number(m, 8) : 1;
+    k->values = (Values){m->file + m->at, n, type};
+    for (; type == G_STRING && n > 0; n--) gguf_skip(m, gguf_number(m, 8), 1);
+    if (n > 0) gguf_skip(m, n, value_bytes[type]);
 }
 
 // What stands behind a tensor's name. Dimensions are written with the inner one first, what is
 // `cols` here; a tensor of one row is a vector and becomes a column. The offset counts from the end
 // of this list.
-static void gguf_tensor(ModelFile *s, FileItem *e)
+static void gguf_tensor(Model *m, FileItem *e)
 {
     Tensor *t = &e->tensor;
-    size_t n_dims = gguf_number(s, 4);
-    t->cols = n_dims ? gguf_number(s, 8) : 1;
+    size_t n_dims = gguf_number(m, 4);
+    t->cols = n_dims ? gguf_number(m, 8) : 1;
     t->rows = 1;
-    while (n_dims-- > 1) t->rows = mul_size(t->rows, gguf_number(s, 8));
+    while (n_dims-- > 1) t->rows = mul_size(t->rows, gguf_number(m, 8));
     if (t->rows == 1) t->rows = t->cols, t->cols = 1; // a vector
-    e->number = gguf_number(s, 4);
-    e->offset = gguf_number(s, 8);
+    e->number = gguf_number(m, 4);
+    e->offset = gguf_number(m, 8);
     for (size_t i = 0; i < COUNT(tensor_types); i++)
         if (tensor_types[i].gguf == (int64_t)e->number) t->type = &tensor_types[i];
     if (t->type) t->group = t->type->group;
@@ -3503,22 +3489,21 @@ static void gguf_tensor(ModelFile *s, FileItem *e)
 // is one without a name, which ends it. A name may not come twice: readers would differ in which of
 // the two they take, and a file that means one thing to one program and another to the next is a
 // trap.
-static FileItem *gguf_list(ModelFile *s, FileItem *list, size_t n,
-                           void (*read)(ModelFile *, FileItem *))
+static FileItem *gguf_list(Model *m, FileItem *list, size_t n, void (*read)(Model *, FileItem *))
 {
     size_t have = 0;
-    if (n > 1 << 14) REFUSE(s->m, "too many keys or tensors (got %zu)", n);
+    if (n > 1 << 14) REFUSE(m, "too many keys or tensors (got %zu)", n);
     while (list && *list[have].name) have++;
     list = xrealloc(list, have + n + 1, sizeof *list);
     memset(list + have, 0, (n + 1) * sizeof *list);
     for (FileItem *e = list + have; e < list + have + n; e++) {
-        size_t len = gguf_number(s, 8);
-        const char *name = (const char *)gguf_skip(s, len, 1);
+        size_t len = gguf_number(m, 8);
+        const char *name = (const char *)gguf_skip(m, len, 1);
         if (len < 1 || len >= sizeof e->name || memchr(name, 0, len))
-            REFUSE(s->m, "a broken name before byte %zu", s->at);
+            REFUSE(m, "a broken name before byte %zu", m->at);
         memcpy(e->name, name, len);
-        if (find_entry(list, e->name) != e) REFUSE(s->m, "%s is there twice", e->name);
-        read(s, e);
+        if (find_entry(list, e->name) != e) REFUSE(m, "%s is there twice", e->name);
+        read(m, e);
     }
     return list;
 }
@@ -3526,14 +3511,14 @@ static FileItem *gguf_list(ModelFile *s, FileItem *list, size_t n,
 // A key's values, none if it is not there. ".name" stands for "architecture.name": each
 // architecture has the same keys under its own name. Whoever asks for a key has understood it, and
 // marks it used.
-static Values find_key(const ModelFile *s, const char *name, int is_text)
+static Values find_key(const Model *m, const char *name, int is_text)
 {
     char full[128];
-    snprintf(full, sizeof full, "%s%s", *name == '.' ? s->m->arch : "", name);
-    FileItem *k = find_entry(s->keys, full);
+    snprintf(full, sizeof full, "%s%s", *name == '.' ? m->arch : "", name);
+    FileItem *k = find_entry(m->keys, full);
     if (!k) return (Values){0};
     if ((k->values.type == G_STRING) != is_text)
-        REFUSE(s->m, "key %s (want %s)", full, is_text ? "text" : "a number");
+        REFUSE(m, "key %s (want %s)", full, is_text ? "text" : "a number");
     k->used = 1;
     return k->values;
 }
@@ -3543,23 +3528,22 @@ static Values find_key(const ModelFile *s, const char *name, int is_text)
 // mean nothing else. Of a list it is the first. An architecture's list has a number for each layer,
 // and all of them have to be equal: where layers differ in size the shapes in list_weights() would
 // not hold.
-static double key_number(const ModelFile *s, const char *name, double lo, double hi,
-                         double absent)
+static double key_number(const Model *m, const char *name, double lo, double hi, double absent)
 {
-    Values k = find_key(s, name, 0);
+    Values k = find_key(m, name, 0);
     double v = k.n ? number_at(k, 0) : -1;
     for (size_t i = 1; i < k.n && *name == '.'; i++)
         if (number_at(k, i) != v)
-            REFUSE(s->m, "%s is not the same for all layers: such a model cannot be run", name + 1);
+            REFUSE(m, "%s is not the same for all layers: such a model cannot be run", name + 1);
     if (v == -1 || v == UINT32_MAX || v == 0x1p64 || (v == 0 && lo > 0)) return absent;
-    return check_range(s->m, name, v, lo, hi);
+    return check_range(m, name, v, lo, hi);
 }
 
 // A short string, or `absent`. More than some bytes are no word that anybody knows: it will be
 // refused as such, cut as it is.
-static const char *key_word(const ModelFile *s, const char *name, const char *absent)
+static const char *key_word(const Model *m, const char *name, const char *absent)
 {
-    Values v = find_key(s, name, 1);
+    Values v = find_key(m, name, 1);
     size_t len;
     const char *word = v.n ? next_string(&v, &len) : NULL;
     char *copy = word ? memcpy(xcalloc(32, 1), word, min_size(len, 31)) : NULL;
@@ -3580,46 +3564,45 @@ static const char *key_word(const ModelFile *s, const char *name, const char *ab
 #define GEMMA .post_norm = 1, .rope_split = 1, .gelu = 1, .emb_scale = -1, .norm_eps = 1e-6
 typedef struct {
     const char *name;
-    Config config; // where the file does not say otherwise
+    Config config; // where the file does not say otherwise; window -1: whatever it says, none
     int odd_size;    // the number of layers of the model that divides scores by sqrt(dim / n_heads)
-    int no_window;   // the window that files name is not applied
     int strip_right; // as Vocab has it
 } Arch;
 static const Arch archs[] = {
     // Rotation of neighbours, or of halves, of each whole head.
-    {"llama", {.norm_eps = 1e-5}, 0, 0, 0}, // its converters permute wq and wk to interleaved pairs
-    {"qwen2", {.rope_split = 1, .norm_eps = 1e-6}, 0, 0, 0},
-    {"qwen3", {.rope_split = 1, .norm_eps = 1e-6, .qk_norm = 1}, 0, 0, 0},
+    {"llama", {.norm_eps = 1e-5}, 0, 0}, // its converters permute wq and wk to interleaved pairs
+    {"qwen2", {.rope_split = 1, .norm_eps = 1e-6}, 0, 0},
+    {"qwen3", {.rope_split = 1, .norm_eps = 1e-6, .qk_norm = 1}, 0, 0},
     // Two kinds of layers, with two windows and, in gemma3, two bases.
     {"gemma2", {GEMMA, .global_every = 2, .rope.window = 4096, .score_cap = 50, .logit_cap = 30},
-     46, 0, 0},
-    {"gemma3", {GEMMA, .global_every = 6, .local.theta = 10000, .qk_norm = 1}, 62, 0, 0},
+     46, 0},
+    {"gemma3", {GEMMA, .global_every = 6, .local.theta = 10000, .qk_norm = 1}, 62, 0},
     // A vector added, a bias by distance, a part of each head turned.
-    {"gpt2", {LAYER_NORM, .encoding = ENC_LEARNED}, 0, 0, 0},
-    {"bloom", {LAYER_NORM, .encoding = ENC_ALIBI}, 0, 0, 0},
-    {"gptneox", {LAYER_NORM, .rope_split = 1, .parallel = 1}, 0, 0, 0},
+    {"gpt2", {LAYER_NORM, .encoding = ENC_LEARNED}, 0, 0},
+    {"bloom", {LAYER_NORM, .encoding = ENC_ALIBI}, 0, 0},
+    {"gptneox", {LAYER_NORM, .rope_split = 1, .parallel = 1}, 0, 0},
     // Every fourth layer without positions.
-    {"smollm3", {.nope_every = 4, .local.still = 1, .norm_eps = 1e-6}, 0, 0, 0},
+    {"smollm3", {.nope_every = 4, .local.still = 1, .norm_eps = 1e-6}, 0, 0},
     // LongRoPE's lists, if they come along; its window is in files but not in use. Its own
     // tokenizer drops blanks behind control tokens.
-    {"phi3", {.rope_split = 1, .norm_eps = 1e-5}, 0, 1, 1},
+    {"phi3", {.rope_split = 1, .norm_eps = 1e-5, .rope.window = -1}, 0, 1},
     // Norms behind the branches; scales in front of everything; queries that grow sharper.
     {"olmo2", {.rope_split = 1, .no_pre_norm = 1, .post_norm = 1, .qk_norm = 2, .norm_eps = 1e-6,
-               .global_every = 4}, 0, 0, 0},
-    {"granite", {.norm_eps = 1e-6}, 0, 0, 0},
-    {"mistral3", {.rope.temp_from_0 = 1, .norm_eps = 1e-5}, 0, 0, 0},
+               .global_every = 4}, 0, 0},
+    {"granite", {.norm_eps = 1e-6}, 0, 0},
+    {"mistral3", {.rope.temp_from_0 = 1, .norm_eps = 1e-5}, 0, 0},
 };
 
 // What the keys say about scaling, in our terms. A model with factors for each pair is one of
 // LongRoPE, whether or not a key says so.
-static void gguf_rope(ModelFile *s, RopeConfig *r)
+static void gguf_rope(Model *m, RopeConfig *r)
 {
-    int factors = find_entry(s->tensors, "rope_factors_long.weight") != NULL;
-    const char *type = key_word(s, ".rope.scaling.type",
+    int factors = find_entry(m->tensors, "rope_factors_long.weight") != NULL;
+    const char *type = key_word(m, ".rope.scaling.type",
                                 factors ? "longrope" : r->factor > 0 ? "linear" : "none");
     r->method = FIND_NAME(rope_methods, type);
     if (r->method < 0)
-        REFUSE(s->m, "RoPE scaling (got %s, want one of %s)", type, LIST_NAMES(rope_methods));
+        REFUSE(m, "RoPE scaling (got %s, want one of %s)", type, LIST_NAMES(rope_methods));
     if (r->method == ROPE_NONE) r->factor = r->attn_factor = 0;
     // The file's is all of longrope's attention factor, but is multiplied with yarn's own.
     if (r->method == ROPE_LONGROPE && !(r->attn_factor > 0)) r->attn_factor = 1;
@@ -3629,66 +3612,64 @@ static void gguf_rope(ModelFile *s, RopeConfig *r)
 // The tokenizer's lists, each as long as there are tokens, and ids, each of one of them. Section 12
 // makes sense of them, and knows whether BOS begins a text where the file does not say (-1); here
 // they only have to be whole.
-static void gguf_vocab(ModelFile *s, Vocab *v)
+static void gguf_vocab(Model *m, Vocab *v)
 {
-    const char *model = key_word(s, "tokenizer.ggml.model", "?");
-    v->bpe = !strcmp(model, "gpt2");
-    if (!v->bpe && strcmp(model, "llama"))
-        REFUSE(s->m, "tokenizer (got %s, want llama or gpt2)", model);
-    v->pre = key_word(s, "tokenizer.ggml.pre", "default");
-    v->tokens = find_key(s, "tokenizer.ggml.tokens", 1);
-    v->merges = find_key(s, "tokenizer.ggml.merges", 1);
-    v->chat = find_key(s, "tokenizer.chat_template", 1);
-    v->scores = find_key(s, "tokenizer.ggml.scores", 0);
-    v->types = find_key(s, "tokenizer.ggml.token_type", 0);
-    v->ends = find_key(s, "tokenizer.ggml.eos_token_id", 0); // some files have several
-    size_t n = check_range(s->m, "vocabulary", v->tokens.n, 1, 1 << 24);
-    check_range(s->m, "merges", v->merges.n, 0, 1 << 24);
-    if (v->bpe ? !v->merges.at : !v->scores.at)
-        REFUSE(s->m, "no list tokenizer.ggml.%s", v->bpe ? "merges" : "scores");
+    const char *model = key_word(m, "tokenizer.ggml.model", "?");
+    if (!strcmp(model, "gpt2")) v->pre = key_word(m, "tokenizer.ggml.pre", "default");
+    else if (strcmp(model, "llama"))
+        REFUSE(m, "tokenizer (got %s, want llama or gpt2)", model);
+    v->tokens = find_key(m, "tokenizer.ggml.tokens", 1);
+    v->merges = find_key(m, "tokenizer.ggml.merges", 1);
+    v->chat = find_key(m, "tokenizer.chat_template", 1);
+    v->scores = find_key(m, "tokenizer.ggml.scores", 0);
+    v->types = find_key(m, "tokenizer.ggml.token_type", 0);
+    v->ends = find_key(m, "tokenizer.ggml.eos_token_id", 0); // some files have several
+    size_t n = check_range(m, "vocabulary", v->tokens.n, 1, 1 << 24);
+    check_range(m, "merges", v->merges.n, 0, 1 << 24);
+    if (v->pre ? !v->merges.at : !v->scores.at)
+        REFUSE(m, "no list tokenizer.ggml.%s", v->pre ? "merges" : "scores");
     if ((v->scores.at && (v->scores.n != n || value_kinds[v->scores.type] != 'f')) ||
         (v->types.at && (v->types.n != n || value_kinds[v->types.type] == 'f')))
-        REFUSE(s->m, "%zu tokens, but not as many scores (floats) and types (integers)", n);
+        REFUSE(m, "%zu tokens, but not as many scores (floats) and types (integers)", n);
     // An id that is no token's is a broken file; -1 stands for none.
     int last = (int)n - 1;
-    v->eos = (int)key_number(s, "tokenizer.ggml.eos_token_id", -1, last, -1);
-    v->bos = (int)key_number(s, "tokenizer.ggml.bos_token_id", -1, last, -1);
-    v->eot = (int)key_number(s, "tokenizer.ggml.eot_token_id", -1, last, -1);
-    v->add_bos = (int)key_number(s, "tokenizer.ggml.add_bos_token", 0, 1, -1);
-    v->space_prefix = key_number(s, "tokenizer.ggml.add_space_prefix", 0, 1, 1) != 0;
+    v->eos = (int)key_number(m, "tokenizer.ggml.eos_token_id", -1, last, -1);
+    v->bos = (int)key_number(m, "tokenizer.ggml.bos_token_id", -1, last, -1);
+    v->eot = (int)key_number(m, "tokenizer.ggml.eot_token_id", -1, last, -1);
+    v->add_bos = (int)key_number(m, "tokenizer.ggml.add_bos_token", 0, 1, -1);
+    v->space_prefix = key_number(m, "tokenizer.ggml.add_space_prefix", 0, 1, 1) != 0;
 }
 
 // Config: the architecture's, then what the keys say, then what follows from both. Where layers are
 // local, the file's window is theirs, and the global ones have none.
-static void gguf_config(ModelFile *s, const Arch *arch)
+static void gguf_config(Model *m, const Arch *arch)
 {
-    Model *m = s->m;
     Config *c = &m->config;
     *c = arch->config;
     c->rope.theta = 10000;
     for (const Option *f = config_fields; f < config_fields + COUNT(config_fields); f++) {
-        double v = f->key ? key_number(s, f->key, f->lo, f->hi, NAN) : NAN;
+        double v = f->key ? key_number(m, f->key, f->lo, f->hi, NAN) : NAN;
         if (!isnan(v)) set_field(m, f, f->key, v);
         else if (f->needed) REFUSE(m, "no key %s%s", m->arch, f->key);
     }
     c->vocab_size = (int)m->vocab.tokens.n;
     if (c->encoding == ENC_LEARNED) c->rows = c->train_ctx;
     complete_config(m);
-    key_number(s, ".attention.value_length", c->head_dim, c->head_dim, 0);
-    if (key_number(s, ".attention.causal", 0, 1, 1) == 0)
+    key_number(m, ".attention.value_length", c->head_dim, c->head_dim, 0);
+    if (key_number(m, ".attention.causal", 0, 1, 1) == 0)
         REFUSE(m, "a model whose tokens see later ones, which cannot be run");
-    gguf_rope(s, &c->rope);
+    gguf_rope(m, &c->rope);
     // What the table of architectures could not say in numbers.
     if (c->emb_scale < 0) c->emb_scale = sqrt(c->dim);
     if (c->n_layers == arch->odd_size) c->score_scale = sqrt((double)c->n_heads / c->dim);
-    if (arch->no_window) c->rope.window = 0;
+    if (arch->config.rope.window < 0) c->rope.window = 0;
     if (!(c->local.theta > 0)) c->local.theta = c->rope.theta;
     if (!c->rope.window) c->global_every = 0; // it is for local layers
     if (c->global_every) c->local.window = c->rope.window, c->rope.window = 0;
     // Which layers are local: by the architecture's number or the file's, of which every so many-th
     // is global, or by a list of the file's, with a boolean or a number for each layer. In a model
     // that leaves some layers without positions, these are the local ones, which stand still.
-    Values list = find_key(s, ".attention.sliding_window_pattern", 0);
+    Values list = find_key(m, ".attention.sliding_window_pattern", 0);
     if (list.n > 1 && list.n != (size_t)c->n_layers)
         REFUSE(m, "a pattern of %zu layers (want %d)", list.n, c->n_layers);
     if (list.n && c->rope.window)
@@ -3713,18 +3694,17 @@ static const char *const ggml_types[] = {
 // what that gives. It has its own name, or is a part of the fused one, which is known by its rows:
 // "ffn_up" is fused in some files and only itself in others. No data: the file has none, which is
 // right only for a bias, a norm of embeddings, a classifier, and factors of its own.
-static Tensor take_tensor(ModelFile *s, const Weight *w, int l, const char *what)
+static Tensor take_tensor(Model *m, const Weight *w, int l, const char *what)
 {
-    Model *m = s->m;
     char name[64], layer[16] = "";
     int bias = *what == 'b', needed = !bias && w->to != &m->emb_norm && w->to != &m->classifier &&
                                       w->to != &m->config.rope.own_factors;
     if (l >= 0) snprintf(layer, sizeof layer, "blk.%d.", l);
     snprintf(name, sizeof name, "%s%s.%s", layer, w->fused, what);
-    FileItem *e = find_entry(s->tensors, name);
+    FileItem *e = find_entry(m->tensors, name);
     int part = e && *w->fused && e->tensor.rows == w->all;
     snprintf(name, sizeof name, "%s%s.%s", layer, part ? w->fused : w->name, what);
-    if (!part) e = find_entry(s->tensors, name);
+    if (!part) e = find_entry(m->tensors, name);
     if (!e && needed) REFUSE(m, "no tensor %s", name);
     if (!e) return (Tensor){0};
     Tensor t = e->tensor;
@@ -3743,40 +3723,25 @@ static Tensor take_tensor(ModelFile *s, const Weight *w, int l, const char *what
     return t;
 }
 
-// Takes the tensors [w, end) of a list, of layer l or with l < 0 of the model, and puts them in
-// their places. Any matrix and any norm may come with a bias: converters write them where the model
-// was trained with some, whatever its architecture is called.
-static void take_weights(ModelFile *s, int l, const Weight *w, const Weight *end)
-{
-    for (; w < end; w++) {
-        if (!w->rows || !w->to) continue;
-        Tensor t = take_tensor(s, w, l, "weight");
-        if (w->kind == MATRIX || w->kind == NORM)
-            t.bias = to_floats(s->m, take_tensor(s, w, l, "bias"));
-        put_weight(s->m, w, t);
-    }
-}
-
 // The lists of keys and of tensors; these are added to those of files read before. All of them must
 // be in the file: downloads break off, and the end of the last tensor says how much is missing.
-static void gguf_directory(ModelFile *s)
+static void gguf_directory(Model *m)
 {
-    Model *m = s->m;
     size_t end = 0;
-    if (gguf_number(s, 4) != 0x46554747) REFUSE(m, "no GGUF file");
-    uint32_t version = gguf_number(s, 4);
+    if (gguf_number(m, 4) != 0x46554747) REFUSE(m, "no GGUF file");
+    uint32_t version = gguf_number(m, 4);
     if (version && version << 16 == 0)
         REFUSE(m, "a big-endian GGUF file (want a little-endian one)");
     if (version != 2 && version != 3) REFUSE(m, "GGUF version (got %u, want 2 or 3)", version);
-    size_t n_tensors = gguf_number(s, 8), n_keys = gguf_number(s, 8);
-    s->keys = gguf_list(s, NULL, n_keys, gguf_key);
-    s->tensors = gguf_list(s, s->tensors, n_tensors, gguf_tensor);
-    int align = (int)key_number(s, "general.alignment", 4, 1 << 20, 32);
+    size_t n_tensors = gguf_number(m, 8), n_keys = gguf_number(m, 8);
+    m->keys = gguf_list(m, NULL, n_keys, gguf_key);
+    m->tensors = gguf_list(m, m->tensors, n_tensors, gguf_tensor);
+    int align = (int)key_number(m, "general.alignment", 4, 1 << 20, 32);
     if (align & (align - 1)) REFUSE(m, "general.alignment (got %d, want a power of two)", align);
     // Behind the lists the data begin, aligned as the file says. Of a type that is not known here
     // the size is not known either; that a byte of it is there will do until the type is refused.
-    size_t begin = round_up(s->at, align);
-    for (FileItem *e = s->tensors; *e->name; e++) {
+    size_t begin = round_up(m->at, align);
+    for (FileItem *e = m->tensors; *e->name; e++) {
         if (e->tensor.data) continue; // another file's
         size_t at = add_size(begin, e->offset);
         end = max_size(end, add_size(at, e->tensor.type ? tensor_bytes(&e->tensor) : 1));
@@ -3790,23 +3755,22 @@ static void gguf_directory(ModelFile *s)
 // The tensors of a model's other files, if it comes in several, NAME-00001-of-00003.gguf and so on:
 // large models are cut up for hosts that limit the size of a file. Each of them is a GGUF file with
 // a directory of its own, mapped by itself. The first has the keys, and is the one to be named.
-static void add_parts(ModelFile *s)
+static void add_parts(Model *m)
 {
-    const char *first = s->m->path, form[] = "%.*s-%05d-of-%05d.gguf";
+    const char *first = m->path, form[] = "%.*s-%05d-of-%05d.gguf";
     char path[PATH_MAX];
-    int n = (int)key_number(s, "split.count", 0, 99999, 0), stem = (int)strlen(first) - 20;
+    int n = (int)key_number(m, "split.count", 0, 99999, 0), stem = (int)strlen(first) - 20;
     snprintf(path, sizeof path, form, stem > 0 ? stem : 0, first, 1, n);
     if (n > 1 && strcmp(path, first))
-        REFUSE(s->m, "one of %d files that are a model (want NAME-00001-of-%05d.gguf)", n, n);
+        REFUSE(m, "one of %d files that are a model (want NAME-00001-of-%05d.gguf)", n, n);
     for (int i = 2; i <= n; i++) {
         snprintf(path, sizeof path, form, stem, first, i, n);
-        Model part = {.path = copy_string(path)};
-        ModelFile file = {.m = &part, .tensors = s->tensors};
+        Model part = {.path = copy_string(path), .tensors = m->tensors};
         part.file = map_file(part.path, &part.size);
-        gguf_directory(&file);
-        s->tensors = file.tensors;
-        s->m->size += part.size;
-        free(file.keys);
+        gguf_directory(&part);
+        m->tensors = part.tensors;
+        m->size += part.size;
+        free(part.keys);
     }
 }
 
@@ -3832,17 +3796,16 @@ static const struct {
 
 // Refuses a model by such a key. Keys that were used are known, and so no sign of anything; other
 // steps count only where the architecture is known, which might have used them.
-static void check_signs(const ModelFile *s)
+static void check_signs(const Model *m)
 {
-    const char *arch = s->m->arch;
-    for (const FileItem *k = s->keys; *k->name; k++)
+    for (const FileItem *k = m->keys; *k->name; k++)
         for (size_t i = 0; i < COUNT(signs); i++) {
-            int own = arch && !strncmp(k->name, arch, strlen(arch));
+            int own = m->arch && !strncmp(k->name, m->arch, strlen(m->arch));
             if (k->used || !strstr(k->name, signs[i].sign)) continue;
             for (size_t j = 0; (own || signs[i].what != other) && j < k->values.n; j++) {
                 double v = k->values.type == G_STRING ? NAN : number_at(k->values, j);
                 if (v != 0 && v != -1 && v != signs[i].none)
-                    REFUSE(s->m, "%s, which cannot be run (key %s)", signs[i].what, k->name);
+                    REFUSE(m, "%s, which cannot be run (key %s)", signs[i].what, k->name);
             }
         }
 }
@@ -3852,29 +3815,35 @@ static void check_signs(const ModelFile *s)
 // architecture that is not known, a number that is out of range, a tensor that is not there.
 static void load_gguf(Model *m)
 {
-    ModelFile s = {.m = m};
     Weight list[N_WEIGHTS];
-    gguf_directory(&s);
-    const char *name = key_word(&s, "general.architecture", "?");
+    gguf_directory(m);
+    const char *name = key_word(m, "general.architecture", "?");
     int arch = FIND_NAME(archs, name);
-    if (arch < 0) check_signs(&s);
-    if (!strcmp(name, "?")) add_parts(&s); // a file that is not the first says nothing of itself
+    if (arch < 0) check_signs(m);
+    if (!strcmp(name, "?")) add_parts(m); // a file that is not the first says nothing of itself
     if (arch < 0) REFUSE(m, "architecture (got %s, want one of %s)", name, LIST_NAMES(archs));
     m->arch = archs[arch].name;
-    add_parts(&s);
-    gguf_vocab(&s, &m->vocab);
-    m->vocab.strip_right = archs[arch].strip_right && !m->vocab.bpe;
-    gguf_config(&s, &archs[arch]);
-    check_signs(&s);
+    add_parts(m);
+    gguf_vocab(m, &m->vocab);
+    m->vocab.strip_right = archs[arch].strip_right && !m->vocab.pre;
+    gguf_config(m, &archs[arch]);
+    check_signs(m);
+    // Any matrix and any norm may come with a bias: converters write them where the model was
+    // trained with some, whatever its architecture is called.
     for (int l = 0; l < m->config.n_layers; l++) {
         list_weights(m, l, list);
-        take_weights(&s, l, list, list + N_OF_LAYER);
+        for (const Weight *w = list; w < list + (l ? N_OF_LAYER : N_WEIGHTS); w++) {
+            int layer = w < list + N_OF_LAYER ? l : -1;
+            if (!w->rows || !w->to) continue;
+            Tensor t = take_tensor(m, w, layer, "weight");
+            if (w->kind == MATRIX || w->kind == NORM)
+                t.bias = to_floats(m, take_tensor(m, w, layer, "bias"));
+            put_weight(m, w, t);
+        }
     }
-    take_weights(&s, -1, list + N_OF_LAYER, list + N_WEIGHTS);
-    complete_weights(m);
-    for (const FileItem *e = s.tensors; *e->name; e++)
+    for (const FileItem *e = m->tensors; *e->name; e++)
         if (!e->used) REFUSE(m, "tensor %s: not of a %s", e->name, m->arch);
-    free(s.keys), free(s.tensors);
+    free(m->keys), free(m->tensors);
 }
 
 // --- either kind --------------------------------------------------------------------------------
@@ -3909,6 +3878,7 @@ static void model_load(Model *m, const char *path)
     if (!gguf && letters == 8) REFUSE(m, "no model that can be read, but a text");
     if (gguf) load_gguf(m);
     else load_checkpoint(m);
+    complete_weights(m);
 }
 
 // ================================================================================================
@@ -4273,7 +4243,7 @@ static void read_pieces(Tokenizer *t, const Vocab *v)
         size_t len;
         Piece *p = &t->pieces[id];
         double type = v->types.at ? number_at(v->types, (size_t)id) : 1;
-        if (!v->bpe && (id == v->bos || id == v->eos || id == v->eot)) type = 3;
+        if (!v->pre && (id == v->bos || id == v->eos || id == v->eot)) type = 3;
         if (v->scores.at) p->score = (float)number_at(v->scores, (size_t)id);
         if (isnan(p->score)) die(EXIT_DATA, t->path, "piece %d has no score (got nan)", id);
         p->text = next_string(&list, &len);
@@ -4281,10 +4251,11 @@ static void read_pieces(Tokenizer *t, const Vocab *v)
         if (len > 1 << 16) die(EXIT_DATA, t->path, "token %d is too long (got %zu)", id, len);
         if (p->kind == TOKEN_TEXT) {
             char *plain = xrealloc(NULL, len, 1);
-            len = plain_text(p->text, len, v->bpe, plain);
+            len = plain_text(p->text, len, v->pre != NULL, plain);
             p->text = plain;
         }
         p->len = (int)len;
+        p->stop = id == v->eos || id == v->eot;
         if (len) hash_add(&t->ids[p->kind != TOKEN_TEXT], p->text, len, id);
         if (p->kind != TOKEN_TEXT) note_special(t, p);
     }
@@ -4308,8 +4279,6 @@ static void find_stops(Tokenizer *t, const Vocab *v)
     for (size_t i = 0; i < COUNT(names); i++)
         mark_stop(t, find_piece(t, names[i], strlen(names[i]), TOKEN_CONTROL | TOKEN_USER));
     for (size_t i = 0; i < v->ends.n; i++) mark_stop(t, number_at(v->ends, i));
-    mark_stop(t, v->eos);
-    mark_stop(t, v->eot);
 }
 
 // llama2.c's tokenizer.bin, of n pieces: int32 longest piece, then for each id f32 score, int32
@@ -4343,13 +4312,13 @@ static void tokenizer_init(Tokenizer *t, const char *path, const Vocab *v)
     size_t n = v->tokens.n;
     *t = (Tokenizer){.path = path, .vocab_size = (int)n, .pieces = xcalloc(n, sizeof *t->pieces),
                      .bos = v->bos, .eos = v->eos, .add_bos = v->add_bos,
-                     .space_prefix = v->space_prefix && !v->bpe, .strip_right = v->strip_right};
-    if (v->bpe && !open_words)
+                     .space_prefix = v->space_prefix && !v->pre, .strip_right = v->strip_right};
+    if (v->pre && !open_words)
         die(EXIT_DATA, path, "a byte-level tokenizer, whose words run.c alone cannot cut; "
             "build chat.c: see make");
     read_pieces(t, v);
     find_stops(t, v);
-    if (v->bpe) open_words(t, v);
+    if (v->pre) open_words(t, v);
     else find_byte_pieces(t);
     if (t->bos >= 0 && t->pieces[t->bos].kind == TOKEN_TEXT) t->bos = -1;
     t->add_bos = t->add_bos && t->bos >= 0;
@@ -4500,9 +4469,8 @@ typedef struct {
     long long ctx;    // positions that may be used
     long long pos;    // positions used: what the cache holds
     int *ids;         // [pos]: the tokens there, and at a reply's end one that was not read
-    size_t room;      // for so many
-    size_t n_read, n_made;     // tokens of prompts, and of replies, so far,
-    double read_s, made_s;     // and the seconds they took
+    struct { size_t n; double s; } read, made; // tokens of prompts, and of replies, so far, and
+                                               // the seconds they took
 } Session;
 
 // Set by Ctrl-C, and looked at between tokens and between the chunks of a prompt: a step of the
@@ -4510,17 +4478,6 @@ typedef struct {
 static volatile sig_atomic_t interrupted;
 
 static void on_interrupt(int sig) { interrupted = sig; }
-
-// The first Ctrl-C ends the text cleanly, the second ends the program, as the system would have
-// done without this. A broken pipe and a limit on files' sizes show as failed writes, which are
-// told in words, and not as the end of the program by a signal.
-static void catch_signals(void)
-{
-    struct sigaction action = {.sa_handler = on_interrupt, .sa_flags = SA_RESTART | SA_RESETHAND};
-    sigaction(SIGINT, &action, NULL);
-    signal(SIGPIPE, SIG_IGN);
-    signal(SIGXFSZ, SIG_IGN);
-}
 
 // Seconds since some moment in the past.
 static double seconds(void)
@@ -4546,7 +4503,7 @@ static void feed(Session *s, const int *tokens, size_t n)
     const RopeConfig *r = &a->positions[0].rope;
     double start = seconds();
     size_t step = 0, vocab = s->model.config.vocab_size, before = (size_t)s->pos, end = before + n;
-    if (end >= s->room) s->ids = xrealloc(s->ids, s->room = 2 * end + 1, sizeof *s->ids);
+    s->ids = xrealloc(s->ids, end + 1, sizeof *s->ids);
     memcpy(s->ids + before, tokens, n * sizeof *tokens);
     int outgrown = rope_methods[r->method].changes == ONCE && before && a->text <= r->orig_ctx &&
                    (int64_t)end > r->orig_ctx;
@@ -4640,7 +4597,7 @@ static const char *reply(Session *s, const int *ids, size_t n, int echo)
         else {
             write_token(t, &out, s->ids[s->pos - 1], id);
             s->ids[s->pos] = id;
-            s->n_made++;
+            s->made.n++;
             if (s->pos >= s->ctx) end = "a full context (see -c, --window)";
             else if (++made == opt.steps) end = "-n"; // nothing follows its last token
             else feed(s, &id, 1);
@@ -4649,9 +4606,9 @@ static const char *reply(Session *s, const int *ids, size_t n, int echo)
     }
     fputc('\n', stdout);
     check_written(stdout, "stdout");
-    s->n_read += n;
-    s->read_s += middle - start;
-    s->made_s += seconds() - middle;
+    s->read.n += n;
+    s->read.s += middle - start;
+    s->made.s += seconds() - middle;
     return end;
 }
 
@@ -4660,8 +4617,8 @@ static const char *reply(Session *s, const int *ids, size_t n, int echo)
 static void say_speed(const Session *s, const char *ending)
 {
     fprintf(stderr, "prompt: %zu tokens, %.1f tok/s; generated: %zu tokens, %.1f tok/s; seed %.0f; "
-            "ended by %s\n", s->n_read, s->n_read / fmax(s->read_s, 1e-9), s->n_made,
-            s->n_made / fmax(s->made_s, 1e-9), opt.seed, ending);
+            "ended by %s\n", s->read.n, s->read.n / fmax(s->read.s, 1e-9), s->made.n,
+            s->made.n / fmax(s->made.s, 1e-9), opt.seed, ending);
 }
 
 // The text's tokens, with BOS first if the model wants it and the template did not write it. There
@@ -4796,10 +4753,9 @@ static void print_help(void)
     const Option *o;
     printf("usage: %s CHECKPOINT [options], with defaults in brackets\n", prog);
     for (size_t i = 0; (o = option_at(i)); i++) {
-        char left[64], letter[8] = "    ";
+        char left[64], letter[] = {'-', o->letter, ',', ' ', 0};
         if (!o->name) continue;
-        if (o->letter) sprintf(letter, "-%c, ", o->letter);
-        snprintf(left, sizeof left, "%s--%s %s", letter, o->name, o->arg);
+        snprintf(left, sizeof left, "%4s--%s %s", o->letter ? letter : "", o->name, o->arg);
         printf("  %-30s %s\n", left, o->help ? o->help : list_names(o->names));
     }
     printf("--rope-scaling:\n");
@@ -4939,21 +4895,15 @@ static void set_rope(Config *c)
     }
     if (!r->window && from->sinks < 0) r->sinks = 0;
     if (!from->window) c->local.window = 0;
-    const struct {
-        int given, fits;
-        const char *name, *wants;
-    } needs[] = {
-        {from->factor > 0, r->method, "--rope-factor", "METHOD"},
-        {opt.long_factors || opt.short_factors, r->method == ROPE_LONGROPE,
-         "--long-factors, --short-factors", "longrope"},
-        {from->beta_fast > 0 || from->beta_slow > 0,
-         r->method == ROPE_BY_PARTS || r->method == ROPE_YARN, "--beta-fast, --beta-slow", "yarn"},
-        {from->low_freq_factor > 0 || from->high_freq_factor > 0, r->method == ROPE_LLAMA3,
-         "--low-freq-factor, --high-freq-factor", "llama3"},
-    };
-    for (size_t i = 0; i < COUNT(needs); i++)
-        if (needs[i].given && !needs[i].fits)
-            die(EXIT_USAGE, needs[i].name, "needs --rope-scaling %s", needs[i].wants);
+    int ramp = r->method == ROPE_BY_PARTS || r->method == ROPE_YARN;
+    if (from->factor > 0 && !r->method)
+        die(EXIT_USAGE, "--rope-factor", "needs --rope-scaling METHOD");
+    if ((opt.long_factors || opt.short_factors) && r->method != ROPE_LONGROPE)
+        die(EXIT_USAGE, "--long-factors, --short-factors", "needs --rope-scaling longrope");
+    if ((from->beta_fast > 0 || from->beta_slow > 0) && !ramp)
+        die(EXIT_USAGE, "--beta-fast, --beta-slow", "needs --rope-scaling yarn");
+    if ((from->low_freq_factor > 0 || from->high_freq_factor > 0) && r->method != ROPE_LLAMA3)
+        die(EXIT_USAGE, "--low-freq-factor, --high-freq-factor", "needs --rope-scaling llama3");
     // Lists whose length is the model's.
     if (opt.long_factors) r->long_factors = read_factors(opt.long_factors, rotary_dims(c) / 2);
     if (opt.short_factors) r->short_factors = read_factors(opt.short_factors, rotary_dims(c) / 2);
@@ -4996,7 +4946,7 @@ static void open_session(Session *s)
     set_rope(c);
     s->ctx = choose_context(c);
     Vocab v = s->model.vocab;
-    if (!runs) v.pre = "default"; // text is not read
+    if (!runs && v.pre) v.pre = "default"; // text is not read
     if (!opt.tokenizer && !v.tokens.n) opt.tokenizer = find_tokenizer(opt.checkpoint);
     if (opt.tokenizer) v = read_vocab(opt.tokenizer, (size_t)c->vocab_size);
     tokenizer_init(&s->tokenizer, opt.tokenizer ? opt.tokenizer : opt.checkpoint, &v);
@@ -5035,7 +4985,13 @@ static int run_main(const Program *p, void (*check)(void), int argc, char **argv
             die(EXIT_USAGE, "--file", "cannot be used with --prompt, but in a chat");
         if (check) check();
         open_session(&s);
-        catch_signals();
+        // The first Ctrl-C ends the text cleanly, the second ends the program, as the system would
+        // have done without this. A broken pipe and a limit on files' sizes show as failed writes,
+        // which are told in words, and not as the end of the program by a signal.
+        struct sigaction once = {.sa_handler = on_interrupt, .sa_flags = SA_RESTART | SA_RESETHAND};
+        sigaction(SIGINT, &once, NULL);
+        signal(SIGPIPE, SIG_IGN);
+        signal(SIGXFSZ, SIG_IGN);
         p->modes[opt.mode].run(&s);
     }
     check_written(stdout, "stdout");

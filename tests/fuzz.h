@@ -184,6 +184,7 @@ static void load_input(void (*load)(Model *), const uint8_t *data, size_t size, 
     model.file = exact_copy(data, size, fill);
     model.size = size + fill;
     load(&model);
+    complete_weights(&model);
 }
 
 static void use_checkpoint(const uint8_t *data, size_t size)
@@ -293,12 +294,12 @@ static void use_text(const uint8_t *data, size_t size)
         }
         add_string(&merges, both, len);
     }
-    Vocab v = {.tokens = {tokens.p, n, G_STRING}, .merges = {merges.p, n_merges, G_STRING}, .bpe = bpe,
+    Vocab v = {.tokens = {tokens.p, n, G_STRING}, .merges = {merges.p, n_merges, G_STRING},
                .bos = bpe ? -1 : data[0] & 32 ? (int)n - 1 : 1, .eos = -1, .eot = -1,
                .types = {(uint8_t *)types, n, G_I32},
                .scores = {bpe ? NULL : (uint8_t *)scores, n, G_F32},
                .space_prefix = data[0] >> 4 & 1};
-    v.pre = styles[data[0] >> 1 & 3];
+    if (bpe) v.pre = styles[data[0] >> 1 & 3];
     tokenizer_init(&tokenizer, "fuzz", &v);
     // SentencePiece-style, U+2581 comes back as a space, and a space follows user-defined tokens.
     int spaced = 0;

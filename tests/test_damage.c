@@ -164,7 +164,7 @@ static void test_empty_turn(void)
     static List tokens;
     size_t n;
     add_string(&tokens, "Q", 1);
-    Vocab v = {.tokens = {tokens.p, 1, G_STRING}, .merges.at = tokens.p, .bpe = 1, .bos = -1, .eos = -1,
+    Vocab v = {.tokens = {tokens.p, 1, G_STRING}, .merges.at = tokens.p, .bos = -1, .eos = -1,
                .eot = -1, .pre = "gpt-2"};
     Session s = {0};
     tokenizer_init(&s.tokenizer, "test", &v);

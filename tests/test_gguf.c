@@ -167,12 +167,12 @@ static Config gemma_config(uint32_t n_layers)
     size_t size;
     uint8_t *file = build_gguf(&models[3].spec, 1, &size);
     memcpy(find_bytes(file, size, "gemma3.block_count") + 4, &n_layers, 4);
-    Model m = {.path = "gemma3", .file = file, .size = size, .arch = "gemma3"};
-    ModelFile g = {.m = &m, .at = 4 + 4 + 8 + 8, .tensors = &(FileItem){.used = 0}};
-    g.keys = gguf_list(&g, NULL, n_gguf_keys, gguf_key);
-    gguf_vocab(&g, &m.vocab);
-    gguf_config(&g, &archs[FIND_NAME(archs, "gemma3")]);
-    free(g.keys);
+    Model m = {.path = "gemma3", .file = file, .size = size, .arch = "gemma3",
+               .at = 4 + 4 + 8 + 8, .tensors = &(FileItem){.used = 0}};
+    m.keys = gguf_list(&m, NULL, n_gguf_keys, gguf_key);
+    gguf_vocab(&m, &m.vocab);
+    gguf_config(&m, &archs[FIND_NAME(archs, "gemma3")]);
+    free(m.keys);
     free(file);
     return m.config;
 }
