@@ -707,8 +707,9 @@ static Term call(Template *t, Term v, Term name, const Term *arg, int n_args)
 
 static Term read_expression(Template *t);
 
-// Terms with commas between, up to the closing bracket; returns how many. Names in front of
-// arguments (indent=4) are those of functions that nobody here knows.
+// Terms with commas between, up to the closing bracket; returns how many. Of names in front of
+// arguments one is known, that of default's second; the others are refused, since which argument
+// they name is not known.
 static int read_items(Template *t, const char *close, Term *items, int most)
 {
     int n = 0;
@@ -717,8 +718,13 @@ static int read_items(Template *t, const char *close, Term *items, int most)
         else if (!accept(t, close)) {
             const char *from = t->at += strspn(t->at, BLANKS);
             while (is_name_char(*t->at)) t->at++;
-            if (t->at == from || !accept(t, "=") || *t->at == '=') t->at = from;
-            items[n++] = read_expression(t);
+            Term name = {T_TEXT, t->at - from, {from}};
+            int named = name.n && accept(t, "=") && *t->at != '=';
+            if (!named) t->at = from;
+            items[n] = read_expression(t);
+            if (named && !(n == 1 && is_word(name, "boolean")))
+                items[n] = wrong_term("an argument by name");
+            n++;
         } else break;
     }
     return n;
@@ -1368,20 +1374,22 @@ static const char *open_template(Session *s, const char **what)
     return wrong ? NULL : template;
 }
 
-// Whether a system's text that is empty has to be written for there to be none: the template would
-// put in one of its own. That shows in what it writes for a user's text alone, which is then
-// longer.
-static int needs_empty_system(const Tokenizer *t, const char *template)
+// What a system text does to what the template writes for a user's first turn: 0 is nothing, and
+// below 0 that gets shorter, which tells that the template puts in a text of its own if there is
+// none. One that refuses the text says so later.
+static int system_effect(const Tokenizer *t, const char *template, const char *text)
 {
     Template with, without;
-    Term pairs[2][2], messages[] = {make_message(pairs[0], "system", ""),
+    Term pairs[2][2], messages[] = {make_message(pairs[0], "system", text),
                                     make_message(pairs[1], "user", "Hi")};
-    int written = write_chat(t, &with, template, messages, 2);
-    int needed = written && write_chat(t, &without, template, messages + 1, 1) &&
-                 with.n_out < without.n_out;
+    int effect = 1;
+    if (write_chat(t, &with, template, messages, 2)) {
+        if (write_chat(t, &without, template, messages + 1, 1))
+            effect = with.n_out < without.n_out ? -1 : strcmp(with.out, without.out) != 0;
+        free_template(&without);
+    }
     free_template(&with);
-    if (written) free_template(&without);
-    return needed;
+    return effect;
 }
 
 // The ids of messages[n] and the beginning of a reply; the caller frees them. A user cannot write
@@ -1706,7 +1714,10 @@ static void run_chat(Session *s)
                 "see --chat-format\n", prog, what);
     give_hints(s);
     if (opt.steps < 0) opt.steps = 0; // a reply may be as long as the model wants
-    if (talk.system && (*talk.system || needs_empty_system(&s->tokenizer, c.template)))
+    int effect = talk.system ? system_effect(&s->tokenizer, c.template, talk.system) : 0;
+    if (talk.system && *talk.system && !effect)
+        die(EXIT_USAGE, "--system", "the chat template has no place for it");
+    if (talk.system && (*talk.system || effect < 0))
         add_message(&c, "system", quote_text(&s->tokenizer, talk.system));
     c.kept = c.n;
     if (s->text) check_string("prompt", s->text, s->len);

@@ -492,7 +492,7 @@ typedef struct {
     int n_rot;         // dimensions of a head that turn; 0: all
     int rope_split;    // their pairs are (m, m + n_rot / 2), not (2m, 2m + 1)
     int gelu;          // the feed-forward net's activation: gelu, not silu
-    int no_gate;       // it has no gate: the activation is that of w3's output
+    int no_gate;       // it has no gate: w1 goes up, and there is no w3
     int layer_norm;    // norms take the mean away first
     int no_pre_norm;   // no norms before attention and the feed-forward net
     int post_norm;     // norms of what joins the residual stream
@@ -698,22 +698,13 @@ typedef struct {
     const float *q;        // [2][pairs]; scaled as the score is
 } Query;
 
-// Slopes of n_heads = P, a power of two: 2^(-8 (h + 1) / P). Heads past such a P get every second
-// slope of 2P. [ALiBi] 3, and its reference code
-static float *alibi_slopes(const Config *c) // [n_heads]
-{
-    float *slope = xcalloc(c->n_heads, 4);
-    int P = 1;
-    while (2 * P <= c->n_heads) P *= 2;
-    for (int h = 0; h < c->n_heads; h++)
-        slope[h] = (float)exp2(h < P ? -8.0 * (h + 1) / P : -4.0 * (2 * (h - P) + 1) / P);
-    return slope;
-}
-
-// - slope_h D
+// - slope_h D. Slopes of n_heads = P, a power of two: 2^(-8 (h + 1) / P). Heads past such a P get
+// every second slope of 2P. [ALiBi] 3, and its reference code
 static void bias_alibi(const Query *q, const float *D, float *score)
 {
-    vf slope = vset(q->prepared[q->head]);
+    int h = (int)q->head, P = 1;
+    while (2 * P <= q->c->n_heads) P *= 2;
+    vf slope = vset((float)exp2(h < P ? -8.0 * (h + 1) / P : -4.0 * (2 * (h - P) + 1) / P));
     for (size_t k = 0; k < TILE; k += LANES)
         vstore(score + k, vload(score + k) - slope * vload(D + k));
 }
@@ -837,7 +828,7 @@ static const struct {
     [ENC_NOPE] = {"nope", "none at all", NULL, 0, NULL, NULL, NULL, 0},
     [ENC_SINUSOIDAL] = {"sinusoidal", "sines added", add_sinusoidal, 0, NULL, NULL, NULL, 1},
     [ENC_LEARNED] = {"learned", "a vector a position added", add_learned, 0, NULL, NULL, NULL, 1},
-    [ENC_ALIBI] = {"alibi", "score - slope D", NULL, 0, NULL, bias_alibi, alibi_slopes, 1},
+    [ENC_ALIBI] = {"alibi", "score - slope D", NULL, 0, NULL, bias_alibi, NULL, 1},
     [ENC_T5] = {"t5", "score + table[bucket of D]", NULL, 0, NULL, bias_t5, t5_edges, 1},
     [ENC_XPOS] = {"xpos", "rotated, fast pairs fade with D", NULL, 1, xpos_decay, NULL, NULL, 1},
     [ENC_KERPLE] = {"kerple", "score - r1 ln(1 + r2 D)", NULL, 0, NULL, bias_kerple, NULL, 1},
@@ -973,14 +964,6 @@ static double attention_factor(const RopeConfig *r)
     return rope_methods[r->method].attention ? rope_methods[r->method].attention(r) : 1;
 }
 
-// Queries of one epoch share their frequencies. Up to L it is epoch 0, past it the method's only
-// other one (ONCE), or one for each length (ALWAYS).
-static int rope_epoch(const RopeConfig *r, int64_t n)
-{
-    int changes = rope_methods[r->method].changes;
-    return changes == NEVER || n <= r->orig_ctx ? 0 : changes == ONCE ? 1 : (int)n;
-}
-
 // --- Distance -----------------------------------------------------------------------------------
 //
 // Every distance method is a short list of maps from positions to positions; the rotation does the
@@ -1070,7 +1053,8 @@ enum { MAPS = 3 }; // at most
 // The tables of one set of frequencies: under each map what turns keys, and what turns queries back
 // to a tile. Encodings that do not rotate have them, too, with all frequencies 0.
 typedef struct {
-    int epoch;          // which frequencies these are: 1 + rope_epoch(), or 0: none yet
+    int64_t length;     // of texts that these frequencies are for, 0: none yet. Up to L they are
+                        // those of L, and past it, unless they always change, those of L + 1
     double *freq;       // [pairs], radians per token
     double *gain;       // [pairs]: a^2, for the query, since keys carry none; 1 for pairs that are
                         // not meant to turn (n_rot)
@@ -1099,9 +1083,10 @@ static void set_angles(Angles *a, const Config *c, const RopeConfig *r, size_t n
 {
     size_t pairs = c->head_dim / 2, turning = rotary_dims(c) / 2;
     double factor = attention_factor(r);
-    int epoch = 1 + rope_epoch(r, n);
-    if (a->epoch == epoch) return;
-    a->epoch = epoch;
+    int64_t most = r->orig_ctx + (n > r->orig_ctx);
+    n = rope_methods[r->method].changes == ALWAYS && n > most ? n : most;
+    if (a->length == n) return;
+    a->length = n;
     for (size_t m = 0; m < pairs; m++) {
         a->freq[m] = pair_frequency(c, r, m, (double)n);
         if (encodings[c->encoding].decay)
@@ -1422,8 +1407,7 @@ typedef struct {
     Config config;
     Cache cache;
     Positions positions[2]; // of global and of local layers
-    float *q, *k, *v;       // [chunk][q_dim | kv_dim | kv_dim]
-    float *out;             // [chunk][q_dim]
+    float *q, *k, *v;       // [chunk][q_dim | kv_dim | kv_dim]; q is attention's output, too
     float *prepared;        // of the encoding (section 4)
     RowSums *watch;         // [n_layers][n][n_heads], for the instruments; NULL: nobody looks
     int64_t text;           // tokens of the whole text as far as is known; 0: up to here; no less
@@ -1448,12 +1432,9 @@ typedef struct {
 // [GQA]: rows = queries * group.
 typedef struct {
     const Attention *a;
-    const Positions *p;
-    const Angles *angles;
     size_t kv_head;      // under which its queries are attended to, and
     size_t part;         // which of the n_parts
-    size_t rows, d, v_dim;
-    int64_t first, last; // positions of the batch's queries
+    size_t rows;
     float *q;            // [maps][rows][2][pairs]: q under each map, scaled
     float *qt;           // [rows][2][pairs]: q for one tile
     float *tile;         // [2][pairs][TILE]: a key table of its own, if it needs one, then its
@@ -1540,14 +1521,14 @@ static void plan_positions(const Attention *a, Positions *p)
     size_t fair = ceil_div(a->n * n_kv, 3 * pool.n_threads);
     double scale = c->score_scale > 0 ? c->score_scale : 1 / sqrt(c->head_dim);
     int64_t end = a->pos + (int64_t)a->n, length = a->text > end ? a->text : end;
-    int whole = rope_methods[r->method].changes == ONCE; // with the text, not within it
-    p->each = !whole && rope_epoch(r, a->pos + 1) != rope_epoch(r, end);
+    int always = rope_methods[r->method].changes == ALWAYS; // else once, by the whole text
+    p->each = always && end > r->orig_ctx;
     p->batch = p->each ? 1 : max_size(1, min_size(BATCH_ROWS / group, fair));
     for (size_t t = 0; t < a->n; t++) {
         int64_t i = a->pos + (int64_t)t;
         Angles *angles = p->angles + t * p->each;
         if (!t || p->each) {
-            set_angles(angles, c, r, a->cache.n_slots, whole ? length : i + 1);
+            set_angles(angles, c, r, a->cache.n_slots, always ? i + 1 : length);
             plan_tiles(a, r, angles);
         }
         for (int map = 0; map < n_maps(r); map++)
@@ -1570,10 +1551,7 @@ static Batch begin_batch(const Attention *a, size_t item)
     size_t d = c->head_dim, v_dim = a->cache.v_dim, tile = TILE * v_dim;
     size_t q0 = item / n_kv % n_batches * p->batch, nq = min_size(p->batch, a->n - q0);
     size_t group = n_heads / n_kv, rows = nq * group;
-    int64_t first = a->pos + (int64_t)q0;
-    Batch w = {.a = a, .p = p, .angles = p->angles + q0 * p->each, .kv_head = item % n_kv,
-               .part = item / n_kv / n_batches, .rows = rows, .d = d, .v_dim = v_dim,
-               .first = first, .last = first + (int64_t)nq - 1};
+    Batch w = {.a = a, .kv_head = item % n_kv, .part = item / n_kv / n_batches, .rows = rows};
     w.tile = scratch((tile + rows * (MAPS * (TILE + d) + v_dim + d)) * 4 + rows * sizeof(Row));
     w.o = w.tile + tile;
     w.qt = w.o + rows * v_dim;
@@ -1606,19 +1584,20 @@ static void multiply_rows(float *x, const float *y, size_t n)
 // tile's exp(-I B(t0) theta).
 static void score_tile(const Batch *w, int map, int64_t t)
 {
-    const Angles *angles = w->angles;
-    size_t d = w->d, pairs = d / 2;
+    const Positions *p = w->a->p;
+    const Angles *angles = p->angles + (w->row->query.i - w->a->pos) * p->each;
+    size_t d = w->a->config.head_dim, pairs = d / 2;
     float *score = w->score + map * w->rows * TILE;
     const float *back = angles->tile[map] + tile_slot(&w->a->cache, t) * d; // by B(t0)
     const float *scales = tile_scales(w->a, w->kv_head, t);
     rotate(w->a->cache.as, tile_at(w->a, w->kv_head, t),
-           key_table(angles, &w->p->rope, map, pairs, t * TILE, w->tile), pairs * TILE, w->tile);
+           key_table(angles, &p->rope, map, pairs, t * TILE, w->tile), pairs * TILE, w->tile);
     for (size_t row = 0; row < w->rows; row++) {
         float *q = w->qt + row * d;
         rotate(AS_F32, w->q + (map * w->rows + row) * d, back, pairs, q);
         if (angles->decay[0] == 0) continue;
-        double at = query_position(&w->p->rope, map, w->row[row].query.i);
-        fade(q, angles->decay, (float)(at - key_position(&w->p->rope, map, t * TILE)), pairs);
+        double at = query_position(&p->rope, map, w->row[row].query.i);
+        fade(q, angles->decay, (float)(at - key_position(&p->rope, map, t * TILE)), pairs);
     }
     memset(score, 0, w->rows * TILE * 4);
     gemm_rows(w->rows, w->qt, w->tile, d, TILE, score);
@@ -1645,7 +1624,7 @@ static int keys_before(int64_t p, int64_t t0)
 // began (`from`). Keys behind the window (the sinks excepted) and keys to come are masked.
 static void gather_scores(const Batch *w, size_t row, int64_t t0, float *score, float *D)
 {
-    const RopeConfig *r = &w->p->rope;
+    const RopeConfig *r = &w->a->p->rope;
     int64_t i = w->row[row].query.i;
     int seen = keys_before(i + 1, t0), hidden = r->window ? keys_before(i - r->window + 1, t0) : 0;
     float stretch = D ? (float)position_stretch(&w->a->config) : 1;
@@ -1694,26 +1673,26 @@ static void attend_tile(const Batch *w, int64_t t)
 {
     const Attention *a = w->a;
     const Cache *c = &a->cache;
-    const RopeConfig *r = &w->p->rope;
+    const RopeConfig *r = &a->p->rope;
     int biased = encodings[a->config.encoding].bias != NULL;
     const float *scales = tile_scales(a, w->kv_head, t);
     for (int map = 0; map < n_maps(r); map++) {
-        int64_t from = first_key(r, map, w->first);
-        int64_t to = map ? first_key(r, map - 1, w->last) : w->last + 1;
+        int64_t from = first_key(r, map, w->row->query.i), last = w->row[w->rows - 1].query.i;
+        int64_t to = map ? first_key(r, map - 1, last) : last + 1;
         if (from < t * TILE + TILE && to > t * TILE) score_tile(w, map, t);
     }
     for (size_t row = 0; row < w->rows; row++) {
         float *score = w->score + row * TILE, D[TILE];
         gather_scores(w, row, t * TILE, score, biased ? D : NULL);
         if (biased) encodings[a->config.encoding].bias(&w->row[row].query, D, score);
-        softmax_step(score, w->o + row * w->v_dim, &w->row[row].sums, w->v_dim, !!a->watch);
+        softmax_step(score, w->o + row * c->v_dim, &w->row[row].sums, c->v_dim, !!a->watch);
         if (a->watch && !t) w->row[row].sums.first += *score;
         if (scales) multiply_rows(score, scales + TILE, TILE);
     }
-    const void *v = tile_at(a, w->kv_head, t) + TILE * w->d * number_size(c->as);
-    for (size_t k = 0; c->as != AS_F32 && k < TILE * w->v_dim; k += LANES)
+    const void *v = tile_at(a, w->kv_head, t) + TILE * a->config.head_dim * number_size(c->as);
+    for (size_t k = 0; c->as != AS_F32 && k < TILE * c->v_dim; k += LANES)
         vstore(w->tile + k, load_numbers(c->as, v, k, LANES));
-    gemm_rows(w->rows, w->score, c->as != AS_F32 ? w->tile : v, TILE, w->v_dim, w->o);
+    gemm_rows(w->rows, w->score, c->as != AS_F32 ? w->tile : v, TILE, c->v_dim, w->o);
 }
 
 // Adds a segment's softmax, o and its sums p, to total number `to`: both are first rescaled to the
@@ -1737,25 +1716,27 @@ static void attend_part(void *arg, size_t item)
 {
     const Attention *a = arg;
     Batch w = begin_batch(a, item);
-    const RopeConfig *r = &w.p->rope;
-    int64_t t = next_tile(r, w.first, (int64_t)w.part * SEGMENT_TILES), end = w.last / TILE + 1;
+    const RopeConfig *r = &a->p->rope;
+    int64_t first = w.row->query.i, t = next_tile(r, first, (int64_t)w.part * SEGMENT_TILES);
+    int64_t end = w.row[w.rows - 1].query.i / TILE + 1;
     do {
         int64_t stop = (t / SEGMENT_TILES + 1) * SEGMENT_TILES, next;
-        memset(w.o, 0, w.rows * w.v_dim * 4);
+        memset(w.o, 0, w.rows * a->cache.v_dim * 4);
         for (size_t row = 0; row < w.rows; row++) w.row[row].sums = EMPTY;
         for (; t < end && t < stop; t = next) {
-            next = next_tile(r, w.first, t + 1);
+            next = next_tile(r, first, t + 1);
             if (next < end) prefetch(tile_at(a, w.kv_head, next), a->cache.tile_bytes);
             attend_tile(&w, t);
         }
         for (size_t row = 0; row < w.rows; row++)
-            merge_row(a, w.row[row].total, w.o + row * w.v_dim, w.row[row].sums);
+            merge_row(a, w.row[row].total, w.o + row * a->cache.v_dim, w.row[row].sums);
     } while (t < end && a->n_parts == 1);
 }
 
 // --- All queries --------------------------------------------------------------------------------
 
-// out = o / sum of number `at` of the (query, head), its parts merged in their order.
+// q = o / sum of number `at` of the (query, head), its parts merged in their order: what was asked
+// is not needed any more once all parts are done.
 static void finish_row(void *arg, size_t at)
 {
     const Attention *a = arg;
@@ -1763,10 +1744,10 @@ static void finish_row(void *arg, size_t at)
     for (size_t part = at + n_heads; part < a->n_parts * n_heads; part += n_heads)
         merge_row(a, at, a->total + part * v_dim, a->sums[part]);
     const float *o = a->total + at * v_dim;
-    for (size_t i = 0; i < d; i++) a->out[at * d + i] = o[i] / a->sums[at].sum;
+    for (size_t i = 0; i < d; i++) a->q[at * d + i] = o[i] / a->sums[at].sum;
 }
 
-// out = softmax(q k^T) v for all queries and heads of the chunk. A prompt is cut into items by its
+// q = softmax(q k^T) v for all queries and heads of the chunk. A prompt is cut into items by its
 // batches of queries; a single query, which has but n_kv_heads items otherwise, by segments too,
 // unless it has a window, in which there are few.
 static void attention(Attention *a)
@@ -1805,10 +1786,6 @@ static void attention(Attention *a)
 
 typedef struct Panel Panel;
 
-// The scale of group g as a multiple of d or, if g counts on past the groups, a minimum as one of
-// dmin; for PANEL rows, a lane each. Lane r of w[k] is word k of the 16 bytes of row r with them.
-typedef vi (*Number)(const vi w[4], int g);
-
 struct TensorType {
     const char *name;
     int gguf;       // its number in GGUF files, -1: none
@@ -1827,7 +1804,10 @@ struct TensorType {
     size_t d_at;    // half-precision d, and behind it dmin: the block's scale and minimum, or what
                     // those of its groups are multiples of
     size_t numbers; // 16 bytes that hold the multiples
-    Number number;  // takes one of them out; NULL: the block is one group
+    // The scale of group g as a multiple of d or, if g counts on past the groups, a minimum as one
+    // of dmin; for PANEL rows, a lane each. Lane r of w[k] is word k of the 16 bytes of row r.
+    // NULL: the block is one group.
+    vi (*number)(const vi w[4], int g);
 };
 
 // A row that is stored number by number: floats of any kind, or int8 that have their scales apart.
@@ -2719,8 +2699,8 @@ static void state_init(State *s, const Model *m, int64_t max_seq_len, size_t chu
     size_t parts = max_size(chunk, rope->window ? 1 : ceil_div(max_seq_len, SEGMENT)) * c->n_heads;
     a->total = reserve(mul_size(parts, a->cache.v_dim * 4));
     a->sums = reserve(mul_size(parts, sizeof *a->sums));
-    float **rooms[] = {&s->x, &s->xb, &a->q, &a->out, &a->k, &a->v, &s->gate, &s->up, &s->y};
-    size_t sizes[] = {dim, dim, q, q, kv, kv, hidden, hidden, dim};
+    float **rooms[] = {&s->x, &s->xb, &a->q, &a->k, &a->v, &s->gate, &s->up, &s->y};
+    size_t sizes[] = {dim, dim, q, kv, kv, hidden, hidden, dim};
     for (size_t i = 0; i < COUNT(rooms); i++)
         *rooms[i] = reserve(mul_size(mul_size(chunk, sizes[i]), 4));
     if (exact) return;
@@ -2814,13 +2794,12 @@ static void gate_row(void *arg, size_t t)
     }
 }
 
-// y = what the feed-forward net makes of xb: w2 (act(w1 xb) * w3 xb), or w2 act(w3 xb).
+// y = what the feed-forward net makes of xb: w2 (act(w1 xb) * w3 xb), or w2 act(w1 xb).
 static void feed_forward(State *s, const Layer *l)
 {
     size_t n = s->attn.n, hidden = s->attn.config.hidden_dim;
-    int no_gate = s->attn.config.no_gate;
-    Product products[] = {{&l->w1, s->gate}, {&l->w3, no_gate ? s->gate : s->up}};
-    matmul(s->act, products + no_gate, 2 - no_gate, s->xb, n);
+    int gated = !s->attn.config.no_gate;
+    matmul(s->act, (Product[]){{&l->w1, s->gate}, {&l->w3, s->up}}, 1 + gated, s->xb, n);
     parallel_for(n, ceil_div(MIN_SHARE / 8, hidden), gate_row, s);
     matmul(s->act, &(Product){&l->w2, s->y}, 1, s->gate, n);
 }
@@ -2856,7 +2835,7 @@ static void forward(State *s, const int *tokens, size_t n, int64_t pos)
         norm(s, s->xb, s->x, l->att_norm, size);
         project(s, l);
         attention(a);
-        matmul(s->act, &(Product){&l->wo, s->y}, 1, a->out, n);
+        matmul(s->act, &(Product){&l->wo, s->y}, 1, a->q, n);
         if (!c->parallel) join_stream(s, l->post_att_norm);
 
         norm(s, s->xb, s->x, l->ffn_norm, size);
@@ -3266,7 +3245,7 @@ static void list_weights(Model *m, int l, Weight list[N_WEIGHTS])
         // The feed-forward net: w1 is the gate, w3 goes up, w2 down.
         {NORM, &y->ffn_norm, "ffn_norm", pre, 1, "", 0, 0},
         {MATRIX, &y->w1, "ffn_gate", gate, dim, "ffn_up", 0, gate + hidden},
-        {MATRIX, &y->w3, "ffn_up", hidden, dim, "ffn_up", gate, gate + hidden},
+        {MATRIX, gate ? &y->w3 : &y->w1, "ffn_up", hidden, dim, "ffn_up", gate, gate + hidden},
         {MATRIX, &y->w2, "ffn_down", dim, hidden, "", 0, 0},
         {NORM, &y->post_ffn_norm, "post_ffw_norm", post, 1, "", 0, 0},
         // Once in a model: its two ends, and what it knows about positions.

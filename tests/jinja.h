@@ -246,4 +246,6 @@ static const char *const jinja[][2] = {
     {"{{ 'two words-and more' | title }}", "Two Words-And More"},
     {"{{ messages[:none] | length }}{{ messages[1:none] | length }}", "43"},
     {"{% if messages[undef] %}y{% else %}n{% endif %}", "n"},
+    {"{{ 'ab' | replace(new='x', old='a') }}", "xb"},
+    {"{% if x | default(boolean=true) %}y{% else %}n{% endif %}", "n"},
 };

@@ -228,7 +228,7 @@ static void draw_positions(Session *s, size_t n, uint64_t *rng)
     for (int kind = 0; kind < 2; kind++) {
         Positions *p = &a->positions[kind];
         p->rope.positions = at;
-        for (size_t k = 0; p->angles && k < s->state.chunk; k++) p->angles[k].epoch = 0;
+        for (size_t k = 0; p->angles && k < s->state.chunk; k++) p->angles[k].length = 0;
     }
 }
 

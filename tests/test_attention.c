@@ -648,7 +648,8 @@ static void test_large_scores(void)
         for (int i = 0; i < TILE; i++) score[i] = i == 3 ? best[k] : i < 10 ? -3.2e38f : 1e38f;
         if (k == 5) for (int i = 0; i < TILE; i++) score[i] = -INFINITY;
         Positions p = {.rope = {0}};
-        gather_scores(&(Batch){.p = &p, .row = &(Row){.query.i = 9}}, 0, 0, score, NULL);
+        Batch w = {.a = &(Attention){.p = &p}, .row = &(Row){.query.i = 9}};
+        gather_scores(&w, 0, 0, score, NULL);
         softmax_step(score, o, &sums, LANES, 1);
         CHECK(sums.largest == fmaxf(best[k], EMPTY.largest) && sums.sum == (k < 5) && o[0] == 0);
         if (k == 5) continue;

@@ -392,7 +392,7 @@ static int exported_version(Net *n, const char *path, int q8)
     Model m;
     export_checkpoint(n, path, q8);
     model_load(&m, path);
-    return m.version;
+    return read_i32(m.file + 4);
 }
 
 static void check_export(const char *path, Encoding encoding, int spread)
