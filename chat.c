@@ -245,7 +245,8 @@ static void encode_by_style(Encoder *e, const char *text, size_t len)
     free(chars);
 }
 
-// The style that has this name among its own.
+// The style that has this name among its own. Where no text is read (NO_STATE) any will do for a
+// name that is not known; of the others it is the style that says whether BOS comes first.
 static const struct WordStyle *find_style(const char *path, const char *name)
 {
     if (!char_classes['a']) read_unicode_runs();
@@ -254,6 +255,7 @@ static const struct WordStyle *find_style(const char *path, const char *name)
         for (const char *at = w->name; *name && (at = strstr(at, name)); at++)
             if ((at == w->name || at[-1] == ' ') && strchr(",", at[strlen(name)])) return w;
     }
+    if (program && program->modes[opt.mode].kind & NO_STATE) return word_styles;
     die(EXIT_DATA, path, "its cut of text into words (got %s, want one of %s)", name,
         LIST_NAMES(word_styles));
 }
@@ -754,14 +756,16 @@ static Term find_attribute(Term v, Term name)
 static Term read_index(Template *t, Term v)
 {
     Term part[3] = {{0}};
-    int colons = 0;
+    int colons = 0, given = 0;
     while (!accept(t, "]") && *t->at) {
-        if (!accept(t, ":")) part[colons] = read_expression(t);
+        if (!accept(t, ":")) part[colons] = read_expression(t), given |= 1 << colons;
         else if (++colons > 2) stop_template(t, "a third colon"), colons = 2;
     }
     for (int i = 0; i < 3; i++) {
         if (part[i].kind == T_WRONG) return part[i];
-        if (colons && part[i].kind > T_NUMBER) return wrong_term("a slice from what is no number");
+        if (part[i].kind > T_NUMBER && (colons || part[i].kind != T_TEXT))
+            return wrong_term("a place that is no number");
+        if (colons && given >> i & 1 && !part[i].kind) return wrong_term("an undefined place");
         if (part[i].kind == T_NONE) part[i].kind = T_UNDEFINED; // a part that is missing
     }
     if (!colons && part[0].kind == T_TEXT) return find_attribute(v, part[0]);
@@ -1376,7 +1380,8 @@ static const char *open_template(Session *s, const char **what)
 
 // What a system text does to what the template writes for a user's first turn: 0 is nothing, and
 // below 0 that gets shorter, which tells that the template puts in a text of its own if there is
-// none. One that refuses the text says so later.
+// none. One that refuses the text says so later. A text that is the template's own changes nothing,
+// but another one does.
 static int system_effect(const Tokenizer *t, const char *template, const char *text)
 {
     Template with, without;
@@ -1389,6 +1394,7 @@ static int system_effect(const Tokenizer *t, const char *template, const char *t
         free_template(&without);
     }
     free_template(&with);
+    if (!effect && *text && strcmp(text, "?")) effect = system_effect(t, template, "?") != 0;
     return effect;
 }
 

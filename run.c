@@ -72,11 +72,11 @@
 // 1  Errors and memory
 //
 // There is one way to fail: die() prints one line and exits. Numeric code (sections 2 to 9) calls
-// it only where it gets memory or starts threads; whether its results are finite is looked at by
-// those who asked for them. Sizes are computed with saturating arithmetic: a product that does not
-// fit becomes SIZE_MAX, which equals no file's size and can be allocated by nobody, so one
-// comparison at the end catches every overflow on the way. A reader who came for the subject can
-// look through section 2, the words that inner loops are written in, and go on at section 3.
+// it only where it gets memory; whether its results are finite is looked at by those who asked for
+// them. Sizes are computed with saturating arithmetic: a product that does not fit becomes
+// SIZE_MAX, which equals no file's size and can be allocated by nobody, so one comparison at the
+// end catches every overflow on the way. A reader who came for the subject can look through section
+// 2, the words that inner loops are written in, and go on at section 3.
 
 #define INLINE static inline __attribute__((always_inline))
 #define COUNT(array) (sizeof(array) / sizeof *(array))
@@ -1151,8 +1151,8 @@ typedef void (*Work)(void *arg, size_t item);
 // Callers whose work is dearer than a multiplication take a quarter or an eighth of it.
 enum { MIN_SHARE = 1 << 16 };
 
-// The ticket and the count of finished shares lie in cache lines of their own, so that who takes
-// work does not disturb who counts it.
+// The ticket and the count of finished shares lie in two cache lines, so that who takes work does
+// not disturb who counts it.
 static struct {
     int n_threads;
     Work work;
@@ -3242,7 +3242,7 @@ static void list_weights(Model *m, int l, Weight list[N_WEIGHTS])
         {NORM, &y->k_norm, "attn_k_norm", k_norm, 1, "", 0, 0},
         {MATRIX, &y->wo, "attn_output", dim, q, "", 0, 0},
         {NORM, &y->post_att_norm, "post_attention_norm", post, 1, "", 0, 0},
-        // The feed-forward net: w1 is the gate, w3 goes up, w2 down.
+        // The feed-forward net: w1 is the gate, w3 goes up, w2 down; without a gate w1 goes up.
         {NORM, &y->ffn_norm, "ffn_norm", pre, 1, "", 0, 0},
         {MATRIX, &y->w1, "ffn_gate", gate, dim, "ffn_up", 0, gate + hidden},
         {MATRIX, gate ? &y->w3 : &y->w1, "ffn_up", hidden, dim, "ffn_up", gate, gate + hidden},
@@ -3381,9 +3381,8 @@ static void load_checkpoint(Model *m)
 // ================================================================================================
 // 11  GGUF
 //
-// The other kind of file. Behind this section only the tokenizer knows which kind it was. A GGUF
-// file is a list of typed keys, a list of tensor names with types, shapes and offsets, and the
-// data, aligned:
+// The other kind of file: a list of typed keys, a list of tensor names with types, shapes and
+// offsets, and the data, aligned:
 //   "GGUF", u32 version, u64 n_tensors, u64 n_keys
 //   key:     string name, u32 type, value (of an array: u32 element type, u64 count, elements)
 //   tensor:  string name, u32 n_dims, u64 dims[n_dims] (the inner one first), u32 type, u64 offset
@@ -3815,7 +3814,7 @@ static void load_gguf(Model *m)
             int layer = w < list + N_OF_LAYER ? l : -1;
             if (!w->rows || !w->to) continue;
             Tensor t = take_tensor(m, w, layer, "weight");
-            if (w->kind == MATRIX || w->kind == NORM)
+            if (t.data && (w->kind == MATRIX || w->kind == NORM)) // a bias alone would be dropped
                 t.bias = to_floats(m, take_tensor(m, w, layer, "bias"));
             put_weight(m, w, t);
         }
@@ -4563,8 +4562,10 @@ static const char *reply(Session *s, const int *ids, size_t n, int echo)
     const Tokenizer *t = &s->tokenizer;
     Stream out = {.out = stdout, .terminal = isatty(STDOUT_FILENO)};
     double start = seconds();
+    long long before = s->pos;
     feed(s, ids, n);
     double middle = seconds();
+    if (s->pos > before) s->read.n += (size_t)(s->pos - before); // fewer than n after Ctrl-C
     for (size_t i = echo ? (size_t)t->add_bos : n; i < n; i++)
         write_token(t, &out, i ? ids[i - 1] : t->bos, ids[i]);
     const char *end = interrupted ? "Ctrl-C" : NULL;
@@ -4585,7 +4586,6 @@ static const char *reply(Session *s, const int *ids, size_t n, int echo)
     }
     fputc('\n', stdout);
     check_written(stdout, "stdout");
-    s->read.n += n;
     s->read.s += middle - start;
     s->made.s += seconds() - middle;
     return end;
@@ -4925,7 +4925,6 @@ static void open_session(Session *s)
     set_rope(c);
     s->ctx = choose_context(c);
     Vocab v = s->model.vocab;
-    if (!runs && v.pre) v.pre = "default"; // text is not read
     if (!opt.tokenizer && !v.tokens.n) opt.tokenizer = find_tokenizer(opt.checkpoint);
     if (opt.tokenizer) v = read_vocab(opt.tokenizer, (size_t)c->vocab_size);
     tokenizer_init(&s->tokenizer, opt.tokenizer ? opt.tokenizer : opt.checkpoint, &v);

@@ -2062,7 +2062,9 @@ static void writer_open(Writer *w, const char *path)
 static void check_output(const char *path)
 {
     Writer w;
+    struct stat st;
     if (!path) return;
+    if (!stat(path, &st) && S_ISDIR(st.st_mode)) die(1, path, "cannot write: a directory");
     writer_open(&w, path);
     fclose(w.f);
     unlink(w.temporary);

@@ -379,6 +379,9 @@ works "byte-level tokenizer" "$tmp/bytes.gguf" -i Once -n 5
 "$build/make_gguf" "$tmp/esc.gguf" llama f32 bpe none "$(printf '\033]0;x\007')"
 works "a file that writes to the terminal" "$tmp/esc.gguf" -m info
 if tr -d '\n' < "$tmp/out" | grep -q '[[:cntrl:]]'; then bad "info: control characters"; else ok; fi
+"$build/make_gguf" "$tmp/bos.gguf" llama f32 bpe none llama-bpe
+works "whether BOS comes first" "$tmp/bos.gguf" -m info
+if grep -q "no BOS" "$tmp/out"; then bad "info: $(grep BOS "$tmp/out")"; else ok; fi
 "$build/engine" "$tmp/bytes.gguf" -i Once -n 5 > "$tmp/out" 2> "$tmp/err"
 ended "run.c alone, byte-level tokenizer" $? 1 "build chat.c"
 "$build/make_gguf" "$tmp/pieces.gguf" llama f32 spm

@@ -292,7 +292,8 @@ static void put_config(Out *o, const GgufSpec *g, int n_layers, size_t d)
         key_u32(o, g->arch, ".attention.value_length", (uint32_t)d);
     }
     if (!strcmp(g->arch, "gemma3")) key_u32(o, g->arch, ".attention.sliding_window", G_WINDOW);
-    if (!g->scaling || !strcmp(g->scaling, "freqs") || !strcmp(g->scaling, "nameless")) return;
+    if (!g->scaling || !strcmp(g->scaling, "freqs") || !strcmp(g->scaling, "nameless") ||
+        !strcmp(g->scaling, "bias")) return;
     char key[64], type[16];
     float attn_factor;
     int n = sscanf(g->scaling, "%15s %f", type, &attn_factor);
@@ -316,7 +317,10 @@ static uint8_t *build_gguf(const GgufSpec *g, uint64_t seed, size_t *size)
     if (g->scaling && !strcmp(g->scaling, "nameless"))
         put_tensor(&t, ".weight", &gguf_types[0], 1, 0); // no numbers, and no name, for a norm
     else put_vector(&t, -1, "output_norm.weight", G_DIM, 1);
-    if (!strcmp(g->arch, "llama")) put_next_matrix(&t, -1, "output.weight", GGUF_VOCAB, G_DIM);
+    int bias = g->scaling && !strcmp(g->scaling, "bias"); // of a classifier that is not there
+    if (bias) put_vector(&t, -1, "output.bias", GGUF_VOCAB, 1);
+    else if (!strcmp(g->arch, "llama"))
+        put_next_matrix(&t, -1, "output.weight", GGUF_VOCAB, G_DIM);
     if (g->scaling && !strcmp(g->scaling, "freqs"))
         put_vector(&t, -1, "rope_freqs.weight", d / 2, 3);
     if (g->scaling && !strncmp(g->scaling, "longrope", 8)) {

@@ -74,6 +74,7 @@ static const char *const language[][2] = {
     {"{{ x | default('d') }}{{ 'e' | default('d') }}", "de"},
     {"{{ 'a' | tojson }}", "!unknown function"}, {"{{ f(1, 2) }}", "!unknown function"},
     {"{{ 'a' | tojson(indent=4) }}", "!argument by name"},
+    {"{{ messages[[1]].content }}", "!no number"}, {"{{ messages[x:]|length }}", "!undefined place"},
     {"{% set x = 'a' %}{% if 1 %}{% set x = x + 'b' %}{% endif %}{{ x }}", "ab"},
     {"{% for m in messages %}{{ loop.index0 }}{{ loop.index }}{{ 'f' if loop.first }}"
      "{{ 'l' if loop.last }}{{ m.role }} {% endfor %}",
@@ -380,6 +381,7 @@ static void test_system(void)
                       "{{ m.content }}{% endfor %}";
     CHECK_INT(system_effect(&t, none, "Be brief."), 0);
     CHECK(system_effect(&t, own, "") < 0);
+    CHECK(system_effect(&t, own, "Be kind.")); // which changes nothing, but has its place
     CHECK(system_effect(&t, chat_formats[0].template, "Be brief.") > 0);
     CHECK_INT(system_effect(&t, "{{ messages[0].content }}", ""), -1);
     CHECK(system_effect(&t, "{% if messages[0].role == 'system' %}{{ raise_exception('no') }}"

@@ -568,14 +568,18 @@ static void test_bad_fields(void)
     check_refused("llama.embedding_lengt", 0, '\n', 1); // then there is none
 }
 
-// A tensor of no numbers whose name is what is left where a fused matrix has no name.
-static void test_nameless(void)
+// A tensor of no numbers whose name is what is left where a fused matrix has no name; and the bias
+// of a classifier that is not there, so that it would be added to nothing.
+static void test_stray_tensors(void)
 {
-    size_t size;
-    uint8_t *file = build_gguf(&(GgufSpec){.arch = "llama", .types = "q4_0",
-                                           .scaling = "nameless"}, 1, &size);
-    CHECK_INT(try_file(file, size), 1);
-    free(file);
+    static const char *const kinds[] = {"nameless", "bias"};
+    for (size_t i = 0; i < COUNT(kinds); i++) {
+        size_t size;
+        GgufSpec spec = {.arch = "llama", .types = "q4_0", .scaling = kinds[i]};
+        uint8_t *file = build_gguf(&spec, 1, &size);
+        CHECK_INT(try_file(file, size), 1);
+        free(file);
+    }
 }
 
 // A model whose tokens see later ones.
@@ -670,7 +674,7 @@ int main(void)
     test_round_trip();
     test_bad_fields();
     test_bad_lists();
-    test_nameless();
+    test_stray_tensors();
     test_not_causal();
     test_real();
     return report("test_gguf");
