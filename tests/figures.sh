@@ -62,7 +62,7 @@ plan() { # mode table method option...
 }
 
 # Losses by position: positions up to 512 from windows of 512, which are many, the others from
-# windows of 4096. Every position is an average over the whole text.
+# windows of 4096. Every position is an average over the same stretch of text.
 join_losses() { # method
     awk 'NR == FNR || (FNR > 1 && $2 >= 511)' "$raw/$1.short.perplexity.tsv" \
         "$raw/$1.long.perplexity.tsv" > "$raw/$1.loss.tsv"
