@@ -1720,11 +1720,13 @@ static void run_chat(Session *s)
                 "see --chat-format\n", prog, what);
     give_hints(s);
     if (opt.steps < 0) opt.steps = 0; // a reply may be as long as the model wants
-    int effect = talk.system ? system_effect(&s->tokenizer, c.template, talk.system) : 0;
-    if (talk.system && *talk.system && !effect)
-        die(EXIT_USAGE, "--system", "the chat template has no place for it");
-    if (talk.system && (*talk.system || effect < 0))
-        add_message(&c, "system", quote_text(&s->tokenizer, talk.system));
+    if (talk.system) {
+        int effect = system_effect(&s->tokenizer, c.template, talk.system);
+        if (*talk.system && !effect)
+            die(EXIT_USAGE, "--system", "the chat template has no place for it");
+        if (*talk.system || effect < 0)
+            add_message(&c, "system", quote_text(&s->tokenizer, talk.system));
+    }
     c.kept = c.n;
     if (s->text) check_string("prompt", s->text, s->len);
     if (s->text && !answer(s, &c, s->text))

@@ -698,13 +698,22 @@ typedef struct {
     const float *q;        // [2][pairs]; scaled as the score is
 } Query;
 
-// - slope_h D. Slopes of n_heads = P, a power of two: 2^(-8 (h + 1) / P). Heads past such a P get
-// every second slope of 2P. [ALiBi] 3, and its reference code
+// Slopes of n_heads = P, a power of two: 2^(-8 (h + 1) / P). Heads past such a P get every second
+// slope of 2P. [ALiBi] 3, and its reference code
+static float *alibi_slopes(const Config *c) // [n_heads]
+{
+    float *slope = xcalloc(c->n_heads, 4);
+    int P = 1;
+    while (2 * P <= c->n_heads) P *= 2;
+    for (int h = 0; h < c->n_heads; h++)
+        slope[h] = (float)exp2(h < P ? -8.0 * (h + 1) / P : -4.0 * (2 * (h - P) + 1) / P);
+    return slope;
+}
+
+// - slope_h D
 static void bias_alibi(const Query *q, const float *D, float *score)
 {
-    int h = (int)q->head, P = 1;
-    while (2 * P <= q->c->n_heads) P *= 2;
-    vf slope = vset((float)exp2(h < P ? -8.0 * (h + 1) / P : -4.0 * (2 * (h - P) + 1) / P));
+    vf slope = vset(q->prepared[q->head]);
     for (size_t k = 0; k < TILE; k += LANES)
         vstore(score + k, vload(score + k) - slope * vload(D + k));
 }
@@ -828,7 +837,7 @@ static const struct {
     [ENC_NOPE] = {"nope", "none at all", NULL, 0, NULL, NULL, NULL, 0},
     [ENC_SINUSOIDAL] = {"sinusoidal", "sines added", add_sinusoidal, 0, NULL, NULL, NULL, 1},
     [ENC_LEARNED] = {"learned", "a vector a position added", add_learned, 0, NULL, NULL, NULL, 1},
-    [ENC_ALIBI] = {"alibi", "score - slope D", NULL, 0, NULL, bias_alibi, NULL, 1},
+    [ENC_ALIBI] = {"alibi", "score - slope D", NULL, 0, NULL, bias_alibi, alibi_slopes, 1},
     [ENC_T5] = {"t5", "score + table[bucket of D]", NULL, 0, NULL, bias_t5, t5_edges, 1},
     [ENC_XPOS] = {"xpos", "rotated, fast pairs fade with D", NULL, 1, xpos_decay, NULL, NULL, 1},
     [ENC_KERPLE] = {"kerple", "score - r1 ln(1 + r2 D)", NULL, 0, NULL, bias_kerple, NULL, 1},
@@ -3296,8 +3305,8 @@ static void put_weight(Model *m, const Weight *w, Tensor t)
 // score of a token is then how much the last state is like the token's own vector.
 static void complete_weights(Model *m)
 {
-    if (!m->classifier.data) m->weight_bytes += tensor_bytes(&m->tok_emb);
-    if (!m->classifier.data) m->classifier = m->tok_emb;
+    const Weight classifier = {.kind = MATRIX, .to = &m->classifier};
+    if (!m->classifier.data) put_weight(m, &classifier, m->tok_emb);
     check_rope(&m->config, m->path);
 }
 
@@ -3730,19 +3739,25 @@ static void gguf_directory(Model *m)
         REFUSE(m, "cut off: %zu of its %zu bytes are missing", end - m->size, end);
 }
 
+// The path of file i of the n that a model comes in, given that of the first.
+static void part_path(char path[PATH_MAX], const char *first, int i, int n)
+{
+    int stem = (int)strlen(first) - 20;
+    snprintf(path, PATH_MAX, "%.*s-%05d-of-%05d.gguf", stem > 0 ? stem : 0, first, i, n);
+}
+
 // The tensors of a model's other files, if it comes in several, NAME-00001-of-00003.gguf and so on:
 // large models are cut up for hosts that limit the size of a file. Each of them is a GGUF file with
 // a directory of its own, mapped by itself. The first has the keys, and is the one to be named.
 static void add_parts(Model *m)
 {
-    const char *first = m->path, form[] = "%.*s-%05d-of-%05d.gguf";
     char path[PATH_MAX];
-    int n = (int)key_number(m, "split.count", 0, 99999, 0), stem = (int)strlen(first) - 20;
-    snprintf(path, sizeof path, form, stem > 0 ? stem : 0, first, 1, n);
-    if (n > 1 && strcmp(path, first))
+    int n = (int)key_number(m, "split.count", 0, 99999, 0);
+    part_path(path, m->path, 1, n);
+    if (n > 1 && strcmp(path, m->path))
         REFUSE(m, "one of %d files that are a model (want NAME-00001-of-%05d.gguf)", n, n);
     for (int i = 2; i <= n; i++) {
-        snprintf(path, sizeof path, form, stem, first, i, n);
+        part_path(path, m->path, i, n);
         Model part = {.path = copy_string(path), .tensors = m->tensors};
         part.file = map_file(part.path, &part.size);
         gguf_directory(&part);

@@ -34,13 +34,13 @@ static void check_inputs(const char *path)
                             opt.short_factors, "/dev/stdin"};
     char part[PATH_MAX];
     struct stat a, b;
-    int n = 0, stem = opt.checkpoint ? (int)strlen(opt.checkpoint) - 20 : 0;
+    int n = 0, len = opt.checkpoint ? (int)strlen(opt.checkpoint) : 0;
     if (stat(path, &a) || !S_ISREG(a.st_mode)) return;
-    if (stem > 0) sscanf(opt.checkpoint + stem, "-00001-of-%5d.gguf", &n); // a model in n files
+    if (len > 20) sscanf(opt.checkpoint + len - 20, "-00001-of-%5d.gguf", &n); // it has n files
     n = n > 0 ? n : 0;
     for (int i = 0; i < (int)COUNT(inputs) + n; i++) {
-        const char *input = i < n ? part : inputs[i - n], form[] = "%.*s-%05d-of-%05d.gguf";
-        if (i < n) snprintf(part, sizeof part, form, stem, opt.checkpoint, i + 1, n);
+        const char *input = i < n ? part : inputs[i - n];
+        if (i < n) part_path(part, opt.checkpoint, i + 1, n);
         if (input && !stat(input, &b) && a.st_ino == b.st_ino && a.st_dev == b.st_dev)
             die(EXIT_USAGE, "--tsv", "would replace %s", input);
     }
