@@ -1158,7 +1158,7 @@ typedef void (*Work)(void *arg, size_t item);
 
 // A share is about so many multiplications at least, so that small models wait for no other thread.
 // Callers whose work is dearer than a multiplication take a quarter or an eighth of it.
-enum { MIN_SHARE = 1 << 16 };
+enum { MIN_SHARE = 1 << 16, SPINS = 1 << 15 };
 
 // The ticket and the count of finished shares lie in two cache lines, so that who takes work does
 // not disturb who counts it.
@@ -1189,8 +1189,9 @@ static void pool_work(void)
 // The number of the job that was announced last.
 static uint64_t pool_generation(void) { return atomic_load(&pool.ticket) >> 32; }
 
-// A worker spins for a little while after each job, since the next one follows within microseconds
-// while text is generated, and sleeps when none comes. It looks for a job once more, under the
+// A worker spins for a while (SPINS are a millisecond, about) after each job, since the next one
+// follows soon while a model runs, and to wake sixteen sleepers takes as long as many a job; it
+// sleeps when none comes. It looks for a job once more, under the
 // lock, before it sleeps, and jobs are announced under the lock, so that no wake is lost.
 static void *pool_worker(void *unused)
 {
@@ -1198,7 +1199,7 @@ static void *pool_worker(void *unused)
     for (;;) {
         uint64_t seen = pool_generation();
         pool_work();
-        for (int spin = 0; spin < 4000 && pool_generation() == seen; spin++, RELAX())
+        for (int spin = 0; spin < SPINS && pool_generation() == seen; spin++, RELAX())
             if (spin % 64 == 63) sched_yield(); // the caller may need this processor
         if (pool_generation() != seen) continue;
         pthread_mutex_lock(&pool.lock);
@@ -1263,7 +1264,7 @@ static void *scratch(size_t bytes)
 // The cache is made of tiles of TILE positions that begin at absolute positions. A tile of keys is
 // transposed, [head_dim][TILE], real parts of the pairs first and then imaginary parts, so that the
 // rotation and the scores run over keys in vector lanes with no shuffles; a tile of values is
-// [TILE][v_dim], v_dim being head_dim rounded up to whole vectors.
+// [TILE][v_dim], v_dim being head_dim rounded up to what the products take at once.
 //
 // Attention reads tile after tile: it turns the tile's keys, multiplies queries with them, masks
 // and biases the scores, and adds the values up by an online softmax [Flash]. A softmax over all
@@ -1294,48 +1295,40 @@ enum { GEMM_ROWS = LANES == 16 ? 12 : 6, GEMM_VECTORS = 2 };
 // one chain of multiply-adds in the order of k, and its bits do not depend on how many rows or
 // lanes are computed at once.
 //
-// c[t][v] += sum over k of a[t][k] * b[k][v] for nt rows and nv vectors (constants wherever
-// this is inlined). a: [nt][K], b: [K][N], c: [nt][N]. The sums stay in registers.
-INLINE void gemm_tile(size_t nt, size_t nv, const float *a, const float *b, size_t K, size_t N,
-                      float *c)
+// c[nt][N] += a[nt][K] b[K][N] in GEMM_VECTORS vectors of c's columns; nt is a constant wherever this
+// is inlined. The sums stay in registers.
+INLINE void gemm_tile(size_t nt, const float *a, const float *b, size_t K, size_t N, float *c)
 {
     vf sum[GEMM_ROWS][GEMM_VECTORS];
     for (size_t t = 0; t < nt; t++)
-        for (size_t v = 0; v < nv; v++) sum[t][v] = vload(c + t * N + v * LANES);
+        for (size_t v = 0; v < GEMM_VECTORS; v++) sum[t][v] = vload(c + t * N + v * LANES);
     for (size_t k = 0; k < K; k++) {
         vf row[GEMM_VECTORS];
-        for (size_t v = 0; v < nv; v++) {
+        for (size_t v = 0; v < GEMM_VECTORS; v++) {
             row[v] = vload(b + k * N + v * LANES);
             if (nt > 1) KEEP(row[v]);
         }
         for (size_t t = 0; t < nt; t++) {
             vf ak = vset(a[t * K + k]);
-            for (size_t v = 0; v < nv; v++) sum[t][v] = vmuladd(ak, row[v], sum[t][v]);
+            for (size_t v = 0; v < GEMM_VECTORS; v++) sum[t][v] = vmuladd(ak, row[v], sum[t][v]);
         }
     }
     for (size_t t = 0; t < nt; t++)
-        for (size_t v = 0; v < nv; v++) vstore(c + t * N + v * LANES, sum[t][v]);
+        for (size_t v = 0; v < GEMM_VECTORS; v++) vstore(c + t * N + v * LANES, sum[t][v]);
 }
 
-// c[n][N] += a[n][K] b[K][N], N a multiple of LANES. As many rows are taken at once as fill the
-// registers, then a third, then single ones. A vector may be left over, as with heads of 48.
+// c[n][N] += a[n][K] b[K][N], N a multiple of GEMM_VECTORS vectors. As many rows are taken at once
+// as fill the registers, then a third, then single ones.
 static void gemm_rows(size_t n, const float *a, const float *b, size_t K, size_t N, float *c)
 {
-    enum { NT = GEMM_ROWS, SOME = NT / 3, NV = GEMM_VECTORS };
-    for (size_t v = 0, nv; v < N; v += nv * LANES, b += nv * LANES) {
-        nv = N - v < NV * LANES ? 1 : NV;
+    enum { NT = GEMM_ROWS, SOME = NT / 3, WIDTH = GEMM_VECTORS * LANES };
+    for (size_t v = 0; v < N; v += WIDTH)
         for (size_t t = 0, nt; t < n; t += nt) {
-            const float *at = a + t * K;
-            float *ct = c + t * N + v;
             nt = n - t < SOME ? 1 : n - t < NT ? SOME : NT;
-            if (nt == NT && nv > 1) gemm_tile(NT, NV, at, b, K, N, ct);
-            else if (nt == NT) gemm_tile(NT, 1, at, b, K, N, ct);
-            else if (nt > 1 && nv > 1) gemm_tile(SOME, NV, at, b, K, N, ct);
-            else if (nt > 1) gemm_tile(SOME, 1, at, b, K, N, ct);
-            else if (nv > 1) gemm_tile(1, NV, at, b, K, N, ct);
-            else gemm_tile(1, 1, at, b, K, N, ct);
+            if (nt == NT) gemm_tile(NT, a + t * K, b + v, K, N, c + t * N + v);
+            else if (nt > 1) gemm_tile(SOME, a + t * K, b + v, K, N, c + t * N + v);
+            else gemm_tile(1, a + t * K, b + v, K, N, c + t * N + v);
         }
-    }
 }
 
 // --- The cache ----------------------------------------------------------------------------------
@@ -1355,7 +1348,7 @@ typedef struct {
     int as;              // how its numbers are stored
     size_t n_slots;      // of which the first
     size_t sink_slots;   // are for the sinks' tiles
-    size_t v_dim;        // head_dim rounded up to LANES
+    size_t v_dim;        // head_dim rounded up to whole GEMM_VECTORS
     size_t tile_bytes;   // of both, and of the scales
     uint8_t *tiles;
     size_t bytes;        // reserved
@@ -1380,7 +1373,7 @@ static void cache_layout(Cache *c, const Config *cfg, int64_t max_seq_len, size_
     if (r->window) c->n_slots = min_size(c->n_slots, sinks + ring);
     c->sink_slots = min_size(sinks, c->n_slots - 1);
     c->as = kv_types[kv].as;
-    c->v_dim = round_up(cfg->head_dim, LANES);
+    c->v_dim = round_up(cfg->head_dim, GEMM_VECTORS * LANES);
     size_t scales = c->as == AS_INT8 ? 2 * 4 : 0; // of a position
     c->tile_bytes = TILE * ((cfg->head_dim + c->v_dim) * number_size(c->as) + scales);
     size_t rows = (size_t)cfg->n_layers * cfg->n_kv_heads;
@@ -1718,9 +1711,20 @@ static void merge_row(const Attention *a, size_t to, const float *o, RowSums p)
                             t.weighted * old + p.weighted * new, t.first * old + p.first * new};
 }
 
+// q = o / sum of number `at` of the (query, head), its parts merged in their order. What was asked
+// is not needed any more by then.
+static void finish_row(const Attention *a, size_t at)
+{
+    size_t d = a->config.head_dim, v_dim = a->cache.v_dim, n_heads = a->config.n_heads;
+    for (size_t part = at + n_heads; part < a->n_parts * n_heads; part += n_heads)
+        merge_row(a, at, a->total + part * v_dim, a->sums[part]);
+    const float *o = a->total + at * v_dim;
+    for (size_t i = 0; i < d; i++) a->q[at * d + i] = o[i] / a->sums[at].sum;
+}
+
 // An item is (part, batch, KV head). A part is all segments of the batch, one after the other, or
-// one segment of a single query. The next tile is asked for, into the second-level cache, while one
-// is worked on.
+// one segment of a single query, which is finished when all parts are done. The next tile is asked
+// for, into the second-level cache, while one is worked on.
 static void attend_part(void *arg, size_t item)
 {
     const Attention *a = arg;
@@ -1740,21 +1744,10 @@ static void attend_part(void *arg, size_t item)
         for (size_t row = 0; row < w.rows; row++)
             merge_row(a, w.row[row].total, w.o + row * a->cache.v_dim, w.row[row].sums);
     } while (t < end && a->n_parts == 1);
+    for (size_t row = 0; row < w.rows && a->n_parts == 1; row++) finish_row(a, w.row[row].total);
 }
 
 // --- All queries --------------------------------------------------------------------------------
-
-// q = o / sum of number `at` of the (query, head), its parts merged in their order: what was asked
-// is not needed any more once all parts are done.
-static void finish_row(void *arg, size_t at)
-{
-    const Attention *a = arg;
-    size_t d = a->config.head_dim, v_dim = a->cache.v_dim, n_heads = a->config.n_heads;
-    for (size_t part = at + n_heads; part < a->n_parts * n_heads; part += n_heads)
-        merge_row(a, at, a->total + part * v_dim, a->sums[part]);
-    const float *o = a->total + at * v_dim;
-    for (size_t i = 0; i < d; i++) a->q[at * d + i] = o[i] / a->sums[at].sum;
-}
 
 // q = softmax(q k^T) v for all queries and heads of the chunk. A prompt is cut into items by its
 // batches of queries; a single query, which has but n_kv_heads items otherwise, by segments too,
@@ -1768,7 +1761,7 @@ static void attention(Attention *a)
     size_t items = a->n_parts * ceil_div(a->n, a->p->batch) * a->config.n_kv_heads;
     size_t cost = 1 + 2 * a->config.dim * max_size(seen, TILE) * a->n / items; // of one, about
     parallel_for(items, ceil_div(MIN_SHARE / 4, cost), attend_part, a);
-    parallel_for(rows, ceil_div(MIN_SHARE / 4, a->config.head_dim), finish_row, a);
+    for (size_t at = 0; at < n_heads && a->n_parts > 1; at++) finish_row(a, at);
     if (a->watch) memcpy(a->watch + a->layer * rows, a->sums, rows * sizeof *a->sums);
 }
 
@@ -1918,18 +1911,6 @@ INLINE void transpose_rows(const void *at, size_t pitch, vi a[4])
 }
 
 // --- Scales -------------------------------------------------------------------------------------
-
-// The scales of planar rows, which are rows of n floats. They are read by fours, so up to three
-// more than there are, and those of the panel after the next are asked for (tile_one() says why).
-static void scales_planar(const uint8_t *rows, size_t pitch, size_t n, float *scale)
-{
-    prefetch(rows + 2 * PANEL * pitch, PANEL * pitch);
-    for (size_t g = 0; g < n; g += 4, rows += 16, scale += 4 * PANEL) {
-        vi a[4];
-        transpose_rows(rows, pitch, a);
-        memcpy(scale, a, sizeof a);
-    }
-}
 
 // Blocks of 32: half d, half m if the type has minima, and bytes (Q8_0), or nibbles (Q4), or a
 // fifth bit of each in 4 bytes and nibbles (Q5). The low nibbles of 16 bytes are values 0..15, the
@@ -2163,8 +2144,8 @@ typedef struct {
     size_t n;               // tokens
     size_t group, n_groups; // values in a group, groups in a row
     int8_t *q;              // [n][cols], and room for Q8_TOKENS - 1 rows more: full tiles
-    float *scale;           // [n_groups][n]
-    float *minus_sum;       // [n_groups][n]: of the group's q, a whole number
+    float *scale;           // [n][n_groups], and room for as many rows more
+    float *minus_sum;       // [n][n_groups]: of the group's q, a whole number
 } Quantized;
 
 // PANEL rows of codes, a lane for each, the tokens that they meet, and where the products go.
@@ -2275,7 +2256,6 @@ INLINE void tile_some(const TensorType *type, const Panel *p, size_t t)
     const int8_t *q = x->q + t * cols;
     vf sum[Q8_TOKENS] = {{0}};
     for (size_t g = 0; g < n_groups; g++, words += quads, q += type->group) {
-        const float *scale = x->scale + g * x->n + t, *minus_sum = x->minus_sum + g * x->n + t;
         vi d[Q8_TOKENS] = {{0}};
         for (size_t begin = 0; begin < quads; begin += run) {
             vi part[Q8_TOKENS] = {{0}};
@@ -2289,8 +2269,8 @@ INLINE void tile_some(const TensorType *type, const Panel *p, size_t t)
                 }
             for (size_t i = 0; i < Q8_TOKENS; i++) d[i] += widen(type->bits, part[i]);
         }
-        for (size_t i = 0; i < Q8_TOKENS; i++)
-            sum[i] = add_group(type, sum[i], p, g, d[i], minus_sum[i], scale[i]);
+        for (size_t i = 0, at = t * n_groups + g; i < Q8_TOKENS; i++, at += n_groups)
+            sum[i] = add_group(type, sum[i], p, g, d[i], x->minus_sum[at], x->scale[at]);
     }
     for (size_t i = 0; i < Q8_TOKENS && t + i < x->n; i++)
         vstore_part(p->out + (t + i) * p->out_pitch, sum[i], p->n_rows);
@@ -2442,25 +2422,21 @@ static size_t int8_group(const Tensor *w)
 }
 
 // Rows [r0, r0 + n_rows) of one product in int8; n_rows <= PANEL. Codes are read where they lie,
-// and so are scales, in the blocks or, planar, in rows of their own. The last panel is copied to
-// where there is something behind it if it is not full, or if it has planar scales, which are read
-// by fours.
+// and so are scales in blocks; planar ones, rows of n_groups floats, are gathered here. The last
+// panel, if it is not full, is copied to where there is something behind it.
 static void product_q8(const Matmul *m, const Product *p, size_t r0, size_t n_rows)
 {
     const Tensor *w = p->w;
     const TensorType *type = w->type;
-    size_t cols = w->cols, n_groups = cols / w->group;
-    size_t pitch = cols / type->block * type->bytes, scale_pitch = w->scales ? n_groups * 4 : 0;
-    size_t n = PANEL * (n_groups + 3);
-    vi *words = scratch(PANEL * (cols + pitch + scale_pitch + 16) + 2 * n * 4);
+    size_t cols = w->cols, n_groups = cols / w->group, n = PANEL * n_groups;
+    size_t pitch = cols / type->block * type->bytes;
+    vi *words = scratch(PANEL * (cols + pitch) + 2 * n * 4);
     float *scales = (float *)(words + cols / 4), *mins = scales + n;
     const uint8_t *rows = w->data + r0 * pitch;
-    const uint8_t *planar = w->scales ? (const uint8_t *)w->scales + r0 * scale_pitch : NULL;
-    if (planar ? r0 + PANEL >= w->rows : n_rows < PANEL) {
-        rows = memcpy(mins + n, rows, n_rows * pitch);
-        if (planar) planar = memcpy((uint8_t *)rows + PANEL * pitch, planar, n_rows * scale_pitch);
-    }
-    if (planar) scales_planar(planar, scale_pitch, n_groups, scales);
+    if (n_rows < PANEL) rows = memcpy(mins + n, rows, n_rows * pitch);
+    for (size_t r = 0; w->scales && r < n_rows; r++)
+        for (size_t g = 0; g < n_groups; g++)
+            scales[g * PANEL + r] = w->scales[(r0 + r) * n_groups + g];
     type->tile(&(Panel){.rows = (const char *)rows, .pitch = pitch, .scales = scales,
                         .mins = mins, .words = words, .x = m->act, .out = p->out + r0,
                         .out_pitch = w->rows, .n_rows = n_rows});
@@ -2542,7 +2518,7 @@ static void quantize_row(void *arg, size_t t)
     const Matmul *m = arg;
     const Quantized *a = m->act;
     for (size_t g = 0; g < a->n_groups; g++) {
-        size_t from = (t * a->n_groups + g) * a->group, at = g * a->n + t;
+        size_t at = t * a->n_groups + g, from = at * a->group;
         a->scale[at] = round_to_bytes(m->x + from, a->group, a->q + from, a->minus_sum + at);
     }
 }
@@ -2813,14 +2789,22 @@ static void feed_forward(State *s, const Layer *l)
     matmul(s->act, &(Product){&l->w2, s->y}, 1, s->gate, n);
 }
 
+// Row t of x += y. branch_scale, below 1, lets deep models add so much the less.
+static void join_row(void *arg, size_t t)
+{
+    const State *s = arg;
+    const Config *c = &s->attn.config;
+    float scale = c->branch_scale > 0 ? (float)c->branch_scale : 1;
+    float *x = s->x + t * c->dim, *y = s->y + t * c->dim;
+    for (int i = 0; i < c->dim; i++) x[i] += scale * y[i];
+}
+
 // x += y: what a branch made of the residual stream joins it, normed first in some models.
-// branch_scale, below 1, lets deep models add so much the less.
 static void join_stream(State *s, Norm post_norm)
 {
-    const Config *c = &s->attn.config;
-    norm(s, s->y, s->y, post_norm, s->attn.n * c->dim);
-    float scale = c->branch_scale > 0 ? (float)c->branch_scale : 1;
-    for (size_t i = 0; i < s->attn.n * c->dim; i++) s->x[i] += scale * s->y[i];
+    size_t n = s->attn.n, dim = s->attn.config.dim;
+    norm(s, s->y, s->y, post_norm, n * dim);
+    parallel_for(n, ceil_div(MIN_SHARE / 8, dim), join_row, s);
 }
 
 // Runs tokens[n <= chunk] at positions pos .. pos + n - 1, all of whose predecessors are in the
