@@ -34,6 +34,9 @@ static struct {
     int no_think, keep_all, show_tokens;
 } talk;
 
+// A copy that its owner may change and free.
+static char *copy_string(const char *s) { return strcpy(xrealloc(NULL, strlen(s) + 1, 1), s); }
+
 // --- how a text is cut into words ----------------------------------------------------------------
 
 // Classes of characters by Unicode's general categories, as far as a cut of text into words depends
@@ -1765,7 +1768,8 @@ static void print_weights(Model *m)
         list_weights(m, l, list);
         for (const Weight *w = list; w < list + (l ? N_OF_LAYER : N_WEIGHTS); w++) {
             const Tensor *t = w->to;
-            if (w->kind > TABLE || !w->rows) continue; // no matrix, or one that this model lacks
+            int again = w->to == &m->classifier && t->data == m->tok_emb.data;
+            if (w->kind > TABLE || !w->rows || again) continue; // no matrix that this model has
             bytes[t->type - tensor_types] += tensor_bytes(t);
             parameters += t->rows * t->cols;
         }
@@ -1803,9 +1807,12 @@ static void run_info(Session *s)
     else if (n_local) print_rope("local layers", &c.local);
     if (n_local && !c.local.still) printf("              %d of %d\n", n_local, c.n_layers);
     printf("chat format   %s\n", template ? what : "unknown");
+    char *words = copy_string(t->words ? m->vocab.pre : ""); // a name of the file, whatever it holds
+    make_printable(words);
     printf("tokenizer     %s%s, %d tokens, %s\n",
-           t->words ? "byte-level BPE, words as " : "SentencePiece-style",
-           t->words ? m->vocab.pre : "", t->vocab_size, t->add_bos ? "BOS" : "no BOS");
+           t->words ? "byte-level BPE, words as " : "SentencePiece-style", words, t->vocab_size,
+           t->add_bos ? "BOS" : "no BOS");
+    free(words);
     double row = 2.0 * (c.dim + c.hidden_dim + q_dim(&c) + kv_dim(&c));
     printf("memory        %.1f MB file (mapped), %.1f MB KV cache at -c %lld, %.1f MB besides\n",
            m->size / 1e6, cache.bytes / 1e6, s->ctx, 4 * (opt.chunk * row + c.vocab_size) / 1e6);

@@ -541,13 +541,12 @@ typedef struct {
 
 // A file that was opened, mapped into memory and understood, or is about to be.
 typedef struct {
-    const char *path, *arch;
+    const char *arch, *path;
     Config config;
     Vocab vocab;
     Tensor tok_emb, classifier; // [vocab_size][dim]
     Norm emb_norm, final_norm;  // of the embeddings, and before the classifier
     Layer *layers;              // [n_layers]
-    size_t weight_bytes;        // read for each token (without the embedding table's other rows)
     const uint8_t *file;        // mapped into memory: the first, if there are several
     size_t size;                // of all its files
     size_t at;                  // GGUF: how far it was read,
@@ -2914,9 +2913,6 @@ static const char *list_names(Names t)
 }
 #define LIST_NAMES(array) list_names((Names)NAMES(array))
 
-// A copy that its owner may change and free.
-static char *copy_string(const char *s) { return strcpy(xrealloc(NULL, strlen(s) + 1, 1), s); }
-
 // Numbers in a file, single ones as well as the lists that come with a model (Values), are of the
 // types that GGUF has: 8-bit to 64-bit integers, floats, booleans, strings. Writers of files do not
 // agree on which to take for what, so nobody here asks: a number is read as a double, whatever it
@@ -2971,22 +2967,21 @@ static void on_lost(int sig)
     die(EXIT_DATA, mapped_path, "shrank while in use, or cannot be read");
 }
 
-// Maps the file; *size gets its length. Pages come into memory as they are touched: the first token
-// touches all of them, in order and by all threads, which is as fast as asking for them ahead.
-static const uint8_t *map_file(const char *path, size_t *size)
+// Maps m's file. Pages come into memory as they are touched: the first token touches all of them,
+// in order and by all threads, which is as fast as asking for them ahead.
+static void map_file(Model *m)
 {
     struct stat st;
-    int fd = open(path, O_RDONLY | O_NONBLOCK); // a pipe is refused, not waited for
-    if (fd < 0 || fstat(fd, &st)) die(EXIT_DATA, path, "cannot open (%s)", strerror(errno));
-    if (!S_ISREG(st.st_mode)) die(EXIT_DATA, path, "not a file that can be mapped");
-    *size = (size_t)st.st_size;
-    if (!*size) die(EXIT_DATA, path, "the file is empty");
-    void *map = mmap(NULL, *size, PROT_READ, MAP_PRIVATE, fd, 0);
-    if (map == MAP_FAILED) die(EXIT_DATA, path, "cannot map (%s)", strerror(errno));
+    int fd = open(m->path, O_RDONLY | O_NONBLOCK); // a pipe is refused, not waited for
+    if (fd < 0 || fstat(fd, &st)) REFUSE(m, "cannot open (%s)", strerror(errno));
+    if (!S_ISREG(st.st_mode)) REFUSE(m, "not a file that can be mapped");
+    if (!st.st_size) REFUSE(m, "the file is empty");
+    m->size = (size_t)st.st_size;
+    m->file = mmap(NULL, m->size, PROT_READ, MAP_PRIVATE, fd, 0);
+    if (m->file == MAP_FAILED) REFUSE(m, "cannot map (%s)", strerror(errno));
     close(fd);
-    if (!mapped_path) mapped_path = path; // of several files the one that the user named
+    if (!mapped_path) mapped_path = m->path; // of several files the one that the user named
     signal(SIGBUS, on_lost);
-    return map;
 }
 
 // --- numbers ------------------------------------------------------------------------------------
@@ -3120,24 +3115,17 @@ static double check_range(const Model *m, const char *name, double v, double lo,
     return v;
 }
 
-// Sets the model's field to v, from a file; name: what the file calls it. A whole number may come
-// as a float, but not with a fraction.
-static void set_field(Model *m, const Option *f, const char *name, double v)
-{
-    check_range(m, name, v, f->lo, f->hi);
-    if (f->kind == N_INT && v != rint(v))
-        REFUSE(m, "%s (got %g, want a whole number)", name + (*name == '.'), v);
-    store_value(f, (char *)&m->config + field_at(f), v);
-}
-
 // Ranges are for each number by itself. This holds them against each other: heads share what they
 // divide, pairs of dimensions turn, and a table has the rows that its encoding can use. It also
-// fills in what follows from the others, the heads' number and size, and makes room for the layers.
+// fills in what nobody said, as it is in most models or follows from the others, and makes room for
+// the layers.
 static void complete_config(Model *m)
 {
     Config *c = &m->config;
     int t5 = c->encoding == ENC_T5, least = t5 ? 2 : c->encoding == ENC_LEARNED;
     int most = t5 || c->encoding == ENC_SHAW ? 1 << 12 : 1 << 24;
+    if (!(c->norm_eps > 0)) c->norm_eps = 1e-5;
+    if (!(c->rope.theta > 0)) c->rope.theta = 10000;
     // Heads: queries share keys in groups of the same size, and pairs of dimensions turn.
     if (!c->n_kv_heads) c->n_kv_heads = c->n_heads;
     if (c->n_heads % c->n_kv_heads)
@@ -3151,8 +3139,7 @@ static void complete_config(Model *m)
                c->head_dim, c->n_rot);
     // What ranges leave open, and what the encoding needs.
     if (c->vocab_size < 1) REFUSE(m, "vocab_size (got %d)", c->vocab_size);
-    if (c->rows < least || c->rows > most)
-        REFUSE(m, "the encoding's table (got %d rows, want %d to %d)", c->rows, least, most);
+    check_range(m, "rows of the encoding's table", c->rows, least, most);
     if (t5 && (c->rows % 2 || c->max_distance <= c->rows / 2))
         REFUSE(m, "t5's %d buckets or max_distance %d", c->rows, c->max_distance);
     m->layers = xcalloc(c->n_layers, sizeof *m->layers);
@@ -3203,9 +3190,8 @@ typedef struct {
 
 // Every tensor, with layer l's first and the model's behind them. Here is what shapes follow from:
 // a model of layers that normalize behind their branches, not before, has no attn_norm, one without
-// a gate no ffn_gate, and what the encoding learned has a shape for each encoding. A classifier
-// that is the embeddings' table is no tensor of its own. `angles` are cosines and sines that
-// version 0 of llama2.c's files has, and which nobody reads.
+// a gate no ffn_gate, and what the encoding learned has a shape for each encoding. `angles` are
+// cosines and sines that version 0 of llama2.c's files has, and which nobody reads.
 enum { N_OF_LAYER = 13, N_WEIGHTS = N_OF_LAYER + 9 };
 static void list_weights(Model *m, int l, Weight list[N_WEIGHTS])
 {
@@ -3217,7 +3203,6 @@ static void list_weights(Model *m, int l, Weight list[N_WEIGHTS])
     size_t q_norm = ((size_t[]){0, d, q})[c->qk_norm], k_norm = ((size_t[]){0, d, kv})[c->qk_norm];
     size_t gate = c->no_gate ? 0 : hidden, vocab = c->vocab_size, heads = c->n_heads;
     size_t pairs = rotary_dims(c) / 2, factors = r->method == ROPE_LONGROPE ? pairs : 0;
-    int shared = m->classifier.data && m->classifier.data == m->tok_emb.data;
     // Two rows for kerple's r1 and r2; fire's net in one piece, as the head of the section lists
     // it.
     const size_t table[N_ENCODINGS][2] = { // what the encoding learned
@@ -3245,7 +3230,7 @@ static void list_weights(Model *m, int l, Weight list[N_WEIGHTS])
         {TABLE, &m->tok_emb, "token_embd", vocab, dim, "", 0, 0},
         {NORM, &m->emb_norm, "token_embd_norm", dim, 1, "", 0, 0},
         {NORM, &m->final_norm, "output_norm", dim, 1, "", 0, 0},
-        {MATRIX, &m->classifier, "output", shared ? 0 : vocab, dim, "", 0, 0},
+        {MATRIX, &m->classifier, "output", vocab, dim, "", 0, 0},
         {LIST, &c->table, "position_embd", table[c->encoding][0], table[c->encoding][1], "", 0, 0},
         {LIST, &r->own_factors, "rope_freqs", pairs, 1, "", 0, 0},
         {LIST, &r->short_factors, "rope_factors_short", factors, 1, "", 0, 0},
@@ -3255,43 +3240,33 @@ static void list_weights(Model *m, int l, Weight list[N_WEIGHTS])
     memcpy(list, all, sizeof all);
 }
 
-// Vectors are floats in memory: those in the file if they are f32, else a copy, since f16 and bf16
-// are for storing, not for computing with; NULL: there is no tensor.
-static const float *to_floats(const Model *m, Tensor t)
+// Vectors and tables are floats in memory: those in the file if they are f32, else a copy, unpacked
+// once, since other types are for storing, not for computing with; NULL: there is no tensor.
+static const float *to_floats(Tensor t)
 {
-    if (t.data && t.group)
-        REFUSE(m, "a vector of %s (want f32, f16 or bf16)", t.type->name);
     if (!t.data || t.type == &tensor_types[T_F32]) return (const float *)t.data;
     float *floats = xcalloc(t.rows * t.cols, 4);
     for (size_t r = 0; r < t.rows; r++) t.type->unpack(&t, r, floats + r * t.cols);
     return floats;
 }
 
-// Puts the tensor in w's place. Each value of a list is held against a range, so that an infinite
-// one is found that would not show in the logits. Factors are positive, and so are kerple's numbers
-// and the first two of fire's.
+// Puts the tensor in w's place. The embeddings are the classifier, too, unless one of its own comes
+// behind them: the score of a token is then how much the last state is like the token's own vector.
+// Each value of a list is held against a range, so that an infinite one is found that would not
+// show in the logits. Factors are positive, and so are kerple's numbers and fire's first two.
 static void put_weight(Model *m, const Weight *w, Tensor t)
 {
     if (!t.data || !w->to) return;
-    if (w->kind != TABLE) m->weight_bytes += tensor_bytes(&t);
+    if (w->kind == TABLE) m->classifier = t;
     if (w->kind <= TABLE) *(Tensor *)w->to = t;
-    else if (w->kind == NORM) *(Norm *)w->to = (Norm){to_floats(m, t), t.bias, t.rows};
+    else if (w->kind == NORM) *(Norm *)w->to = (Norm){to_floats(t), t.bias, t.rows};
     else {
-        const float *list = *(const float **)w->to = to_floats(m, t);
+        const float *list = *(const float **)w->to = to_floats(t);
         Encoding e = w->to == &m->config.table ? m->config.encoding : ENC_ROPE;
         size_t positive = e == ENC_FIRE ? 2 : e == ENC_ROPE || e == ENC_KERPLE ? SIZE_MAX : 0;
         for (size_t i = 0; i < t.rows * t.cols; i++)
             check_range(m, w->name, list[i], i < positive ? 1e-6 : -1e9, 1e9);
     }
-}
-
-// With all weights in place. Without a classifier of its own the model uses the embeddings: the
-// score of a token is then how much the last state is like the token's own vector.
-static void complete_weights(Model *m)
-{
-    const Weight classifier = {.kind = MATRIX, .to = &m->classifier};
-    if (!m->classifier.data) put_weight(m, &classifier, m->tok_emb);
-    check_rope(&m->config, m->path);
 }
 
 // --- llama2.c's files ---------------------------------------------------------------------------
@@ -3308,7 +3283,6 @@ static int read_header(Model *m)
     int version = has_magic ? read_i32(m->file + 4) : 0, v = version % 100;
     if (has_magic && ((v != 1 && v != 2) || version < 1 || version > 102))
         REFUSE(m, "unknown version (got %d, want 1, 2, 101 or 102)", version);
-    m->config = (Config){.norm_eps = 1e-5, .rope.theta = 10000}; // llama2.c's
     // Version 0, which has neither magic number nor version, has its numbers 8 bytes earlier. In
     // the extension block a number of 0 was not given: the block grew with the methods, and older
     // files have zeros where newer ones say something.
@@ -3317,10 +3291,10 @@ static int read_header(Model *m)
         if (!f->at || (f->at >= 64 && !extended)) continue;
         const uint8_t *p = m->file + f->at - (v ? 0 : 8);
         double x = number_at((Values){p, 1, f->kind == N_INT ? G_I32 : G_F32}, 0);
-        if (x != 0 || f->at < 64) set_field(m, f, f->field, x);
+        if (x == 0 && f->at >= 64) continue;
+        store_value(f, (char *)&m->config + field_at(f), check_range(m, f->field, x, f->lo, f->hi));
     }
-    if (version > 100 && !extended)
-        REFUSE(m, "version %d without an extension block", version);
+    if (version > 100 && !extended) REFUSE(m, "version %d without an extension block", version);
     if (!v) m->config.vocab_size = abs(m->config.vocab_size);
     complete_config(m);
     return version;
@@ -3344,8 +3318,7 @@ static void load_checkpoint(Model *m)
     int version = read_header(m);
     int shared = version ? m->file[36] != 0 : read_i32(m->file + 20) > 0; // the classifier
     size_t at = version ? HEADER : 28, group = 0;
-    if (version % 100 == 2)
-        group = (size_t)check_range(m, "group", read_i32(m->file + 37), 1, 1 << 16);
+    if (version % 100 == 2) group = check_range(m, "group", read_i32(m->file + 37), 1, 1 << 16);
     for (const char *const *name = orders[version > 0]; *name; name++) {
         if (shared && !strcmp(*name, "output")) continue;
         // Shapes are the same for all layers; only the place is another, so the list is made anew.
@@ -3354,16 +3327,15 @@ static void load_checkpoint(Model *m)
             list_weights(m, l, list);
             for (k = 0; strcmp(list[k].name, *name);) k++;
             const Weight *w = &list[k];
-            int planar = group && w->kind <= TABLE;
-            Tensor t = {.type = &tensor_types[planar ? T_Q8 : T_F32], .rows = w->rows,
-                        .cols = w->cols, .group = planar ? group : 0};
+            Tensor t = {.group = w->kind <= TABLE ? group : 0, .rows = w->rows, .cols = w->cols};
+            t.type = &tensor_types[t.group ? T_Q8 : T_F32];
             size_t values = mul_size(w->rows, w->cols), from = at;
-            if (planar && (values % group || values % 4))
+            if (t.group && (values % group || values % 4))
                 REFUSE(m, "a matrix of %zu values is not whole groups of %zu", values, group);
             at = add_size(from, tensor_bytes(&t));
             if (!values || at > m->size) continue;
             t.data = m->file + from;
-            if (planar) t.scales = (const float *)(t.data + values);
+            if (t.group) t.scales = (const float *)(t.data + values);
             put_weight(m, w, t);
         }
     }
@@ -3427,12 +3399,11 @@ static size_t gguf_number(Model *m, size_t size)
 // gone through one by one, since each says only its own length. Arrays of arrays do not occur.
 static void gguf_key(Model *m, FileItem *k)
 {
+    size_t n = 1;
     uint32_t type = gguf_number(m, 4);
-    int array = type == G_ARRAY;
-    if (array) type = gguf_number(m, 4);
+    if (type == G_ARRAY) type = gguf_number(m, 4), n = gguf_number(m, 8);
     if (type >= COUNT(value_bytes) || type == G_ARRAY)
         REFUSE(m, "key %s has an unknown type (got %u)", k->name, type);
-    size_t n = array ? gguf_number(m, 8) : 1;
     k->values = (Values){m->file + m->at, n, type};
     for (; type == G_STRING && n > 0; n--) gguf_skip(m, gguf_number(m, 8), 1);
     if (n > 0) gguf_skip(m, n, value_bytes[type]);
@@ -3517,51 +3488,47 @@ static const char *key_word(const Model *m, const char *name, const char *absent
     Values v = find_key(m, name, 1);
     size_t len;
     const char *word = v.n ? next_string(&v, &len) : NULL;
-    char *copy = word ? memcpy(xcalloc(32, 1), word, min_size(len, 31)) : NULL;
-    if (copy) make_printable(copy);
-    return copy ? copy : absent;
+    return word ? memcpy(xcalloc(32, 1), word, min_size(len, 31)) : absent;
 }
 
-// What architectures differ in, as fields of Config; what a file says comes on top. Names are those
-// that converters write, and stand for families: "llama" is also Mistral, SmolLM, TinyLlama and
-// many others, that are computed alike. Most of them turn halves of a head, (m, m + n_rot / 2); the
-// converters of llama permute wq and wk, so that these have neighbours as pairs. Newer ones norm q
-// and k before they turn, which keeps scores from growing, or norm what a branch gives, not what it
-// gets; gemma has local layers, which see a window, between global ones, and scales embeddings by
-// sqrt(dim), which cannot be written in this table (-1 stands for it). Older ones (gpt2, bloom,
-// gptneox) have LayerNorm, biases, and a feed-forward net without a gate, and differ in how they
-// know positions: by a learned table, by ALiBi, by turning a part of each head.
-#define LAYER_NORM .layer_norm = 1, .no_gate = 1, .gelu = 1, .norm_eps = 1e-5
+// What architectures differ in: a Model of each, as it is where the file does not say otherwise.
+// Names are those that converters write, and stand for families: "llama" is also Mistral, SmolLM,
+// TinyLlama and many others, that are computed alike. Most of them turn halves of a head, (m, m +
+// n_rot / 2); the converters of llama permute wq and wk, so that these have neighbours as pairs.
+// Newer ones norm q and k before they turn, which keeps scores from growing, or norm what a branch
+// gives, not what it gets; gemma has local layers, which see a window, between global ones. Older
+// ones (gpt2, bloom, gptneox) have LayerNorm, biases, and a feed-forward net without a gate, and
+// differ in how they know positions: by a learned table, by ALiBi, by turning a part of each head.
+//
+// Two things cannot be written in numbers, and gguf_config() knows what stands for them: gemma
+// scales embeddings by sqrt(dim) (emb_scale -1), and divides scores by sqrt(dim / n_heads) in its
+// model of n_layers layers, but not in others.
+#define LAYER_NORM .layer_norm = 1, .no_gate = 1, .gelu = 1
 #define GEMMA .post_norm = 1, .rope_split = 1, .gelu = 1, .emb_scale = -1, .norm_eps = 1e-6
-typedef struct {
-    const char *name;
-    Config config; // where the file does not say otherwise; window -1: whatever it says, none
-    int odd_size;    // the number of layers of the model that divides scores by sqrt(dim / n_heads)
-    int strip_right; // as Vocab has it
-} Arch;
-static const Arch archs[] = {
+static const Model archs[] = {
     // Rotation of neighbours, or of halves, of each whole head.
-    {"llama", {.norm_eps = 1e-5}, 0, 0}, // its converters permute wq and wk to interleaved pairs
-    {"qwen2", {.rope_split = 1, .norm_eps = 1e-6}, 0, 0},
-    {"qwen3", {.rope_split = 1, .norm_eps = 1e-6, .qk_norm = 1}, 0, 0},
+    {.arch = "llama"},
+    {"qwen2", .config = {.rope_split = 1, .norm_eps = 1e-6}},
+    {"qwen3", .config = {.rope_split = 1, .norm_eps = 1e-6, .qk_norm = 1}},
     // Two kinds of layers, with two windows and, in gemma3, two bases.
-    {"gemma2", {GEMMA, .global_every = 2, .rope.window = 4096, .score_cap = 50, .logit_cap = 30},
-     46, 0},
-    {"gemma3", {GEMMA, .global_every = 6, .local.theta = 10000, .qk_norm = 1}, 62, 0},
+    {"gemma2", .config = {GEMMA, .n_layers = 46, .global_every = 2, .rope.window = 4096,
+                          .score_cap = 50, .logit_cap = 30}},
+    {"gemma3", .config = {GEMMA, .n_layers = 62, .global_every = 6, .local.theta = 10000,
+                          .qk_norm = 1}},
     // A vector added, a bias by distance, a part of each head turned.
-    {"gpt2", {LAYER_NORM, .encoding = ENC_LEARNED}, 0, 0},
-    {"bloom", {LAYER_NORM, .encoding = ENC_ALIBI}, 0, 0},
-    {"gptneox", {LAYER_NORM, .rope_split = 1, .parallel = 1}, 0, 0},
+    {"gpt2", .config = {LAYER_NORM, .encoding = ENC_LEARNED}},
+    {"bloom", .config = {LAYER_NORM, .encoding = ENC_ALIBI}},
+    {"gptneox", .config = {LAYER_NORM, .rope_split = 1, .parallel = 1}},
     // Every fourth layer without positions.
-    {"smollm3", {.nope_every = 4, .local.still = 1, .norm_eps = 1e-6}, 0, 0},
-    // LongRoPE's lists, if they come along; its window is in files but not in use. Its own
-    // tokenizer drops blanks behind control tokens.
-    {"phi3", {.rope_split = 1, .norm_eps = 1e-5, .rope.window = -1}, 0, 1},
+    {"smollm3", .config = {.nope_every = 4, .local.still = 1, .norm_eps = 1e-6}},
+    // LongRoPE's lists, if they come along; its window is in files but not in use, so all layers are
+    // global. Its own tokenizer drops blanks behind control tokens.
+    {"phi3", .config = {.rope_split = 1, .global_every = 1}, .vocab.strip_right = 1},
     // Norms behind the branches; scales in front of everything; queries that grow sharper.
-    {"olmo2", {.rope_split = 1, .no_pre_norm = 1, .post_norm = 1, .qk_norm = 2, .norm_eps = 1e-6,
-               .global_every = 4}, 0, 0},
-    {"granite", {.norm_eps = 1e-6}, 0, 0},
-    {"mistral3", {.rope.temp_from_0 = 1, .norm_eps = 1e-5}, 0, 0},
+    {"olmo2", .config = {.rope_split = 1, .no_pre_norm = 1, .post_norm = 1, .qk_norm = 2,
+                         .norm_eps = 1e-6, .global_every = 4}},
+    {"granite", .config.norm_eps = 1e-6},
+    {"mistral3", .config.rope.temp_from_0 = 1},
 };
 
 // What the keys say about scaling, in our terms. A model with factors for each pair is one of
@@ -3587,8 +3554,7 @@ static void gguf_vocab(Model *m, Vocab *v)
 {
     const char *model = key_word(m, "tokenizer.ggml.model", "?");
     if (!strcmp(model, "gpt2")) v->pre = key_word(m, "tokenizer.ggml.pre", "default");
-    else if (strcmp(model, "llama"))
-        REFUSE(m, "tokenizer (got %s, want llama or gpt2)", model);
+    else if (strcmp(model, "llama")) REFUSE(m, "tokenizer (got %s, want llama or gpt2)", model);
     v->tokens = find_key(m, "tokenizer.ggml.tokens", 1);
     v->merges = find_key(m, "tokenizer.ggml.merges", 1);
     v->chat = find_key(m, "tokenizer.chat_template", 1);
@@ -3613,15 +3579,17 @@ static void gguf_vocab(Model *m, Vocab *v)
 
 // Config: the architecture's, then what the keys say, then what follows from both. Where layers are
 // local, the file's window is theirs, and the global ones have none.
-static void gguf_config(Model *m, const Arch *arch)
+static void gguf_config(Model *m, const Model *arch)
 {
     Config *c = &m->config;
     *c = arch->config;
-    c->rope.theta = 10000;
     for (const Option *f = config_fields; f < config_fields + COUNT(config_fields); f++) {
         double v = f->key ? key_number(m, f->key, f->lo, f->hi, NAN) : NAN;
-        if (!isnan(v)) set_field(m, f, f->key, v);
-        else if (f->needed) REFUSE(m, "no key %s%s", m->arch, f->key);
+        if (isnan(v) && f->needed) REFUSE(m, "no key %s%s", m->arch, f->key);
+        if (isnan(v)) continue;
+        if (f->kind == N_INT && v != rint(v))
+            REFUSE(m, "%s (got %g, want a whole number)", f->key + 1, v);
+        store_value(f, (char *)c + field_at(f), v);
     }
     c->vocab_size = (int)m->vocab.tokens.n;
     if (c->encoding == ENC_LEARNED) c->rows = c->train_ctx;
@@ -3632,8 +3600,7 @@ static void gguf_config(Model *m, const Arch *arch)
     gguf_rope(m, &c->rope);
     // What the table of architectures could not say in numbers.
     if (c->emb_scale < 0) c->emb_scale = sqrt(c->dim);
-    if (c->n_layers == arch->odd_size) c->score_scale = sqrt((double)c->n_heads / c->dim);
-    if (arch->config.rope.window < 0) c->rope.window = 0;
+    if (c->n_layers == arch->config.n_layers) c->score_scale = sqrt((double)c->n_heads / c->dim);
     if (!(c->local.theta > 0)) c->local.theta = c->rope.theta;
     if (!c->rope.window) c->global_every = 0; // it is for local layers
     if (c->global_every) c->local.window = c->rope.window, c->rope.window = 0;
@@ -3719,8 +3686,7 @@ static void gguf_directory(Model *m)
         if (at % 4) REFUSE(m, "tensor %s is at byte %zu", e->name, at);
         e->tensor.data = m->file + min_size(at, m->size);
     }
-    if (end > m->size)
-        REFUSE(m, "cut off: %zu of its %zu bytes are missing", end - m->size, end);
+    if (end > m->size) REFUSE(m, "cut off: %zu of its %zu bytes are missing", end - m->size, end);
 }
 
 // The path of file i of the n that a model comes in, given that of the first.
@@ -3742,8 +3708,8 @@ static void add_parts(Model *m)
         REFUSE(m, "one of %d files that are a model (want NAME-00001-of-%05d.gguf)", n, n);
     for (int i = 2; i <= n; i++) {
         part_path(path, m->path, i, n);
-        Model part = {.path = copy_string(path), .tensors = m->tensors};
-        part.file = map_file(part.path, &part.size);
+        Model part = {.path = path, .tensors = m->tensors};
+        map_file(&part);
         gguf_directory(&part);
         m->tensors = part.tensors;
         m->size += part.size;
@@ -3799,10 +3765,10 @@ static void load_gguf(Model *m)
     if (arch < 0) check_signs(m);
     if (!strcmp(name, "?")) add_parts(m); // a file that is not the first says nothing of itself
     if (arch < 0) REFUSE(m, "architecture (got %s, want one of %s)", name, LIST_NAMES(archs));
-    m->arch = archs[arch].name;
+    m->arch = archs[arch].arch;
     add_parts(m);
     gguf_vocab(m, &m->vocab);
-    m->vocab.strip_right = archs[arch].strip_right && !m->vocab.pre;
+    m->vocab.strip_right = archs[arch].vocab.strip_right && !m->vocab.pre;
     gguf_config(m, &archs[arch]);
     check_signs(m);
     // Any matrix and any norm may come with a bias: converters write them where the model was
@@ -3814,7 +3780,7 @@ static void load_gguf(Model *m)
             if (!w->rows || !w->to) continue;
             Tensor t = take_tensor(m, w, layer, "weight");
             if (t.data && (w->kind == MATRIX || w->kind == NORM)) // a bias alone would be dropped
-                t.bias = to_floats(m, take_tensor(m, w, layer, "bias"));
+                t.bias = to_floats(take_tensor(m, w, layer, "bias"));
             put_weight(m, w, t);
         }
     }
@@ -3842,7 +3808,7 @@ static const struct {
 static void model_load(Model *m, const char *path)
 {
     *m = (Model){.path = path};
-    m->file = map_file(path, &m->size);
+    map_file(m);
     int gguf = m->size >= 4 && !memcmp(m->file, "GGUF", 4);
     for (size_t i = 0; !gguf && i < COUNT(strangers); i++) {
         size_t n = strlen(strangers[i].bytes), at = strangers[i].at;
@@ -3855,7 +3821,7 @@ static void model_load(Model *m, const char *path)
     if (!gguf && letters == 8) REFUSE(m, "no model that can be read, but a text");
     if (gguf) load_gguf(m);
     else load_checkpoint(m);
-    complete_weights(m);
+    check_rope(&m->config, path);
 }
 
 // ================================================================================================
@@ -4630,7 +4596,7 @@ static void run_generate(Session *s)
 // as some editors write it, would be read as letters with zeros between, and is refused.
 static void read_prompt(Session *s)
 {
-    char *text = opt.file ? read_text(opt.file, &s->len) : copy_string("");
+    char *text = opt.file ? read_text(opt.file, &s->len) : xcalloc(1, 1);
     const char *prompt = opt.prompt ? opt.prompt : "";
     if (s->len >= 2 && (!memcmp(text, "\xff\xfe", 2) || !memcmp(text, "\xfe\xff", 2)))
         die(EXIT_DATA, opt.file, "UTF-16 (want UTF-8); convert it: iconv -f UTF-16 -t UTF-8");

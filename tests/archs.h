@@ -52,6 +52,8 @@ static const ArchSpec arch_specs[] = {
     {"granite", .layers = 2, .d = 8, A_RMS, .emb_scale = 3, .branch_scale = 0.4, .logit_scale = 2.5,
      .score_scale = 0.2},
     {"mistral3", .layers = 2, .d = 12, A_RMS, .temp = 0.3},
+    {"phi3", .layers = 2, .d = 8, A_RMS, .halves = 1, .fused = 2, // which is not in use
+     .key = "phi3.attention.sliding_window u32 5"},
 };
 
 typedef struct {

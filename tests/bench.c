@@ -143,7 +143,7 @@ static double ideal_time(const State *s, int prompt, size_t n, const Limits *l)
     double dim = c->dim, kv_dim = (double)c->n_kv_heads * c->head_dim, layers = c->n_layers;
     if (!prompt) {
         double kv = layers * c->n_kv_heads * (double)(s->attn.cache.tile_bytes * n / TILE);
-        return ((double)s->model->weight_bytes + kv) / l->read;
+        return ((double)weight_bytes(s->model) + kv) / l->read;
     }
     double weights = 2 * layers * (2 * dim * dim + 2 * dim * kv_dim + 3 * dim * c->hidden_dim);
     double attention = 2 * layers * 2 * dim * (double)n / 2;

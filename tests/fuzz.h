@@ -119,9 +119,9 @@ static void run_model(const Model *m, uint64_t bits, int64_t ctx)
     const Config *c = &m->config;
     State s;
     size_t chunk = 1 + bits % 16, vocab = (size_t)c->vocab_size;
-    size_t n = bits >> 16 & 3 || m->weight_bytes > 1 << 16 ? 3 : 80;
+    size_t n = bits >> 16 & 3 || weight_bytes(m) > 1 << 16 ? 3 : 80;
     int exact = bits >> 4 & 1, kv = bits >> 7 & 1 ? KV_Q8 : bits >> 5 & 1, tokens[16] = {0};
-    if (m->weight_bytes > 4 << 20 || c->n_layers > 64 || c->dim > 1 << 12 ||
+    if (weight_bytes(m) > 4 << 20 || c->n_layers > 64 || c->dim > 1 << 12 ||
         c->hidden_dim > 1 << 14) return;
     Config resolved = *c;
     Cache cache = {0};
@@ -184,7 +184,7 @@ static void load_input(void (*load)(Model *), const uint8_t *data, size_t size, 
     model.file = exact_copy(data, size, fill);
     model.size = size + fill;
     load(&model);
-    complete_weights(&model);
+    check_rope(&model.config, model.path);
 }
 
 static void use_checkpoint(const uint8_t *data, size_t size)

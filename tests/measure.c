@@ -829,6 +829,23 @@ static void run_rope(Session *s)
 
 // --- bench ---------------------------------------------------------------------------------------
 
+// Bytes of the weights that are read for each token: all matrices, the classifier among them even
+// if it is the embeddings' table (of which else it is one row), and norms.
+static size_t weight_bytes(const Model *model)
+{
+    Model m = *model; // a copy, since the list has places where weights could be put
+    size_t sum = 0;
+    Weight list[N_WEIGHTS];
+    for (int l = 0; l < m.config.n_layers; l++) {
+        list_weights(&m, l, list);
+        for (const Weight *w = list; w < list + (l ? N_OF_LAYER : N_WEIGHTS); w++) {
+            if (w->kind == MATRIX && w->rows) sum += tensor_bytes(w->to);
+            if (w->kind == NORM && ((const Norm *)w->to)->weight) sum += 4 * w->rows;
+        }
+    }
+    return sum;
+}
+
 // Tokens that a query with n before it sees: the mean over layers, of which some have a window.
 static double seen_tokens(const Session *s, double n)
 {
@@ -870,7 +887,7 @@ static void run_bench(Session *s)
         if (interrupted) return;
         printf("%9zu %12.1f %9.1f %12.1f %8.2f\n", depth, read,
                (flops + seen_flops * seen_tokens(s, depth + quarter / 2.0)) * read / 1e9, made,
-               (s->model.weight_bytes + kv * seen_tokens(s, depth)) * made / 1e9);
+               (weight_bytes(&s->model) + kv * seen_tokens(s, depth)) * made / 1e9);
         fflush(stdout);
     }
 }
