@@ -258,7 +258,7 @@ static const struct WordStyle *find_style(const char *path, const char *name)
         for (const char *at = w->name; *name && (at = strstr(at, name)); at++)
             if ((at == w->name || at[-1] == ' ') && strchr(",", at[strlen(name)])) return w;
     }
-    if (program && program->modes[opt.mode].kind & NO_STATE) return word_styles;
+    if (mode && mode->kind & NO_STATE) return word_styles;
     die(EXIT_DATA, path, "its cut of text into words (got %s, want one of %s)", name,
         LIST_NAMES(word_styles));
 }
@@ -1299,14 +1299,6 @@ static int find_token(const Tokenizer *t, const char *s, size_t len, size_t *n)
     return id;
 }
 
-// A token that no text can write, and that is no text.
-static void make_control(Tokenizer *t, int id)
-{
-    Piece *p = &t->pieces[id];
-    p->kind = TOKEN_CONTROL;
-    note_special(t, p);
-}
-
 // Tries the template on a small conversation, whose texts are a byte that no template writes, so
 // that they can be counted: each has to be there. Its tokens become control tokens, which no text
 // can write, and the first one behind a reply ends replies. Returns what is wrong with it, or NULL.
@@ -1330,7 +1322,7 @@ static const char *try_template(Tokenizer *t, const char *template)
         int user = p->kind == TOKEN_USER;
         int ends = texts == 2 && !ended && (!user || strchr("<[", *p->text));
         if (user && !ends && !p->stop) continue;
-        make_control(t, id);
+        p->kind = TOKEN_CONTROL;
         if (ends) p->stop = ended = 1;
     }
     int right = !*sample.error && texts == 3;
@@ -1664,8 +1656,10 @@ static int answer(Session *s, Conversation *c, const char *text)
 // moment after the prompt is there: it is let through only while the program waits.
 static void wait_for_line(const char *prompt)
 {
-    sigset_t before;
-    block_interrupt(&before);
+    sigset_t interrupt, before;
+    sigemptyset(&interrupt);
+    sigaddset(&interrupt, SIGINT);
+    pthread_sigmask(SIG_BLOCK, &interrupt, &before);
     fputs(prompt, stderr);
     if (!interrupted) ppoll(&(struct pollfd){STDIN_FILENO, POLLIN, 0}, 1, NULL, &before);
     pthread_sigmask(SIG_SETMASK, &before, NULL);
@@ -1835,14 +1829,13 @@ static const Option chat_options[] = {
     {"keep-all", 0, "", "chat: refuse turns rather than forget old ones", FLAG(talk.keep_all)},
     {"show-tokens", 0, "", "what the model reads, on stderr", FLAG(talk.show_tokens)},
 };
-static const Program chat_program = {
-    "run", chat_modes, {NAMES(chat_options), NAMES(text_options), NAMES(shared_options),
-                        NAMES(config_fields)}};
+static const Names chat_program[] = {
+    NAMES(chat_options), NAMES(text_options), NAMES(shared_options), NAMES(config_fields), {0}};
 
 #ifdef CHAT
 int main(int argc, char **argv)
 {
     progress = show_progress;
-    return run_main(&chat_program, NULL, argc, argv);
+    return run_main(chat_program, NULL, argc, argv);
 }
 #endif

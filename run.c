@@ -1188,13 +1188,18 @@ static void pool_work(void)
 // The number of the job that was announced last.
 static uint64_t pool_generation(void) { return atomic_load(&pool.ticket) >> 32; }
 
-// A worker spins for a while (SPINS are a millisecond, about) after each job, since the next one
-// follows soon while a model runs, and to wake sixteen sleepers takes as long as many a job; it
-// sleeps when none comes. It looks for a job once more, under the
-// lock, before it sleeps, and jobs are announced under the lock, so that no wake is lost.
+// A worker spins for about a millisecond after each job (SPINS), since the next one follows soon
+// while a model runs, and to wake sixteen sleepers takes longer than many a job; it sleeps when
+// none comes. It looks for a job once more, under the lock, before it sleeps, and jobs are
+// announced under the lock, so that no wake is lost. Ctrl-C is for the first thread, which may be
+// waiting for a line: were it handled here, that one would wait on.
 static void *pool_worker(void *unused)
 {
+    sigset_t interrupt;
     (void)unused;
+    sigemptyset(&interrupt);
+    sigaddset(&interrupt, SIGINT);
+    pthread_sigmask(SIG_BLOCK, &interrupt, NULL);
     for (;;) {
         uint64_t seen = pool_generation();
         pool_work();
@@ -3900,7 +3905,7 @@ typedef struct {
     struct HashSlot {
         const void *key; // NULL: free
         size_t len;
-        int number;      // -1 where it is free
+        int number;
     } *slots;
 } Hash;
 
@@ -3912,7 +3917,8 @@ typedef struct {
     int byte_id[256];       // SentencePiece-style
     const struct WordStyle *words; // byte-level BPE: how text is cut; NULL: SentencePiece-style
     Hash ranks;             // then, by pair of ids that may merge: its place in the list of merges
-    uint8_t special_len[256]; // of the longest user-defined or control token with this first byte
+    uint8_t special_len[256]; // of the longest that begins with this byte and is, or may become, a
+                              // user-defined or a control token
     int bos, eos, add_bos, space_prefix, strip_right;
 } Tokenizer;
 
@@ -3921,7 +3927,6 @@ static Hash hash_init(size_t n)
     Hash h = {.size = 64};
     while (h.size < 2 * n) h.size *= 2;
     h.slots = xcalloc(h.size, sizeof *h.slots);
-    for (size_t i = 0; i < h.size; i++) h.slots[i].number = -1;
     return h;
 }
 
@@ -3953,8 +3958,8 @@ static void hash_add(Hash *h, const void *key, size_t len, int number)
 static int find_piece(const Tokenizer *t, const char *s, size_t len, int kinds)
 {
     for (int k = 0; k < 1 + (kinds != TOKEN_TEXT); k++) {
-        int id = hash_slot(&t->ids[k], s, len)->number;
-        if (id >= 0 && t->pieces[id].kind & kinds) return id;
+        const struct HashSlot *slot = hash_slot(&t->ids[k], s, len);
+        if (slot->key && t->pieces[slot->number].kind & kinds) return slot->number;
     }
     return -1;
 }
@@ -3992,14 +3997,12 @@ static void offer_merge(Encoder *e, int at)
 {
     const Tokenizer *t = e->t;
     Symbol *s = e->symbols, *a = &s[at], *b = a + a->len;
-    int pair[] = {a->id, b->id}, rank = 0;
-    a->merged = -1;
-    if (a->id >= 0 && b->id >= 0) {
-        if (t->words) rank = hash_slot(&t->ranks, pair, sizeof pair)->number;
-        if (rank >= 0) a->merged = find_piece(t, e->text + at, a->len + b->len, TOKEN_TEXT);
-    }
+    int pair[] = {a->id, b->id};
+    const struct HashSlot *rank = t->words ? hash_slot(&t->ranks, pair, sizeof pair) : NULL;
+    int may = a->id >= 0 && b->id >= 0 && (!rank || rank->key);
+    a->merged = may ? find_piece(t, e->text + at, a->len + b->len, TOKEN_TEXT) : -1;
     e->best[e->n_leaves + at] = at;
-    a->score = a->merged < 0 ? -INFINITY : t->words ? -(float)rank : t->pieces[a->merged].score;
+    a->score = a->merged < 0 ? -INFINITY : rank ? -(float)rank->number : t->pieces[a->merged].score;
     for (size_t k = (e->n_leaves + at) / 2; k; k /= 2) {
         int left = e->best[2 * k], right = e->best[2 * k + 1];
         e->best[k] = s[right].score > s[left].score ? right : left;
@@ -4064,13 +4067,6 @@ static void encode_plain(Encoder *e, const char *text, size_t len)
     if (e->t->words) encode_words(e, copy, len + space);
     else encode_word(e, copy, len + space);
     free(copy);
-}
-
-// Has match_special() look as far as this token is long.
-static void note_special(Tokenizer *t, const Piece *p)
-{
-    uint8_t *most = &t->special_len[p->len ? (uint8_t)*p->text : 0];
-    if (p->len < 256 && p->len > *most) *most = (uint8_t)p->len;
 }
 
 // The special token at the beginning of s[len], the longest of them, or -1; *n gets its length. In
@@ -4176,10 +4172,10 @@ static size_t plain_text(const char *s, size_t len, int bpe, char *out)
 // the user's. Type numbers in the file: 1 normal, 2 unknown, 3 control, 4 user-defined, 5 unused, 6
 // byte. Of a SentencePiece vocabulary BOS, EOS and EOT are control tokens whatever their type is,
 // so that no text can write them (some files in GPT-2's way name a comma as a BOS that they never
-// use). Each piece is then found by its text, of two that are spelled alike the first.
+// use). Each piece is then found by its text, of two that are spelled alike the first; what
+// looks like <this> or [this] may become a control token when a template writes it (chat.c).
 static void read_pieces(Tokenizer *t, const Vocab *v)
 {
-    static const int kinds[] = {[2] = TOKEN_CONTROL, [3] = TOKEN_CONTROL, [4] = TOKEN_USER};
     Values list = v->tokens;
     for (int k = 0; k < 2; k++) t->ids[k] = hash_init(list.n);
     for (int id = 0; id < t->vocab_size; id++) {
@@ -4190,7 +4186,7 @@ static void read_pieces(Tokenizer *t, const Vocab *v)
         if (v->scores.at) p->score = (float)number_at(v->scores, (size_t)id);
         if (isnan(p->score)) die(EXIT_DATA, t->path, "piece %d has no score (got nan)", id);
         p->text = next_string(&list, &len);
-        p->kind = type >= 2 && type < COUNT(kinds) ? kinds[(int)type] : TOKEN_TEXT;
+        p->kind = type == 4 ? TOKEN_USER : type == 2 || type == 3 ? TOKEN_CONTROL : TOKEN_TEXT;
         if (len > 1 << 16) die(EXIT_DATA, t->path, "token %d is too long (got %zu)", id, len);
         if (p->kind == TOKEN_TEXT) {
             char *plain = xrealloc(NULL, len, 1);
@@ -4199,8 +4195,11 @@ static void read_pieces(Tokenizer *t, const Vocab *v)
         }
         p->len = (int)len;
         p->stop = id == v->eos || id == v->eot;
-        if (len) hash_add(&t->ids[p->kind != TOKEN_TEXT], p->text, len, id);
-        if (p->kind != TOKEN_TEXT) note_special(t, p);
+        if (!len) continue;
+        hash_add(&t->ids[p->kind != TOKEN_TEXT], p->text, len, id);
+        uint8_t *most = &t->special_len[(uint8_t)*p->text];
+        int special = p->kind != TOKEN_TEXT || strchr("<[", *p->text);
+        if (special && len > *most && len < 256) *most = (uint8_t)len;
     }
 }
 
@@ -4335,8 +4334,7 @@ static int argmax(const float *v, size_t n)
 static int more_likely(const void *a, const void *b)
 {
     const Candidate *x = a, *y = b;
-    if (x->p != y->p) return x->p < y->p ? 1 : -1;
-    return x->id - y->id;
+    return x->p < y->p ? 1 : x->p > y->p ? -1 : x->id - y->id;
 }
 
 // Makes recent tokens less likely, whichever sign their logits have. What is read first is written
@@ -4372,8 +4370,7 @@ static int sample(Sampler *s, float *logits, size_t n, const int *recent, int n_
     for (size_t k = 0; k < left; k++) total += c[k].p;
     // top-p keeps candidates until they have that share of the total; the draw falls on a point of
     // what they have together.
-    float enough = s->top_p < 1 ? (float)s->top_p * total : INFINITY;
-    while (keep < left && sum <= enough) sum += c[keep++].p;
+    while (keep < left && sum <= (float)s->top_p * total) sum += c[keep++].p;
     float draw = random_unit(&s->rng) * sum;
     while (i + 1 < keep && (draw -= c[i].p) >= 0) i++;
     int id = c[i].id;
@@ -4508,20 +4505,14 @@ static void stream_write(Stream *s, const char *bytes, size_t len)
     check_written(s->out, "stdout"); // not when hours of text went to a full disk or a closed pipe
 }
 
-static void write_token(const Tokenizer *t, Stream *out, int prev, int id)
-{
-    size_t len;
-    const char *text = tokenizer_decode(t, prev, id, &len);
-    stream_write(out, text, len);
-}
-
 // What ends a text that is whole; whatever else ends one cuts it.
 static const char THE_MODEL[] = "the model";
 
 // Reads ids[n] and goes on until a stop token, the number of steps asked for, a full context or
-// Ctrl-C; returns which, in words. echo: the prompt is written out first, as llama2.c does. Every
-// token is drawn from the logits, written out, and read in its turn, which gives the next logits.
-// The last one need not be read, since nothing follows it, but stands behind the others in s->ids.
+// Ctrl-C; returns which, in words. echo: the user's text is written out first, as llama2.c does.
+// Every token is drawn from the logits, written out, and read in its turn, which gives the next
+// logits. The last one need not be read, since nothing follows it, but stands behind the others in
+// s->ids.
 static const char *reply(Session *s, const int *ids, size_t n, int echo)
 {
     const Tokenizer *t = &s->tokenizer;
@@ -4531,16 +4522,16 @@ static const char *reply(Session *s, const int *ids, size_t n, int echo)
     feed(s, ids, n);
     double middle = seconds();
     if (s->pos > before) s->read.n += (size_t)(s->pos - before); // fewer than n after Ctrl-C
-    for (size_t i = echo ? (size_t)t->add_bos : n; i < n; i++)
-        write_token(t, &out, i ? ids[i - 1] : t->bos, ids[i]);
+    if (echo) stream_write(&out, s->text, s->len);
     const char *end = interrupted ? "Ctrl-C" : NULL;
     for (long long made = 0; !end;) {
-        size_t recent = min_size((size_t)s->pos, REPEAT_WINDOW);
+        size_t recent = min_size((size_t)s->pos, REPEAT_WINDOW), len;
         int id = sample(&opt.sampler, s->logits, s->model.config.vocab_size,
                         s->ids + s->pos - recent, (int)recent);
         if (t->pieces[id].stop) end = THE_MODEL;
         else {
-            write_token(t, &out, s->ids[s->pos - 1], id);
+            const char *text = tokenizer_decode(t, s->ids[s->pos - 1], id, &len);
+            stream_write(&out, text, len);
             s->ids[s->pos] = id;
             s->made.n++;
             if (s->pos >= s->ctx) end = "a full context (see -c, --window)";
@@ -4675,19 +4666,16 @@ static const Option text_options[] = {
     {"no-echo", 0, "", "the prompt is not written out", FLAG(opt.no_echo)},
 };
 
-// A program is a name, what it can do (by default the first), and tables of options.
-typedef struct {
-    const char *name;
-    const Mode *modes;
-    Names tables[4];
-} Program;
-static const Program *program;
+// A program is a list of tables of options, ended by an empty one. Its first option says what it is
+// to do: one of its modes, by default the first.
+static const Names *program;
+static const Mode *mode;
 
 // Entry i of the program's tables, counted through all of them, or NULL behind the last.
 static const Option *option_at(size_t i)
 {
-    for (size_t k = 0; k < COUNT(program->tables); i -= program->tables[k++].n)
-        if (i < program->tables[k].n) return (const Option *)program->tables[k].at + i;
+    for (const Names *table = program; table->n; i -= table++->n)
+        if (i < table->n) return (const Option *)table->at + i;
     return NULL;
 }
 
@@ -4752,6 +4740,7 @@ static void parse_options(int argc, char **argv)
             die(EXIT_USAGE, arg, "needs a value (%s)", o->arg);
         set_option(o, arg, value);
     }
+    mode = (const Mode *)option_at(0)->names.at + opt.mode;
 }
 
 // tokenizer.bin beside the checkpoint, or in the folder above, where several models share it; no
@@ -4781,29 +4770,14 @@ static int processors(void)
     return n > 0 ? (int)n : 1;
 }
 
-// Holds Ctrl-C back from this thread, and from those that it starts, until the mask is set to what
-// it was before.
-static void block_interrupt(sigset_t *before)
-{
-    sigset_t interrupt;
-    sigemptyset(&interrupt);
-    sigaddset(&interrupt, SIGINT);
-    pthread_sigmask(SIG_BLOCK, &interrupt, before);
-}
-
-// Starts the pool's other threads. Ctrl-C is for this one, which may be waiting for a line: were it
-// handled by another, the wait would not end.
+// Starts the pool's other threads, which never end.
 static void pool_start(int n_threads)
 {
-    sigset_t before;
-    block_interrupt(&before);
     for (int i = pool.n_threads; i < n_threads; i++) {
         pthread_t thread;
         int err = pthread_create(&thread, NULL, pool_worker, NULL);
         if (err) die(EXIT_DATA, "threads", "cannot start thread %d (%s)", i + 1, strerror(err));
-        pthread_detach(thread);
     }
-    pthread_sigmask(SIG_SETMASK, &before, NULL);
     pool.n_threads = n_threads;
 }
 
@@ -4811,14 +4785,11 @@ static void pool_start(int n_threads)
 static const float *read_factors(const char *path, size_t pairs)
 {
     size_t len, n = 0;
-    float *list = xcalloc(pairs, sizeof *list);
     char *text = read_text(path, &len), *word;
+    float *list = xcalloc(len / 2 + 1, sizeof *list); // a number has a digit, and one behind it
     if (strlen(text) < len) die(EXIT_DATA, path, "a zero byte among its numbers");
-    while ((word = strsep(&text, ", \t\r\n"))) {
-        if (!*word) continue;
-        float v = (float)parse_number(EXIT_DATA, path, word, 0, 1e-6, 1e6);
-        if (n++ < pairs) list[n - 1] = v;
-    }
+    while ((word = strsep(&text, ", \t\r\n")))
+        if (*word) list[n++] = (float)parse_number(EXIT_DATA, path, word, 0, 1e-6, 1e6);
     if (n != pairs) die(EXIT_DATA, path, "one number a pair (got %zu, want %zu)", n, pairs);
     return list;
 }
@@ -4874,7 +4845,7 @@ static long long choose_context(Config *c)
 {
     long long ctx = opt.ctx ? opt.ctx : c->train_ctx;
     int bounded = c->encoding == ENC_LEARNED && !opt.clamp_positions;
-    int endless = program->modes[opt.mode].kind & ENDLESS && c->rope.window && !opt.ctx;
+    int endless = mode->kind & ENDLESS && c->rope.window && !opt.ctx;
     rope_resolve(&c->rope, c->train_ctx, ctx);
     check_learned(c, "-c", ctx);
     return endless && !bounded ? 1 << 28 : ctx;
@@ -4884,7 +4855,6 @@ static long long choose_context(Config *c)
 // that only look at the model (NO_STATE) no threads, cache or way to cut text.
 static void open_session(Session *s)
 {
-    int runs = !(program->modes[opt.mode].kind & NO_STATE);
     model_load(&s->model, opt.checkpoint);
     Config *c = &s->model.config;
     set_rope(c);
@@ -4894,37 +4864,34 @@ static void open_session(Session *s)
     if (opt.tokenizer) v = read_vocab(opt.tokenizer, (size_t)c->vocab_size);
     tokenizer_init(&s->tokenizer, opt.tokenizer ? opt.tokenizer : opt.checkpoint, &v);
     read_prompt(s);
-    if (!runs) return;
+    if (mode->kind & NO_STATE) return;
     pool_start(opt.threads ? opt.threads : processors());
     size_t chunk = opt.chunk; // frequencies that always change need Angles for each of its tokens
     if (rope_methods[c->rope.method].changes == ALWAYS) chunk = min_size(chunk, TILE);
     // The cache is reserved here, and what does not fit is refused with its size.
     state_init(&s->state, &s->model, s->ctx, chunk, opt.kv, opt.exact);
     s->logits = xcalloc(c->vocab_size, 4);
-    // A seed for who gives none: short enough to be typed, and another one each time.
-    uint32_t bits = 0;
-    if (opt.seed < 0 && getentropy(&bits, sizeof bits))
-        die(EXIT_DATA, "seed", "cannot get one; use -s");
-    if (opt.seed < 0) opt.seed = bits >> 2;
+    // A seed for who gives none: short enough to be typed, and another one each time, since of the
+    // clock's nanoseconds it takes those that change within a second.
+    if (opt.seed < 0) opt.seed = (double)((uint64_t)(1e9 * seconds()) % (1 << 30));
     opt.sampler.rng = seed_random((uint64_t)opt.seed);
 }
 
 // All that a program's main does, from the command line to the last line that is written; check:
 // what must hold of the program's own options before a file is opened.
-static int run_main(const Program *p, void (*check)(void), int argc, char **argv)
+static int run_main(const Names *tables, void (*check)(void), int argc, char **argv)
 {
     // A closed stdin, stdout or stderr must not become some file that is opened later.
     for (int fd = 0; fd >= 0 && fd < 3;) fd = open("/dev/null", O_RDONLY);
     static Session s;
-    program = p;
-    prog = p->name;
+    program = tables;
     parse_options(argc, argv);
     if (opt.help) print_help();
     else if (opt.version) printf("%s 0.1\n", prog);
     else {
         if (!opt.checkpoint)
             die(EXIT_USAGE, "usage", "%s CHECKPOINT [options]; see %s -h", prog, prog);
-        if (opt.prompt && opt.file && !(p->modes[opt.mode].kind & TALKS))
+        if (opt.prompt && opt.file && !(mode->kind & TALKS))
             die(EXIT_USAGE, "--file", "cannot be used with --prompt, but in a chat");
         if (check) check();
         open_session(&s);
@@ -4935,7 +4902,7 @@ static int run_main(const Program *p, void (*check)(void), int argc, char **argv
         sigaction(SIGINT, &once, NULL);
         signal(SIGPIPE, SIG_IGN);
         signal(SIGXFSZ, SIG_IGN);
-        p->modes[opt.mode].run(&s);
+        mode->run(&s);
     }
     check_written(stdout, "stdout");
     return 0;
@@ -4949,11 +4916,10 @@ static const Option run_options[] = {
      "generate; conversations are in chat.c, what measures in tests/measure.c: see make",
      NAME(opt.mode, run_modes)},
 };
-static const Program run_program = {
-    "run", run_modes, {NAMES(run_options), NAMES(text_options), NAMES(shared_options),
-                       NAMES(config_fields)}};
+static const Names run_program[] = {
+    NAMES(run_options), NAMES(text_options), NAMES(shared_options), NAMES(config_fields), {0}};
 
-int main(int argc, char **argv) { return run_main(&run_program, NULL, argc, argv); }
+int main(int argc, char **argv) { return run_main(run_program, NULL, argc, argv); }
 #endif
 
 // ================================================================================================

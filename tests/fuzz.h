@@ -343,7 +343,7 @@ static void use_options(const uint8_t *data, size_t size)
     talk = talk_by_default;
     asked = unasked;
     if (!size) return;
-    program = data[0] & 128 ? &measure_program : &chat_program;
+    program = data[0] & 128 ? measure_program : chat_program;
     const TestModel *file = model_of_kind((data[0] & 127) % N_KINDS);
     int argc = 1;
     char *argv[40] = {"run"}, *words = xrealloc(NULL, size, 1);
@@ -353,7 +353,7 @@ static void use_options(const uint8_t *data, size_t size)
     input_size = sizeof factors - 1;
     for (char *w = words; w && argc < 39;) argv[argc++] = strsep(&w, "\n");
     parse_options(argc, argv);
-    if (program == &measure_program) check_measure();
+    if (program == measure_program) check_measure();
     load_input(load_checkpoint, file->file, file->size, 0);
     set_rope(&model.config);
     int64_t ctx = choose_context(&model.config);
@@ -554,7 +554,7 @@ static void give_seeds(Give give)
 static void give_program_options(Give give)
 {
     static const char *const texts[] = {"x", "4:16", "16:4.5", "40,50"};
-    size_t count = 0, measures = program == &measure_program ? 128 : 0;
+    size_t count = 0, measures = program == measure_program ? 128 : 0;
     const Option *o;
     for (size_t at = 0; (o = option_at(at)); at++) {
         if (!o->name) continue;
@@ -580,7 +580,7 @@ static void give_program_options(Give give)
 
 static void give_options(Give give)
 {
-    const Program *const programs[] = {&chat_program, &measure_program};
+    const Names *const programs[] = {chat_program, measure_program};
     for (size_t i = 0; i < COUNT(programs); i++) {
         program = programs[i];
         give_program_options(give);

@@ -382,7 +382,7 @@ static void print_layers(const Session *s, const Perplexity *p)
 static int *begin_windows(Session *s, Perplexity *p, size_t stride)
 {
     size_t n_ids;
-    if (!s->text) die(EXIT_USAGE, program->modes[opt.mode].name, "needs a text: -f FILE");
+    if (!s->text) die(EXIT_USAGE, mode->name, "needs a text: -f FILE");
     int *ids = encode_text(&s->tokenizer, s->text, NULL, s->len, &n_ids);
     size_t n = min_size(s->ctx, n_ids), step = stride ? stride : n - 1;
     if (s->ctx < 2) die(EXIT_USAGE, "-c", "nothing to predict (got %lld, want 2)", s->ctx);
@@ -933,15 +933,13 @@ static const Option measure_options[] = {
     {"trials", 0, "T", "passkey, retrieval, kv: texts a place (5)", NUMBER(ask.trials, 1, 1024)},
     {"tsv", 0, "PATH", "the measurements as a table", TEXT(ask.tsv)},
 };
-static const Program measure_program = {
-    "measure", measure_modes, {NAMES(measure_options), NAMES(shared_options),
-                               NAMES(config_fields)}};
+static const Names measure_program[] = {
+    NAMES(measure_options), NAMES(shared_options), NAMES(config_fields), {0}};
 
 // Refuses what a mode would ignore, and fills in what was not said: the same seed each time, so
 // that all methods get the same texts.
 static void check_measure(void)
 {
-    const Mode *mode = &measure_modes[opt.mode];
     int perplexity = mode->run == run_perplexity, contrast = mode->run == run_contrast;
     int grid = mode->kind & GRID, filled = grid && mode->run != run_kv;
     int text = perplexity || contrast || filled;
@@ -971,7 +969,8 @@ static void check_measure(void)
 #ifdef MEASURE
 int main(int argc, char **argv)
 {
+    prog = "measure";
     progress = show_progress;
-    return run_main(&measure_program, check_measure, argc, argv);
+    return run_main(measure_program, check_measure, argc, argv);
 }
 #endif
