@@ -129,6 +129,15 @@ static void *xcalloc(size_t n, size_t size)
     return memset(p, 0, bytes);
 }
 
+// Zeroed memory that is real only where it is touched.
+static void *reserve(size_t bytes)
+{
+    void *p = mmap(NULL, bytes, PROT_READ | PROT_WRITE,
+                   MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (p == MAP_FAILED) die(EXIT_DATA, "memory", "cannot reserve %zu bytes", bytes);
+    return p;
+}
+
 // A larger place for p's items, or for the first ones if p is NULL; not zeroed.
 static void *xrealloc(void *p, size_t n, size_t size)
 {
@@ -626,7 +635,8 @@ static int rotary_dims(const Config *c) { return c->n_rot ? c->n_rot : c->head_d
 
 // x, out: [head_dim]. Projections give pair m of the dimensions that turn as the neighbours
 // (2m, 2m + 1) or as the halves (m, m + n_rot / 2); out has real and imaginary parts apart. The
-// dimensions that do not turn may be paired in any way that is the same for q and k.
+// dimensions that do not turn may be paired in any way that is the same for q and k: as
+// halves, if none turns, they stay in their order.
 static void split_pairs(const Config *c, const float *x, float *out)
 {
     size_t pairs = c->head_dim / 2, turning = rotary_dims(c) / 2;
@@ -691,54 +701,39 @@ static void fill_phases(const double *freq, const double *gain, const float *dec
 
 typedef struct {
     const Config *c;
-    const float *prepared; // what the encoding's prepare() returned
-    size_t head;           // of the query, < n_heads
-    int64_t i;             // its position
-    const float *q;        // [2][pairs]; scaled as the score is
+    size_t head;    // of the query, < n_heads
+    int64_t i;      // its position
+    const float *q; // [2][pairs]; scaled as the score is
 } Query;
 
-// Slopes of n_heads = P, a power of two: 2^(-8 (h + 1) / P). Heads past such a P get every second
-// slope of 2P. [ALiBi] 3, and its reference code
-static float *alibi_slopes(const Config *c) // [n_heads]
-{
-    float *slope = xcalloc(c->n_heads, 4);
-    int P = 1;
-    while (2 * P <= c->n_heads) P *= 2;
-    for (int h = 0; h < c->n_heads; h++)
-        slope[h] = (float)exp2(h < P ? -8.0 * (h + 1) / P : -4.0 * (2 * (h - P) + 1) / P);
-    return slope;
-}
-
-// - slope_h D
+// - slope_h D. Slopes of n_heads = P, a power of two: 2^(-8 (h + 1) / P). Heads past such a P get
+// every second slope of 2P. [ALiBi] 3, and its reference code
 static void bias_alibi(const Query *q, const float *D, float *score)
 {
-    vf slope = vset(q->prepared[q->head]);
+    int h = (int)q->head, P = 1 << ilogb(q->c->n_heads);
+    vf slope = vset((float)exp2(h < P ? -8.0 * (h + 1) / P : -4.0 * (2 * (h - P) + 1) / P));
     for (size_t k = 0; k < TILE; k += LANES)
         vstore(score + k, vload(score + k) - slope * vload(D + k));
 }
 
-// The distances at which the B buckets begin: b itself up to B/2, then evenly in the logarithm,
-//   bucket(n) = B/2 + floor(ln(n / (B/2)) / ln(max_distance / (B/2)) * B/2),
-// solved for n; the tiny term keeps edges that are whole numbers whole. [T5] 2.1
-static float *t5_edges(const Config *c) // [rows]
+// The buckets of distances, at most B - 1: D itself up to B/2, then evenly in the logarithm,
+//   bucket(D) = B/2 + floor(ln(D / (B/2)) / ln(max_distance / (B/2)) * B/2);
+// a millionth of B/2 more keeps edges that are whole numbers whole. [T5] 2.1
+INLINE vi t5_buckets(const Config *c, vf D)
 {
-    float *edge = xcalloc(c->rows, 4);
-    double half = c->rows / 2;
-    for (int b = 0; b < c->rows; b++)
-        edge[b] = (float)(b <= half ? b : half * pow(c->max_distance / half,
-                                                     (b - half - 1e-9) / half));
-    return edge;
+    vf half = vset((float)c->rows / 2), rate = half / vlog(vset((float)c->max_distance) / half);
+    vf far = vmuladd(vlog(D * (1 / half)), rate, half * vset(1.000001f));
+    vf bucket = vmin(vselect(D < half, D, far), vset((float)c->rows - 1));
+    return __builtin_convertvector(bucket, vi);
 }
 
-// table[bucket(D)][h]: from key to key the bucket is walked down while the distance falls; where it
-// jumps (dual-chunk), the walk begins anew
+// table[bucket(D)][h]
 static void bias_t5(const Query *q, const float *D, float *score)
 {
-    size_t n_heads = (size_t)q->c->n_heads, b = (size_t)q->c->rows - 1;
-    for (size_t k = 0; k < TILE; k++) {
-        if (k && D[k] > D[k - 1]) b = (size_t)q->c->rows - 1;
-        while (q->prepared[b] > D[k]) b--; // edge 0 is 0
-        score[k] += q->c->table[b * n_heads + q->head];
+    const float *table = q->c->table + q->head;
+    for (size_t k = 0; k < TILE; k += LANES) {
+        vi at = t5_buckets(q->c, vload(D + k)) * q->c->n_heads;
+        for (size_t i = 0; i < LANES; i++) score[k + i] += table[at[i]];
     }
 }
 
@@ -771,54 +766,40 @@ static void bias_fire(const Query *q, const float *D, float *score)
     }
 }
 
-// The table, each row split as q is.
-static float *shaw_rows(const Config *c) // [rows + 1][head_dim]
-{
-    size_t d = c->head_dim, n = c->rows + 1;
-    float *rows = xcalloc(n * d, 4);
-    for (size_t i = 0; i < n; i++) split_pairs(c, c->table + i * d, rows + i * d);
-    return rows;
-}
-
-// q . r[min(D, K)]: a key of its own for each distance. [Shaw] eq. 4, the key side
+// q . r[min(D, K)]: a key of its own for each distance. q is split into halves here, and so has the
+// order of the table's rows. [Shaw] eq. 4, the key side
 static void bias_shaw(const Query *q, const float *D, float *score)
 {
     size_t d = (size_t)q->c->head_dim, seen = SIZE_MAX;
     float product = 0;
     for (size_t k = 0; k < TILE; k++) {
         size_t n = (size_t)fminf(D[k], (float)q->c->rows);
-        if (n != seen) product = dot(q->q, q->prepared + n * d, d);
+        if (n != seen) product = dot(q->q, q->c->table + n * d, d);
         score[k] += product;
         seen = n;
     }
 }
 
 // The sum over m < 64 of cos(D / 10000^(m/64)): what the product of [Sin]'s vectors of positions i
-// and j is, if they have 128 numbers. It falls like the logarithm of D.
-static double sine_product(double D)
+// and j is, if they have 128 numbers. It falls like the logarithm of D. Cosines take long: sums for
+// whole distances below 4096 are kept (0: not yet), whichever thread comes first.
+static float sine_product(float D)
 {
+    static _Atomic float kept[4096];
+    int keeps = D < COUNT(kept) && D == floorf(D);
+    float known = keeps ? kept[(size_t)D] : 0;
+    if (known != 0) return known;
     double sum = 0;
     for (int m = 0; m < 64; m++) sum += cos(D * pow(10000, -m / 64.0));
-    return sum;
-}
-
-enum { PRODUCTS = 4096 }; // whole distances below it are looked up: cosines take long
-static float *sandwich_products(const Config *c) // [PRODUCTS]
-{
-    (void)c;
-    float *product = xcalloc(PRODUCTS, 4);
-    for (int D = 0; D < PRODUCTS; D++) product[D] = (float)sine_product(D);
-    return product;
+    if (keeps) kept[(size_t)D] = (float)sum;
+    return (float)sum;
 }
 
 // That sum / r_h, the head's compression ratio r_h = 8 (h + 1) / n_heads. [Sandwich] 5
 static void bias_sandwich(const Query *q, const float *D, float *score)
 {
     float ratio = 8 * (float)(q->head + 1) / (float)q->c->n_heads;
-    for (size_t k = 0; k < TILE; k++) {
-        int known = D[k] < PRODUCTS && D[k] == floorf(D[k]);
-        score[k] += (known ? q->prepared[(size_t)D[k]] : (float)sine_product(D[k])) / ratio;
-    }
+    for (size_t k = 0; k < TILE; k++) score[k] += sine_product(D[k]) / ratio;
 }
 
 // --- The table ----------------------------------------------------------------------------------
@@ -829,21 +810,20 @@ static const struct {
     int rotates;                                                // place 2, and
     double (*decay)(int head_dim, int m);                       // how pairs fade, or NULL
     void (*bias)(const Query *q, const float *D, float *score); // place 3, or NULL
-    float *(*prepare)(const Config *c); // what bias wants worked out once, or NULL
     int linear;                         // does --rope-scaling linear mean something?
 } encodings[N_ENCODINGS] = {
-    [ENC_ROPE] = {"rope", "q and k rotated", NULL, 1, NULL, NULL, NULL, 1},
-    [ENC_NOPE] = {"nope", "none at all", NULL, 0, NULL, NULL, NULL, 0},
-    [ENC_SINUSOIDAL] = {"sinusoidal", "sines added", add_sinusoidal, 0, NULL, NULL, NULL, 1},
-    [ENC_LEARNED] = {"learned", "a vector a position added", add_learned, 0, NULL, NULL, NULL, 1},
-    [ENC_ALIBI] = {"alibi", "score - slope D", NULL, 0, NULL, bias_alibi, alibi_slopes, 1},
-    [ENC_T5] = {"t5", "score + table[bucket of D]", NULL, 0, NULL, bias_t5, t5_edges, 1},
-    [ENC_XPOS] = {"xpos", "rotated, fast pairs fade with D", NULL, 1, xpos_decay, NULL, NULL, 1},
-    [ENC_KERPLE] = {"kerple", "score - r1 ln(1 + r2 D)", NULL, 0, NULL, bias_kerple, NULL, 1},
-    [ENC_FIRE] = {"fire", "score + MLP(D as a share of i)", NULL, 0, NULL, bias_fire, NULL, 0},
-    [ENC_SHAW] = {"shaw", "score + q . r[min(D, K)]", NULL, 0, NULL, bias_shaw, shaw_rows, 0},
+    [ENC_ROPE] = {"rope", "q and k rotated", NULL, 1, NULL, NULL, 1},
+    [ENC_NOPE] = {"nope", "none at all", NULL, 0, NULL, NULL, 0},
+    [ENC_SINUSOIDAL] = {"sinusoidal", "sines added", add_sinusoidal, 0, NULL, NULL, 1},
+    [ENC_LEARNED] = {"learned", "a vector a position added", add_learned, 0, NULL, NULL, 1},
+    [ENC_ALIBI] = {"alibi", "score - slope D", NULL, 0, NULL, bias_alibi, 1},
+    [ENC_T5] = {"t5", "score + table[bucket of D]", NULL, 0, NULL, bias_t5, 1},
+    [ENC_XPOS] = {"xpos", "rotated, fast pairs fade with D", NULL, 1, xpos_decay, NULL, 1},
+    [ENC_KERPLE] = {"kerple", "score - r1 ln(1 + r2 D)", NULL, 0, NULL, bias_kerple, 1},
+    [ENC_FIRE] = {"fire", "score + MLP(D as a share of i)", NULL, 0, NULL, bias_fire, 0},
+    [ENC_SHAW] = {"shaw", "score + q . r[min(D, K)]", NULL, 0, NULL, bias_shaw, 0},
     [ENC_SANDWICH] = {"sandwich", "score + sum of cos(D / 10000^(m/64)) / r", NULL, 0, NULL,
-                      bias_sandwich, sandwich_products, 0},
+                      bias_sandwich, 0},
 };
 
 static int is_rotary(const Config *c) { return encodings[c->encoding].rotates; }
@@ -1085,8 +1065,9 @@ static double pair_frequency(const Config *c, const RopeConfig *r, size_t m, dou
 }
 
 // Applies the method: sets the frequencies for length n, fills the key tables and empties those of
-// tiles. Self-extend's B is a staircase: the steps of its table are tokens, and key_table() takes
-// from it what it needs.
+// tiles. Angles get their room here, when they are first used: most models need one set, and where
+// frequencies always change, each query of a chunk has its own, but only past L. Self-extend's B is
+// a staircase: the steps of its table are tokens, and key_table() takes from it what it needs.
 static void set_angles(Angles *a, const Config *c, const RopeConfig *r, size_t n_slots, int64_t n)
 {
     size_t pairs = c->head_dim / 2, turning = rotary_dims(c) / 2;
@@ -1094,6 +1075,11 @@ static void set_angles(Angles *a, const Config *c, const RopeConfig *r, size_t n
     int64_t most = r->orig_ctx + (n > r->orig_ctx);
     n = rope_methods[r->method].changes == ALWAYS && n > most ? n : most;
     if (a->length == n) return;
+    if (!a->freq)
+        *a = (Angles){.freq = xcalloc(pairs, sizeof *a->freq),
+                      .gain = xcalloc(pairs, sizeof *a->gain),
+                      .decay = xcalloc(pairs, sizeof *a->decay),
+                      .slot_tile = xcalloc(n_slots, sizeof *a->slot_tile)};
     a->length = n;
     for (size_t m = 0; m < pairs; m++) {
         a->freq[m] = pair_frequency(c, r, m, (double)n);
@@ -1105,6 +1091,10 @@ static void set_angles(Angles *a, const Config *c, const RopeConfig *r, size_t n
     for (int map = 0; map < n_maps(r); map++) {
         double step = r->distance == DIST_SELF_EXTEND ? 1 : key_position(r, map, 1);
         double from = map == 2 ? -r->reach : 0;
+        if (!a->key[map]) {
+            a->key[map] = xcalloc(2 * pairs * TILE, 4);
+            a->tile[map] = reserve(mul_size(n_slots, 2 * pairs * 4));
+        }
         for (int k = 0; k < TILE; k++)
             fill_phases(a->freq, NULL, a->decay, pairs, from + k * step, 1, a->key[map] + k, TILE);
     }
@@ -1414,7 +1404,6 @@ typedef struct {
     Cache cache;
     Positions positions[2]; // of global and of local layers
     float *q, *k, *v;       // [chunk][q_dim | kv_dim | kv_dim]; q is attention's output, too
-    float *prepared;        // of the encoding (section 4)
     RowSums *watch;         // [n_layers][n][n_heads], for the instruments; NULL: nobody looks
     int64_t text;           // tokens of the whole text as far as is known; 0: up to here; no less
                             // than the cache was filled with since it was last filled from 0
@@ -1567,8 +1556,7 @@ static Batch begin_batch(const Attention *a, size_t item)
     for (size_t row = 0; row < rows; row++) {
         size_t query = q0 + row / group, head = w.kv_head * group + row % group;
         size_t at = query * n_heads + head, to = at + w.part * n_heads;
-        w.row[row].query = (Query){c, a->prepared, head, a->pos + (int64_t)query, w.q + row * d};
-        w.row[row].total = to;
+        w.row[row] = (Row){{c, head, a->pos + (int64_t)query, w.q + row * d}, to, EMPTY};
         memset(a->total + to * v_dim, 0, v_dim * 4);
         a->sums[to] = EMPTY;
         split_pairs(c, a->q + at * d, w.qt);
@@ -2604,15 +2592,6 @@ static void rope_resolve(RopeConfig *r, int train_ctx, int64_t ctx)
     if (r->sinks) r->reach = r->window;
 }
 
-// Zeroed memory that is real only where it is touched.
-static void *reserve(size_t bytes)
-{
-    void *p = mmap(NULL, bytes, PROT_READ | PROT_WRITE,
-                   MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (p == MAP_FAILED) die(EXIT_DATA, "memory", "cannot reserve %zu bytes", bytes);
-    return p;
-}
-
 // The number that stands in a line of this form, or SIZE_MAX if there is none.
 static size_t read_number(const char *path, const char *form)
 {
@@ -2636,27 +2615,6 @@ static size_t available_memory(void)
     return min_size(bytes, read_number("/sys/fs/cgroup/memory/memory.limit_in_bytes", "%zu"));
 }
 
-// Room for the positions of a chunk's queries under r: for one set of angles, or for one for each
-// query of a chunk where frequencies always change.
-static void positions_init(Positions *p, const RopeConfig *r, size_t chunk, size_t head_dim,
-                           size_t n_slots)
-{
-    size_t pairs = head_dim / 2, n = rope_methods[r->method].changes == ALWAYS ? chunk : 1;
-    p->rope = *r;
-    p->angles = xcalloc(chunk, sizeof *p->angles);
-    for (Angles *a = p->angles; a < p->angles + n; a++) {
-        a->freq = xcalloc(pairs, sizeof *a->freq);
-        a->gain = xcalloc(pairs, sizeof *a->gain);
-        a->decay = xcalloc(pairs, sizeof *a->decay);
-        a->slot_tile = xcalloc(n_slots, sizeof *a->slot_tile);
-        for (int map = 0; map < n_maps(r); map++) {
-            a->key[map] = xcalloc(2 * pairs * TILE, 4);
-            a->tile[map] = reserve(mul_size(n_slots, 2 * pairs * 4));
-        }
-    }
-    for (int map = 0; map < n_maps(r); map++) p->phase[map] = xcalloc(chunk * head_dim, 4);
-}
-
 // A state for texts of max_seq_len tokens, read in chunks. exact: nothing is rounded to int8 or
 // half precision. Room is reserved rather than allocated, so that only what is used costs memory.
 static void state_init(State *s, const Model *m, int64_t max_seq_len, size_t chunk, int kv_type,
@@ -2674,7 +2632,6 @@ static void state_init(State *s, const Model *m, int64_t max_seq_len, size_t chu
         local->window = rope->window;
     rope_resolve(rope, c->train_ctx, max_seq_len);
     rope_resolve(local, c->train_ctx, max_seq_len);
-    if (encodings[c->encoding].prepare) a->prepared = encodings[c->encoding].prepare(c);
     cache_layout(&a->cache, &a->config, max_seq_len, chunk, exact ? KV_F32 : kv_type);
     size_t have = available_memory();
     if (a->cache.bytes > have)
@@ -2682,9 +2639,12 @@ static void state_init(State *s, const Model *m, int64_t max_seq_len, size_t chu
             "%lld tokens); use a smaller -c or --window", (double)have / 1e9,
             (double)a->cache.bytes / 1e9, (long long)max_seq_len);
     a->cache.tiles = reserve(a->cache.bytes);
-    positions_init(&a->positions[0], rope, chunk, c->head_dim, a->cache.n_slots);
-    if (c->global_every || c->nope_every)
-        positions_init(&a->positions[1], local, chunk, c->head_dim, a->cache.n_slots);
+    for (int kind = 0; kind < (c->global_every || c->nope_every ? 2 : 1); kind++) {
+        Positions *p = &a->positions[kind];
+        p->rope = kind ? *local : *rope;
+        p->angles = xcalloc(chunk, sizeof *p->angles);
+        for (int map = 0; map < MAPS; map++) p->phase[map] = reserve(chunk * c->head_dim * 4);
+    }
     size_t parts = max_size(chunk, rope->window ? 1 : ceil_div(max_seq_len, SEGMENT)) * c->n_heads;
     a->total = reserve(mul_size(parts, a->cache.v_dim * 4));
     a->sums = reserve(mul_size(parts, sizeof *a->sums));
@@ -3139,6 +3099,7 @@ static void complete_config(Model *m)
         REFUSE(m, "dim is no multiple of n_heads (got %d, %d)", c->dim, c->n_heads);
     if (!c->head_dim) c->head_dim = c->dim / c->n_heads;
     if (c->head_dim % 2) REFUSE(m, "odd head size (got %d, want an even one)", c->head_dim);
+    if (c->encoding == ENC_SHAW) c->rope_split = 1; // its table is not split
     if (c->n_rot % 2 || c->n_rot > c->head_dim)
         REFUSE(m, "of a head's %d dimensions %d turn (want an even number, and no more)",
                c->head_dim, c->n_rot);

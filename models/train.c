@@ -768,7 +768,6 @@ typedef struct {
     float *rotation;        // place 2: (2, positions, head_dim), of queries and of keys, or NULL
     float *bias, *d_bias;   // place 3: (heads, T, pitch), (sequences, heads, T, pitch), or NULL
     float *table, *partial; // kerple, fire: the numbers as in a file; fire: (T, numbers)
-    float *prepared;
     float *d_shaw;          // (sequences * n_kv_heads, SHAW_DISTANCE + 1, head_dim)
     size_t table_size;
 } Places;
@@ -867,7 +866,7 @@ static void bias_task(void *arg, size_t row)
 {
     const Places *e = arg;
     size_t i = row % e->T;
-    Query q = {&e->config, e->prepared, row / e->T, (int64_t)i, NULL};
+    Query q = {&e->config, row / e->T, (int64_t)i, NULL};
     for (size_t t0 = 0; t0 <= i; t0 += TILE) {
         float D[TILE], *bias = e->bias + row * e->pitch + t0;
         for (size_t k = 0; k < TILE; k++) D[k] = i > t0 + k ? (float)(i - t0 - k) : 0;
@@ -905,8 +904,8 @@ static void sum_by_distance(const Places *e, size_t head, double *by)
 // bias = table[bucket(D)][h]
 static void t5_backward(const Places *e, size_t head, const double *by, float *d)
 {
-    for (size_t D = 0, b = 0; D < e->T; D++) {
-        while (b + 1 < T5_BUCKETS && e->prepared[b + 1] <= (float)D) b++;
+    for (size_t D = 0; D < e->T; D++) {
+        size_t b = (size_t)t5_buckets(&e->config, vset((float)D))[0];
         d[b * (size_t)e->config.n_heads + head] += (float)by[D];
     }
 }
@@ -1069,8 +1068,6 @@ static void places_alloc(Places *e, const Shape *s, size_t sequences, size_t tab
     if (is_rotary(&e->config)) e->rotation = rotation_table(s);
     if (kind == ENC_SHAW) e->d_shaw = floats(sequences * (size_t)s->n_kv_heads, table_size);
     else if (encodings[kind].bias) e->bias = floats(heads * T, e->pitch);
-    if (kind != ENC_SHAW && encodings[kind].prepare)
-        e->prepared = encodings[kind].prepare(&e->config);
     if (learns) e->d_bias = floats(sequences * heads * T, e->pitch);
     if (kind == ENC_KERPLE || kind == ENC_FIRE) e->table = floats(table_size, 1);
     if (kind == ENC_FIRE) e->partial = floats(T, table_size);
