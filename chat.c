@@ -279,6 +279,8 @@ static int byte_of_letter(uint32_t c)
 static void read_merges(Tokenizer *t, const Vocab *v)
 {
     Values list = v->merges;
+    if (!list.at || list.n > 1 << 24)
+        die(EXIT_DATA, t->path, "no list tokenizer.ggml.merges, or one of %zu", list.n);
     int (*pairs)[2] = xcalloc(list.n, sizeof *pairs);
     t->ranks = hash_init(list.n);
     for (size_t rank = 0, len; rank < v->merges.n; rank++) {
@@ -1330,12 +1332,17 @@ static const char *try_template(Tokenizer *t, const char *template)
     return right ? NULL : reason;
 }
 
+// The model's own template, one string, or none. llama2.c's files have no keys.
+static Values own_template(const Model *m)
+{
+    return m->keys ? find_key(m, "tokenizer.chat_template", 1) : (Values){0};
+}
+
 // The template to be used, or NULL; *what says what it is, or why there is none. What the user says
 // counts first, then the model's own template, then a format of which the vocabulary has the mark.
 static const char *find_template(const Session *s, const char **what)
 {
-    const Vocab *v = &s->model.vocab;
-    const char *name = talk.format ? talk.format : v->tokens.n ? NULL : "llama2", *text;
+    const char *name = talk.format ? talk.format : s->model.vocab.tokens.n ? NULL : "llama2", *text;
     size_t len = 0;
     int row = name ? FIND_NAME(chat_formats, name) : -1;
     if (name && row < 0) {
@@ -1346,8 +1353,9 @@ static const char *find_template(const Session *s, const char **what)
         return text;
     }
     // A template is a string of the file, which need not end with a zero.
-    if (!name && v->chat.n) {
-        text = next_string(&(Values){.at = v->chat.at, .n = 1}, &len);
+    Values own = own_template(&s->model);
+    if (!name && own.n) {
+        text = next_string(&own, &len);
         *what = memchr(text, 0, len) ? "a zero byte in it" : "the model's own";
         if (memchr(text, 0, len)) return NULL;
         char *copy = xcalloc(len + 1, 1), *to = copy; // lines may end in \r\n or in \r
@@ -1712,7 +1720,7 @@ static void run_chat(Session *s)
             "--chat-format with %s, or 'SYSTEM|USER|REPLY|END'", what, LIST_NAMES(chat_formats));
     if (talk.no_think && !strstr(c.template, "enable_thinking"))
         die(EXIT_USAGE, "--no-think", "the chat template has no such choice");
-    if (!talk.format && s->model.vocab.tokens.n && !s->model.vocab.chat.n)
+    if (!talk.format && s->model.vocab.tokens.n && !own_template(&s->model).n)
         fprintf(stderr, "%s: the model has no chat template, but the tokens of %s, which is used; "
                 "see --chat-format\n", prog, what);
     give_hints(s);

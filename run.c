@@ -538,7 +538,6 @@ typedef struct {
 typedef struct {
     Values tokens, merges; // strings
     Values scores, types;  // numbers: as many as tokens, or none
-    Values chat;           // the chat template's text, one string, or none
     const char *pre;       // of a byte-level BPE, which merges bytes by rank (GPT-2), how text is
                            // cut into words; NULL: pieces by score (SentencePiece)
     int bos, eos, eot;     // ids, or -1
@@ -559,7 +558,7 @@ typedef struct {
     const uint8_t *file;        // mapped into memory: the first, if there are several
     size_t size;                // of all its files
     size_t at;                  // GGUF: how far it was read,
-    struct FileItem *keys, *tensors; // and what its lists have (section 11), while it is loaded
+    struct FileItem *keys, *tensors; // and what its lists have (section 11); tensors while loading
 } Model;
 
 // What all heads of a token have together: queries, and keys (or values).
@@ -3087,8 +3086,6 @@ static double check_range(const Model *m, const char *name, double v, double lo,
 static void complete_config(Model *m)
 {
     Config *c = &m->config;
-    int t5 = c->encoding == ENC_T5, least = t5 ? 2 : c->encoding == ENC_LEARNED;
-    int most = t5 || c->encoding == ENC_SHAW ? 1 << 12 : 1 << 24;
     if (!(c->norm_eps > 0)) c->norm_eps = 1e-5;
     if (!(c->rope.theta > 0)) c->rope.theta = 10000;
     // Heads: queries share keys in groups of the same size, and pairs of dimensions turn.
@@ -3105,8 +3102,9 @@ static void complete_config(Model *m)
                c->head_dim, c->n_rot);
     // What ranges leave open, and what the encoding needs.
     if (c->vocab_size < 1) REFUSE(m, "vocab_size (got %d)", c->vocab_size);
-    check_range(m, "rows of the encoding's table", c->rows, least, most);
-    if (t5 && (c->rows % 2 || c->max_distance <= c->rows / 2))
+    if (c->encoding == ENC_LEARNED && !c->rows) REFUSE(m, "a table of no positions");
+    if (c->encoding == ENC_T5 && (c->rows < 2 || c->rows > 1 << 12 || c->rows % 2 ||
+                                  c->max_distance <= c->rows / 2))
         REFUSE(m, "t5's %d buckets or max_distance %d", c->rows, c->max_distance);
     m->layers = xcalloc(c->n_layers, sizeof *m->layers);
 }
@@ -3241,18 +3239,19 @@ static void put_weight(Model *m, const Weight *w, Tensor t)
 // which has none: whatever is no model looks like that, and is told by numbers out of their ranges.
 static int read_header(Model *m)
 {
-    // The file's length comes before its numbers, the version before what depends on it.
+    // The file's length comes before its numbers, the version before what depends on it. Without an
+    // extension block there is no version 101 or 102.
     int has_magic = m->size >= 4 && read_i32(m->file) == MAGIC;
     size_t header = has_magic ? HEADER : 28;
     if (m->size < header)
         REFUSE(m, "cut off in the header (got %zu bytes, want %zu)", m->size, header);
     int version = has_magic ? read_i32(m->file + 4) : 0, v = version % 100;
-    if (has_magic && ((v != 1 && v != 2) || version < 1 || version > 102))
-        REFUSE(m, "unknown version (got %d, want 1, 2, 101 or 102)", version);
+    int extended = has_magic && read_i32(m->file + 64) == EXT_MAGIC;
+    if (has_magic && ((v != 1 && v != 2) || version > (extended ? 102 : 2)))
+        REFUSE(m, "unknown version (got %d, want 1, 2 or, extended, 101, 102)", version);
     // Version 0, which has neither magic number nor version, has its numbers 8 bytes earlier. In
     // the extension block a number of 0 was not given: the block grew with the methods, and older
     // files have zeros where newer ones say something.
-    int extended = v && read_i32(m->file + 64) == EXT_MAGIC;
     for (const Option *f = config_fields; f < config_fields + COUNT(config_fields); f++) {
         if (!f->at || (f->at >= 64 && !extended)) continue;
         const uint8_t *p = m->file + f->at - (v ? 0 : 8);
@@ -3260,7 +3259,6 @@ static int read_header(Model *m)
         if (x == 0 && f->at >= 64) continue;
         store_value(f, (char *)&m->config + field_at(f), check_range(m, f->field, x, f->lo, f->hi));
     }
-    if (version > 100 && !extended) REFUSE(m, "version %d without an extension block", version);
     if (!v) m->config.vocab_size = abs(m->config.vocab_size);
     complete_config(m);
     return version;
@@ -3280,7 +3278,6 @@ static void load_checkpoint(Model *m)
          "attn_output", "ffn_gate", "ffn_down", "ffn_up", "output", "position_embd",
          "rope_factors_short", "rope_factors_long"},
     };
-    m->arch = "llama2.c";
     int version = read_header(m);
     int shared = version ? m->file[36] != 0 : read_i32(m->file + 20) > 0; // the classifier
     size_t at = version ? HEADER : 28, group = 0;
@@ -3515,7 +3512,8 @@ static void gguf_rope(Model *m, RopeConfig *r)
 
 // The tokenizer's lists, each as long as there are tokens, and ids, each of one of them. Section 12
 // makes sense of them, and knows whether BOS begins a text where the file does not say (-1); here
-// they only have to be whole.
+// they only have to be whole. SentencePiece cannot do without scores, byte-level BPE without merges
+// (chat.c looks at these).
 static void gguf_vocab(Model *m, Vocab *v)
 {
     const char *model = key_word(m, "tokenizer.ggml.model", "?");
@@ -3523,22 +3521,17 @@ static void gguf_vocab(Model *m, Vocab *v)
     else if (strcmp(model, "llama")) REFUSE(m, "tokenizer (got %s, want llama or gpt2)", model);
     v->tokens = find_key(m, "tokenizer.ggml.tokens", 1);
     v->merges = find_key(m, "tokenizer.ggml.merges", 1);
-    v->chat = find_key(m, "tokenizer.chat_template", 1);
     v->scores = find_key(m, "tokenizer.ggml.scores", 0);
     v->types = find_key(m, "tokenizer.ggml.token_type", 0);
     v->ends = find_key(m, "tokenizer.ggml.eos_token_id", 0); // some files have several
     size_t n = check_range(m, "vocabulary", v->tokens.n, 1, 1 << 24);
-    check_range(m, "merges", v->merges.n, 0, 1 << 24);
-    if (v->pre ? !v->merges.at : !v->scores.at)
-        REFUSE(m, "no list tokenizer.ggml.%s", v->pre ? "merges" : "scores");
-    if ((v->scores.at && (v->scores.n != n || value_kinds[v->scores.type] != 'f')) ||
+    if ((v->scores.at ? v->scores.n != n || value_kinds[v->scores.type] != 'f' : !v->pre) ||
         (v->types.at && (v->types.n != n || value_kinds[v->types.type] == 'f')))
         REFUSE(m, "%zu tokens, but not as many scores (floats) and types (integers)", n);
     // An id that is no token's is a broken file; -1 stands for none.
-    int last = (int)n - 1;
-    v->eos = (int)key_number(m, "tokenizer.ggml.eos_token_id", -1, last, -1);
-    v->bos = (int)key_number(m, "tokenizer.ggml.bos_token_id", -1, last, -1);
-    v->eot = (int)key_number(m, "tokenizer.ggml.eot_token_id", -1, last, -1);
+    v->eos = (int)key_number(m, "tokenizer.ggml.eos_token_id", -1, n - 1, -1);
+    v->bos = (int)key_number(m, "tokenizer.ggml.bos_token_id", -1, n - 1, -1);
+    v->eot = (int)key_number(m, "tokenizer.ggml.eot_token_id", -1, n - 1, -1);
     v->add_bos = (int)key_number(m, "tokenizer.ggml.add_bos_token", 0, 1, -1);
     v->space_prefix = key_number(m, "tokenizer.ggml.add_space_prefix", 0, 1, 1) != 0;
 }
@@ -3617,12 +3610,11 @@ static Tensor take_tensor(Model *m, const Weight *w, int l, const char *what)
         REFUSE(m, "tensor %s has a type that is not known (got %s, number %u, want one of %s)",
                name, type ? type : "a new one", e->number, LIST_NAMES(tensor_types));
     }
-    size_t rows = part ? w->all : w->rows, cols = bias ? 1 : w->cols, block = t.type->block;
-    if (t.rows != rows || t.cols != cols || cols % block)
+    size_t cols = bias ? 1 : w->cols, block = t.type->block;
+    if (part) t.rows = w->rows, t.data += w->first * (t.cols / block) * t.type->bytes;
+    if (t.rows != w->rows || t.cols != cols || cols % block)
         REFUSE(m, "tensor %s (got %zu x %zu, want %zu x %zu, and rows of whole blocks of %zu)",
-               name, t.rows, t.cols, rows, cols, block);
-    if (part) t.data += w->first * (cols / block) * t.type->bytes;
-    t.rows = w->rows;
+               name, t.rows, t.cols, w->rows, cols, block);
     e->used = 1;
     return t;
 }
@@ -3640,11 +3632,9 @@ static void gguf_directory(Model *m)
     size_t n_tensors = gguf_number(m, 8), n_keys = gguf_number(m, 8);
     m->keys = gguf_list(m, NULL, n_keys, gguf_key);
     m->tensors = gguf_list(m, m->tensors, n_tensors, gguf_tensor);
-    int align = (int)key_number(m, "general.alignment", 4, 1 << 20, 32);
-    if (align & (align - 1)) REFUSE(m, "general.alignment (got %d, want a power of two)", align);
     // Behind the lists the data begin, aligned as the file says. Of a type that is not known here
     // the size is not known either; that a byte of it is there will do until the type is refused.
-    size_t begin = round_up(m->at, align);
+    size_t begin = round_up(m->at, (size_t)key_number(m, "general.alignment", 4, 1 << 20, 32));
     for (FileItem *e = m->tensors; *e->name; e++) {
         if (e->tensor.data) continue; // another file's
         size_t at = add_size(begin, e->offset);
@@ -3655,11 +3645,11 @@ static void gguf_directory(Model *m)
     if (end > m->size) REFUSE(m, "cut off: %zu of its %zu bytes are missing", end - m->size, end);
 }
 
-// The path of file i of the n that a model comes in, given that of the first.
+// The path of file i of the n that a model comes in, given that of the first. (A path that is too
+// short to be one is not cut but lengthened.)
 static void part_path(char path[PATH_MAX], const char *first, int i, int n)
 {
-    int stem = (int)strlen(first) - 20;
-    snprintf(path, PATH_MAX, "%.*s-%05d-of-%05d.gguf", stem > 0 ? stem : 0, first, i, n);
+    snprintf(path, PATH_MAX, "%.*s-%05d-of-%05d.gguf", (int)strlen(first) - 20, first, i, n);
 }
 
 // The tensors of a model's other files, if it comes in several, NAME-00001-of-00003.gguf and so on:
@@ -3704,12 +3694,12 @@ static const struct {
 };
 
 // Refuses a model by such a key. Keys that were used are known, and so no sign of anything; other
-// steps count only where the architecture is known, which might have used them.
-static void check_signs(const Model *m)
+// steps count only where the architecture is `known`, which might have used them.
+static void check_signs(const Model *m, int known)
 {
     for (const FileItem *k = m->keys; *k->name; k++)
         for (size_t i = 0; i < COUNT(signs); i++) {
-            int own = m->arch && !strncmp(k->name, m->arch, strlen(m->arch));
+            int own = known && !strncmp(k->name, m->arch, strlen(m->arch));
             if (k->used || !strstr(k->name, signs[i].sign)) continue;
             for (size_t j = 0; (own || signs[i].what != other) && j < k->values.n; j++) {
                 double v = k->values.type == G_STRING ? NAN : number_at(k->values, j);
@@ -3726,17 +3716,16 @@ static void load_gguf(Model *m)
 {
     Weight list[N_WEIGHTS];
     gguf_directory(m);
-    const char *name = key_word(m, "general.architecture", "?");
-    int arch = FIND_NAME(archs, name);
-    if (arch < 0) check_signs(m);
-    if (!strcmp(name, "?")) add_parts(m); // a file that is not the first says nothing of itself
-    if (arch < 0) REFUSE(m, "architecture (got %s, want one of %s)", name, LIST_NAMES(archs));
-    m->arch = archs[arch].arch;
+    m->arch = key_word(m, "general.architecture", "?");
+    int arch = FIND_NAME(archs, m->arch);
+    if (arch < 0) check_signs(m, 0);
+    if (!strcmp(m->arch, "?")) add_parts(m); // a file that is not the first says nothing of itself
+    if (arch < 0) REFUSE(m, "architecture (got %s, want one of %s)", m->arch, LIST_NAMES(archs));
     add_parts(m);
     gguf_vocab(m, &m->vocab);
     m->vocab.strip_right = archs[arch].vocab.strip_right && !m->vocab.pre;
     gguf_config(m, &archs[arch]);
-    check_signs(m);
+    check_signs(m, 1);
     // Any matrix and any norm may come with a bias: converters write them where the model was
     // trained with some, whatever its architecture is called.
     for (int l = 0; l < m->config.n_layers; l++) {
@@ -3752,7 +3741,7 @@ static void load_gguf(Model *m)
     }
     for (const FileItem *e = m->tensors; *e->name; e++)
         if (!e->used) REFUSE(m, "tensor %s: not of a %s", e->name, m->arch);
-    free(m->keys), free(m->tensors);
+    free(m->tensors);
 }
 
 // --- either kind --------------------------------------------------------------------------------
@@ -3770,10 +3759,10 @@ static const struct {
     {2, "gg", "an old GGML file: convert it to GGUF"},
 };
 
-// Either door: a GGUF file says so in its first four bytes.
+// Either door: a GGUF file says so in its first four bytes, and whose architecture it has.
 static void model_load(Model *m, const char *path)
 {
-    *m = (Model){.path = path};
+    *m = (Model){.arch = "llama2.c", .path = path};
     map_file(m);
     int gguf = m->size >= 4 && !memcmp(m->file, "GGUF", 4);
     for (size_t i = 0; !gguf && i < COUNT(strangers); i++) {

@@ -758,9 +758,9 @@ static void run_grids(Session *s, int first, int last)
     check_positions(s);
     static const char classic[] = "The grass is green. The sky is blue. The sun is yellow. "
                                   "Here we go. There and back again.";
-    const Vocab *v = &s->model.vocab;
     const char *what;
-    Grid g = {.s = s, .kind = first, .format = v->chat.n ? open_template(s, &what) : NULL};
+    int own = own_template(&s->model).n > 0;
+    Grid g = {.s = s, .kind = first, .format = own ? open_template(s, &what) : NULL};
     give_hints(s);
     if (s->text) check_string("filler", s->text, s->len);
     split_sentences(&g, copy_string(s->text ? s->text : classic));

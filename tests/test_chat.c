@@ -475,11 +475,13 @@ static void test_choice(void)
     Session s = {.tokenizer = make_vocabulary(TYPE_CONTROL, 0), .model.vocab.tokens.n = VOCAB};
     got = open_template(&s, &what);
     CHECK(got == chat_formats[0].template && !strcmp(what, "chatml"));
-    s.model.vocab.chat = (Values){own.p, 1, G_STRING};
+    s.model.keys = (FileItem[]){
+        {.name = "tokenizer.chat_template", .values = {own.p, 1, G_STRING}}, {.name = ""}};
     CHECK((got = open_template(&s, &what)) && strstr(got, "m.content }}{% endfor %}"));
     talk.format = "zephyr";
     CHECK(open_template(&s, &what) && !strcmp(what, "zephyr"));
     talk.format = NULL;
+    s.model.keys = NULL;
     s.model.vocab = (Vocab){0}; // llama2.c's
     CHECK(open_template(&s, &what) && !strcmp(what, "llama2"));
     s.tokenizer.pieces[START].kind = 0;

@@ -139,7 +139,7 @@ static void test_seldom(void)
     CHECK_INT(tokenizer_encode(&s.tokenizer, "b a", NULL, 3, ids), 2);
     CHECK_INT(ids[1], 314);
     CHECK_INT(s.tokenizer.pieces[315].len, 0);
-    CHECK_INT(v->chat.n, 1);
+    CHECK_INT(own_template(&s.model).n, 1);
     CHECK_INT(s.model.config.global_every, 0);
     spec.arch = "gemma3";
     open_spec(&s, &spec);
