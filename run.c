@@ -409,8 +409,7 @@ INLINE vf load_numbers(int as, const void *p, size_t i, size_t n)
 // their scale returned; the others need none, which is 1.
 static float store_numbers(int as, const float *x, size_t n, void *out)
 {
-    float unused;
-    if (as == AS_INT8) return round_to_bytes(x, n, out, &unused);
+    if (as == AS_INT8) return round_to_bytes(x, n, out, &(float){0}); // the sum is not needed
     if (as == AS_F32) memcpy(out, x, n * 4);
     for (size_t i = 0; as == AS_F16 && i < n; i += LANES) {
         vh half = vf_to_half(vload_part(x + i, n - i));
@@ -1867,12 +1866,13 @@ INLINE vi zip_low(vi a, vi b) { return (vi){a[0], b[0], a[1], b[1]}; }
 INLINE vi zip_high(vi a, vi b) { return (vi){a[2], b[2], a[3], b[3]}; }
 #endif
 
-// Vector i of in[4] has words of rows i, i + 4, ... in its quarters, as load_rows() gives them; in
-// out[k] lane r is word k of row r. Only words within quarters move.
-INLINE void transpose_words(const vi in[4], vi out[4])
+// Vector a of the four has words of rows 0, 4, ... in its quarters, as load_rows() gives them, b
+// those of rows 1, 5, ... and so on; in out[k] lane r is word k of row r. Only words within
+// quarters move.
+INLINE void transpose_words(vi a, vi b, vi c, vi d, vi out[4])
 {
-    vi low[2] = {zip_low(in[0], in[2]), zip_low(in[1], in[3])};     // words 0 and 1
-    vi high[2] = {zip_high(in[0], in[2]), zip_high(in[1], in[3])}; // words 2 and 3
+    vi low[2] = {zip_low(a, c), zip_low(b, d)};     // words 0 and 1
+    vi high[2] = {zip_high(a, c), zip_high(b, d)}; // words 2 and 3
     out[0] = zip_low(low[0], low[1]);
     out[1] = zip_high(low[0], low[1]);
     out[2] = zip_low(high[0], high[1]);
@@ -1896,9 +1896,8 @@ INLINE vi look_up(vi bytes, vi at)
 // Loads 16 bytes of each row, transposed: lane r of a[k] is word k of row r.
 INLINE void transpose_rows(const void *at, size_t pitch, vi a[4])
 {
-    vi rows[4];
-    for (int i = 0; i < 4; i++) rows[i] = load_rows(at, pitch, i);
-    transpose_words(rows, a);
+    transpose_words(load_rows(at, pitch, 0), load_rows(at, pitch, 1), load_rows(at, pitch, 2),
+                    load_rows(at, pitch, 3), a);
 }
 
 // --- Scales -------------------------------------------------------------------------------------
@@ -1980,15 +1979,11 @@ INLINE void read_scales(const TensorType *type, const void *rows, size_t pitch, 
 // products, lane by lane, to a running sum, and widen() makes of that the sum in 32 bits. All of it
 // is exact, so every machine gets the same integers, whatever its instructions. VNNI and NEON add
 // in 32 bits at once. AVX2 adds neighbouring products in 16 bits, where some such pairs of short
-// codes can be added before they must be widened: 15 * 127 * 2 goes 8 times into 32767, 31 * 127 *
-// 2 4 times, 63 * 127 * 2 twice. Codes of 8 bits are signed: x gets their sign. VNNI multiplies
-// unsigned by signed bytes: there FLIP turns an int8 w into w + 128, a code whose zero is ZERO.
-#if LANES == 16
-#define DPBUSD _mm512_dpbusd_epi32
-#elif LANES == 8 && defined(__AVXVNNI__)
-#define DPBUSD _mm256_dpbusd_avx_epi32
-#endif
-#if defined(DPBUSD)
+// codes can be added before they must be widened: (2^bits - 1) * 127 * 2 goes 2^(7 - bits) times
+// into 32767. Codes of 8 bits are signed: x gets their sign. VNNI multiplies unsigned by signed
+// bytes: there FLIP turns an int8 w into w + 128, a code whose zero is ZERO.
+#if LANES == 16 || (LANES == 8 && defined(__AVXVNNI__))
+#define VNNI
 enum { NARROW = 0, FLIP = (int32_t)0x80808080, ZERO = 128 };
 #else
 enum { NARROW = LANES == 8, FLIP = 0, ZERO = 0 };
@@ -1997,8 +1992,8 @@ enum { NARROW = LANES == 8, FLIP = 0, ZERO = 0 };
 INLINE vi dot_words(int bits, vi sum, vi w, vi x)
 {
     (void)bits;
-#if defined(DPBUSD)
-    return (vi)DPBUSD((mi)sum, (mi)w, (mi)x);
+#if defined(VNNI)
+    return (vi)MM(dpbusd_epi32)((mi)sum, (mi)w, (mi)x);
 #elif LANES == 8
     if (bits < 8) return (vi)MM(add_epi16)((mi)sum, MM(maddubs_epi16)((mi)w, (mi)x));
     mi pairs = MM(maddubs_epi16)(MM(abs_epi8)((mi)w), MM(sign_epi8)((mi)x, (mi)w));
@@ -2012,11 +2007,7 @@ INLINE vi dot_words(int bits, vi sum, vi w, vi x)
 }
 
 // How many words' products a sum has room for before it must be widened.
-INLINE size_t room_for(int bits)
-{
-    if (!NARROW || bits == 8) return SIZE_MAX;
-    return bits < 5 ? 8 : 8 >> (bits - 4);
-}
+INLINE size_t room_for(int bits) { return NARROW && bits < 8 ? 128u >> bits : SIZE_MAX; }
 
 INLINE vi widen(int bits, vi sum)
 {
@@ -2067,7 +2058,7 @@ INLINE void add_high_bits(const TensorType *type, const char *high, size_t pitch
     static const uint8_t bit_of[16] = {1, 2, 4, 8, 16, 32, 64, 128, 1, 2, 4, 8, 16, 32, 64, 128};
     int each = type->bits - type->stored, plane = (int)piece_of(type, u, 0) / 2 * each / 8;
     int mask = ((1 << each) - 1) * 0x01010101 << type->stored;
-    vi v = load_rows(high + (type->apart == 1 ? 0 : (size_t)plane * 32 + u % 2 * 16), pitch, i);
+    vi v = load_rows(high + (size_t)plane * 32 + u % 2 * 16, pitch, i);
     vc bit = (vc)load_everywhere(bit_of);
     for (size_t h = 0; h < 2; h++) {
         int up = type->stored - (int)piece_of(type, u, h) / 2 * each % 8;
@@ -2132,12 +2123,26 @@ enum { AHEAD = 16384 };
 // of multiply-adds, the second line only for types with a minimum.
 
 typedef struct {
-    size_t n;               // tokens
-    size_t group, n_groups; // values in a group, groups in a row
-    int8_t *q;              // [n][cols], and room for Q8_TOKENS - 1 rows more: full tiles
-    float *scale;           // [n][n_groups], and room for as many rows more
-    float *minus_sum;       // [n][n_groups]: of the group's q, a whole number
+    int8_t *q;        // [n][cols], and room for Q8_TOKENS - 1 rows more: full tiles; or NULL
+    float *scale;     // [n][n_groups], and room for as many rows more
+    float *minus_sum; // [n][n_groups]: of the group's q, a whole number
 } Quantized;
+
+typedef struct {
+    const Tensor *w; // [rows][cols]
+    float *out;      // [n][rows]
+} Product;
+
+typedef struct {
+    const Product *jobs;
+    const float *x;         // [n][cols]
+    size_t n;               // tokens
+    const Quantized *act;   // x in int8
+    size_t group, n_groups; // values in a group, groups in a row; 0: floats are multiplied
+    size_t n_panels;        // of all jobs together
+    size_t grain;           // panels in a stretch
+    size_t ways, turns;     // threads, and the stretches of each if all are equally fast
+} Matmul;
 
 // PANEL rows of codes, a lane for each, the tokens that they meet, and where the products go.
 struct Panel {
@@ -2145,7 +2150,7 @@ struct Panel {
     size_t pitch;               // bytes to the next row's
     float *scales, *mins;       // [n_groups][PANEL]
     vi *words;                  // [cols / 4], room for codes that are rearranged
-    const Quantized *x;
+    const Matmul *m;
     float *out;                 // out[t][r] = row r . x[t]
     size_t out_pitch, n_rows;   // floats from out[t] to out[t + 1]; rows that there are
 };
@@ -2202,14 +2207,13 @@ INLINE void dot_block(const TensorType *type, const Panel *p, const char *at, co
 // processor's own prefetching does not follow.)
 INLINE void tile_one(const TensorType *type, const Panel *p)
 {
-    const Quantized *x = p->x;
-    const char *at = p->rows, *ahead = at + 2 * PANEL * p->pitch; // the panel after the next
+    const Quantized *x = p->m->act;
     size_t groups = type->block / type->group;
     vf sum = {0};
     vi d[16] = {{0}}; // of a block's groups
-    for (size_t g = 0; g < x->n_groups; g += groups, at += type->bytes) {
-        prefetch(ahead + PANEL * (at - p->rows), PANEL * type->bytes);
-        dot_block(type, p, at, x->q + g * type->group, d);
+    for (size_t g = 0, at = 0; g < p->m->n_groups; g += groups, at += type->bytes) {
+        prefetch(p->rows + PANEL * (2 * p->pitch + at), PANEL * type->bytes);
+        dot_block(type, p, p->rows + at, x->q + g * type->group, d);
         for (size_t k = 0; k < groups; k++)
             sum = add_group(type, sum, p, g + k, d[k], x->minus_sum[g + k], x->scale[g + k]);
     }
@@ -2219,19 +2223,16 @@ INLINE void tile_one(const TensorType *type, const Panel *p)
 // p->words: four neighbouring codes of every row in that row's lane.
 INLINE void pack_words(const TensorType *type, const Panel *p)
 {
-    const char *at = p->rows, *ahead = at + 2 * PANEL * p->pitch;
     vi *words = p->words;
-    for (size_t g = 0; g < p->x->n_groups; g += type->block / type->group, at += type->bytes) {
-        prefetch(ahead + PANEL * (at - p->rows), PANEL * type->bytes);
+    for (size_t at = 0; at < p->pitch; at += type->bytes, words += type->block / 4) {
+        prefetch(p->rows + PANEL * (2 * p->pitch + at), PANEL * type->bytes);
         for (size_t u = 0; u < type->block / 32; u++) {
-            vi codes[4][2], piece[4];
-            for (int i = 0; i < 4; i++) read_codes(type, at, p->pitch, i, u, codes[i]);
-            for (size_t h = 0; h < 2; h++) {
-                for (int i = 0; i < 4; i++) piece[i] = codes[i][h];
-                transpose_words(piece, words + 4 * piece_of(type, u, h));
-            }
+            vi c[4][2];
+            for (int i = 0; i < 4; i++) read_codes(type, p->rows + at, p->pitch, i, u, c[i]);
+            for (size_t h = 0; h < 2; h++)
+                transpose_words(c[0][h], c[1][h], c[2][h], c[3][h],
+                                words + 4 * piece_of(type, u, h));
         }
-        words += type->block / 4;
     }
 }
 
@@ -2240,9 +2241,10 @@ INLINE void pack_words(const TensorType *type, const Panel *p)
 // after `run` words, before they can overflow. Behind the last token there is room, and rubbish.
 INLINE void tile_some(const TensorType *type, const Panel *p, size_t t)
 {
-    const Quantized *x = p->x;
+    const Matmul *m = p->m;
+    const Quantized *x = m->act;
     const vi *words = p->words;
-    size_t n_groups = x->n_groups, cols = n_groups * type->group, quads = type->group / 4;
+    size_t n_groups = m->n_groups, cols = n_groups * type->group, quads = type->group / 4;
     size_t run = min_size(quads, room_for(type->bits));
     const int8_t *q = x->q + t * cols;
     vf sum[Q8_TOKENS] = {{0}};
@@ -2263,15 +2265,15 @@ INLINE void tile_some(const TensorType *type, const Panel *p, size_t t)
         for (size_t i = 0, at = t * n_groups + g; i < Q8_TOKENS; i++, at += n_groups)
             sum[i] = add_group(type, sum[i], p, g, d[i], x->minus_sum[at], x->scale[at]);
     }
-    for (size_t i = 0; i < Q8_TOKENS && t + i < x->n; i++)
+    for (size_t i = 0; i < Q8_TOKENS && t + i < m->n; i++)
         vstore_part(p->out + (t + i) * p->out_pitch, sum[i], p->n_rows);
 }
 
 INLINE void tile_codes(const TensorType *type, const Panel *p)
 {
-    if (p->x->n == 1) tile_one(type, p);
+    if (p->m->n == 1) tile_one(type, p);
     else pack_words(type, p);
-    for (size_t t = 0; p->x->n > 1 && t < p->x->n; t += Q8_TOKENS) tile_some(type, p, t);
+    for (size_t t = 0; p->m->n > 1 && t < p->m->n; t += Q8_TOKENS) tile_some(type, p, t);
 }
 
 // Planar groups are like blocks of nothing but codes. Usual sizes are constants.
@@ -2283,9 +2285,9 @@ INLINE void tile_groups(size_t group, const Panel *p)
 
 static void tile_planar(const Panel *p)
 {
-    if (p->x->group == 32) tile_groups(32, p);
-    else if (p->x->group == 64) tile_groups(64, p);
-    else tile_groups(p->x->group, p);
+    if (p->m->group == 32) tile_groups(32, p);
+    else if (p->m->group == 64) tile_groups(64, p);
+    else tile_groups(p->m->group, p);
 }
 
 // The types in blocks: names, numbers in GGUF, and what TensorType has from `block` on, in its
@@ -2325,13 +2327,13 @@ static const TensorType tensor_types[] = {
     BLOCK_TYPES(ROW)
 };
 
-// Bytes that the tensor takes in the file, or SIZE_MAX when that does not fit in a size_t.
+// Bytes that the tensor takes in the file, or SIZE_MAX when that does not fit in a size_t. Where
+// groups are not the type's, but the tensor's own, their scales lie behind the codes.
 static size_t tensor_bytes(const Tensor *t)
 {
     size_t n = mul_size(t->rows, t->cols);
     size_t bytes = mul_size(n / t->type->block, t->type->bytes);
-    int planar = t->type == &tensor_types[T_Q8];
-    return planar ? add_size(bytes, mul_size(n / t->group, 4)) : bytes;
+    return t->group == t->type->group ? bytes : add_size(bytes, mul_size(n / t->group, 4));
 }
 
 // --- float --------------------------------------------------------------------------------------
@@ -2387,29 +2389,12 @@ INLINE void dot_tile(int as, size_t nt, const uint8_t *rows, size_t pitch, const
     }
 }
 
-typedef struct {
-    const Tensor *w; // [rows][cols]
-    float *out;      // [n][rows]
-} Product;
-
-typedef struct {
-    const Product *jobs;
-    const float *x;        // [n][cols]
-    size_t n;
-    const Quantized *act;  // x in int8, or NULL: multiply floats
-    size_t n_panels;       // of all jobs together
-    size_t grain;          // panels in a stretch
-    size_t ways, turns;    // threads, and the stretches of each if all are equally fast
-} Matmul;
-
 // The size of groups in which rows of w can be multiplied as int8, or 0. The others are multiplied
 // as floats: float types, and planar groups that straddle rows, that no whole 32 bytes make, or
 // that are so large that a sum might not be exact as a float.
 static size_t int8_group(const Tensor *w)
 {
-    size_t group = w->group;
-    if (!group || w->cols % group || (w->scales && (group % 32 || group > 256))) return 0;
-    return group;
+    return w->scales && (w->cols % w->group || w->group % 32 || w->group > 256) ? 0 : w->group;
 }
 
 // Rows [r0, r0 + n_rows) of one product in int8; n_rows <= PANEL. Codes are read where they lie,
@@ -2429,7 +2414,7 @@ static void product_q8(const Matmul *m, const Product *p, size_t r0, size_t n_ro
         for (size_t g = 0; g < n_groups; g++)
             scales[g * PANEL + r] = w->scales[(r0 + r) * n_groups + g];
     type->tile(&(Panel){.rows = (const char *)rows, .pitch = pitch, .scales = scales,
-                        .mins = mins, .words = words, .x = m->act, .out = p->out + r0,
+                        .mins = mins, .words = words, .m = m, .out = p->out + r0,
                         .out_pitch = w->rows, .n_rows = n_rows});
 }
 
@@ -2444,7 +2429,7 @@ INLINE void sum_panel(const vf sums[PANEL][SUM_VECTORS], size_t n, float *out)
             q[k] = (vf)load_rows((const char *)sums + 16 * k, sizeof *sums, i);
         fours[i] = (vi)((q[0] + q[2]) + (q[1] + q[3]));
     }
-    transpose_words(fours, a);
+    transpose_words(fours[0], fours[1], fours[2], fours[3], a);
     vf sum = (((vf)a[0] + (vf)a[2]) + ((vf)a[1] + (vf)a[3])) + vset(0);
     vstore_part(out, sum, n);
 }
@@ -2499,7 +2484,7 @@ static void matmul_stretch(void *arg, size_t item)
         const Product *p = m->jobs;
         size_t r0 = panel * PANEL;
         for (; r0 >= (n = round_up(p->w->rows, PANEL)); p++) r0 -= n;
-        (m->act ? product_q8 : product_f32)(m, p, r0, min_size(PANEL, p->w->rows - r0));
+        (m->group ? product_q8 : product_f32)(m, p, r0, min_size(PANEL, p->w->rows - r0));
     }
 }
 
@@ -2508,9 +2493,9 @@ static void quantize_row(void *arg, size_t t)
 {
     const Matmul *m = arg;
     const Quantized *a = m->act;
-    for (size_t g = 0; g < a->n_groups; g++) {
-        size_t at = t * a->n_groups + g, from = at * a->group;
-        a->scale[at] = round_to_bytes(m->x + from, a->group, a->q + from, a->minus_sum + at);
+    for (size_t g = 0; g < m->n_groups; g++) {
+        size_t at = t * m->n_groups + g, from = at * m->group;
+        a->scale[at] = round_to_bytes(m->x + from, m->group, a->q + from, a->minus_sum + at);
     }
 }
 
@@ -2520,16 +2505,17 @@ static void add_rows(float *x, const float *y, size_t n)
 }
 
 // jobs[k].out[n][rows] = x[n][cols] w_k^T + bias for products that share x. act: room for x as
-// int8, or NULL to compute exactly. For few tokens, where memory is the limit, each thread's share
+// int8, or none to compute exactly. For few tokens, where memory is the limit, each thread's share
 // is cut into no more than STRETCHES: long ones prefetch better, but the last one is waited for.
 enum { STRETCHES = 4 };
 
-static void matmul(Quantized *act, const Product *jobs, int n_jobs, const float *x, size_t n)
+static void matmul(const Quantized *act, const Product *jobs, int n_jobs, const float *x, size_t n)
 {
-    size_t cols = jobs->w->cols, group = act ? int8_group(jobs->w) : 0;
-    Matmul m = {.jobs = jobs, .x = x, .n = n, .act = group ? act : NULL};
+    size_t cols = jobs->w->cols, group = act->q ? int8_group(jobs->w) : 0;
+    Matmul m = {.jobs = jobs, .x = x, .n = n, .act = act, .group = group,
+                .n_groups = group ? cols / group : 0};
     const Product *rest = jobs, *end = jobs + n_jobs; // rest: from the first of another group size
-    for (; rest < end && (act ? int8_group(rest->w) : 0) == group; rest++)
+    for (; rest < end && (act->q ? int8_group(rest->w) : 0) == group; rest++)
         m.n_panels += ceil_div(rest->w->rows, PANEL);
     size_t threads = (size_t)pool.n_threads;
     m.grain = ceil_div(MIN_SHARE, PANEL * cols * n);
@@ -2537,12 +2523,7 @@ static void matmul(Quantized *act, const Product *jobs, int n_jobs, const float 
         m.grain = max_size(ceil_div(m.grain, 2), ceil_div(m.n_panels, STRETCHES * threads));
     m.ways = m.n_panels > m.grain ? threads : 1;
     m.turns = ceil_div(m.n_panels, m.grain * m.ways);
-    if (group) {
-        act->n = n;
-        act->group = group;
-        act->n_groups = cols / group;
-        parallel_for(n, ceil_div(MIN_SHARE, 4 * cols), quantize_row, &m);
-    }
+    if (group) parallel_for(n, ceil_div(MIN_SHARE, 4 * cols), quantize_row, &m);
     parallel_for(m.ways * m.turns, 1, matmul_stretch, &m);
     for (const Product *p = jobs; p < rest; p++)
         for (size_t t = 0; p->w->bias && t < n; t++)
@@ -2574,7 +2555,7 @@ typedef struct {
     float *x, *xb;    // [chunk][dim]: the residual stream, and its normed copy
     float *y;         // [chunk][dim]: what joins the stream
     float *gate, *up; // [chunk][hidden_dim]
-    Quantized *act;   // room for activations in int8; NULL: exact
+    Quantized act;    // room for activations in int8; none: exact
 } State;
 
 // Fills in what neither the checkpoint nor the command line gave. ctx: the context asked for.
@@ -2653,10 +2634,9 @@ static void state_init(State *s, const Model *m, int64_t max_seq_len, size_t chu
         *rooms[i] = reserve(mul_size(mul_size(chunk, sizes[i]), 4));
     if (exact) return;
     size_t widest = mul_size(chunk + Q8_TOKENS - 1, max_size(dim, max_size(q, hidden)));
-    s->act = xcalloc(1, sizeof *s->act);
-    s->act->q = reserve(widest);
-    s->act->scale = reserve(mul_size(widest, 4));
-    s->act->minus_sum = reserve(mul_size(widest, 4));
+    s->act.q = reserve(widest);
+    s->act.scale = reserve(mul_size(widest, 4));
+    s->act.minus_sum = reserve(mul_size(widest, 4));
 }
 
 // Rows to be normed, by several threads.
@@ -2720,7 +2700,7 @@ static void project(State *s, const Layer *l)
 {
     Attention *a = &s->attn;
     size_t n = a->n, n_kv = a->config.n_kv_heads;
-    matmul(s->act, (Product[]){{&l->wq, a->q}, {&l->wk, a->k}, {&l->wv, a->v}}, 3, s->xb, n);
+    matmul(&s->act, (Product[]){{&l->wq, a->q}, {&l->wk, a->k}, {&l->wv, a->v}}, 3, s->xb, n);
     norm(s, a->q, a->q, l->q_norm, n * l->wq.rows);
     norm(s, a->k, a->k, l->k_norm, n * l->wk.rows);
     parallel_for(n_kv, n > 1 ? 1 : n_kv, store_kv, a);
@@ -2747,9 +2727,9 @@ static void feed_forward(State *s, const Layer *l)
 {
     size_t n = s->attn.n, hidden = s->attn.config.hidden_dim;
     int gated = !s->attn.config.no_gate;
-    matmul(s->act, (Product[]){{&l->w1, s->gate}, {&l->w3, s->up}}, 1 + gated, s->xb, n);
+    matmul(&s->act, (Product[]){{&l->w1, s->gate}, {&l->w3, s->up}}, 1 + gated, s->xb, n);
     parallel_for(n, ceil_div(MIN_SHARE / 8, hidden), gate_row, s);
-    matmul(s->act, &(Product){&l->w2, s->y}, 1, s->gate, n);
+    matmul(&s->act, &(Product){&l->w2, s->y}, 1, s->gate, n);
 }
 
 // Row t of x += y. branch_scale, below 1, lets deep models add so much the less.
@@ -2791,7 +2771,7 @@ static void forward(State *s, const int *tokens, size_t n, int64_t pos)
         norm(s, s->xb, s->x, l->att_norm, size);
         project(s, l);
         attention(a);
-        matmul(s->act, &(Product){&l->wo, s->y}, 1, a->q, n);
+        matmul(&s->act, &(Product){&l->wo, s->y}, 1, a->q, n);
         if (!c->parallel) join_stream(s, l->post_att_norm);
 
         norm(s, s->xb, s->x, l->ffn_norm, size);
@@ -2810,7 +2790,7 @@ static void classify(State *s, size_t first, size_t count, float *logits)
     const Config *c = &s->attn.config;
     size_t n = count * s->model->classifier.rows;
     float scale = (float)c->logit_scale;
-    matmul(s->act, &(Product){&s->model->classifier, logits}, 1, s->xb + first * c->dim, count);
+    matmul(&s->act, &(Product){&s->model->classifier, logits}, 1, s->xb + first * c->dim, count);
     for (size_t i = 0; scale > 0 && i < n; i++) logits[i] /= scale;
     soft_cap(logits, n, (float)c->logit_cap);
 }

@@ -147,7 +147,7 @@ static double ideal_time(const State *s, int prompt, size_t n, const Limits *l)
     }
     double weights = 2 * layers * (2 * dim * dim + 2 * dim * kv_dim + 3 * dim * c->hidden_dim);
     double attention = 2 * layers * 2 * dim * (double)n / 2;
-    int int8 = s->act && int8_group(&s->model->layers->wq) && l->int8 > 0;
+    int int8 = s->act.q && int8_group(&s->model->layers->wq) && l->int8 > 0;
     return weights / (int8 ? l->int8 : l->f32) + attention / l->f32;
 }
 

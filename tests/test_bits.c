@@ -146,12 +146,12 @@ static void test_products(void)
         uint8_t *data = random_blocks(type, ROWS * cols / type->block);
         float *x = random_floats(N * cols), *out = xcalloc(2 * N * ROWS, 4);
         Tensor w = {.type = type, .data = data, .group = type->group, .rows = ROWS, .cols = cols};
-        Quantized act = {.q = xcalloc((N + Q8_TOKENS) * cols, 1),
-                         .scale = xcalloc((N + Q8_TOKENS) * cols, 4),
-                         .minus_sum = xcalloc((N + Q8_TOKENS) * cols, 4)};
-        matmul(exact ? NULL : &act, &(Product){&w, out}, 1, x, N);
+        Quantized none = {0}, act = {.q = xcalloc((N + Q8_TOKENS) * cols, 1),
+                                     .scale = xcalloc((N + Q8_TOKENS) * cols, 4),
+                                     .minus_sum = xcalloc((N + Q8_TOKENS) * cols, 4)};
+        matmul(exact ? &none : &act, &(Product){&w, out}, 1, x, N);
         for (size_t t = 0; t < N; t++)
-            matmul(exact ? NULL : &act, &(Product){&w, out + (N + t) * ROWS}, 1, x + t * cols, 1);
+            matmul(exact ? &none : &act, &(Product){&w, out + (N + t) * ROWS}, 1, x + t * cols, 1);
         CHECK_BITS(out, out + N * ROWS, N * ROWS);
         check_hash(golden[i].what, out, N * ROWS, golden[i].want);
         free(data), free(x), free(out), free(act.q), free(act.scale), free(act.minus_sum);

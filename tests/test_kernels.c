@@ -180,7 +180,7 @@ static void test_products_f32(void)
                 Tensor t = {&tensor_types[T_F32], (uint8_t *)w, NULL, 0, rows, cols, NULL};
                 int before = n_failed;
                 memset(out, 0, MOST * ROWS * 4);
-                matmul(NULL, &(Product){&t, out}, 1, x, n);
+                matmul(&(Quantized){0}, &(Product){&t, out}, 1, x, n);
                 for (size_t i = 0; i < n * rows; i++)
                     want[i] = plain_dot(w + i % rows * cols, x + i / rows * cols, cols);
                 CHECK_BITS(out, want, n * rows);
@@ -225,8 +225,8 @@ static void test_gemm_rows(void)
 static Quantized quantized(size_t n, size_t cols, size_t group)
 {
     size_t room = n + Q8_TOKENS - 1;
-    return (Quantized){n, group, cols / group, xcalloc(room * cols, 1),
-                       xcalloc(room * cols / group, 4), xcalloc(room * cols / group, 4)};
+    return (Quantized){xcalloc(room * cols, 1), xcalloc(room * cols / group, 4),
+                       xcalloc(room * cols / group, 4)};
 }
 
 static void free_quantized(Quantized *x)
@@ -242,7 +242,8 @@ static void test_quantize_row(void)
     memset(x, 0, GROUP * 4); // a group of zeros
     Quantized a = quantized(2, COLS, GROUP);
     int bad = 0, bad_sum = 0;
-    for (size_t t = 0; t < 2; t++) quantize_row(&(Matmul){.x = x, .act = &a}, t);
+    Matmul m = {.x = x, .act = &a, .group = GROUP, .n_groups = GROUPS};
+    for (size_t t = 0; t < 2; t++) quantize_row(&m, t);
     for (size_t g = 0; g < 2 * GROUPS; g++) {
         int sum = 0, largest = 0;
         for (size_t k = g * GROUP; k < (g + 1) * GROUP; k++) {
@@ -262,16 +263,17 @@ static void test_quantize_row(void)
 
 // The definition of a tile, one number at a time: codes[PANEL][cols] are int8 whose zero is 0.
 static void tile_plain(const int8_t *codes, const float *scales, const float *mins,
-                       const Quantized *x, float *out, size_t stride, size_t n_rows)
+                       const Matmul *m, float *out, size_t stride, size_t n_rows)
 {
-    size_t n = x->n, n_groups = x->n_groups, cols = n_groups * x->group;
-    for (size_t t = 0; t < n; t++)
+    const Quantized *x = m->act;
+    size_t n_groups = m->n_groups, cols = n_groups * m->group;
+    for (size_t t = 0; t < m->n; t++)
         for (size_t r = 0; r < n_rows; r++) {
             vf sum = {0};
             for (size_t g = 0; g < n_groups; g++) {
                 size_t at = t * n_groups + g;
                 int32_t dot = 0;
-                for (size_t k = g * x->group; k < (g + 1) * x->group; k++)
+                for (size_t k = g * m->group; k < (g + 1) * m->group; k++)
                     dot += codes[r * cols + k] * x->q[t * cols + k];
                 float scale = scales[g * PANEL + r] * x->scale[at];
                 sum = vmuladd(vset((float)dot), vset(scale), sum);
@@ -292,16 +294,17 @@ static void check_tile_q8(size_t n, size_t cols, size_t group, int n_rows, int h
     float *mins = random_floats(cols / group * PANEL);
     int8_t *w = xcalloc(PANEL * cols, 1);
     for (size_t i = 0; i < PANEL * cols; i++) w[i] = (int8_t)(random_bits() >> 24); // -128 too
-    for (size_t t = 0; t < n; t++) quantize_row(&(Matmul){.x = act, .act = &x}, t);
+    Matmul m = {.x = act, .n = n, .act = &x, .group = group, .n_groups = cols / group};
+    for (size_t t = 0; t < n; t++) quantize_row(&m, t);
     float *fast = xcalloc(n * STRIDE, 4), *plain = xcalloc(n * STRIDE, 4);
     void *room = xcalloc(PANEL * cols, 1);
     Panel panel = {.rows = (char *)w, .pitch = cols, .scales = scales, .mins = mins, .words = room,
-                   .x = &x, .out = fast, .out_pitch = STRIDE, .n_rows = (size_t)n_rows};
+                   .m = &m, .out = fast, .out_pitch = STRIDE, .n_rows = (size_t)n_rows};
     const TensorType with_min = {.block = group, .bytes = group, .group = group, .has_min = 1,
                                  .bits = 8, .stored = 8, .zero = ZERO, .apart = 1};
     if (has_min) tile_codes(&with_min, &panel); // planar types have no minima
     else tile_planar(&panel);
-    tile_plain(w, scales, has_min ? mins : NULL, &x, plain, STRIDE, (size_t)n_rows);
+    tile_plain(w, scales, has_min ? mins : NULL, &m, plain, STRIDE, (size_t)n_rows);
     int before = n_failed, bad = 0;
     CHECK_BITS(fast, plain, n * STRIDE); // beyond n_rows both still hold zeros
     for (size_t t = 0; t < n; t++)
@@ -362,13 +365,14 @@ static void test_blocks(void)
         float *x = random_floats(N * cols), *want = xcalloc(N * rows, 4);
         float *one = xcalloc(N * rows, 4), *all = xcalloc(N * rows, 4);
         Quantized act = quantized(N, cols, type->group);
+        Matmul m = {.n = N, .act = &act, .group = type->group, .n_groups = cols / type->group};
         matmul(&act, &(Product){&w, all}, 1, x, N);
         for (size_t r0 = 0; r0 < rows; r0 += PANEL) {
             size_t n_rows = min_size(PANEL, rows - r0);
             read_scales(type, data + r0 * pitch, pitch, n, scales, mins);
             for (size_t r = 0; r < n_rows; r++)
                 block_codes(type, data + (r0 + r) * pitch, n, codes + r * cols);
-            tile_plain(codes, scales, type->has_min ? mins : NULL, &act, want + r0, rows, n_rows);
+            tile_plain(codes, scales, type->has_min ? mins : NULL, &m, want + r0, rows, n_rows);
         }
         for (size_t t = 0; t < N; t++)
             matmul(&act, &(Product){&w, one + t * rows}, 1, x + t * cols, 1);
@@ -455,12 +459,12 @@ static void check_matmul(int type, size_t cols, size_t group, size_t group3, int
         one[k] = xcalloc(n * rows[k], 4);
         jobs[k] = (Product){&w[k], all[k]};
     }
-    Quantized act = quantized(n, cols, 1); // room for any group size
+    Quantized act = quantized(n, cols, 1), none = {0}; // room for any group size
     int before = n_failed, bad = 0;
-    matmul(int8 ? &act : NULL, jobs, 3, x, n);
+    matmul(int8 ? &act : &none, jobs, 3, x, n);
     for (size_t t = 0; t < n; t++) {
         for (int k = 0; k < 3; k++) jobs[k].out = one[k] + t * rows[k];
-        matmul(int8 ? &act : NULL, jobs, 3, x + t * cols, 1);
+        matmul(int8 ? &act : &none, jobs, 3, x + t * cols, 1);
     }
     float *row = xcalloc(cols, 4);
     for (int k = 0; k < 3; k++) {
