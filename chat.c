@@ -1265,6 +1265,9 @@ static const char *compose_template(const char *parts)
 // executed at all, which tokens it writes (no user may write those), and what it writes behind a
 // reply: the token at which the model's replies have to end, whatever the file says about its EOS.
 
+// What a template may write that is no text.
+enum { TOKEN_SPECIAL = TOKEN_CONTROL | TOKEN_USER };
+
 // A token as a text for the template, which writes BOS and EOS by name.
 static Term piece_term(const Tokenizer *t, int id)
 {
@@ -1293,7 +1296,7 @@ static Term make_message(Term pair[2], const char *role, const char *content)
 // meant as a token even if the file calls it text.
 static int find_token(const Tokenizer *t, const char *s, size_t len, size_t *n)
 {
-    int id = match_special(t, s, len, 1, n);
+    int id = match_special(t, s, len, TOKEN_SPECIAL, n);
     if (id >= 0 || (*s != '<' && *s != '[')) return id;
     for (size_t k = min_size(len, 64); k > 2 && id < 0; k--)
         if (s[k - 1] == (*s == '<' ? '>' : ']')) id = find_piece(t, s, *n = k, TOKEN_TEXT);
@@ -1401,6 +1404,30 @@ static int system_effect(const Tokenizer *t, const char *template, const char *t
     return effect;
 }
 
+// The ids of text[len], which a template wrote; the caller frees them. Its control tokens are found
+// where own[i] is 1: byte i is the template's, and not a user's. What is between them is text. BOS
+// comes first if the model wants it and the template did not write it.
+static int *encode_written(const Tokenizer *t, const char *text, const char *own, size_t len,
+                           size_t *n)
+{
+    int *ids = xrealloc(encode_text(t, "", 0, n), 2 * len + 2, sizeof *ids); // the first, for now
+    size_t from = 0, step;
+    int written = len && own[0] && match_special(t, text, len, TOKEN_SPECIAL, &step) == t->bos;
+    *n = t->add_bos && !written;
+    for (size_t at = 0; at < len; at += step) {
+        int id = match_special(t, text + at, len - at, own[at] ? TOKEN_SPECIAL : TOKEN_USER, &step);
+        if (id < 0 || t->pieces[id].kind != TOKEN_CONTROL) continue;
+        *n += (size_t)tokenizer_encode(t, text + from, at - from, ids + *n);
+        ids[(*n)++] = id;
+        if (t->strip_right && id != t->bos && id != t->eos) // Phi-3's way
+            while (at + step < len && isspace((unsigned char)text[at + step])) step++;
+        from = at + step;
+    }
+    *n += (size_t)tokenizer_encode(t, text + from, len - from, ids + *n);
+    *n = max_size(1, *n);
+    return ids;
+}
+
 // The ids of messages[n] and the beginning of a reply; the caller frees them. A user cannot write
 // control tokens: behind a byte 1 (see quote_text) there is none. own[i] says of byte i of the text
 // whether a token may begin there, and the marks are taken out.
@@ -1417,7 +1444,7 @@ static int *encode_chat(const Session *s, const char *template, const Term *mess
         if (out.out[at] == 1 && at + 1 < out.n_out) own[len] = 0, at++;
         out.out[len++] = out.out[at];
     }
-    int *ids = encode_text(&s->tokenizer, out.out, own, len, n_ids);
+    int *ids = encode_written(&s->tokenizer, out.out, own, len, n_ids);
     free(own);
     free_template(&out);
     return ids;
@@ -1431,7 +1458,7 @@ static char *quote_text(const Tokenizer *t, const char *text)
     size_t len = strlen(text), n, to = 0;
     char *quoted = xcalloc(2 * len + 1, 1);
     for (size_t at = 0; at < len; at++) {
-        int id = match_special(t, text + at, len - at, 1, &n);
+        int id = match_special(t, text + at, len - at, TOKEN_SPECIAL, &n);
         if (text[at] == 1 || (id >= 0 && t->pieces[id].kind == TOKEN_CONTROL)) quoted[to++] = 1;
         quoted[to++] = text[at];
     }
@@ -1507,7 +1534,7 @@ static void run_shown(Session *s)
     give_hints(s);
     if (talk.show_tokens) {
         size_t n;
-        int *ids = encode_text(&s->tokenizer, s->text ? s->text : "", NULL, s->len, &n);
+        int *ids = encode_text(&s->tokenizer, s->text ? s->text : "", s->len, &n);
         show_tokens(&s->tokenizer, ids, n);
         free(ids);
     }
@@ -1535,7 +1562,7 @@ static void rewind_session(Session *s, size_t pos)
     size_t seen = pos > window ? pos - window : 0;
     size_t first = max_size(seen / TILE, c->sink_slots), ring = c->n_slots - c->sink_slots;
     size_t filled = (size_t)s->state.attn.text; // at least so far, since position 0 was
-    s->pos = first + ring >= ceil_div(filled, TILE) ? (long long)pos : 0;
+    s->pos = first + ring >= ceil_div(filled, TILE) ? pos : 0;
 }
 
 // What has been said so far. The contents of messages belong to it.
@@ -1642,7 +1669,7 @@ static int answer(Session *s, Conversation *c, const char *text)
         return 0;
     }
     // What the cache holds is used as far as it is the beginning of the new text, too.
-    while (common < min_size(n - 1, (size_t)s->pos) && ids[common] == s->ids[common]) common++;
+    while (common < min_size(n - 1, s->pos) && ids[common] == s->ids[common]) common++;
     const Attention *a = &s->state.attn;
     const RopeConfig *r = &a->positions[0].rope;
     if (rope_methods[r->method].changes == ONCE && a->text > r->orig_ctx &&
@@ -1650,8 +1677,8 @@ static int answer(Session *s, Conversation *c, const char *text)
     rewind_session(s, common);
     // Behind the ids come those that the reply consists of, as many as were made.
     size_t before = s->made.n;
-    if (talk.show_tokens) show_tokens(&s->tokenizer, ids + s->pos, n - (size_t)s->pos);
-    const char *end = reply(s, ids + s->pos, n - (size_t)s->pos, 0);
+    if (talk.show_tokens) show_tokens(&s->tokenizer, ids + s->pos, n - s->pos);
+    const char *end = reply(s, ids + s->pos, n - s->pos, 0);
     free(ids);
     if (end != THE_MODEL) fprintf(stderr, "%s: the reply was cut by %s\n", prog, end);
     add_message(c, "assistant", spell_ids(&s->tokenizer, s->ids + n, s->made.n - before));
@@ -1809,7 +1836,7 @@ static void run_info(Session *s)
     else if (n_local) print_rope("local layers", &c.local);
     if (n_local && !c.local.still) printf("              %d of %d\n", n_local, c.n_layers);
     printf("chat format   %s\n", template ? what : "unknown");
-    char *words = copy_string(t->words ? m->vocab.pre : ""); // a name of the file, whatever it holds
+    char *words = copy_string(t->words ? m->vocab.pre : ""); // whatever it holds
     make_printable(words);
     printf("tokenizer     %s%s, %d tokens, %s\n",
            t->words ? "byte-level BPE, words as " : "SentencePiece-style", words, t->vocab_size,
@@ -1824,7 +1851,7 @@ static void run_info(Session *s)
 
 // Modes, then the options that only they have; the others are those of run.c.
 static const Mode chat_modes[] = {
-    {"generate", run_shown, ENDLESS}, {"chat", run_chat, ENDLESS | TALKS},
+    {"generate", run_shown, ENDLESS}, {"chat", run_chat, ENDLESS},
     {"info", run_info, NO_STATE},
 };
 

@@ -1287,8 +1287,8 @@ enum { GEMM_ROWS = LANES == 16 ? 12 : 6, GEMM_VECTORS = 2 };
 // one chain of multiply-adds in the order of k, and its bits do not depend on how many rows or
 // lanes are computed at once.
 //
-// c[nt][N] += a[nt][K] b[K][N] in GEMM_VECTORS vectors of c's columns; nt is a constant wherever this
-// is inlined. The sums stay in registers.
+// c[nt][N] += a[nt][K] b[K][N] in GEMM_VECTORS vectors of c's columns; nt is a constant wherever
+// this is inlined. The sums stay in registers.
 INLINE void gemm_tile(size_t nt, const float *a, const float *b, size_t K, size_t N, float *c)
 {
     vf sum[GEMM_ROWS][GEMM_VECTORS];
@@ -3464,8 +3464,8 @@ static const Model archs[] = {
     {"gptneox", .config = {LAYER_NORM, .rope_split = 1, .parallel = 1}},
     // Every fourth layer without positions.
     {"smollm3", .config = {.nope_every = 4, .local.still = 1, .norm_eps = 1e-6}},
-    // LongRoPE's lists, if they come along; its window is in files but not in use, so all layers are
-    // global. Its own tokenizer drops blanks behind control tokens.
+    // LongRoPE's lists, if they come along; its window is in files but not in use, so all layers
+    // are global. Its own tokenizer drops blanks behind control tokens.
     {"phi3", .config = {.rope_split = 1, .global_every = 1}, .vocab.strip_right = 1},
     // Norms behind the branches; scales in front of everything; queries that grow sharper.
     {"olmo2", .config = {.rope_split = 1, .no_pre_norm = 1, .post_norm = 1, .qk_norm = 2,
@@ -3815,9 +3815,9 @@ static uint32_t read_char(const char *s, size_t len, size_t *n)
 enum { ID_UNK, ID_BOS, ID_EOS }; // of tokenizer.bin
 
 // Text can become pieces of the kind TOKEN_TEXT by merging. Control tokens (the end of a turn, say)
-// are no text, and recognised in templates only; user-defined ones are found in any text. Bytes are
-// SentencePiece's, for characters that it has no piece for. Kinds are bits, so that a search can be
-// for several.
+// are no text, and recognised in templates only (chat.c); user-defined ones are found in any text.
+// Bytes are SentencePiece's, for characters that it has no piece for. Kinds are bits, so that a
+// search can be for several.
 enum { TOKEN_TEXT = 1, TOKEN_CONTROL = 2, TOKEN_USER = 4, TOKEN_BYTE = 8, TOKEN_ANY = 15 };
 
 typedef struct {
@@ -3854,10 +3854,9 @@ typedef struct {
 
 static Hash hash_init(size_t n)
 {
-    Hash h = {.size = 64};
-    while (h.size < 2 * n) h.size *= 2;
-    h.slots = xcalloc(h.size, sizeof *h.slots);
-    return h;
+    size_t size = 64;
+    while (size < 2 * n) size *= 2;
+    return (Hash){size, xcalloc(size, sizeof(struct HashSlot))};
 }
 
 static size_t hash_bytes(const void *key, size_t len) // FNV-1a
@@ -3989,32 +3988,29 @@ static void (*encode_words)(Encoder *e, const char *text, size_t len);
 // before it: the first word of a text is then the same piece as inside of one.
 static void encode_plain(Encoder *e, const char *text, size_t len)
 {
-    size_t space = (size_t)e->t->space_prefix;
-    if (!len) return;
+    size_t space = len && e->t->space_prefix; // none where there is no text
     char *copy = xrealloc(NULL, len + space, 1);
     *copy = ' ';
     memcpy(copy + space, text, len);
-    if (e->t->words) encode_words(e, copy, len + space);
-    else encode_word(e, copy, len + space);
+    (e->t->words ? encode_words : encode_word)(e, copy, len + space);
     free(copy);
 }
 
-// The special token at the beginning of s[len], the longest of them, or -1; *n gets its length. In
-// templates that includes control tokens: if users could write them, they could end their turn and
-// begin the model's. special_len says how far to look, which is nowhere for most bytes.
-static int match_special(const Tokenizer *t, const char *s, size_t len, int template, size_t *n)
+// The token of these kinds (none is TOKEN_TEXT) at the beginning of s[len], the longest of them, or
+// -1; *n gets its length. special_len says how far to look, which is nowhere for most bytes.
+static int match_special(const Tokenizer *t, const char *s, size_t len, int kinds, size_t *n)
 {
-    int kinds = template ? TOKEN_USER | TOKEN_CONTROL : TOKEN_USER, id = -1;
+    int id = -1;
     *n = 1;
     for (size_t k = min_size(t->special_len[(uint8_t)*s], len); k && id < 0; k--)
         id = find_piece(t, s, *n = k, kinds);
     return id;
 }
 
-// Encodes text[len] into ids (room for 2 * len + 1), without BOS or EOS, and returns how many.
-// template[len]: 1 for the bytes that are a template's, not the user's; NULL: all are the user's.
-static int tokenizer_encode(const Tokenizer *t, const char *text, const char *template, size_t len,
-                            int *ids)
+// Encodes text[len] into ids (room for 2 * len + 1), without BOS or EOS, and returns how many. No
+// text has control tokens: if users could write them, they could end their turn and begin the
+// model's.
+static int tokenizer_encode(const Tokenizer *t, const char *text, size_t len, int *ids)
 {
     if (len >= INT_MAX / 2) die(EXIT_DATA, "text", "too long (got %zu bytes)", len);
     // A word has a space before it, at most, and an end; the tree's leaves are fewer than twice
@@ -4023,12 +4019,10 @@ static int tokenizer_encode(const Tokenizer *t, const char *text, const char *te
                  .best = xrealloc(NULL, 4 * (len + 2), sizeof *e.best)};
     size_t from = 0;
     for (size_t at = 0, n; at < len; at += n) {
-        int id = match_special(t, text + at, len - at, template && template[at], &n);
+        int id = match_special(t, text + at, len - at, TOKEN_USER, &n);
         if (id < 0) continue;
         encode_plain(&e, text + from, at - from);
         ids[e.count++] = id;
-        if (t->strip_right && t->pieces[id].kind == TOKEN_CONTROL && id != t->bos && id != t->eos)
-            while (at + n < len && isspace((unsigned char)text[at + n])) n++;
         from = at + n;
     }
     encode_plain(&e, text + from, len - from);
@@ -4084,8 +4078,8 @@ static char *read_text(const char *path, size_t *len)
     return text;
 }
 
-// s[len] as plain text, to out[len]; returns its length. bpe: characters are bytes; else U+2581
-// is a space.
+// s[len] as plain text, to out[len], which may be s; returns its length. bpe: characters are bytes;
+// else U+2581 is a space.
 static size_t plain_text(const char *s, size_t len, int bpe, char *out)
 {
     size_t n = 0, step;
@@ -4093,7 +4087,7 @@ static size_t plain_text(const char *s, size_t len, int bpe, char *out)
         uint32_t c = read_char(s + at, len - at, &step);
         int byte = bpe ? byte_of_char(c) : c == 0x2581 ? ' ' : -1;
         if (byte >= 0) out[n++] = (char)byte;
-        else memcpy(out + n, s + at, step), n += step;
+        else memmove(out + n, s + at, step), n += step;
     }
     return n;
 }
@@ -4115,14 +4109,12 @@ static void read_pieces(Tokenizer *t, const Vocab *v)
         if (!v->pre && (id == v->bos || id == v->eos || id == v->eot)) type = 3;
         if (v->scores.at) p->score = (float)number_at(v->scores, (size_t)id);
         if (isnan(p->score)) die(EXIT_DATA, t->path, "piece %d has no score (got nan)", id);
-        p->text = next_string(&list, &len);
+        const char *spelled = next_string(&list, &len);
         p->kind = type == 4 ? TOKEN_USER : type == 2 || type == 3 ? TOKEN_CONTROL : TOKEN_TEXT;
         if (len > 1 << 16) die(EXIT_DATA, t->path, "token %d is too long (got %zu)", id, len);
-        if (p->kind == TOKEN_TEXT) {
-            char *plain = xrealloc(NULL, len, 1);
-            len = plain_text(p->text, len, v->pre != NULL, plain);
-            p->text = plain;
-        }
+        char *text = memcpy(xrealloc(NULL, len, 1), spelled, len);
+        if (p->kind == TOKEN_TEXT) len = plain_text(text, len, v->pre != NULL, text);
+        p->text = text;
         p->len = (int)len;
         p->stop = id == v->eos || id == v->eot;
         if (!len) continue;
@@ -4133,24 +4125,20 @@ static void read_pieces(Tokenizer *t, const Vocab *v)
     }
 }
 
-// Ids are numbers of a file, where -1 and more than there are may stand for none.
-static void mark_stop(Tokenizer *t, double id)
-{
-    if (id >= 0 && id < t->vocab_size) t->pieces[(int)id].stop = 1;
-}
-
 // Tokens that end a turn: those of the file, and others, whatever the file says about them. Many
 // files name one EOS, that of a text, but their models end a turn with another one, and would talk
-// on to themselves.
+// on to themselves. Among a file's ids -1 and more than there are may stand for none.
 static void find_stops(Tokenizer *t, const Vocab *v)
 {
     static const char *const names[] = {
         "<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end_of_text|>", "<|endoftext|>", "<|end|>",
         "<|eot|>", "<|EOT|>", "<EOT>", "<|end_of_turn|>", "<end_of_turn>", "<turn|>", "<eos>",
         "</s>"};
-    for (size_t i = 0; i < COUNT(names); i++)
-        mark_stop(t, find_piece(t, names[i], strlen(names[i]), TOKEN_CONTROL | TOKEN_USER));
-    for (size_t i = 0; i < v->ends.n; i++) mark_stop(t, number_at(v->ends, i));
+    for (size_t i = 0, n = COUNT(names); i < n + v->ends.n; i++) {
+        double id = i >= n ? number_at(v->ends, i - n)
+                  : find_piece(t, names[i], strlen(names[i]), TOKEN_CONTROL | TOKEN_USER);
+        if (id >= 0 && id < t->vocab_size) t->pieces[(int)id].stop = 1;
+    }
 }
 
 // llama2.c's tokenizer.bin, of n pieces: int32 longest piece, then for each id f32 score, int32
@@ -4337,7 +4325,7 @@ typedef struct {
     size_t len;
     float *logits;    // [vocab_size], of the token after the last one read
     long long ctx;    // positions that may be used
-    long long pos;    // positions used: what the cache holds
+    size_t pos;       // positions used: what the cache holds
     int *ids;         // [pos]: the tokens there, and at a reply's end one that was not read
     struct { size_t n; double s; } read, made; // tokens of prompts, and of replies, so far, and
                                                // the seconds they took
@@ -4372,7 +4360,7 @@ static void feed(Session *s, const int *tokens, size_t n)
     Attention *a = &s->state.attn;
     const RopeConfig *r = &a->positions[0].rope;
     double start = seconds();
-    size_t step = 0, vocab = s->model.config.vocab_size, before = (size_t)s->pos, end = before + n;
+    size_t step = 0, vocab = s->model.config.vocab_size, before = s->pos, end = before + n;
     s->ids = xrealloc(s->ids, end + 1, sizeof *s->ids);
     memcpy(s->ids + before, tokens, n * sizeof *tokens);
     int outgrown = rope_methods[r->method].changes == ONCE && before && a->text <= r->orig_ctx &&
@@ -4380,18 +4368,16 @@ static void feed(Session *s, const int *tokens, size_t n)
     if (outgrown) fprintf(stderr, "%s: past %d tokens: reading all again\n", prog, r->orig_ctx);
     if (!before || (int64_t)end > a->text) a->text = (int64_t)end;
     size_t from = outgrown ? 0 : before; // of the cache no more holds, even if Ctrl-C comes at once
-    s->pos = (long long)from;
-    for (size_t at = from; at < end && !interrupted; at += step) {
-        step = min_size(end - at, s->state.chunk);
-        forward(&s->state, s->ids + at, step, at);
-        s->pos = (long long)(at + step);
-        if (progress)
-            progress("reading, tokens", start, (interrupted ? end : at + step) - from, end - from);
+    for (s->pos = from; s->pos < end && !interrupted; s->pos += step) {
+        step = min_size(end - s->pos, s->state.chunk);
+        forward(&s->state, s->ids + s->pos, step, s->pos);
+        size_t done = (interrupted ? end : s->pos + step) - from;
+        if (progress) progress("reading, tokens", start, done, end - from);
     }
     if (step) classify(&s->state, step - 1, 1, s->logits);
     for (size_t i = 0; i < vocab; i++)
         if (!isfinite(s->logits[i]))
-            die(EXIT_DATA, s->model.path, "its logits are not finite at position %lld", s->pos - 1);
+            die(EXIT_DATA, s->model.path, "its logits are not finite at position %zu", s->pos - 1);
 }
 
 // Text that could not be written (a full disk, a closed pipe) is an error, told as soon as
@@ -4448,14 +4434,14 @@ static const char *reply(Session *s, const int *ids, size_t n, int echo)
     const Tokenizer *t = &s->tokenizer;
     Stream out = {.out = stdout, .terminal = isatty(STDOUT_FILENO)};
     double start = seconds();
-    long long before = s->pos;
+    size_t before = s->pos;
     feed(s, ids, n);
     double middle = seconds();
-    if (s->pos > before) s->read.n += (size_t)(s->pos - before); // fewer than n after Ctrl-C
+    if (s->pos > before) s->read.n += s->pos - before; // fewer than n after Ctrl-C
     if (echo) stream_write(&out, s->text, s->len);
     const char *end = interrupted ? "Ctrl-C" : NULL;
     for (long long made = 0; !end;) {
-        size_t recent = min_size((size_t)s->pos, REPEAT_WINDOW), len;
+        size_t recent = min_size(s->pos, REPEAT_WINDOW), len;
         int id = sample(&opt.sampler, s->logits, s->model.config.vocab_size,
                         s->ids + s->pos - recent, (int)recent);
         if (t->pieces[id].stop) end = THE_MODEL;
@@ -4464,7 +4450,7 @@ static const char *reply(Session *s, const int *ids, size_t n, int echo)
             stream_write(&out, text, len);
             s->ids[s->pos] = id;
             s->made.n++;
-            if (s->pos >= s->ctx) end = "a full context (see -c, --window)";
+            if ((long long)s->pos >= s->ctx) end = "a full context (see -c, --window)";
             else if (++made == opt.steps) end = "-n"; // nothing follows its last token
             else feed(s, &id, 1);
             if (interrupted) end = "Ctrl-C";
@@ -4486,16 +4472,13 @@ static void say_speed(const Session *s, const char *ending)
             s->made.n / fmax(s->made.s, 1e-9), opt.seed, ending);
 }
 
-// The text's tokens, with BOS first if the model wants it and the template did not write it. There
-// is at least one, since a model needs one to go on from. The caller frees them.
-static int *encode_text(const Tokenizer *t, const char *text, const char *template, size_t len,
-                        size_t *n)
+// The text's tokens, with BOS first if the model wants it. There is at least one, since a model
+// needs one to go on from. The caller frees them.
+static int *encode_text(const Tokenizer *t, const char *text, size_t len, size_t *n)
 {
     int *ids = xrealloc(NULL, add_size(mul_size(len, 2), 2), sizeof *ids);
-    int own = template && len && match_special(t, text, len, template[0], n) == t->bos;
-    int bos = t->add_bos && !own;
     ids[0] = t->bos >= 0 ? t->bos : t->eos >= 0 ? t->eos : 0;
-    *n = max_size(1, (size_t)bos + tokenizer_encode(t, text, template, len, ids + bos));
+    *n = max_size(1, (size_t)t->add_bos + tokenizer_encode(t, text, len, ids + t->add_bos));
     return ids;
 }
 
@@ -4504,7 +4487,7 @@ static int *encode_text(const Tokenizer *t, const char *text, const char *templa
 static void run_generate(Session *s)
 {
     size_t n;
-    int *ids = encode_text(&s->tokenizer, s->text ? s->text : "", NULL, s->len, &n);
+    int *ids = encode_text(&s->tokenizer, s->text ? s->text : "", s->len, &n);
     if ((long long)n > s->ctx)
         die(EXIT_DATA, "prompt", "longer than the context (got %zu tokens, want %lld at most); "
             "use -c %zu, or --window", n, s->ctx, n + 256);
@@ -4513,8 +4496,9 @@ static void run_generate(Session *s)
     free(ids);
 }
 
-// The user's text: a file's, the prompt, or in a chat both. A byte order mark is no text. UTF-16,
-// as some editors write it, would be read as letters with zeros between, and is refused.
+// The user's text: a file's, the prompt, or both, the prompt on a line of its own behind the file.
+// A byte order mark is no text. UTF-16, as some editors write it, would be read as letters with
+// zeros between, and is refused.
 static void read_prompt(Session *s)
 {
     char *text = opt.file ? read_text(opt.file, &s->len) : xcalloc(1, 1);
@@ -4554,9 +4538,8 @@ static double parse_number(int code, const char *what, const char *s, int whole,
 }
 
 // What a program can do. ENDLESS: where a window keeps memory constant, there is no end to the
-// text; NO_STATE: the model is looked at, and does not run; TALKS: a prompt is the first turn of
-// several.
-enum { ENDLESS = 1, NO_STATE = 2, TALKS = 4 };
+// text; NO_STATE: the model is looked at, and does not run.
+enum { ENDLESS = 1, NO_STATE = 2 };
 typedef struct {
     const char *name;
     void (*run)(Session *s);
@@ -4567,7 +4550,7 @@ typedef struct {
 static const Option shared_options[] = {
     // Where text and model come from.
     {"prompt", 'i', "TEXT", "the text to continue; chat: first turn", TEXT(opt.prompt)},
-    {"file", 'f', "PATH", "all of a file, - is standard input; chat: -i follows", TEXT(opt.file)},
+    {"file", 'f', "PATH", "all of a file, - is standard input; -i follows it", TEXT(opt.file)},
     {"seed", 's', "N", "the same seed gives the same text", WHOLE(opt.seed, 0, 9e15)},
     {"tokenizer", 'z', "PATH", "(tokenizer.bin beside the model or above)", TEXT(opt.tokenizer)},
     // What the run costs.
@@ -4821,8 +4804,6 @@ static int run_main(const Names *tables, void (*check)(void), int argc, char **a
     else {
         if (!opt.checkpoint)
             die(EXIT_USAGE, "usage", "%s CHECKPOINT [options]; see %s -h", prog, prog);
-        if (opt.prompt && opt.file && !(mode->kind & TALKS))
-            die(EXIT_USAGE, "--file", "cannot be used with --prompt, but in a chat");
         if (check) check();
         open_session(&s);
         // The first Ctrl-C ends the text cleanly, the second ends the program, as the system would

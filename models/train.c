@@ -1598,7 +1598,7 @@ typedef struct {
 static void append_document(Source *s, Tokenizer *t, const char *text, size_t len, int ends)
 {
     int *ids = xcalloc(len + 2, sizeof(int));
-    int n = tokenizer_encode(t, text, NULL, len, ids);
+    int n = tokenizer_encode(t, text, len, ids);
     s->token = xrealloc(s->token, s->n + (size_t)n + 2, sizeof(uint16_t));
     s->token[s->n++] = ID_BOS;
     for (int i = 0; i < n; i++) s->token[s->n++] = (uint16_t)ids[i];
@@ -1896,7 +1896,7 @@ static void write_links(Retrieval *d, uint64_t *rng)
 static size_t put_statement(const Text *x, const char *text, uint16_t *out)
 {
     int ids[2 * sizeof *((Retrieval *)0)->question];
-    int n = tokenizer_encode(x->tokenizer, text, NULL, strlen(text), ids);
+    int n = tokenizer_encode(x->tokenizer, text, strlen(text), ids);
     for (int i = 0; i < n; i++) out[i] = (uint16_t)ids[i];
     return (size_t)n;
 }

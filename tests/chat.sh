@@ -78,7 +78,10 @@ reads "[INST]▁A▁file.<0x0A>▁[/INST]" "$m" -f "$tmp/bom" --chat-format mist
 reads "[INST]▁A▁file.<0x0A><0x0A>Why?▁[/INST]" "$m" -f "$tmp/bom" -i 'Why?' < /dev/null
 printf '// a comment\n' > "$tmp/slashes"
 reads "//▁a▁comment" "$m" -f "$tmp/slashes" < /dev/null
-refused "-f and -i" 2 "cannot be used with --prompt" "$m" -f "$tmp/bom" -i 'Why?'
+"$run" "$m" -f "$tmp/bom" -i 'Why?' -n 5 -t 0 > "$tmp/out" 2> "$tmp/err"
+printf 'A file.\n\nWhy?' | "$run" "$m" -f - -n 5 -t 0 > "$tmp/want" 2> /dev/null
+if [ -s "$tmp/want" ] && cmp -s "$tmp/out" "$tmp/want"; then ok
+else bad "-f and -i: $(cat "$tmp/out" "$tmp/err")"; fi
 printf '\377\376A\000' > "$tmp/utf16"
 refused "UTF-16" 1 "iconv -f UTF-16" "$m" -f "$tmp/utf16"
 printf '\376\377\000A' > "$tmp/utf16"

@@ -278,7 +278,6 @@ usage --exact=1
 usage -n
 usage --temp
 usage --
-usage -i a -f tokenizer.bin
 usage --rope-scaling nosuch
 usage --rope-scaling linear --rope-factor 0
 usage --rope-scaling linear --rope-factor nan

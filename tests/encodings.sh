@@ -155,7 +155,7 @@ refused sinusoidal "no distances" --rerope 60
 
 # Damaged tables: exit status 1 and one line.
 for fields in "5 rows=31 max_distance=128" "5 rows=32 max_distance=16" "5 rows=0" "3 rows=0" \
-    "9 rows=-1" "9 rows=70000" "11" "4 scaling=5" "7 version=1 encoding=7"; do
+    "9 rows=-1" "5 rows=8192 max_distance=70000" "11" "4 scaling=5" "7 version=1 encoding=7"; do
     # shellcheck disable=SC2086
     if ! model damaged $fields 2> "$tmp/err"; then continue; fi
     "$run" "$tmp/damaged.bin" -z tokenizer.bin -i x -n 1 > "$tmp/out" 2> "$tmp/err"

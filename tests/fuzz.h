@@ -156,7 +156,7 @@ static void run_model(const Model *m, uint64_t bits, int64_t ctx)
 static void check_text_ids(const Tokenizer *t, const char *text, size_t len, int lossless)
 {
     int *ids = xrealloc(NULL, 2 * len + 2, sizeof *ids), prev = t->bos;
-    int n = tokenizer_encode(t, text, NULL, len, ids);
+    int n = tokenizer_encode(t, text, len, ids);
     char *back = xrealloc(NULL, 1, 1);
     size_t total = 0;
     for (int i = 0; i < n; prev = ids[i++]) {

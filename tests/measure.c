@@ -383,7 +383,7 @@ static int *begin_windows(Session *s, Perplexity *p, size_t stride)
 {
     size_t n_ids;
     if (!s->text) die(EXIT_USAGE, mode->name, "needs a text: -f FILE");
-    int *ids = encode_text(&s->tokenizer, s->text, NULL, s->len, &n_ids);
+    int *ids = encode_text(&s->tokenizer, s->text, s->len, &n_ids);
     size_t n = min_size(s->ctx, n_ids), step = stride ? stride : n - 1;
     if (s->ctx < 2) die(EXIT_USAGE, "-c", "nothing to predict (got %lld, want 2)", s->ctx);
     if (n < 2) die(EXIT_DATA, "text", "nothing to predict (got %zu tokens, want 2)", n);
@@ -640,8 +640,8 @@ static int *encode_task(const Grid *g, const Task *t, size_t first, size_t n, si
         ids = encode_chat(g->s, g->format, &turn, 1, n_ids);
         free((void *)pair[1].s);
         ids = xrealloc(ids, *n_ids + 2 * sizeof t->lead, sizeof *ids);
-        *n_ids += tokenizer_encode(&g->s->tokenizer, t->lead, NULL, strlen(t->lead), ids + *n_ids);
-    } else ids = encode_text(&g->s->tokenizer, text, NULL, len, n_ids);
+        *n_ids += tokenizer_encode(&g->s->tokenizer, t->lead, strlen(t->lead), ids + *n_ids);
+    } else ids = encode_text(&g->s->tokenizer, text, len, n_ids);
     free(text);
     return ids;
 }
@@ -667,7 +667,7 @@ static int answers(Session *s, const int *ids, size_t n, const char *answer, cha
 {
     size_t used = 0, want = strlen(answer), len;
     feed(s, ids, n);
-    while (used <= want && !interrupted && s->pos < s->ctx) {
+    while (used <= want && !interrupted && (long long)s->pos < s->ctx) {
         int id = argmax(s->logits, s->model.config.vocab_size);
         const char *text = tokenizer_decode(&s->tokenizer, s->ids[s->pos - 1], id, &len);
         for (size_t i = 0; i < len && used < 31; i++)

@@ -53,7 +53,7 @@ static void test_same_cut(const char *path, const char *text, size_t len, int vo
     int *got = xcalloc(len + 2, sizeof *got), n_got, n_want = 0, bad = 0;
     Vocab v = read_vocab(path, (size_t)vocab_size);
     tokenizer_init(&t, path, &v);
-    n_got = tokenizer_encode(&t, text, NULL, len, got);
+    n_got = tokenizer_encode(&t, text, len, got);
     char *spaced = xcalloc(len + 2, 1);
     spaced[0] = ' ';
     memcpy(spaced + 1, text, len);

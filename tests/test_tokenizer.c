@@ -100,7 +100,7 @@ static char *decode_all(const Tokenizer *t, const int *ids, int n, size_t *len)
 
 static void check_round_trip(const Tokenizer *t, const char *text, size_t len)
 {
-    int *ids = xcalloc(len + 1, sizeof *ids), n = tokenizer_encode(t, text, NULL, len, ids), bad = 0;
+    int *ids = xcalloc(len + 1, sizeof *ids), n = tokenizer_encode(t, text, len, ids), bad = 0;
     size_t got;
     CHECK(n <= (int)len + 1);
     for (int i = 0; i < n; i++) bad += ids[i] <= ID_EOS || ids[i] >= t->vocab_size;
@@ -113,7 +113,7 @@ static void check_round_trip(const Tokenizer *t, const char *text, size_t len)
 static void check_against_naive(const Tokenizer *t, const char *text, size_t len)
 {
     int *ids = xcalloc(len + 1, sizeof *ids), *want = xcalloc(len + 600, sizeof *ids);
-    int n = tokenizer_encode(t, text, NULL, len, ids), n_want = naive_encode(t, text, len, want);
+    int n = tokenizer_encode(t, text, len, ids), n_want = naive_encode(t, text, len, want);
     int same = n == n_want && !memcmp(ids, want, (size_t)n * sizeof *ids);
     CHECK(same);
     if (!same) printf("    with text \"%.*s\": %d tokens, want %d\n", (int)len, text, n, n_want);
@@ -165,7 +165,7 @@ static void test_texts(const Tokenizer *t)
         check_round_trip(t, name, 6);
     }
     int none;
-    CHECK_INT(tokenizer_encode(t, "", NULL, 0, &none), 0);
+    CHECK_INT(tokenizer_encode(t, "", 0, &none), 0);
 }
 
 // Random bytes, and random text in which merges are frequent.
@@ -203,7 +203,7 @@ static double encode_seconds(const Tokenizer *t, const char *text, size_t len)
 {
     int *ids = xcalloc(len + 1, sizeof *ids);
     clock_t start = clock();
-    CHECK(tokenizer_encode(t, text, NULL, len, ids) > 0);
+    CHECK(tokenizer_encode(t, text, len, ids) > 0);
     free(ids);
     return (double)(clock() - start) / CLOCKS_PER_SEC;
 }
@@ -257,7 +257,7 @@ static void test_llama2(const char *path)
     Tokenizer t;
     load_tokenizer(&t, path, 32000);
     for (size_t i = 0; i < sizeof known / sizeof *known; i++) {
-        int ids[64], n = tokenizer_encode(&t, known[i].text, NULL, strlen(known[i].text), ids);
+        int ids[64], n = tokenizer_encode(&t, known[i].text, strlen(known[i].text), ids);
         CHECK_INT(n, known[i].n);
         for (int k = 0; k < known[i].n; k++) CHECK_INT(ids[k], known[i].ids[k]);
     }

@@ -456,7 +456,7 @@ static void make_text(Text *x, double synthetic)
     classify_pieces(x, 4096);
     Source *s = &x->source[0];
     int *ids = xcalloc(n + 2, sizeof *ids);
-    int count = tokenizer_encode(&tokenizer, text, NULL, n, ids);
+    int count = tokenizer_encode(&tokenizer, text, n, ids);
     s->token = xcalloc((size_t)count, sizeof *s->token);
     for (int i = 0; i < count; i++) s->token[i] = (uint16_t)ids[i];
     s->n = (size_t)count;
@@ -544,7 +544,7 @@ static void test_documents(const char *path)
     CHECK_INT(count_token(&s, ID_EOS), 2);
     CHECK_INT(s.ends, 2);
     CHECK_INT(s.bytes, 13 + 6 + 10); // the text behind the last end stays as it is
-    int want[16], n = tokenizer_encode(&tokenizer, "One cat.\nTwo.", NULL, 13, want), same = 0;
+    int want[16], n = tokenizer_encode(&tokenizer, "One cat.\nTwo.", 13, want), same = 0;
     for (int i = 0; i < n; i++) same += s.token[1 + i] == want[i];
     CHECK_INT(same, n);
     CHECK_INT(s.token[n + 1], ID_EOS);
