@@ -645,8 +645,8 @@ static void split_pairs(const Config *c, const float *x, float *out)
     }
 }
 
-// out = x * phases; all [2][n]; out may be phases. What the n are does not matter here: the pairs
-// of a query, or all pairs of all keys of a tile, so that one call turns a tile.
+// out = x * phases; all [2][n]. What the n are does not matter here: the pairs of a query, or all
+// pairs of all keys of a tile, so that one call turns a tile.
 INLINE void rotate(int as, const void *x, const float *phases, size_t n, float *out)
 {
     for (size_t m = 0; m < n; m += LANES) {
@@ -993,14 +993,13 @@ static double key_position(const RopeConfig *r, int map, int64_t j)
 
 static double query_position(const RopeConfig *r, int map, int64_t i)
 {
-    double reach = r->reach, W = r->other;
-    if (!map) return key_position(r, 0, i);
+    double at = key_position(r, map, i), reach = r->reach, W = r->other; // at: as a key, B(i)
+    if (!map) return at;
     switch (r->distance) {
-    case DIST_FULL: return fmin((double)i, r->sinks + reach - 1);
-    case DIST_STRING: return (double)i - reach + W;
-    case DIST_DUAL_CHUNK:
-        return fmin(map == 1 ? key_position(r, 1, i) + reach : 2 * reach - 1, reach + W);
-    default: return key_position(r, 1, i) + reach - key_position(r, 1, r->reach);
+    case DIST_FULL: return fmin(at, r->sinks + reach - 1);
+    case DIST_STRING: return at - reach + W;
+    case DIST_DUAL_CHUNK: return fmin(map == 1 ? at + reach : 2 * reach - 1, reach + W);
+    default: return at + reach - key_position(r, map, r->reach);
     }
 }
 
@@ -1045,9 +1044,9 @@ typedef struct {
     double *gain;       // [pairs]: a^2, for the query, since keys carry none; 1 for pairs that are
                         // not meant to turn (n_rot)
     float *decay;       // [pairs], ln zeta_m / 512 a token: 0 but for xPos
-    float *key[MAPS];   // [2][pairs][TILE]: exp(I r step theta_m): turns the key at place r of a
-                        // tile, where a step is B(j + 1) - B(j). The far maps have one B, and
-                        // map 1's table; in the place of map 2's (dual-chunk) r is r - C
+    float *key[MAPS];   // [1 + n_slots][2][pairs][TILE]: exp(I (B(t0 + r) - B(t0)) theta_m): turns
+                        // the key at place r of a tile. The first table is for all tiles whose keys
+                        // stand at even steps; others have one of their own, behind it by slots
     float *tile[MAPS];  // [n_slots][2][pairs]: exp(-I B(t0) theta_m) of the tile in each slot, its
                         // place in the cache: turns queries back
     int64_t *slot_tile; // [n_slots]: which tile that is, -1: none
@@ -1062,10 +1061,10 @@ static double pair_frequency(const Config *c, const RopeConfig *r, size_t m, dou
            (r->own_factors ? r->own_factors[m] : 1);
 }
 
-// Applies the method: sets the frequencies for length n, fills the key tables and empties those of
-// tiles. Angles get their room here, when they are first used: most models need one set, and where
-// frequencies always change, each query of a chunk has its own, but only past L. Self-extend's B is
-// a staircase: the steps of its table are tokens, and key_table() takes from it what it needs.
+// Applies the method: sets the frequencies for length n, fills the key tables of even steps, and
+// empties the others and those of tiles. Angles get their room here, when they are first used: most
+// models need one set, and where frequencies always change, each query of a chunk has its own, but
+// only past L.
 static void set_angles(Angles *a, const Config *c, const RopeConfig *r, size_t n_slots, int64_t n)
 {
     size_t pairs = c->head_dim / 2, turning = rotary_dims(c) / 2;
@@ -1087,40 +1086,24 @@ static void set_angles(Angles *a, const Config *c, const RopeConfig *r, size_t n
     }
     for (size_t slot = 0; slot < n_slots; slot++) a->slot_tile[slot] = -1;
     for (int map = 0; map < n_maps(r); map++) {
-        double step = r->distance == DIST_SELF_EXTEND ? 1 : key_position(r, map, 1);
-        double from = map == 2 ? -r->reach : 0;
         if (!a->key[map]) {
-            a->key[map] = xcalloc(2 * pairs * TILE, 4);
+            a->key[map] = reserve(mul_size(n_slots + 1, 2 * pairs * TILE * 4));
             a->tile[map] = reserve(mul_size(n_slots, 2 * pairs * 4));
         }
         for (int k = 0; k < TILE; k++)
-            fill_phases(a->freq, NULL, a->decay, pairs, from + k * step, 1, a->key[map] + k, TILE);
+            fill_phases(a->freq, NULL, a->decay, pairs, k * key_position(r, map, 1), 1,
+                        a->key[map] + k, TILE);
     }
 }
 
-// A map's key table for the tile at t0: that of set_angles, unless keys of the tile do not stand at
-// even steps. Then out [2][pairs][TILE] gets the columns B(t0 + r) - B(t0), computed anew where
-// positions are the user's, and else from set_angles' table. With self-extend B is a staircase.
-// With dual-chunk the tile may hold a chunk's end, behind which B begins again at 0: columns are
-// below 0 there, and in the other table, which begins at -C.
-static const float *key_table(const Angles *a, const RopeConfig *r, int map, size_t pairs,
-                              int64_t t0, float *out)
+// Whether the keys of tile t stand at uneven steps under a map: self-extend's B is a staircase,
+// dual-chunk's begins again at 0 where a chunk ends, and positions may be the user's. Even steps
+// are all as long as the one from 0 to 1, and lead to the tile's last key (nearly so if they are
+// fractions).
+static int is_uneven(const RopeConfig *r, int map, int64_t t)
 {
-    double first = key_position(r, map, t0), C = r->reach;
-    const float *even = a->key[map > 0];
-    int crosses = r->distance == DIST_DUAL_CHUNK && first + TILE > C;
-    int uneven = r->positions || (map && (r->distance == DIST_SELF_EXTEND || crosses));
-    if (!uneven || (a->freq[0] == 0 && a->decay[0] == 0)) return even; // or all columns are alike
-    for (int k = 0; k < TILE; k++) {
-        double column = key_position(r, map, t0 + k) - first;
-        if (r->positions) {
-            fill_phases(a->freq, NULL, a->decay, pairs, column, 1, out + k, TILE);
-            continue;
-        }
-        const float *from = column < 0 ? a->key[2] + (size_t)(column + C) : even + (size_t)column;
-        for (size_t m = 0; m < 2 * pairs; m++) out[m * TILE + k] = from[m * TILE];
-    }
-    return out;
+    double first = key_position(r, map, t * TILE), last = key_position(r, map, t * TILE + TILE - 1);
+    return r->positions || fabs(last - first - (TILE - 1) * key_position(r, map, 1)) > 0.5;
 }
 
 // ================================================================================================
@@ -1376,14 +1359,12 @@ static void cache_layout(Cache *c, const Config *cfg, int64_t max_seq_len, size_
 
 // What an online softmax keeps beside o. `largest` begins as a number rather than as minus
 // infinity, so that a row that sees only masked keys stays empty, with no NaN from MASKED - MASKED,
-// and an empty one adds nothing when it is merged. The last two are for the instruments.
+// and an empty one adds nothing when it is merged.
 typedef struct {
-    float largest;  // score so far
-    float sum;      // of the weights exp(score - largest),
-    float weighted; // of weight * score,
-    float first;    // and of key 0's weight
+    float largest; // score so far
+    float sum;     // of the weights exp(score - largest)
 } RowSums;
-static const RowSums EMPTY = {-FLT_MAX, 0, 0, 0};
+static const RowSums EMPTY = {-FLT_MAX, 0};
 
 // The positions of one chunk's queries, as layers of one kind see them: some models have local
 // layers, with a window or a base of their own, or with no position, and the others are global. All
@@ -1397,12 +1378,13 @@ typedef struct {
 } Positions;
 
 // The chunk at hand, its place in the text, and the model's cache.
-typedef struct {
+typedef struct Attention {
     Config config;
     Cache cache;
     Positions positions[2]; // of global and of local layers
     float *q, *k, *v;       // [chunk][q_dim | kv_dim | kv_dim]; q is attention's output, too
-    RowSums *watch;         // [n_layers][n][n_heads], for the instruments; NULL: nobody looks
+    // Shown what a query sees of each tile, score[TILE]: for the instruments. NULL: nobody looks.
+    void (*watch)(const struct Attention *a, const Query *q, int64_t t, const float *score);
     int64_t text;           // tokens of the whole text as far as is known; 0: up to here; no less
                             // than the cache was filled with since it was last filled from 0
     int64_t pos;            // the chunk's first position, and
@@ -1430,8 +1412,7 @@ typedef struct {
     size_t rows;
     float *q;            // [maps][rows][2][pairs]: q under each map, scaled
     float *qt;           // [rows][2][pairs]: q for one tile
-    float *tile;         // [2][pairs][TILE]: a key table of its own, if it needs one, then its
-                         // keys, turned; later [TILE][v_dim]: its values
+    float *tile;         // [2][pairs][TILE]: its keys, turned; later [TILE][v_dim]: its values
     float *score;        // [maps][rows][TILE]
     float *o;            // [rows][v_dim]: of the segment at hand
     Row *row;            // [rows]
@@ -1484,7 +1465,8 @@ static int64_t next_tile(const RopeConfig *r, int64_t first, int64_t t)
     return t > oldest ? t : oldest;
 }
 
-// Phases of the tiles that the chunk can see, as far as they are not there yet.
+// Phases of the tiles that the chunk can see, and the key tables of uneven ones, as far as they are
+// not there yet.
 static void plan_tiles(const Attention *a, const RopeConfig *r, Angles *angles)
 {
     size_t pairs = a->config.head_dim / 2;
@@ -1493,9 +1475,15 @@ static void plan_tiles(const Attention *a, const RopeConfig *r, Angles *angles)
         size_t slot = tile_slot(&a->cache, t);
         if (angles->slot_tile[slot] == t) continue;
         angles->slot_tile[slot] = t;
-        for (int map = 0; map < n_maps(r); map++)
-            fill_phases(angles->freq, NULL, NULL, pairs, -key_position(r, map, t * TILE), 1,
-                        angles->tile[map] + slot * 2 * pairs, 1);
+        for (int map = 0; map < n_maps(r); map++) {
+            double first = key_position(r, map, t * TILE);
+            float *back = angles->tile[map] + slot * 2 * pairs;
+            float *key = angles->key[map] + (slot + 1) * TILE * 2 * pairs;
+            fill_phases(angles->freq, NULL, NULL, pairs, -first, 1, back, 1);
+            for (int k = 0; k < TILE && is_uneven(r, map, t); k++)
+                fill_phases(angles->freq, NULL, angles->decay, pairs,
+                            key_position(r, map, t * TILE + k) - first, 1, key + k, TILE);
+        }
     }
 }
 
@@ -1520,10 +1508,8 @@ static void plan_positions(const Attention *a, Positions *p)
     for (size_t t = 0; t < a->n; t++) {
         int64_t i = a->pos + (int64_t)t;
         Angles *angles = p->angles + t * p->each;
-        if (!t || p->each) {
-            set_angles(angles, c, r, a->cache.n_slots, always ? i + 1 : length);
-            plan_tiles(a, r, angles);
-        }
+        set_angles(angles, c, r, a->cache.n_slots, always ? i + 1 : length);
+        plan_tiles(a, r, angles);
         for (int map = 0; map < n_maps(r); map++)
             fill_phases(angles->freq, angles->gain, NULL, d / 2, query_position(r, map, i),
                         scale * query_scale(r, i), p->phase[map] + t * d, 1);
@@ -1580,10 +1566,11 @@ static void score_tile(const Batch *w, int map, int64_t t)
     const Angles *angles = p->angles + (w->row->query.i - w->a->pos) * p->each;
     size_t d = w->a->config.head_dim, pairs = d / 2;
     float *score = w->score + map * w->rows * TILE;
-    const float *back = angles->tile[map] + tile_slot(&w->a->cache, t) * d; // by B(t0)
+    size_t slot = tile_slot(&w->a->cache, t), table = is_uneven(&p->rope, map, t) ? slot + 1 : 0;
+    const float *back = angles->tile[map] + slot * d; // by B(t0)
     const float *scales = tile_scales(w->a, w->kv_head, t);
-    rotate(w->a->cache.as, tile_at(w->a, w->kv_head, t),
-           key_table(angles, &p->rope, map, pairs, t * TILE, w->tile), pairs * TILE, w->tile);
+    rotate(w->a->cache.as, tile_at(w->a, w->kv_head, t), angles->key[map] + table * TILE * d,
+           pairs * TILE, w->tile);
     for (size_t row = 0; row < w->rows; row++) {
         float *q = w->qt + row * d;
         rotate(AS_F32, w->q + (map * w->rows + row) * d, back, pairs, q);
@@ -1636,27 +1623,24 @@ static void gather_scores(const Batch *w, size_t row, int64_t t0, float *score, 
 // One step of the online softmax on one row: score[TILE] becomes the weights exp(score - largest)
 // of the tile's values, and what is summed so far, o[v_dim] and the sums, is rescaled to the new
 // largest score. Most tiles bring none, and then nothing is rescaled.
-static void softmax_step(float *score, float *o, RowSums *sums, size_t v_dim, int watched)
+static void softmax_step(float *score, float *o, RowSums *sums, size_t v_dim)
 {
-    vf max = vset(sums->largest), sum[SUM_VECTORS] = {{0}}, weighted[SUM_VECTORS] = {{0}};
+    vf max = vset(sums->largest), sum[SUM_VECTORS] = {{0}};
     for (size_t k = 0; k < TILE; k += LANES) max = vmax(max, vload(score + k));
     float largest = vmax_lane(max);
     if (largest != sums->largest) {
         float shrink = vexp(vset(sums->largest - largest))[0];
         for (size_t k = 0; k < v_dim; k += LANES) vstore(o + k, vload(o + k) * vset(shrink));
-        *sums = (RowSums){largest, sums->sum * shrink, sums->weighted * shrink,
-                          sums->first * shrink};
+        *sums = (RowSums){largest, sums->sum * shrink};
     }
     for (size_t k = 0; k < TILE; k += SUMS)
         for (size_t i = 0; i < SUM_VECTORS; i++) {
             float *at = score + k + i * LANES;
-            vf s = vload(at), weight = vexp(s - vset(largest));
+            vf weight = vexp(vload(at) - vset(largest));
             sum[i] += weight;
-            if (watched) weighted[i] += weight * vmax(s, vset(-1e30f)); // not 0 * -inf
             vstore(at, weight);
         }
     sums->sum += vsum(sum);
-    if (watched) sums->weighted += vsum(weighted);
 }
 
 // The attention loop's body: a batch's rows over the keys of tile t. Scores under each map that
@@ -1677,8 +1661,8 @@ static void attend_tile(const Batch *w, int64_t t)
         float *score = w->score + row * TILE, D[TILE];
         gather_scores(w, row, t * TILE, score, biased ? D : NULL);
         if (biased) encodings[a->config.encoding].bias(&w->row[row].query, D, score);
-        softmax_step(score, w->o + row * c->v_dim, &w->row[row].sums, c->v_dim, !!a->watch);
-        if (a->watch && !t) w->row[row].sums.first += *score;
+        if (a->watch) a->watch(a, &w->row[row].query, t, score);
+        softmax_step(score, w->o + row * c->v_dim, &w->row[row].sums, c->v_dim);
         if (scales) multiply_rows(score, scales + TILE, TILE);
     }
     const void *v = tile_at(a, w->kv_head, t) + TILE * a->config.head_dim * number_size(c->as);
@@ -1697,8 +1681,7 @@ static void merge_row(const Attention *a, size_t to, const float *o, RowSums p)
     float largest = t.largest > p.largest ? t.largest : p.largest;
     float old = vexp(vset(t.largest - largest))[0], new = vexp(vset(p.largest - largest))[0];
     for (size_t i = 0; i < v_dim; i++) total[i] = total[i] * old + o[i] * new;
-    a->sums[to] = (RowSums){largest, t.sum * old + p.sum * new,
-                            t.weighted * old + p.weighted * new, t.first * old + p.first * new};
+    a->sums[to] = (RowSums){largest, t.sum * old + p.sum * new};
 }
 
 // q = o / sum of number `at` of the (query, head), its parts merged in their order. What was asked
@@ -1745,14 +1728,13 @@ static void attend_part(void *arg, size_t item)
 static void attention(Attention *a)
 {
     const RopeConfig *r = &a->p->rope;
-    size_t n_heads = a->config.n_heads, rows = a->n * n_heads, seen = a->pos + a->n;
+    size_t n_heads = a->config.n_heads, seen = a->pos + a->n;
     if (r->window) seen = min_size(seen, r->window + a->n);
     a->n_parts = a->n == 1 && !r->window ? ceil_div(seen, SEGMENT) : 1;
     size_t items = a->n_parts * ceil_div(a->n, a->p->batch) * a->config.n_kv_heads;
     size_t cost = 1 + 2 * a->config.dim * max_size(seen, TILE) * a->n / items; // of one, about
     parallel_for(items, ceil_div(MIN_SHARE / 4, cost), attend_part, a);
     for (size_t at = 0; at < n_heads && a->n_parts > 1; at++) finish_row(a, at);
-    if (a->watch) memcpy(a->watch + a->layer * rows, a->sums, rows * sizeof *a->sums);
 }
 
 // ================================================================================================

@@ -130,8 +130,8 @@ static void run_model(const Model *m, uint64_t bits, int64_t ctx)
     size_t most = bits >> 20 & 15 ? 8 << 20 : 256 << 20;
     if (cache.bytes > most || cache.n_slots * (size_t)c->head_dim > 1 << 20) return;
     state_init(&s, m, ctx, chunk, kv, exact);
-    if (bits >> 6 & 1)
-        s.attn.watch = xcalloc(c->n_layers * s.chunk * c->n_heads, sizeof *s.attn.watch);
+    watched = NULL; // the last input's is freed
+    if (bits >> 6 & 1) begin_watch(&s);
     float *logits = xcalloc(vocab, 4);
     size_t step = 0;
     for (size_t at = 0; at < n; at += step) {

@@ -167,11 +167,65 @@ static void loss_row(void *arg, size_t t)
     p->at[t] = cross_entropy(p->logits + t * p->vocab, p->vocab, p->target[t]);
 }
 
+// What is seen of a softmax: its largest score, and the sums of its weights exp(score - largest), of
+// weight * score, and of the first token's weight.
+typedef struct {
+    double largest, sum, weighted, first;
+} Softmax;
+
+// [n_layers][parts][n_heads] of the chunk at hand. Its queries are one part each; a single query is
+// in as many parts as it has segments, which may be attended to at the same time.
+static Softmax *watched;
+static size_t watched_parts;
+
+static void merge_softmax(Softmax *s, Softmax p)
+{
+    double largest = fmax(s->largest, p.largest);
+    double old = exp(s->largest - largest), new = exp(p.largest - largest);
+    if (!(p.sum > 0)) return;
+    if (!(s->sum > 0)) old = 0, new = 1, largest = p.largest;
+    *s = (Softmax){largest, s->sum * old + p.sum * new, s->weighted * old + p.weighted * new,
+                   s->first * old + p.first * new};
+}
+
+// Attention's watch: a query's scores of tile t.
+static void watch_scores(const Attention *a, const Query *q, int64_t t, const float *score)
+{
+    size_t part = (size_t)(a->n_parts > 1 ? t / SEGMENT_TILES : q->i - a->pos);
+    float weight[TILE], finite[TILE];
+    RowSums sums = EMPTY;
+    for (int k = 0; k < TILE; k++) finite[k] = fmaxf(score[k], -1e30f); // no 0 * infinity
+    softmax_step(memcpy(weight, score, sizeof weight), NULL, &sums, 0);
+    Softmax tile = {sums.largest, sums.sum, dot(weight, finite, TILE), t ? 0 : *weight};
+    size_t at = ((size_t)a->layer * watched_parts + part) * (size_t)q->c->n_heads + q->head;
+    merge_softmax(watched + at, tile);
+}
+
+// Has attention watched, and forgets what was seen before.
+static void begin_watch(State *s)
+{
+    Attention *a = &s->attn;
+    size_t segments = ceil_div(a->cache.n_slots, SEGMENT_TILES);
+    watched_parts = max_size(s->chunk, segments);
+    size_t n = watched_parts * (size_t)a->config.n_layers * (size_t)a->config.n_heads;
+    a->watch = watch_scores;
+    watched = memset(xrealloc(watched, n, sizeof *watched), 0, n * sizeof *watched);
+}
+
+// The softmax of query t of the chunk in a layer and head.
+static Softmax seen_softmax(const Attention *a, size_t layer, size_t t, size_t head)
+{
+    Softmax s = {0}, *of = watched + layer * watched_parts * a->config.n_heads + head;
+    for (size_t part = t; part < (a->n > 1 ? t + 1 : watched_parts); part++)
+        merge_softmax(&s, of[part * a->config.n_heads]);
+    return s;
+}
+
 // What one token's softmax in one head adds to the means: its entropy, the share of the first
 // token, and whether that is more than 0.3.
-static void add_softmax(double mean[N_EXTRAS], RowSums s, double n_heads)
+static void add_softmax(double mean[N_EXTRAS], Softmax s, double n_heads)
 {
-    mean[ENTROPY] += (s.largest + vlog(vset(s.sum))[0] - s.weighted / s.sum) / n_heads;
+    mean[ENTROPY] += (s.largest + log(s.sum) - s.weighted / s.sum) / n_heads;
     mean[FIRST] += s.first / s.sum / n_heads;
     mean[SINKS] += (s.first > 0.3 * s.sum) / n_heads;
 }
@@ -185,7 +239,7 @@ static void watch_row(const Session *s, Perplexity *p, size_t t, double *extra)
     for (size_t l = 0; a->watch && l < layers; l++) {
         double mean[N_EXTRAS] = {0};
         for (size_t h = 0; h < heads; h++)
-            add_softmax(mean, a->watch[(l * a->n + t) * heads + h], (double)heads);
+            add_softmax(mean, seen_softmax(a, l, t, h), (double)heads);
         add_loss(&p->layer[l], 0, 0, mean);
         for (int k = 0; k < N_EXTRAS; k++) extra[k] += mean[k] / (double)layers;
     }
@@ -241,6 +295,7 @@ static size_t window_losses(Session *s, Perplexity *p, const int *ids, size_t n,
     s->state.attn.text = (int64_t)n + 1;
     for (size_t step; at < n && !interrupted; at += step) {
         step = min_size(n - at, s->state.chunk);
+        if (ask.entropy || ask.first) begin_watch(&s->state);
         forward(&s->state, ids + at, step, at);
         for (size_t t = at < from ? from - at : 0; t < step; t += LOGIT_ROWS) {
             size_t rows = min_size(LOGIT_ROWS, step - t);
@@ -412,13 +467,9 @@ static const int *window_ids(const Session *s, const Perplexity *p, int *ids, si
 static void run_perplexity(Session *s)
 {
     Perplexity p;
-    Attention *attn = &s->state.attn;
     check_positions(s);
     int *ids = begin_windows(s, &p, ask.stride);
     if (ask.mask) p.marks = read_mask(ask.mask, p.n_windows, p.n);
-    if (ask.entropy || ask.first)
-        attn->watch = xcalloc(s->state.chunk * attn->config.n_layers * attn->config.n_heads,
-                              sizeof *attn->watch);
     char header[128] = "window\tposition\ttoken\tnll";
     for (int k = 0; k < N_EXTRAS; k++)
         if (*extras[k].asked) strcat(strcat(header, "\t"), extras[k].name);

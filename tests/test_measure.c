@@ -560,6 +560,32 @@ static void test_perplexity(void)
     free_test_model(&t);
 }
 
+// The entropy of attention over i + 1 equal scores is ln(i + 1): here q is zero.
+static void test_entropy(void)
+{
+    Shape shape = small;
+    shape.layers = 1;
+    TestModel t = make_model(shape);
+    Model m;
+    State s;
+    size_t zeros = (size_t)(small.dim * small.dim) * 4, at = 256 + (size_t)(3 + small.vocab) * 64 * 4;
+    memset(t.file + at, 0, zeros); // wq, in version 1 with one layer
+    open_model(&m, &t);
+    state_init(&s, &m, 600, 600, 1, 1);
+    begin_watch(&s);
+    int *tokens = random_tokens(600, small.vocab, 2), bad = 0;
+    forward(&s, tokens, 600, 0);
+    for (int k = 0; k < 600 * small.heads; k++) {
+        int i = k / small.heads;
+        Softmax w = seen_softmax(&s.attn, 0, (size_t)i, (size_t)(k % small.heads));
+        bad += !(fabs(w.largest + log(w.sum) - w.weighted / w.sum - log(i + 1)) < 1e-4);
+        bad += !(fabs(w.first / w.sum - 1.0 / (i + 1)) < 1e-6);
+    }
+    CHECK_INT(bad, 0);
+    free(tokens);
+    free_test_model(&t);
+}
+
 int main(void)
 {
     opt.seed = 1; // as check_measure() has it
@@ -568,6 +594,7 @@ int main(void)
     test_grid();
     test_kv();
     test_recent();
+    test_entropy();
     test_perplexity();
     return report("test_measure");
 }
