@@ -2106,8 +2106,9 @@ enum { AHEAD = 16384 };
 
 typedef struct {
     int8_t *q;        // [n][cols], and room for Q8_TOKENS - 1 rows more: full tiles; or NULL
-    float *scale;     // [n][n_groups], and room for as many rows more
-    float *minus_sum; // [n][n_groups]: of the group's q, a whole number
+    float *scale;     // [n / T][n_groups][T], and room for a tile more: the T = min(n, Q8_TOKENS)
+                      // tokens of a tile side by side, far from those that others write
+    float *minus_sum; // likewise: of the group's q, a whole number
 } Quantized;
 
 typedef struct {
@@ -2230,7 +2231,8 @@ INLINE void tile_some(const TensorType *type, const Panel *p, size_t t)
     size_t run = min_size(quads, room_for(type->bits));
     const int8_t *q = x->q + t * cols;
     vf sum[Q8_TOKENS] = {{0}};
-    for (size_t g = 0; g < n_groups; g++, words += quads, q += type->group) {
+    size_t T = min_size(m->n, Q8_TOKENS), at = t * n_groups;
+    for (size_t g = 0; g < n_groups; g++, words += quads, q += type->group, at += T) {
         vi d[Q8_TOKENS] = {{0}};
         for (size_t begin = 0; begin < quads; begin += run) {
             vi part[Q8_TOKENS] = {{0}};
@@ -2244,8 +2246,8 @@ INLINE void tile_some(const TensorType *type, const Panel *p, size_t t)
                 }
             for (size_t i = 0; i < Q8_TOKENS; i++) d[i] += widen(type->bits, part[i]);
         }
-        for (size_t i = 0, at = t * n_groups + g; i < Q8_TOKENS; i++, at += n_groups)
-            sum[i] = add_group(type, sum[i], p, g, d[i], x->minus_sum[at], x->scale[at]);
+        for (size_t i = 0; i < Q8_TOKENS; i++)
+            sum[i] = add_group(type, sum[i], p, g, d[i], x->minus_sum[at + i], x->scale[at + i]);
     }
     for (size_t i = 0; i < Q8_TOKENS && t + i < m->n; i++)
         vstore_part(p->out + (t + i) * p->out_pitch, sum[i], p->n_rows);
@@ -2475,8 +2477,9 @@ static void quantize_row(void *arg, size_t t)
 {
     const Matmul *m = arg;
     const Quantized *a = m->act;
+    size_t T = min_size(m->n, Q8_TOKENS);
     for (size_t g = 0; g < m->n_groups; g++) {
-        size_t at = t * m->n_groups + g, from = at * m->group;
+        size_t from = (t * m->n_groups + g) * m->group, at = (t / T * m->n_groups + g) * T + t % T;
         a->scale[at] = round_to_bytes(m->x + from, m->group, a->q + from, a->minus_sum + at);
     }
 }

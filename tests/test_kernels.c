@@ -234,6 +234,13 @@ static void free_quantized(Quantized *x)
     free(x->q), free(x->scale), free(x->minus_sum);
 }
 
+// Where token t's scale of group g stands: in tiles of tokens, which are side by side there.
+static size_t scale_place(size_t n, size_t n_groups, size_t t, size_t g)
+{
+    size_t tile = n < Q8_TOKENS ? n : Q8_TOKENS;
+    return (t / tile * n_groups + g) * tile + t % tile;
+}
+
 // Each value comes back within half a step of its group's scale; the largest exactly.
 static void test_quantize_row(void)
 {
@@ -242,17 +249,18 @@ static void test_quantize_row(void)
     memset(x, 0, GROUP * 4); // a group of zeros
     Quantized a = quantized(2, COLS, GROUP);
     int bad = 0, bad_sum = 0;
-    Matmul m = {.x = x, .act = &a, .group = GROUP, .n_groups = GROUPS};
+    Matmul m = {.x = x, .n = 2, .act = &a, .group = GROUP, .n_groups = GROUPS};
     for (size_t t = 0; t < 2; t++) quantize_row(&m, t);
     for (size_t g = 0; g < 2 * GROUPS; g++) {
         int sum = 0, largest = 0;
+        size_t at = scale_place(2, GROUPS, g / GROUPS, g % GROUPS);
         for (size_t k = g * GROUP; k < (g + 1) * GROUP; k++) {
-            bad += !(fabs(a.q[k] * (double)a.scale[g] - x[k]) <= 0.5001 * a.scale[g]);
+            bad += !(fabs(a.q[k] * (double)a.scale[at] - x[k]) <= 0.5001 * a.scale[at]);
             sum += a.q[k];
             largest |= abs(a.q[k]) == 127;
         }
         bad += largest != (g > 0);
-        bad_sum += a.minus_sum[g] != -sum;
+        bad_sum += a.minus_sum[at] != -sum;
     }
     CHECK_INT(bad, 0);
     CHECK_INT(bad_sum, 0);
@@ -271,7 +279,7 @@ static void tile_plain(const int8_t *codes, const float *scales, const float *mi
         for (size_t r = 0; r < n_rows; r++) {
             vf sum = {0};
             for (size_t g = 0; g < n_groups; g++) {
-                size_t at = t * n_groups + g;
+                size_t at = scale_place(m->n, n_groups, t, g);
                 int32_t dot = 0;
                 for (size_t k = g * m->group; k < (g + 1) * m->group; k++)
                     dot += codes[r * cols + k] * x->q[t * cols + k];
@@ -314,7 +322,8 @@ static void check_tile_q8(size_t n, size_t cols, size_t group, int n_rows, int h
                 size_t lane = k / group * PANEL + (size_t)r;
                 double weight = (double)w[(size_t)r * cols + k] * scales[lane];
                 if (has_min) weight -= mins[lane];
-                double p = weight * x.q[t * cols + k] * x.scale[t * (cols / group) + k / group];
+                size_t at = scale_place(n, cols / group, t, k / group);
+                double p = weight * x.q[t * cols + k] * x.scale[at];
                 want += p, size += fabs(p);
             }
             bad += !(fabs(fast[t * STRIDE + (size_t)r] - want) <= 1e-6 * size);
