@@ -716,7 +716,7 @@ static void bias_alibi(const Query *q, const float *D, float *score)
 
 // The buckets of distances, at most B - 1: D itself up to B/2, then evenly in the logarithm,
 //   bucket(D) = B/2 + floor(ln(D / (B/2)) / ln(max_distance / (B/2)) * B/2);
-// a millionth of B/2 more keeps edges that are whole numbers whole. [T5] 2.1
+// in floats, as in its authors' code; a millionth of B/2 more keeps whole edges whole. [T5] 2.1
 INLINE vi t5_buckets(const Config *c, vf D)
 {
     vf half = vset((float)c->rows / 2), rate = half / vlog(vset((float)c->max_distance) / half);
