@@ -1265,7 +1265,7 @@ static const char *compose_template(const char *parts)
 // executed at all, which tokens it writes (no user may write those), and what it writes behind a
 // reply: the token at which the model's replies have to end, whatever the file says about its EOS.
 
-// What a template may write that is no text.
+// The kinds of tokens that a template may write as such, beside its text.
 enum { TOKEN_SPECIAL = TOKEN_CONTROL | TOKEN_USER };
 
 // A token as a text for the template, which writes BOS and EOS by name.
@@ -1405,12 +1405,13 @@ static int system_effect(const Tokenizer *t, const char *template, const char *t
 }
 
 // The ids of text[len], which a template wrote; the caller frees them. Its control tokens are found
-// where own[i] is 1: byte i is the template's, and not a user's. What is between them is text. BOS
-// comes first if the model wants it and the template did not write it.
+// where own[i] is 1: byte i is the template's, and not a user's. What is between them is text,
+// which tokenizer_encode() reads, user-defined tokens and all. BOS comes first if the model wants
+// it and the template did not write it; of nothing at all the ids are those of an empty text.
 static int *encode_written(const Tokenizer *t, const char *text, const char *own, size_t len,
                            size_t *n)
 {
-    int *ids = xrealloc(encode_text(t, "", 0, n), 2 * len + 2, sizeof *ids); // the first, for now
+    int *ids = xrealloc(encode_text(t, "", 0, n), 2 * len + 2, sizeof *ids); // ids[0] may stay
     size_t from = 0, step;
     int written = len && own[0] && match_special(t, text, len, TOKEN_SPECIAL, &step) == t->bos;
     *n = t->add_bos && !written;
@@ -1798,7 +1799,7 @@ static void print_weights(Model *m)
         for (const Weight *w = list; w < list + (l ? N_OF_LAYER : N_WEIGHTS); w++) {
             const Tensor *t = w->to;
             int again = w->to == &m->classifier && t->data == m->tok_emb.data;
-            if (w->kind > TABLE || !w->rows || again) continue; // no matrix that this model has
+            if (w->kind > TABLE || !w->rows || again) continue; // no matrix, not there, or counted
             bytes[t->type - tensor_types] += tensor_bytes(t);
             parameters += t->rows * t->cols;
         }

@@ -81,7 +81,7 @@
 #define INLINE static inline __attribute__((always_inline))
 #define COUNT(array) (sizeof(array) / sizeof *(array))
 
-static const char *prog = "run";
+static const char *prog = "run"; // what messages begin with; tests/measure.c has its own name
 
 enum { EXIT_DATA = 1, EXIT_USAGE = 2 }; // a bad file or system failure; a bad command line
 
@@ -548,7 +548,7 @@ typedef struct {
 
 // A file that was opened, mapped into memory and understood, or is about to be.
 typedef struct {
-    const char *arch, *path;
+    const char *arch, *path;    // arch first: by it archs (section 11) is searched
     Config config;
     Vocab vocab;
     Tensor tok_emb, classifier; // [vocab_size][dim]
@@ -618,11 +618,13 @@ static void add_learned(const Config *c, double p, float *x)
 // floats it is twice as large as keys in half precision. But keys are read in tiles of TILE
 // positions. With t0 the first position of a tile and r = j - t0 a key's place in it,
 //   D = i - t0 - r,  so  exp(I D theta) = exp(I i theta) conj(exp(I t0 theta)) conj(exp(I r theta))
-// The last factor is the same in every tile: one table of exp(I r theta_m), r < TILE, turns the
-// keys of all of them (its conjugate comes from conj(k)), and, 16 KB for heads of 64, stays near.
-// The other two are the query's: a number for each query times a number for each tile. All angles
-// are computed in double, so that positions of millions stay exact to float's last bits. Encodings
-// that do not rotate take the same path with all theta_m = 0, which costs them a turn by nothing.
+// The last factor is the same in every tile: one key table, exp(I r theta_m) for r < TILE, turns
+// the keys of all of them (its conjugate comes from conj(k)), and, 16 KB for heads of 64, stays
+// near. Only where a method of section 5 has the keys of a tile stand at uneven steps is there a
+// key table for that tile alone. The other two are the query's: a number for each query times a
+// number for each tile. All angles are computed in double, so that positions of millions stay exact
+// to float's last bits. Encodings that do not rotate take the same path with all theta_m = 0, which
+// costs them a turn by nothing.
 //
 // Complex numbers are arrays [2][pairs] here: all real parts (cosines), then all imaginary parts.
 
@@ -633,8 +635,8 @@ static int rotary_dims(const Config *c) { return c->n_rot ? c->n_rot : c->head_d
 
 // x, out: [head_dim]. Projections give pair m of the dimensions that turn as the neighbours
 // (2m, 2m + 1) or as the halves (m, m + n_rot / 2); out has real and imaginary parts apart. The
-// dimensions that do not turn may be paired in any way that is the same for q and k: as
-// halves, if none turns, they stay in their order.
+// dimensions that do not turn may be paired in any way that is the same for q and k. Halves of a
+// whole head stay where they are, which is what Shaw's table wants (bias_shaw).
 static void split_pairs(const Config *c, const float *x, float *out)
 {
     size_t pairs = c->head_dim / 2, turning = rotary_dims(c) / 2;
@@ -714,9 +716,11 @@ static void bias_alibi(const Query *q, const float *D, float *score)
         vstore(score + k, vload(score + k) - slope * vload(D + k));
 }
 
-// The buckets of distances, at most B - 1: D itself up to B/2, then evenly in the logarithm,
+// The buckets of distances, of which there are B, the table's rows: D itself up to B/2, then evenly
+// in the logarithm, and the last one for all that is farther,
 //   bucket(D) = B/2 + floor(ln(D / (B/2)) / ln(max_distance / (B/2)) * B/2);
-// in floats, as in its authors' code; a millionth of B/2 more keeps whole edges whole. [T5] 2.1
+// in floats, as in its authors' code; a millionth of B/2 more keeps whole edges whole. Below B/2,
+// where vlog() is not defined, its result is not taken. [T5] 2.1
 INLINE vi t5_buckets(const Config *c, vf D)
 {
     vf half = vset((float)c->rows / 2), rate = half / vlog(vset((float)c->max_distance) / half);
@@ -764,8 +768,8 @@ static void bias_fire(const Query *q, const float *D, float *score)
     }
 }
 
-// q . r[min(D, K)]: a key of its own for each distance. q is split into halves here, and so has the
-// order of the table's rows. [Shaw] eq. 4, the key side
+// q . r[min(D, K)]: a key of its own for each distance. q was split into halves (complete_config),
+// which leaves it in the order of the table's rows. [Shaw] eq. 4, the key side
 static void bias_shaw(const Query *q, const float *D, float *score)
 {
     size_t d = (size_t)q->c->head_dim, seen = SIZE_MAX;
@@ -1044,9 +1048,10 @@ typedef struct {
     double *gain;       // [pairs]: a^2, for the query, since keys carry none; 1 for pairs that are
                         // not meant to turn (n_rot)
     float *decay;       // [pairs], ln zeta_m / 512 a token: 0 but for xPos
-    float *key[MAPS];   // [1 + n_slots][2][pairs][TILE]: exp(I (B(t0 + r) - B(t0)) theta_m): turns
-                        // the key at place r of a tile. The first table is for all tiles whose keys
-                        // stand at even steps; others have one of their own, behind it by slots
+    float *key[MAPS];   // key tables, [1 + n_slots][2][pairs][TILE]: exp(I (B(t0 + r) - B(t0))
+                        // theta_m), with xPos faded, turns the key at place r of a tile. The first
+                        // is for all tiles whose keys stand at even steps; an uneven tile in slot n
+                        // has table 1 + n. All layers and heads share them
     float *tile[MAPS];  // [n_slots][2][pairs]: exp(-I B(t0) theta_m) of the tile in each slot, its
                         // place in the cache: turns queries back
     int64_t *slot_tile; // [n_slots]: which tile that is, -1: none
@@ -1061,10 +1066,10 @@ static double pair_frequency(const Config *c, const RopeConfig *r, size_t m, dou
            (r->own_factors ? r->own_factors[m] : 1);
 }
 
-// Applies the method: sets the frequencies for length n, fills the key tables of even steps, and
-// empties the others and those of tiles. Angles get their room here, when they are first used: most
-// models need one set, and where frequencies always change, each query of a chunk has its own, but
-// only past L.
+// Applies the method: sets the frequencies for length n, fills each map's first key table, and has
+// what belongs to tiles made anew (plan_tiles in section 7). Angles get their room here, when they
+// are first used: most models need one set, and where frequencies always change, each query of a
+// chunk has its own, but only past L. It is reserved: key tables of even tiles are never touched.
 static void set_angles(Angles *a, const Config *c, const RopeConfig *r, size_t n_slots, int64_t n)
 {
     size_t pairs = c->head_dim / 2, turning = rotary_dims(c) / 2;
@@ -1127,7 +1132,8 @@ static int is_uneven(const RopeConfig *r, int map, int64_t t)
 typedef void (*Work)(void *arg, size_t item);
 
 // A share is about so many multiplications at least, so that small models wait for no other thread.
-// Callers whose work is dearer than a multiplication take a quarter or an eighth of it.
+// Callers whose work is dearer than a multiplication take a quarter or an eighth of it. SPINS is
+// told at pool_worker().
 enum { MIN_SHARE = 1 << 16, SPINS = 1 << 15 };
 
 // The ticket and the count of finished shares lie in two cache lines, so that who takes work does
@@ -1323,7 +1329,7 @@ typedef struct {
     int as;              // how its numbers are stored
     size_t n_slots;      // of which the first
     size_t sink_slots;   // are for the sinks' tiles
-    size_t v_dim;        // head_dim rounded up to whole GEMM_VECTORS
+    size_t v_dim;        // head_dim rounded up to a multiple of GEMM_VECTORS vectors
     size_t tile_bytes;   // of both, and of the scales
     uint8_t *tiles;
     size_t bytes;        // reserved
@@ -1487,11 +1493,12 @@ static void plan_tiles(const Attention *a, const RopeConfig *r, Angles *angles)
     }
 }
 
-// Prepares all angles for the chunk's queries, once for all layers, and chooses the batch: how many
-// queries are attended to together. A large batch is good, since each turned tile of keys serves
-// all of it. But its queries must share their frequencies, its rows must fit into the processor's
-// caches (BATCH_ROWS do), and there should be three items of work for each thread, so that others
-// can make up for a late one. A row's bits do not depend on which rows share its batch.
+// Prepares all angles for the chunk's queries, once for all layers (where they share one set, the
+// first query finds work to do, the others find it done), and chooses the batch: how many queries
+// are attended to together. A large batch is good, since each turned tile of keys serves all of it.
+// But its queries must share their frequencies, its rows must fit into the processor's caches
+// (BATCH_ROWS do), and there should be three items of work for each thread, so that others can make
+// up for a late one. A row's bits do not depend on which rows share its batch.
 enum { BATCH_ROWS = 192 };
 
 static void plan_positions(const Attention *a, Positions *p)
@@ -1556,10 +1563,10 @@ static void multiply_rows(float *x, const float *y, size_t n)
     for (size_t k = 0; k < n; k += LANES) vstore(x + k, vload(x + k) * vload(y + k));
 }
 
-// w->score = scores of all rows against the keys of tile t under one map. The equation of
-// section 4 in its three factors: keys are turned by their place in the tile, exp(I r theta), from
-// the key table; a row's q is turned by exp(I A(i) theta), in begin_batch(), and here back by the
-// tile's exp(-I B(t0) theta).
+// w->score = scores of all rows against the keys of tile t under one map. The equation of section 4
+// in its three factors: keys are turned by their place in the tile, exp(I r theta), from the key
+// table number `table`; a row's q is turned by exp(I A(i) theta), in begin_batch(), and here back
+// by the tile's exp(-I B(t0) theta).
 static void score_tile(const Batch *w, int map, int64_t t)
 {
     const Positions *p = w->a->p;
@@ -1684,8 +1691,8 @@ static void merge_row(const Attention *a, size_t to, const float *o, RowSums p)
     a->sums[to] = (RowSums){largest, t.sum * old + p.sum * new};
 }
 
-// q = o / sum of number `at` of the (query, head), its parts merged in their order. What was asked
-// is not needed any more by then.
+// q = o / sum for number `at` of the pairs (query, head), whose parts, if there are several, are
+// first merged in their order. The output takes q's place, since nobody asks with it any more.
 static void finish_row(const Attention *a, size_t at)
 {
     size_t d = a->config.head_dim, v_dim = a->cache.v_dim, n_heads = a->config.n_heads;
@@ -1748,8 +1755,9 @@ static void attention(Attention *a)
 // code of 2 to 8 bits, zero that of the type, and scale and min those of the value's group.
 //
 // Two products of a weight matrix with activations are all that a Transformer needs beside
-// attention's own: one in float and one in int8. Both take a panel of rows at a time, and a tile of
-// its products with a few tokens, as many as leave their sums in registers.
+// attention's own: one in float and one in int8. Both take a panel at a time (as many rows as a
+// vector has lanes), and of its products a tile: those with a few tokens, as many as leave their
+// sums in registers.
 //
 // What makes them fast is the same in both. One token (decoding) is bound by memory: weights are
 // read once, where they lie, in the order in which they lie, and what will be wanted is asked for
@@ -1936,11 +1944,12 @@ INLINE vi number_iq4_xs(const vi w[4], int g)
 }
 
 // The scales of n blocks in each row of a panel: scale[n groups in all][PANEL] and, where the type
-// has minima, min likewise. `type` is a constant where it matters, in a product.
+// has minima, min likewise. d is in 16 bytes that begin at `at`, which are moved back where they
+// would reach beyond the block. `type` is a constant where it matters, in a product.
 INLINE void read_scales(const TensorType *type, const void *rows, size_t pitch, size_t n,
                         float *scale, float *min)
 {
-    size_t at = min_size(type->d_at, type->bytes - 16), d_at = type->d_at - at; // d's 16 bytes
+    size_t at = min_size(type->d_at, type->bytes - 16), d_at = type->d_at - at;
     for (int groups = (int)(type->block / type->group); n; n--, rows += type->bytes) {
         vi w[4], halves[4];
         transpose_rows(rows + at, pitch, halves);
@@ -1962,8 +1971,9 @@ INLINE void read_scales(const TensorType *type, const void *rows, size_t pitch, 
 // is exact, so every machine gets the same integers, whatever its instructions. VNNI and NEON add
 // in 32 bits at once. AVX2 adds neighbouring products in 16 bits, where some such pairs of short
 // codes can be added before they must be widened: (2^bits - 1) * 127 * 2 goes 2^(7 - bits) times
-// into 32767. Codes of 8 bits are signed: x gets their sign. VNNI multiplies unsigned by signed
-// bytes: there FLIP turns an int8 w into w + 128, a code whose zero is ZERO.
+// into 32767. Both VNNI and AVX2 multiply unsigned by signed bytes, but codes of 8 bits are signed:
+// with AVX2 x gets their sign (and sums are widened at once), and for VNNI FLIP turns an int8 w
+// into w + 128, a code whose zero is ZERO.
 #if LANES == 16 || (LANES == 8 && defined(__AVXVNNI__))
 #define VNNI
 enum { NARROW = 0, FLIP = (int32_t)0x80808080, ZERO = 128 };
@@ -2107,7 +2117,8 @@ enum { AHEAD = 16384 };
 typedef struct {
     int8_t *q;        // [n][cols], and room for Q8_TOKENS - 1 rows more: full tiles; or NULL
     float *scale;     // [n / T][n_groups][T], and room for a tile more: the T = min(n, Q8_TOKENS)
-                      // tokens of a tile side by side, far from those that others write
+                      // tokens of a tile side by side, as they are read, and away from those of
+                      // other tiles, which as a rule other threads write
     float *minus_sum; // likewise: of the group's q, a whole number
 } Quantized;
 
@@ -2123,7 +2134,7 @@ typedef struct {
     const Quantized *act;   // x in int8
     size_t group, n_groups; // values in a group, groups in a row; 0: floats are multiplied
     size_t n_panels;        // of all jobs together
-    size_t grain;           // panels in a stretch
+    size_t grain;           // panels in a stretch: see matmul_stretch()
     size_t ways, turns;     // threads, and the stretches of each if all are equally fast
 } Matmul;
 
@@ -2419,9 +2430,9 @@ INLINE void sum_panel(const vf sums[PANEL][SUM_VECTORS], size_t n, float *out)
 }
 
 // What product_q8() does, in float. Fewer tokens than a tile has are multiplied one by one, with
-// rows where they lie, if these are of floats or halves and fill their tiles. Else rows are
-// unpacked first, exactly: many tokens want vectors that do not straddle cache lines. Meanwhile the
-// next panel is asked for, some of it with each tile. The last tile begins early, to be full.
+// rows where they lie, if these are of a float type and fill their tiles. Else rows are unpacked
+// first, exactly; so they are for many tokens, which want vectors that do not straddle cache lines.
+// Of the next panel some is then asked for with each tile. The last tile begins early, to be full.
 static void product_f32(const Matmul *m, const Product *p, size_t r0, size_t n_rows)
 {
     const Tensor *w = p->w;
@@ -2799,8 +2810,8 @@ static void classify(State *s, size_t first, size_t count, float *logits)
 //               Then floats, in the order of load_checkpoint(), each over all layers.
 //   version 1   256 bytes: magic 0x616b3432, version, the seven int32 above, u8 shared classifier.
 //               Then floats, in its other order.
-//   version 2   as 1, with int32 group at byte 37; the norms in f32, every other matrix of every
-//               layer as planar Q8_0: int8 values, then f32 scales.
+//   version 2   as 1, with int32 group at byte 37; the norms in f32, the matrices of each layer and
+//               of the model as planar Q8_0: int8 values, then f32 scales.
 // Our own models carry an extension block in the header's padding (offsets below). A reader that
 // does not know the block would compute some of them wrongly; those have version 101 or 102
 // instead of 1 or 2, the layout being the same. What the encoding learned comes last, in f32:
@@ -3023,6 +3034,7 @@ static const Option config_fields[] = {
     {OTHER},
     {"dual-chunk", 0, "C:W", "chunks of C, W of it near", REACH, .distance = DIST_DUAL_CHUNK},
     {OTHER},
+    // Which method that is has no option to itself: set_option() sets it with theirs.
     {NUMBER(asked.rope.distance, 0, DIST_DUAL_CHUNK)},
 };
 
@@ -3061,7 +3073,7 @@ static void complete_config(Model *m)
         REFUSE(m, "dim is no multiple of n_heads (got %d, %d)", c->dim, c->n_heads);
     if (!c->head_dim) c->head_dim = c->dim / c->n_heads;
     if (c->head_dim % 2) REFUSE(m, "odd head size (got %d, want an even one)", c->head_dim);
-    if (c->encoding == ENC_SHAW) c->rope_split = 1; // its table is not split
+    if (c->encoding == ENC_SHAW) c->rope_split = 1; // q keeps its order, that of the table
     if (c->n_rot % 2 || c->n_rot > c->head_dim)
         REFUSE(m, "of a head's %d dimensions %d turn (want an even number, and no more)",
                c->head_dim, c->n_rot);
@@ -3081,10 +3093,10 @@ static void check_rope(const Config *c, const char *path)
 {
     const RopeConfig *r = &c->rope;
     const char *encoding = encodings[c->encoding].name, *method = rope_methods[r->method].name;
-    RopeConfig full = *r;
-    rope_resolve(&full, c->train_ctx, c->train_ctx);
     // Defaults are filled in before they are compared, in a copy: --beta-slow 33 is wrong only
     // because --beta-fast is 32 where nobody says otherwise.
+    RopeConfig full = *r;
+    rope_resolve(&full, c->train_ctx, c->train_ctx);
 #define WRONG(option, ...) die(path ? EXIT_DATA : EXIT_USAGE, path ? path : option, __VA_ARGS__)
     if (r->method == ROPE_LONGROPE && !(r->long_factors && r->short_factors))
         WRONG("--rope-scaling", "longrope needs --long-factors and --short-factors");
@@ -3419,14 +3431,15 @@ static const char *key_word(const Model *m, const char *name, const char *absent
     return word ? memcpy(xcalloc(32, 1), word, min_size(len, 31)) : absent;
 }
 
-// What architectures differ in: a Model of each, as it is where the file does not say otherwise.
-// Names are those that converters write, and stand for families: "llama" is also Mistral, SmolLM,
-// TinyLlama and many others, that are computed alike. Most of them turn halves of a head, (m, m +
-// n_rot / 2); the converters of llama permute wq and wk, so that these have neighbours as pairs.
-// Newer ones norm q and k before they turn, which keeps scores from growing, or norm what a branch
-// gives, not what it gets; gemma has local layers, which see a window, between global ones. Older
-// ones (gpt2, bloom, gptneox) have LayerNorm, biases, and a feed-forward net without a gate, and
-// differ in how they know positions: by a learned table, by ALiBi, by turning a part of each head.
+// What architectures differ in: a Model of each, as it is where the file does not say otherwise, of
+// which only the name, Config and strip_right are filled in. Names are those that converters write,
+// and stand for families: "llama" is also Mistral, SmolLM, TinyLlama and many others, that are
+// computed alike. Most of them turn halves of a head, (m, m + n_rot / 2); the converters of llama
+// permute wq and wk, so that these have neighbours as pairs. Newer ones norm q and k before they
+// turn, which keeps scores from growing, or norm what a branch gives, not what it gets; gemma has
+// local layers, which see a window, between global ones. Older ones (gpt2, bloom, gptneox) have
+// LayerNorm, biases, and a feed-forward net without a gate, and differ in how they know positions:
+// by a learned table, by ALiBi, by turning a part of each head.
 //
 // Two things cannot be written in numbers, and gguf_config() knows what stands for them: gemma
 // scales embeddings by sqrt(dim) (emb_scale -1), and divides scores by sqrt(dim / n_heads) in its
@@ -3518,6 +3531,7 @@ static void gguf_config(Model *m, const Model *arch)
     c->vocab_size = (int)m->vocab.tokens.n;
     if (c->encoding == ENC_LEARNED) c->rows = c->train_ctx;
     complete_config(m);
+    // Values as long as keys, and tokens that see no later ones: all else is refused.
     key_number(m, ".attention.value_length", c->head_dim, c->head_dim, 0);
     if (key_number(m, ".attention.causal", 0, 1, 1) == 0)
         REFUSE(m, "a model whose tokens see later ones, which cannot be run");
@@ -3724,7 +3738,8 @@ static const struct {
     {2, "gg", "an old GGML file: convert it to GGUF"},
 };
 
-// Either door: a GGUF file says so in its first four bytes, and whose architecture it has.
+// Either door: a GGUF file says so in its first four bytes, and later which architecture it has;
+// all others are llama2.c's.
 static void model_load(Model *m, const char *path)
 {
     *m = (Model){.arch = "llama2.c", .path = path};
@@ -3867,8 +3882,9 @@ static void hash_add(Hash *h, const void *key, size_t len, int number)
     if (!slot->key) *slot = (struct HashSlot){key, len, number};
 }
 
-// The piece with that text, if it is of these kinds; -1: none. Nearly all the work of encoding is
-// done here: once for each symbol, and once for each pair that may merge.
+// The piece with that text, if it is of these kinds; -1: none. Both tables are looked at but for
+// TOKEN_TEXT: a text that became a control token (chat.c) or a byte stays in the first. Nearly all
+// the work of encoding is done here: once for each symbol, and once for each pair that may merge.
 static int find_piece(const Tokenizer *t, const char *s, size_t len, int kinds)
 {
     for (int k = 0; k < 1 + (kinds != TOKEN_TEXT); k++) {
@@ -3923,9 +3939,10 @@ static void offer_merge(Encoder *e, int at)
     }
 }
 
-// Adds the ids of text[len], within which anything may merge: lays out the symbols, offers what
-// each makes with the next, and does the best merge of all until there is none. Places where none
-// begins have s[len] in their leaves, a symbol that merges with nothing.
+// Adds the ids of text[len], within which anything may merge: lays out the symbols (characters, or
+// bytes in byte-level BPE, where read_char() is shown one at a time), offers what each makes with
+// the next, and does the best merge of all until there is none. Places where none begins have
+// s[len] in their leaves, a symbol that merges with nothing.
 static void encode_word(Encoder *e, const char *text, size_t len)
 {
     const Tokenizer *t = e->t;
@@ -4149,9 +4166,10 @@ static Vocab read_vocab(const char *path, size_t n)
                    .eot = ID_BOS, .add_bos = 1, .space_prefix = 1};
 }
 
-// Pieces, then what finds them, then how words are cut and merged. Whether BOS comes first is the
-// file's to say, or its kind's: SentencePiece's want it, and of the others some. BOS is none where
-// the file names an ordinary piece (a comma, in some).
+// Pieces and what finds them, then what ends a turn, then how words are cut and merged, or which
+// pieces stand for bytes. Whether BOS comes first is the file's to say, or its kind's:
+// SentencePiece's want it, and of the others some. BOS is none where the file names an ordinary
+// piece (a comma, in some).
 static void tokenizer_init(Tokenizer *t, const char *path, const Vocab *v)
 {
     size_t n = v->tokens.n;
@@ -4356,7 +4374,7 @@ static void feed(Session *s, const int *tokens, size_t n)
     for (s->pos = from; s->pos < end && !interrupted; s->pos += step) {
         step = min_size(end - s->pos, s->state.chunk);
         forward(&s->state, s->ids + s->pos, step, s->pos);
-        size_t done = (interrupted ? end : s->pos + step) - from;
+        size_t done = (interrupted ? end : s->pos + step) - from; // Ctrl-C ends the work
         if (progress) progress("reading, tokens", start, done, end - from);
     }
     if (step) classify(&s->state, step - 1, 1, s->logits);
@@ -4502,7 +4520,7 @@ static void read_prompt(Session *s)
 // Tables say what every option is called, where its value goes and what it may be; the parser, the
 // range checks and the help text all come from them. The numbers of Config have theirs in section
 // 10, since files know them, too. A program (this one, chat.c, tests/measure.c) is a list of such
-// tables and of modes, the things that it can do with a model.
+// tables, and the names of its first option are its modes, the things that it can do with a model.
 //
 // What the command line says is checked in the order in which it can be known to be wrong: options
 // by themselves, before any file is opened; the file; then both together. A mistake in the command
@@ -4567,7 +4585,7 @@ static const Option text_options[] = {
 // A program is a list of tables of options, ended by an empty one. Its first option says what it is
 // to do: one of its modes, by default the first.
 static const Names *program;
-static const Mode *mode;
+static const Mode *mode; // the one that was chosen
 
 // Entry i of the program's tables, counted through all of them, or NULL behind the last.
 static const Option *option_at(size_t i)
@@ -4684,7 +4702,7 @@ static const float *read_factors(const char *path, size_t pairs)
 {
     size_t len, n = 0;
     char *text = read_text(path, &len), *word;
-    float *list = xcalloc(len / 2 + 1, sizeof *list); // a number has a digit, and one behind it
+    float *list = xcalloc(len / 2 + 1, sizeof *list); // room for digits with one byte between
     if (strlen(text) < len) die(EXIT_DATA, path, "a zero byte among its numbers");
     while ((word = strsep(&text, ", \t\r\n")))
         if (*word) list[n++] = (float)parse_number(EXIT_DATA, path, word, 0, 1e-6, 1e6);
@@ -4737,8 +4755,7 @@ static void check_learned(const Config *c, const char *option, long long n)
 
 // Which context the run uses: -c, else as trained; or, where a window keeps memory constant, as
 // much as there is text. Then the factor of a method that follows from the context is that of the
-// trained one: a context without end has no ratio to it. Learned positions end with their table:
-// what lies behind it was never there.
+// trained one: a context without end has no ratio to it. Learned positions have an end even so.
 static long long choose_context(Config *c)
 {
     long long ctx = opt.ctx ? opt.ctx : c->train_ctx;

@@ -502,7 +502,7 @@ static size_t n_positions(const Shape *s)
     return (size_t)s->train_ctx * (s->spread ? s->spread : 1);
 }
 
-// What the encoding learns, in the order of run.c's section 7. Numbers that must be positive are
+// What the encoding learns, in the order of run.c's section 10. Numbers that must be positive are
 // kept as logarithms: of kerple's r1 and r2, of fire's c / 0.1 and T / (train_ctx / 4).
 static void place_encoding(Parts *p, const Shape *s)
 {
@@ -747,7 +747,7 @@ static void loss_task(void *arg, size_t r)
 // ================================================================================================
 // 5  Positions
 //
-// The three places of run.c's section 9, forward and backward. Biases come from run.c's own
+// The three places of run.c's section 4, forward and backward. Biases come from run.c's own
 // functions, called with the numbers of the moment as if a file had held them. They depend on the
 // head, the query and the key but not on the text, so they are worked out once a pass, and their
 // derivatives are gathered over all layers and sequences before they reach the parameters.
@@ -2037,8 +2037,8 @@ static void fill_batch(Text *x, Net *n, size_t R)
 // ================================================================================================
 // 11  Files
 //
-// Two kinds: the state, from which training continues exactly, and the checkpoint that run.c
-// reads, whose layout its section 7 describes. Both are written beside their place and renamed, so
+// Two kinds: the state, from which training continues exactly, and the checkpoint that run.c reads,
+// whose layout is told in run.c's section 10. Both are written beside their place and renamed, so
 // that a reader never sees half a file.
 
 typedef struct {

@@ -167,8 +167,8 @@ static void loss_row(void *arg, size_t t)
     p->at[t] = cross_entropy(p->logits + t * p->vocab, p->vocab, p->target[t]);
 }
 
-// What is seen of a softmax: its largest score, and the sums of its weights exp(score - largest), of
-// weight * score, and of the first token's weight.
+// What is seen of a softmax: its largest score, the sum of its weights exp(score - largest), the
+// sum of weight * score, and the first token's weight.
 typedef struct {
     double largest, sum, weighted, first;
 } Softmax;
@@ -188,7 +188,8 @@ static void merge_softmax(Softmax *s, Softmax p)
                    s->first * old + p.first * new};
 }
 
-// Attention's watch: a query's scores of tile t.
+// Attention's watch: a query's scores of tile t. The softmax of the tile alone, with no values to
+// be weighted (v_dim 0), joins what was seen of the query's part.
 static void watch_scores(const Attention *a, const Query *q, int64_t t, const float *score)
 {
     size_t part = (size_t)(a->n_parts > 1 ? t / SEGMENT_TILES : q->i - a->pos);
@@ -881,7 +882,8 @@ static void run_rope(Session *s)
 // --- bench ---------------------------------------------------------------------------------------
 
 // Bytes of the weights that are read for each token: all matrices, the classifier among them even
-// if it is the embeddings' table (of which else it is one row), and norms.
+// if it is the embeddings' table, and norms. As embeddings that table has one row read, which does
+// not count, and neither do biases.
 static size_t weight_bytes(const Model *model)
 {
     Model m = *model; // a copy, since the list has places where weights could be put

@@ -1,4 +1,4 @@
-// test_tokenizer.c: section 13 of run.c, and the sampler, section 14. Run in the repository's
+// test_tokenizer.c: section 12 of run.c, and the sampler, section 13. Run in the repository's
 // folder: it reads tokenizer.bin there, and the tokenizers in $REFERENCE if that is set.
 #define TESTING
 #include "../run.c"
