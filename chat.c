@@ -279,8 +279,8 @@ static int byte_of_letter(uint32_t c)
 static void read_merges(Tokenizer *t, const Vocab *v)
 {
     Values list = v->merges;
-    if (!list.at || list.n > 1 << 24)
-        die(EXIT_DATA, t->path, "no list tokenizer.ggml.merges, or one of %zu", list.n);
+    if (!list.at) die(EXIT_DATA, t->path, "no list tokenizer.ggml.merges");
+    if (list.n > 1 << 24) die(EXIT_DATA, t->path, "too many merges (got %zu)", list.n);
     int (*pairs)[2] = xcalloc(list.n, sizeof *pairs);
     t->ranks = hash_init(list.n);
     for (size_t rank = 0, len; rank < v->merges.n; rank++) {

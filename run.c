@@ -719,8 +719,9 @@ static void bias_alibi(const Query *q, const float *D, float *score)
 // The buckets of distances, of which there are B, the table's rows: D itself up to B/2, then evenly
 // in the logarithm, and the last one for all that is farther,
 //   bucket(D) = B/2 + floor(ln(D / (B/2)) / ln(max_distance / (B/2)) * B/2);
-// in floats, as in its authors' code; a millionth of B/2 more keeps whole edges whole. Below B/2,
-// where vlog() is not defined, its result is not taken. [T5] 2.1
+// in floats, as in its authors' code; a millionth of B/2 more keeps whole edges whole, and moves a
+// few others where B is large (none with T5's 32 and 128). Below B/2, where vlog() is not defined,
+// its result is not taken. [T5] 2.1
 INLINE vi t5_buckets(const Config *c, vf D)
 {
     vf half = vset((float)c->rows / 2), rate = half / vlog(vset((float)c->max_distance) / half);
@@ -2393,8 +2394,9 @@ static size_t int8_group(const Tensor *w)
 }
 
 // Rows [r0, r0 + n_rows) of one product in int8; n_rows <= PANEL. Codes are read where they lie,
-// and so are scales in blocks; planar ones, rows of n_groups floats, are gathered here. The last
-// panel, if it is not full, is copied to where there is something behind it.
+// and so are scales in blocks; planar ones, rows of n_groups floats, are transposed here, by fours
+// as far as there are as many. The last panel, if it is not full, is copied to where there is
+// something behind it.
 static void product_q8(const Matmul *m, const Product *p, size_t r0, size_t n_rows)
 {
     const Tensor *w = p->w;
@@ -2405,8 +2407,14 @@ static void product_q8(const Matmul *m, const Product *p, size_t r0, size_t n_ro
     float *scales = (float *)(words + cols / 4), *mins = scales + n;
     const uint8_t *rows = w->data + r0 * pitch;
     if (n_rows < PANEL) rows = memcpy(mins + n, rows, n_rows * pitch);
-    for (size_t r = 0; w->scales && r < n_rows; r++)
-        for (size_t g = 0; g < n_groups; g++)
+    size_t g = 0, in_fours = w->scales && n_rows == PANEL ? n_groups / 4 * 4 : 0;
+    for (; g < in_fours; g += 4) {
+        vi fours[4];
+        transpose_rows(w->scales + r0 * n_groups + g, n_groups * 4, fours);
+        memcpy(scales + g * PANEL, fours, sizeof fours);
+    }
+    for (; w->scales && g < n_groups; g++)
+        for (size_t r = 0; r < n_rows; r++)
             scales[g * PANEL + r] = w->scales[(r0 + r) * n_groups + g];
     type->tile(&(Panel){.rows = (const char *)rows, .pitch = pitch, .scales = scales,
                         .mins = mins, .words = words, .m = m, .out = p->out + r0,
@@ -3928,8 +3936,9 @@ static void offer_merge(Encoder *e, int at)
     const Tokenizer *t = e->t;
     Symbol *s = e->symbols, *a = &s[at], *b = a + a->len;
     int pair[] = {a->id, b->id};
-    const struct HashSlot *rank = t->words ? hash_slot(&t->ranks, pair, sizeof pair) : NULL;
-    int may = a->id >= 0 && b->id >= 0 && (!rank || rank->key);
+    int may = a->id >= 0 && b->id >= 0;
+    const struct HashSlot *rank = may && t->words ? hash_slot(&t->ranks, pair, sizeof pair) : NULL;
+    if (rank) may = rank->key != NULL;
     a->merged = may ? find_piece(t, e->text + at, a->len + b->len, TOKEN_TEXT) : -1;
     e->best[e->n_leaves + at] = at;
     a->score = a->merged < 0 ? -INFINITY : rank ? -(float)rank->number : t->pieces[a->merged].score;
@@ -4510,7 +4519,8 @@ static void read_prompt(Session *s)
         die(EXIT_DATA, opt.file, "UTF-16 (want UTF-8); convert it: iconv -f UTF-16 -t UTF-8");
     size_t mark = strncmp(text, "\xef\xbb\xbf", 3) ? 0 : 3;
     text = xrealloc(text, s->len + strlen(prompt) + 2, 1);
-    s->len += (size_t)sprintf(text + s->len, opt.file && opt.prompt ? "\n%s" : "%s", prompt) - mark;
+    const char *form = s->len > mark && *prompt ? "\n%s" : "%s";
+    s->len += (size_t)sprintf(text + s->len, form, prompt) - mark;
     if (opt.file || opt.prompt) s->text = text + mark;
 }
 
@@ -4781,8 +4791,10 @@ static void open_session(Session *s)
     read_prompt(s);
     if (mode->kind & NO_STATE) return;
     pool_start(opt.threads ? opt.threads : processors());
-    size_t chunk = opt.chunk; // frequencies that always change need Angles for each of its tokens
-    if (rope_methods[c->rope.method].changes == ALWAYS) chunk = min_size(chunk, TILE);
+    // Frequencies that always change need Angles for each of a chunk's tokens. Where keys may stand
+    // at uneven steps, each of these takes as much memory as one head's keys in floats.
+    size_t chunk = opt.chunk, most = c->rope.distance ? 8 : TILE;
+    if (rope_methods[c->rope.method].changes == ALWAYS) chunk = min_size(chunk, most);
     // The cache is reserved here, and what does not fit is refused with its size.
     state_init(&s->state, &s->model, s->ctx, chunk, opt.kv, opt.exact);
     s->logits = xcalloc(c->vocab_size, 4);
