@@ -6,9 +6,8 @@
 //   ./run TinyLlama-1.1B-Chat.Q4_K_M.gguf -i "Why"         a GGUF model, as it is
 //   ./run -h                                               everything else
 //
-// Two programs include this file: chat.c, which holds conversations and cuts words for byte-level
-// tokenizers (make builds ./run from it), and tests/measure.c, the instruments. So do tests and
-// tools.
+// Other files include this one: chat.c, which holds conversations and cuts words for byte-level
+// tokenizers (make builds ./run from it); tests/measure.c, the instruments; tests and tools.
 //
 // It memory-maps a decoder-only checkpoint and runs it on CPU threads with libc, libm and
 // pthreads only. Keys are cached before rotation and RoPE is computed inside the attention loop,
@@ -21,10 +20,10 @@
 //   speed         section 2, Tensor in 3, then 6 and 8: vectors, threads, products
 //
 // Notation. Arrays are row-major and shapes are written in brackets, [n][dim]; weights are always
-// [out][in]. I is the imaginary unit. Pair m of a head is the plane that RoPE turns at the angular
-// speed theta_m (radians per token); i is the query's position, j <= i the key's, both 0-based, in
-// tokens, and D = i - j their distance; L is the trained context; s is the factor by which it is
-// stretched; n = i + 1 the current length.
+// [out][in]. I is the imaginary unit. Pair m of a head is two of its dimensions, the plane that
+// RoPE turns at the angular speed theta_m (radians per token); i is the query's position, j <= i
+// the key's, both 0-based, in tokens, and D = i - j their distance; L is the trained context; s is
+// the factor by which it is stretched; n = i + 1 the current length.
 //
 //   1  Errors and memory           6  Threads                       11  GGUF
 //   2  Vectors                     7  Cache and attention           12  Tokenizer
@@ -75,8 +74,8 @@
 // it only where it gets memory; whether its results are finite is looked at by those who asked for
 // them. Sizes are computed with saturating arithmetic: a product that does not fit becomes
 // SIZE_MAX, which equals no file's size and can be allocated by nobody, so one comparison at the
-// end catches every overflow on the way. A reader who came for the subject can look through section
-// 2, the words that inner loops are written in, and go on at section 3.
+// end catches every overflow on the way. A reader who came for the subject can skim section 2,
+// the words that inner loops are written in, and go on at section 3.
 
 #define INLINE static inline __attribute__((always_inline))
 #define COUNT(array) (sizeof(array) / sizeof *(array))
@@ -324,7 +323,7 @@ INLINE vf vexp(vf x)
 }
 
 // ln x for x >= 1, by lanes: x = 2^n f, 1/sqrt 2 <= f < sqrt 2, and with t = (f - 1) / (f + 1)
-// ln f = 2 (t + t^3/3 + t^5/5 + ...). Error below 2e-7 of the result or of 1.
+// ln f = 2 (t + t^3/3 + t^5/5 + ...). Error below 2e-7 of the larger of the result and 1.
 INLINE vf vlog(vf x)
 {
     vi n = ((vi)x - 0x3f3504f3) >> 23; // the bits of 1/sqrt 2
@@ -335,8 +334,8 @@ INLINE vf vlog(vf x)
     return vmuladd(vfloat(n), vset(0.69314718f), p);
 }
 
-// x[n] = c tanh(x / c), which never passes c; if c is 0, x stays as it is. tanh y = 1 - 2 / (e^2y +
-// 1). The term 0 * y is NaN where x is infinite, which then is found out rather than capped.
+// x[n] = c tanh(x / c) = c - 2c / (e^(2x/c) + 1), which never passes c; if c is 0, x stays as it
+// is. The term 0 * x is NaN where x is infinite, which then is found out rather than capped.
 static void soft_cap(float *x, size_t n, float c)
 {
     for (size_t i = 0; c > 0 && i < n; i += LANES) {
@@ -426,8 +425,8 @@ static float store_numbers(int as, const float *x, size_t n, void *out)
 // the token and those before it, and what a feed-forward net of hidden_dim units makes of x alone.
 // In attention a token has n_heads queries of head_dim numbers each. They are compared with keys,
 // and weigh values by how well these fit; every group of query heads shares one of n_kv_heads heads
-// of keys and values. The classifier turns the last x into a score for each token that could come
-// next.
+// of keys and values. The classifier turns the last x into a score, the logit, for each token that
+// could come next.
 //
 // Here is every shape once. The numbers of a model are a Config, its matrices are Tensors, its
 // norms and biases floats. Two doors fill them in, one for llama2.c's files and our own (section
@@ -469,17 +468,17 @@ typedef struct {
     double theta;      // the base, from which pairs have their speeds theta_m (section 4)
     double factor;     // s
     double attn_factor; // a; 0: the method's own
-    double attn_times, attn_log; // yarn's own is multiplied by the first (0: 1); see there
+    double attn_times, attn_log; // change yarn's own: see yarn_attention()
     double beta_fast, beta_slow, low_freq_factor, high_freq_factor;
     const float *short_factors, *long_factors; // longrope: [n_rot / 2]
     const float *own_factors; // of the wavelengths, whatever the method: [n_rot / 2], or NULL
-    double fraction;   // P: pairs from floor(P * pairs) on do not turn; 0: all do [p-RoPE]
-    int orig_ctx;      // L: what methods count from; 0: train_ctx, all that the model has seen
+    double fraction;   // P: pairs from floor(P * n_rot / 2) on do not turn; 0: all do [p-RoPE]
+    int orig_ctx;      // L: what methods count from; 0: train_ctx, put in before use
     int window, sinks; // W, S
     Distance distance;
     int reach;         // how far the near map reaches: W; S of string, C of dual-chunk
     double other;      // of the far maps: G of self-extend, k, W of string and dual-chunk
-    int logn;
+    int logn;          // whether queries are scaled by log-n (query_scale)
     int still;         // nothing turns
     const double *positions; // of tokens, if not 0, 1, 2, ...; [whole tiles]
     double temp;       // B of the attention temperature
@@ -511,15 +510,16 @@ typedef struct {
     double branch_scale; // what joins the residual stream is multiplied by it, unless 0
     double logit_scale;  // logits are divided by it, unless 0
     double score_cap, logit_cap; // c: x becomes c tanh(x / c), unless 0
-    int global_every;  // every so many layers one is global, the others are local; 0: all global
-    int nope_every;    // every so many layers one knows no position: `local`, where nothing turns
+    int global_every;  // every so many layers one is global (`rope`), others `local`; 0: all global
+    int nope_every;    // every so many layers one has no position: it is `local`, and that `still`
     RopeConfig local;  // positions in local layers
 } Config;
 
 // A layer's weights.
 typedef struct {
     Tensor wq, wk, wv, wo; // [q_dim | kv_dim | kv_dim][dim], [dim][q_dim]
-    Tensor w1, w2, w3;     // gate, down, up: [hidden_dim][dim], [dim][hidden_dim], as w1
+    Tensor w1, w2, w3;     // gate, down, up: [hidden_dim][dim], [dim][hidden_dim], as w1; in most
+                           // models they make w2 (silu(w1 x) * w3 x) of x
     Norm att_norm, ffn_norm;           // of what the two branches read
     Norm post_att_norm, post_ffn_norm; // of what they add to the residual stream
     Norm q_norm, k_norm;               // before rotation, of each head or of all together
@@ -568,9 +568,9 @@ static size_t kv_dim(const Config *c) { return (size_t)c->n_kv_heads * c->head_d
 // 4  Position I: the encodings
 //
 // Attention by itself is blind to order: it weighs a set of keys by what they are, and any shuffle
-// of the set gives the same sum. Only the mask tells a decoder that some keys lie before others
-// ([NoPE] leaves it at that). Everything else about position must be put in, and there are three
-// places where it can enter:
+// of the set gives the same sum. Only the mask, which hides keys to come, tells a decoder that
+// some keys lie before others ([NoPE] leaves it at that). Everything else about position must be
+// put in, and there are three places where it can enter:
 //   1  added to the embedding, before the first layer: the absolute position p
 //   2  by rotating q and k: the score becomes a function of the distance D = i - j
 //   3  added to the score, after 1 / sqrt(head_dim): a function of D (and in [Shaw] of q), while q
@@ -620,11 +620,11 @@ static void add_learned(const Config *c, double p, float *x)
 //   D = i - t0 - r,  so  exp(I D theta) = exp(I i theta) conj(exp(I t0 theta)) conj(exp(I r theta))
 // The last factor is the same in every tile: one key table, exp(I r theta_m) for r < TILE, turns
 // the keys of all of them (its conjugate comes from conj(k)), and, 16 KB for heads of 64, stays
-// near. Only where a method of section 5 has the keys of a tile stand at uneven steps is there a
-// key table for that tile alone. The other two are the query's: a number for each query times a
-// number for each tile. All angles are computed in double, so that positions of millions stay exact
-// to float's last bits. Encodings that do not rotate take the same path with all theta_m = 0, which
-// costs them a turn by nothing.
+// in the nearest cache. Only where a method of section 5 has the keys of a tile stand at uneven
+// steps is there a key table for that tile alone. The other two are the query's: a number for each
+// query times a number for each tile. All angles are computed in double, so that positions of
+// millions stay exact to float's last bits. Encodings that do not rotate take the same path with
+// all theta_m = 0, which costs them a turn by nothing.
 //
 // Complex numbers are arrays [2][pairs] here: all real parts (cosines), then all imaginary parts.
 
@@ -719,9 +719,9 @@ static void bias_alibi(const Query *q, const float *D, float *score)
 // The buckets of distances, of which there are B, the table's rows: D itself up to B/2, then evenly
 // in the logarithm, and the last one for all that is farther,
 //   bucket(D) = B/2 + floor(ln(D / (B/2)) / ln(max_distance / (B/2)) * B/2);
-// in floats, as in its authors' code; a millionth of B/2 more keeps whole edges whole, and moves a
-// few others where B is large (none with T5's 32 and 128). Below B/2, where vlog() is not defined,
-// its result is not taken. [T5] 2.1
+// in floats, as in its authors' code. A millionth of B/2 is added, lest rounding put a distance at
+// the very edge into the bucket before; where B is large it moves a few others (none with T5's 32
+// and 128). Below B/2, where vlog() is not defined, its result is not taken. [T5] 2.1
 INLINE vi t5_buckets(const Config *c, vf D)
 {
     vf half = vset((float)c->rows / 2), rate = half / vlog(vset((float)c->max_distance) / half);
@@ -769,8 +769,8 @@ static void bias_fire(const Query *q, const float *D, float *score)
     }
 }
 
-// q . r[min(D, K)]: a key of its own for each distance. q was split into halves (complete_config),
-// which leaves it in the order of the table's rows. [Shaw] eq. 4, the key side
+// q . r[min(D, K)]: a key of its own for each distance. q was split into halves (complete_config
+// sets rope_split), which leaves it in the order of the table's rows. [Shaw] eq. 4, the key side
 static void bias_shaw(const Query *q, const float *D, float *score)
 {
     size_t d = (size_t)q->c->head_dim, seen = SIZE_MAX;
@@ -882,7 +882,8 @@ static double pair_with_turns(const RopeConfig *r, int dims, double turns)
     return dims * log(r->orig_ctx / (2 * M_PI * turns)) / (2 * log(r->theta));
 }
 
-// theta where x is `all` or beyond, theta / s where it is `none` or beyond, in between a mixture.
+// theta, all of it kept, where x is `all` or beyond; theta / s, none kept, where it is `none` or
+// beyond; in between a mixture.
 static double blend(const RopeConfig *r, double theta, double x, double none, double all)
 {
     double kept = fmin(fmax((x - none) / (all - none), 0), 1);
@@ -901,8 +902,8 @@ static double rope_by_parts(const RopeConfig *r, int dims, int m, double n)
     return blend(r, rope_none(r, dims, m, n), m, high, low);
 }
 
-// More keys blur the softmax; a larger a makes up for it. Found by fits. [YaRN] eq. 22. Some models
-// multiply it by a number of their own, or leave out a part of it.
+// More keys blur the softmax; a larger a makes up for it. Found by fits: 0.1 ln s + 1. [YaRN] eq.
+// 22. Some models multiply it by attn_times (0: 1), or divide it by 0.1 attn_log ln s + 1.
 static double yarn_attention(const RopeConfig *r)
 {
     double a = 0.1 * log(fmax(1, r->factor)), times = r->attn_times > 0 ? r->attn_times : 1;
@@ -959,9 +960,10 @@ static double attention_factor(const RopeConfig *r)
 //
 // Every distance method is a short list of maps from positions to positions; the rotation does the
 // rest. Under a map the query at i stands at A(i) and the key at j at B(j), and their distance is D
-// = A(i) - B(j). Under map 0, the near one, both stand where they are. For each query the keys are
-// cut into runs, one a map: map 0 has the keys from first_key(0, i) to the query, map 1 those
-// before them, from first_key(1, i) on, and so on back to key 0.
+// = A(i) - B(j). Under map 0, the near one, both stand where they are; under the others, the far
+// ones, nearer to each other. For each query the keys are cut into runs, one a map: map 0 has the
+// keys from first_key(0, i) to the query, map 1 those before them, from first_key(1, i) on, and so
+// on back to key 0.
 //   sinks         A = min(i, S + W - 1)     B = j          [Streaming]; keys behind the window of
 //                                                          W are masked, but for the first S
 //   self-extend   A = f(i) + W - f(W)       B = f(j) = floor(j / G)            [SelfExt]
@@ -982,8 +984,8 @@ static int n_maps(const RopeConfig *r)
     return r->distance == DIST_FULL ? 1 + (r->sinks > 0) : r->distance == DIST_DUAL_CHUNK ? 3 : 2;
 }
 
-// B(j); the next function is A(i). Under map 0 tokens may stand elsewhere than at 0, 1, 2, ..., for
-// models that were trained with positions drawn at random (tests/measure.c).
+// B(j). Under map 0 tokens may stand elsewhere than at 0, 1, 2, ..., for models that were trained
+// with positions drawn at random (tests/measure.c).
 static double key_position(const RopeConfig *r, int map, int64_t j)
 {
     if (!map) return r->positions ? r->positions[j] : (double)j;
@@ -996,12 +998,13 @@ static double key_position(const RopeConfig *r, int map, int64_t j)
     }
 }
 
+// A(i). `at` is B(i), where i would stand as a key; the first four rows' W is `reach` here.
 static double query_position(const RopeConfig *r, int map, int64_t i)
 {
-    double at = key_position(r, map, i), reach = r->reach, W = r->other; // at: as a key, B(i)
+    double at = key_position(r, map, i), reach = r->reach, W = r->other;
     if (!map) return at;
     switch (r->distance) {
-    case DIST_FULL: return fmin(at, r->sinks + reach - 1);
+    case DIST_FULL: return fmin(at, r->sinks + reach - 1); // sinks
     case DIST_STRING: return at - reach + W;
     case DIST_DUAL_CHUNK: return fmin(map == 1 ? at + reach : 2 * reach - 1, reach + W);
     default: return at + reach - key_position(r, map, r->reach);
@@ -1041,7 +1044,8 @@ static double query_scale(const RopeConfig *r, int64_t i)
 enum { MAPS = 3 }; // at most
 
 // The tables of one set of frequencies: under each map what turns keys, and what turns queries back
-// to a tile. Encodings that do not rotate have them, too, with all frequencies 0.
+// to a tile. A slot is a tile's place in the cache; which tiles are uneven, is_uneven() tells
+// below. Encodings that do not rotate have the tables, too, with all frequencies 0.
 typedef struct {
     int64_t length;     // of texts that these frequencies are for, 0: none yet. Up to L they are
                         // those of L, and past it, unless they always change, those of L + 1
@@ -1050,11 +1054,11 @@ typedef struct {
                         // not meant to turn (n_rot)
     float *decay;       // [pairs], ln zeta_m / 512 a token: 0 but for xPos
     float *key[MAPS];   // key tables, [1 + n_slots][2][pairs][TILE]: exp(I (B(t0 + r) - B(t0))
-                        // theta_m), with xPos faded, turns the key at place r of a tile. The first
-                        // is for all tiles whose keys stand at even steps; an uneven tile in slot n
-                        // has table 1 + n. All layers and heads share them
-    float *tile[MAPS];  // [n_slots][2][pairs]: exp(-I B(t0) theta_m) of the tile in each slot, its
-                        // place in the cache: turns queries back
+                        // theta_m), with xPos times zeta_m^(-r/512), turns the key at place r of
+                        // a tile. The first is for all tiles whose keys stand at even steps; an
+                        // uneven tile in slot n has table 1 + n. All layers and heads share them
+    float *tile[MAPS];  // [n_slots][2][pairs]: exp(-I B(t0) theta_m) of each slot's tile: turns
+                        // queries back
     int64_t *slot_tile; // [n_slots]: which tile that is, -1: none
 } Angles;
 
@@ -1062,7 +1066,7 @@ typedef struct {
 static double pair_frequency(const Config *c, const RopeConfig *r, size_t m, double n)
 {
     double turning = rotary_dims(c) / 2, last = r->fraction > 0 ? r->fraction * turning : turning;
-    if (!is_rotary(c) || r->still || m >= (size_t)(last + 1e-9)) return 0; // 0.58 * 50 is 29
+    if (!is_rotary(c) || r->still || m >= (size_t)(last + 1e-9)) return 0; // .58 * 50 < 29
     return rope_methods[r->method].frequency(r, rotary_dims(c), (int)m, n) /
            (r->own_factors ? r->own_factors[m] : 1);
 }
@@ -1070,12 +1074,13 @@ static double pair_frequency(const Config *c, const RopeConfig *r, size_t m, dou
 // Applies the method: sets the frequencies for length n, fills each map's first key table, and has
 // what belongs to tiles made anew (plan_tiles in section 7). Angles get their room here, when they
 // are first used: most models need one set, and where frequencies always change, each query of a
-// chunk has its own, but only past L. It is reserved: key tables of even tiles are never touched.
+// chunk has its own, but only if the chunk ends past L. It is reserved: key tables of even tiles
+// are never touched.
 static void set_angles(Angles *a, const Config *c, const RopeConfig *r, size_t n_slots, int64_t n)
 {
     size_t pairs = c->head_dim / 2, turning = rotary_dims(c) / 2;
     double factor = attention_factor(r);
-    int64_t most = r->orig_ctx + (n > r->orig_ctx);
+    int64_t most = r->orig_ctx + (n > r->orig_ctx); // L, or L + 1 for all that is longer
     n = rope_methods[r->method].changes == ALWAYS && n > most ? n : most;
     if (a->length == n) return;
     if (!a->freq)
@@ -1103,9 +1108,9 @@ static void set_angles(Angles *a, const Config *c, const RopeConfig *r, size_t n
 }
 
 // Whether the keys of tile t stand at uneven steps under a map: self-extend's B is a staircase,
-// dual-chunk's begins again at 0 where a chunk ends, and positions may be the user's. Even steps
-// are all as long as the one from 0 to 1, and lead to the tile's last key (nearly so if they are
-// fractions).
+// dual-chunk's begins again at 0 where a chunk ends, and positions may be the user's. They are
+// even if TILE - 1 steps as long as the one from 0 to 1 lead from the tile's first key to its last
+// (nearly, since steps that are fractions are rounded).
 static int is_uneven(const RopeConfig *r, int map, int64_t t)
 {
     double first = key_position(r, map, t * TILE), last = key_position(r, map, t * TILE + TILE - 1);
@@ -1232,13 +1237,15 @@ static void *scratch(size_t bytes)
 // 7  Cache and attention
 //
 // For a query at i under one head, this section computes what these lines say, for many queries at
-// once and without a place for n scores; scale(i) is query_scale(i) / sqrt(head_dim), times a^2 for
-// the pairs that turn:
+// once and without a place for n scores; scale(i) is query_scale(i) / sqrt(head_dim), or times the
+// model's own score_scale, and times a^2 for the pairs that turn; a cap (score_cap), which comes
+// before the bias, and xPos's fading are left out:
 //   for each key j <= i that the query can see
 //       map = the one in whose run j lies; D = A(i) - B(j) under it
 //       score[j] = scale(i) * (q turned by A(i)) . (k[j] turned by B(j)) + bias(D)
 //   weight = softmax(score)
 //   out = sum over j of weight[j] * v[j]
+// The queries are those of a chunk: the tokens that are read together, a piece of a prompt or one.
 //
 // The cache holds keys that are not rotated, for two reasons: a distance method needs the same key
 // at several positions, one for each map; and a method whose frequencies change while the text
@@ -1254,7 +1261,8 @@ static void *scratch(size_t bytes)
 //   sum of exp(score - new) value = exp(old - new) * sum of exp(score - old) value
 // so it is enough to keep, for each query and head, the largest score so far, the sum of
 // exp(score - largest) and the output o, which is the sum of values weighted alike. When a tile
-// brings a larger score, both are scaled down to it, and at the very end o is divided by the sum.
+// brings a larger score, the sum and o are scaled down to it, and at the very end o is divided by
+// the sum.
 //
 // The order of all sums is fixed by positions alone. Every SEGMENT positions the softmax is merged
 // into a total and begins anew. A prompt merges segments as it goes; a single token, which offers
@@ -1344,9 +1352,10 @@ static size_t tile_slot(const Cache *c, int64_t t)
     return at < sinks ? at : sinks + (at - sinks) % (c->n_slots - sinks);
 }
 
-// Lays out a cache for max_seq_len positions, or for the window if there is one. Then the ring must
-// hold what any query of a chunk sees, W + chunk - 1 positions (the last query's window, and what
-// lies before it for the first one), and one tile more, since they need not begin with a tile.
+// Lays out a cache for max_seq_len positions, or for the window if global layers have one. Then the
+// ring must hold what any query of a chunk sees, W + chunk - 1 positions (the last query's window,
+// and what lies before it for the first one), and one tile more, since they need not begin with a
+// tile.
 static void cache_layout(Cache *c, const Config *cfg, int64_t max_seq_len, size_t chunk, int kv)
 {
     const RopeConfig *r = &cfg->rope;
@@ -1392,8 +1401,8 @@ typedef struct Attention {
     float *q, *k, *v;       // [chunk][q_dim | kv_dim | kv_dim]; q is attention's output, too
     // Shown what a query sees of each tile, score[TILE]: for the instruments. NULL: nobody looks.
     void (*watch)(const struct Attention *a, const Query *q, int64_t t, const float *score);
-    int64_t text;           // tokens of the whole text as far as is known; 0: up to here; no less
-                            // than the cache was filled with since it was last filled from 0
+    int64_t text;           // tokens of the whole text as far as is known; 0: it ends with the
+                            // chunk. It grows only, until the cache is filled from 0 again
     int64_t pos;            // the chunk's first position, and
     size_t n;               // its tokens
     int layer;              // the current one, and
@@ -1565,9 +1574,9 @@ static void multiply_rows(float *x, const float *y, size_t n)
 }
 
 // w->score = scores of all rows against the keys of tile t under one map. The equation of section 4
-// in its three factors: keys are turned by their place in the tile, exp(I r theta), from the key
-// table number `table`; a row's q is turned by exp(I A(i) theta), in begin_batch(), and here back
-// by the tile's exp(-I B(t0) theta).
+// in its three factors: keys are turned by their place in the tile, exp(I r theta) (if it is uneven
+// exp(I (B(t0 + r) - B(t0)) theta)), from the key table number `table`; a row's q is turned by
+// exp(I A(i) theta), in begin_batch(), and here back by the tile's exp(-I B(t0) theta).
 static void score_tile(const Batch *w, int map, int64_t t)
 {
     const Positions *p = w->a->p;
@@ -1582,7 +1591,7 @@ static void score_tile(const Batch *w, int map, int64_t t)
     for (size_t row = 0; row < w->rows; row++) {
         float *q = w->qt + row * d;
         rotate(AS_F32, w->q + (map * w->rows + row) * d, back, pairs, q);
-        if (angles->decay[0] == 0) continue;
+        if (angles->decay[0] == 0) continue; // all but xPos
         double at = query_position(&p->rope, map, w->row[row].query.i);
         fade(q, angles->decay, (float)(at - key_position(&p->rope, map, t * TILE)), pairs);
     }
@@ -1692,8 +1701,9 @@ static void merge_row(const Attention *a, size_t to, const float *o, RowSums p)
     a->sums[to] = (RowSums){largest, t.sum * old + p.sum * new};
 }
 
-// q = o / sum for number `at` of the pairs (query, head), whose parts, if there are several, are
-// first merged in their order. The output takes q's place, since nobody asks with it any more.
+// q = o / sum for query and head number `at` (query * n_heads + head), whose parts, if there are
+// several, are first merged in their order. The output takes q's place, since nobody asks with it
+// any more.
 static void finish_row(const Attention *a, size_t at)
 {
     size_t d = a->config.head_dim, v_dim = a->cache.v_dim, n_heads = a->config.n_heads;
@@ -1730,9 +1740,10 @@ static void attend_part(void *arg, size_t item)
 
 // --- All queries --------------------------------------------------------------------------------
 
-// q = softmax(q k^T) v for all queries and heads of the chunk. A prompt is cut into items by its
-// batches of queries; a single query, which has but n_kv_heads items otherwise, by segments too,
-// unless it has a window, in which there are few.
+// For each chunk plan_positions() is called once, then in each layer store_kv() and this (section
+// 9). q = softmax(q k^T) v for all queries and heads of the chunk. A prompt is cut into items by
+// its batches of queries; a single query, which has but n_kv_heads items otherwise, by segments
+// too, unless it has a window, in which there are few.
 static void attention(Attention *a)
 {
     const RopeConfig *r = &a->p->rope;
