@@ -1692,10 +1692,8 @@ static int answer(Session *s, Conversation *c, const char *text)
 // moment after the prompt is there: it is let through only while the program waits.
 static void wait_for_line(const char *prompt)
 {
-    sigset_t interrupt, before;
-    sigemptyset(&interrupt);
-    sigaddset(&interrupt, SIGINT);
-    pthread_sigmask(SIG_BLOCK, &interrupt, &before);
+    sigset_t before;
+    block_interrupt(&before);
     fputs(prompt, stderr);
     if (!interrupted) ppoll(&(struct pollfd){STDIN_FILENO, POLLIN, 0}, 1, NULL, &before);
     pthread_sigmask(SIG_SETMASK, &before, NULL);

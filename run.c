@@ -1171,6 +1171,15 @@ static void pool_work(void)
 // The number of the job that was announced last.
 static uint64_t pool_generation(void) { return atomic_load(&pool.ticket) >> 32; }
 
+// Holds Ctrl-C back from this thread. before: what the mask was, for who wants it back, or NULL.
+static void block_interrupt(sigset_t *before)
+{
+    sigset_t interrupt;
+    sigemptyset(&interrupt);
+    sigaddset(&interrupt, SIGINT);
+    pthread_sigmask(SIG_BLOCK, &interrupt, before);
+}
+
 // A worker spins for about a millisecond after each job (SPINS), since the next one follows soon
 // while a model runs, and to wake sixteen sleepers takes longer than many a job; it sleeps when
 // none comes. It looks for a job once more, under the lock, before it sleeps, and jobs are
@@ -1178,11 +1187,8 @@ static uint64_t pool_generation(void) { return atomic_load(&pool.ticket) >> 32; 
 // waiting for a line: were it handled here, that one would wait on.
 static void *pool_worker(void *unused)
 {
-    sigset_t interrupt;
     (void)unused;
-    sigemptyset(&interrupt);
-    sigaddset(&interrupt, SIGINT);
-    pthread_sigmask(SIG_BLOCK, &interrupt, NULL);
+    block_interrupt(NULL);
     for (;;) {
         uint64_t seen = pool_generation();
         pool_work();
@@ -1496,7 +1502,8 @@ static void plan_tiles(const Attention *a, const RopeConfig *r, Angles *angles)
             float *back = angles->tile[map] + slot * 2 * pairs;
             float *key = angles->key[map] + (slot + 1) * TILE * 2 * pairs;
             fill_phases(angles->freq, NULL, NULL, pairs, -first, 1, back, 1);
-            for (int k = 0; k < TILE && is_uneven(r, map, t); k++)
+            if (!is_uneven(r, map, t)) continue;
+            for (int k = 0; k < TILE; k++)
                 fill_phases(angles->freq, NULL, angles->decay, pairs,
                             key_position(r, map, t * TILE + k) - first, 1, key + k, TILE);
         }

@@ -918,7 +918,7 @@ static void run_bench(Session *s)
     enum { DECODED = 32 };
     const Config *c = &s->model.config;
     size_t quarter = s->ctx / 4, elem = number_size(s->state.attn.cache.as);
-    size_t kv = 2 * c->n_layers * kv_dim(c) * elem;
+    size_t kv = 2 * c->n_layers * kv_dim(c) * elem, weight = weight_bytes(&s->model);
     // Multiplications and additions of a token, classifier left out, and of a token that it sees
     double q = q_dim(c), net = (3.0 - c->no_gate) * c->dim * c->hidden_dim;
     double weights = 2 * c->dim * (q + kv_dim(c)) + net;
@@ -940,7 +940,7 @@ static void run_bench(Session *s)
         if (interrupted) return;
         printf("%9zu %12.1f %9.1f %12.1f %8.2f\n", depth, read,
                (flops + seen_flops * seen_tokens(s, depth + quarter / 2.0)) * read / 1e9, made,
-               (weight_bytes(&s->model) + kv * seen_tokens(s, depth)) * made / 1e9);
+               (weight + kv * seen_tokens(s, depth)) * made / 1e9);
         fflush(stdout);
     }
 }
